@@ -1,0 +1,203 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Reward-driven fine-tuning of text-to-image diffusion models.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 120)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One file in `commands/` each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune a diffusion model with a reward.
+    Train(TrainArgs),
+    /// Draw images from prompts.
+    Sample(SampleArgs),
+    /// Score images with rewards.
+    Score(ScoreArgs),
+    /// List what can be chosen by name: rewards, schedulers, algorithms, devices.
+    List(ListArgs),
+    /// Write a commented config to start from.
+    Init(InitArgs),
+    /// Write the pages of docs/reference.
+    #[command(hide = true)]
+    Docs(DocsArgs),
+}
+
+/// `train`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer train --algo refl\n  visionprefer train --config my.toml --set optimizer.learning_rate=1e-5 -o runs/mine"
+)]
+pub struct TrainArgs {
+    /// Which algorithm; with no --config, its small offline config
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["config", "resume"])]
+    pub algo: Option<String>,
+    /// A TOML config
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a value of the config, e.g. --set run.seed=7 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// The run's folder [default: runs/<algo>-<date>]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Go on with the run in this folder, to the bit; `auto`: with the one in --output if there is one, else begin
+    #[arg(long, value_name = "DIR|auto")]
+    pub resume: Option<PathBuf>,
+    /// Check everything, load the weights, print the plan, and train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Train twice, once stopped half-way and resumed, and compare every file to the bit
+    #[arg(long, conflicts_with_all = ["resume", "dry_run"])]
+    pub prove_resume: bool,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// Say nothing but warnings and, at the end, where the tuned model is
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `sample`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer sample --model ./sd15 -p \"a red fox in the snow\" -n blurry --steps 25 -g 7.5 -s 42 -o out\n  visionprefer sample --model ./sd15 --prompts prompts.txt --num-images 4 --scheduler ddim"
+)]
+pub struct SampleArgs {
+    /// A diffusers folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A prompt (repeatable)
+    #[arg(short, long = "prompt", value_name = "TEXT", required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
+    pub prompt: Vec<String>,
+    /// A file of prompts: .txt (one a line), .json, .jsonl or .tsv
+    #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
+    pub prompts: Option<PathBuf>,
+    /// What to steer away from
+    #[arg(short, long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// Sampler [default: the model folder's own]
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: usize,
+    /// Noise of the DDIM sampler, 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub eta: f64,
+    /// Strength of classifier-free guidance; 1 for none
+    #[arg(short, long, value_name = "X", default_value_t = 7.5, allow_hyphen_values = true)]
+    pub guidance_scale: f64,
+    /// Image i is drawn from seed + i, whatever the batch
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Pixels [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+    /// Pixels [default: the model's own]
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+    /// Images of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub num_images: usize,
+    /// Images drawn at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch_size: usize,
+    /// Where the PNGs go
+    #[arg(short, long, value_name = "DIR", default_value = "samples")]
+    pub output: PathBuf,
+    /// Start from these latents: a safetensors file with a tensor `latents` [images, c, h, w] of unit noise
+    #[arg(long, value_name = "FILE")]
+    pub latents: Option<PathBuf>,
+    /// Write the unit noise the images started from, for other software
+    #[arg(long, value_name = "FILE")]
+    pub save_latents: Option<PathBuf>,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+}
+
+/// `score`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer score --reward ./ImageReward -p \"a red fox in the snow\" out/*.png\n  visionprefer score --reward ./ImageReward --reward brightness --manifest out/metadata.jsonl --json"
+)]
+pub struct ScoreArgs {
+    /// A reward: the folder or file of a VP-Score or ImageReward, or the name of one that needs no weights (`list rewards`); repeatable,
+    /// the first one ranks
+    #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
+    pub rewards: Vec<String>,
+    /// The prompt of all the images
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "manifest", conflicts_with = "manifest")]
+    pub prompt: Option<String>,
+    /// PNG, JPEG, WebP or BMP files
+    #[arg(value_name = "IMAGE", required_unless_present = "manifest", conflicts_with = "manifest")]
+    pub images: Vec<PathBuf>,
+    /// Images with a prompt each: a JSON object a line with file_name (relative to this file) and text, caption or prompt
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// An object a line with file, prompt, score and reward, instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Images scored at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch_size: usize,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+}
+
+/// `list`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  visionprefer list\n  visionprefer list schedulers --json")]
+pub struct ListArgs {
+    /// What to list [default: everything]
+    #[arg(value_enum, value_name = "WHAT")]
+    pub kind: Option<Kind>,
+    /// An object a line, instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Kind {
+    Rewards,
+    Schedulers,
+    Algos,
+    #[value(alias = "lr_schedulers")]
+    LrSchedulers,
+    Regularizers,
+    Devices,
+}
+
+/// `init`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  visionprefer init refl -o my.toml\n  visionprefer init refl --preset tiny")]
+pub struct InitArgs {
+    /// The algorithm (`list algos`)
+    #[arg(value_name = "ALGO")]
+    pub algo: String,
+    /// sd15: the published recipe for Stable Diffusion 1.5; tiny: a small model, offline
+    #[arg(long, value_name = "NAME", default_value = "sd15")]
+    pub preset: String,
+    /// A new file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `docs`.
+#[derive(Debug, ClapArgs)]
+pub struct DocsArgs {
+    /// Where the pages go
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}

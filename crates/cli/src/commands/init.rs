@@ -1,0 +1,34 @@
+//! `init`: a shipped config to start from.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::args::InitArgs;
+use crate::failure::Failure;
+use crate::{presets, stdout};
+
+/// The top-level entry point for `init`.
+pub fn run(args: InitArgs) -> Result<(), Failure> {
+    presets::check_algo(&args.algo).with_context(|| format!("init {}", args.algo))?;
+    let preset = presets::find(&args.algo, &args.preset).context("--preset")?;
+    match &args.output {
+        None => stdout::print(preset.text)?,
+        Some(path) => {
+            write_new(path, preset.text)?;
+            stdout::print(&format!("wrote {0}; edit it, then: visionprefer train --config {0}\n", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file that must not be there yet. What cannot be finished is taken away again.
+fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = File::create_new(path).with_context(|| format!("create {} (a file that exists is not overwritten)", path.display()))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("write {}", path.display())).inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(path);
+    })
+}

@@ -1,0 +1,23 @@
+//! One command a file: load, validate, build, call, report.
+
+mod docs;
+mod init;
+mod list;
+mod sample;
+mod score;
+mod train;
+
+use crate::args::{Args, Command};
+use crate::failure::Failure;
+
+/// Runs what was typed.
+pub fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Command::Train(args) => train::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Score(args) => score::run(args),
+        Command::List(args) => list::run(args),
+        Command::Init(args) => init::run(args),
+        Command::Docs(args) => docs::run(args),
+    }
+}

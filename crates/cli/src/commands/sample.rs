@@ -1,0 +1,195 @@
+//! `sample`: prompts to PNGs.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use burn::tensor::{Device, Tensor, TensorData};
+use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_data::{Parameters, from_tensor, read_prompts, write_png};
+use vp_models::pipeline::Trainable;
+use vp_models::pipeline::{ModelFolder, Pipeline, Request};
+use vp_models::unet::UNet2DConditionModel;
+use vp_models::weights::{SaveType, Weights, save_safetensors};
+use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
+use vp_trainers::journal::{say, warn};
+
+use crate::args::SampleArgs;
+use crate::device;
+use crate::failure::Failure;
+
+/// Everything checked, nothing drawn yet.
+struct Plan {
+    args: SampleArgs,
+    /// One an image.
+    prompts: Vec<String>,
+    size: [usize; 2],
+    /// Unit noise `[images, c, h, w]`.
+    latents: Tensor<4>,
+    sampler_name: String,
+    model_name: String,
+}
+
+/// The top-level entry point for `sample`.
+pub fn run(args: SampleArgs) -> Result<(), Failure> {
+    let device = device::parse(&args.device)?;
+    let folder = ModelFolder::open(&args.model)?;
+    let (entry, mut sampler) = sampler(&args, &folder)?;
+    let plan = plan(args, &folder, entry, &device)?;
+    let (pipeline, unet) = Pipeline::load(folder, &device)?;
+    let model = Trainable::denoiser(unet);
+    warn_of_cut_prompts(&pipeline, &plan.prompts);
+    prepare_output(&plan.args.output)?;
+    if let Some(path) = &plan.args.save_latents {
+        save_latents(path, &plan.latents)?;
+    }
+    draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)
+}
+
+fn sampler(args: &SampleArgs, folder: &ModelFolder) -> anyhow::Result<(Option<&'static SchedulerEntry>, Box<dyn Sampler>)> {
+    let entry = args.scheduler.as_deref().map(by_name).transpose().context("--scheduler")?;
+    let sampler = build_sampler(&folder.scheduler_config, entry, args.steps, args.eta)?;
+    Ok((entry, sampler))
+}
+
+fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static SchedulerEntry>, device: &Device) -> anyhow::Result<Plan> {
+    for (flag, value) in [("--num-images", args.num_images), ("--batch-size", args.batch_size)] {
+        if value == 0 {
+            bail!("{flag} is 0; expected at least 1");
+        }
+    }
+    let prompts = match &args.prompts {
+        Some(path) => read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
+        None => args.prompt.clone(),
+    };
+    let prompts: Vec<String> = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.num_images)).collect();
+    let factor = folder.vae_config().downscale();
+    let given = args.latents.as_deref().map(|path| read_latents(path, device)).transpose()?;
+    let [default_height, default_width] = match &given {
+        Some(latents) => [latents.dims()[2] * factor, latents.dims()[3] * factor],
+        None => folder.default_size(),
+    };
+    let size = [args.height.unwrap_or(default_height), args.width.unwrap_or(default_width)];
+    folder.check(size, args.guidance_scale)?;
+    let shape = [folder.vae_config().latent_channels, size[0] / factor, size[1] / factor];
+    let latents = match given {
+        Some(latents) => {
+            let (expected, found) = ([prompts.len(), shape[0], shape[1], shape[2]], latents.dims());
+            if found != expected {
+                bail!("--latents: the tensor is {found:?}, expected {expected:?} for these prompts and this size");
+            }
+            latents
+        }
+        None => {
+            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::InitialLatents, 0, &[0], shape, device);
+            Tensor::cat((0..prompts.len()).map(one).collect(), 0)
+        }
+    };
+    let named = entry.or_else(|| entry_of(&folder.scheduler_config));
+    let sampler_name = named.map_or(folder.scheduler_config.class_name.clone(), |entry| entry.a1111[0].to_string());
+    let model_path = fs::canonicalize(&args.model).unwrap_or_else(|_| args.model.clone());
+    let model_name = model_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(Plan { args, prompts, size, latents, sampler_name, model_name })
+}
+
+fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
+    let (count, mut next_name) = (plan.prompts.len(), first_free_number(&plan.args.output)?);
+    let shape = pipeline.latent_shape(plan.size);
+    for start in (0..count).step_by(plan.args.batch_size) {
+        let rows = plan.args.batch_size.min(count - start);
+        let seeds: Vec<u64> = (start..start + rows).map(|i| plan.args.seed.wrapping_add(i as u64)).collect();
+        let prompts = &plan.prompts[start..start + rows];
+        let request = Request {
+            prompts,
+            negative_prompt: plan.args.negative_prompt.as_deref(),
+            guidance_scale: plan.args.guidance_scale,
+            size: plan.size,
+        };
+        let mut noise = |step| {
+            let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SamplerStep, chain_step(0, step), &[0], shape, pipeline.device());
+            Tensor::cat(seeds.iter().map(one).collect(), 0)
+        };
+        let latents = plan.latents.clone().narrow(0, start, rows);
+        let images = from_tensor(pipeline.generate(model, sampler, &request, latents, &mut noise))?;
+        for ((image, prompt), seed) in images.iter().zip(prompts).zip(&seeds) {
+            let path = plan.args.output.join(format!("{next_name:05}-{seed}.png"));
+            write_png(&path, image, &[("parameters", plan.parameters(prompt, *seed).to_text())])?;
+            say(format_args!("{}", path.display()));
+            next_name += 1;
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// What A1111's web UI writes, and reads back.
+    fn parameters(&self, prompt: &str, seed: u64) -> Parameters {
+        let [height, width] = self.size;
+        let parameters = Parameters::new(prompt, self.args.negative_prompt.as_deref().unwrap_or_default())
+            .with("Steps", self.args.steps.to_string())
+            .with("Sampler", self.sampler_name.clone())
+            .with("CFG scale", self.args.guidance_scale.to_string())
+            .with("Seed", seed.to_string())
+            .with("Size", format!("{width}x{height}"))
+            .with("Model", self.model_name.clone());
+        let parameters = if self.args.eta == 0.0 { parameters } else { parameters.with("Eta", self.args.eta.to_string()) };
+        parameters.with("Version", concat!("visionprefer ", env!("CARGO_PKG_VERSION")))
+    }
+}
+
+fn warn_of_cut_prompts(pipeline: &Pipeline, prompts: &[String]) {
+    let mut warned: Vec<&String> = Vec::new();
+    for prompt in prompts {
+        if let Some(warning) = pipeline.text.warning(prompt)
+            && !warned.contains(&prompt)
+        {
+            warn(format_args!("{warning}"));
+            warned.push(prompt);
+        }
+    }
+}
+
+/// Creates the folder and makes sure that files can be written to it, before anything is drawn.
+fn prepare_output(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("create output folder {}", folder.display()))?;
+    let probe = folder.join(format!(".probe-{}", std::process::id()));
+    fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).with_context(|| format!("write to output folder {}", folder.display()))
+}
+
+/// Files are numbered on from what is there, so that no image is overwritten.
+fn first_free_number(folder: &Path) -> anyhow::Result<usize> {
+    let mut next = 0;
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some((number, _)) = name.strip_suffix(".png").and_then(|name| name.split_once('-'))
+            && let Ok(number) = number.parse::<usize>()
+        {
+            next = next.max(number + 1);
+        }
+    }
+    Ok(next)
+}
+
+fn read_latents(path: &Path, device: &Device) -> anyhow::Result<Tensor<4>> {
+    let stored =
+        Weights::open(path)?.take("latents").with_context(|| format!("--latents {}: no tensor named `latents`", path.display()))?;
+    let shape: [usize; 4] = stored.shape().try_into().map_err(|_| {
+        anyhow::anyhow!(
+            "--latents {}: `latents` has shape {:?}, expected [images, channels, height, width]",
+            path.display(),
+            stored.shape()
+        )
+    })?;
+    let values = stored.read()?;
+    if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
+        bail!("--latents {}: value {bad} is {}", path.display(), values[bad]);
+    }
+    Ok(Tensor::from_data(TensorData::new(values, shape), device))
+}
+
+fn save_latents(path: &Path, latents: &Tensor<4>) -> anyhow::Result<()> {
+    let shape = latents.dims();
+    let values: Vec<f32> = latents.to_data().try_to_vec().context("latents are f32")?;
+    let tensor = ("latents", shape.as_slice(), Box::new(|| values) as Box<dyn FnOnce() -> Vec<f32>>);
+    Ok(save_safetensors(path, [tensor], &[], SaveType::F32)?)
+}

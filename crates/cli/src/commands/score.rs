@@ -1,0 +1,143 @@
+//! `score`: images and their prompts to numbers.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use vp_core::config::Validate;
+use vp_core::suggest::did_you_mean;
+use vp_data::{ImageEntry, RgbImage, check_images, load_image, read_manifest};
+use vp_rewards::{Reward, RewardConfig, VpScoreConfig};
+
+use crate::args::ScoreArgs;
+use crate::failure::Failure;
+use crate::score_table::ScoreTable;
+use crate::{device, stdout};
+
+/// A reward under the name that was typed for it.
+struct Judge {
+    name: String,
+    reward: Box<dyn Reward>,
+}
+
+/// The top-level entry point for `score`.
+pub fn run(args: ScoreArgs) -> Result<(), Failure> {
+    let device = device::parse(&args.device)?;
+    if args.batch_size == 0 {
+        return Err(anyhow::anyhow!("--batch-size is 0; expected at least 1").into());
+    }
+    let configs = reward_configs(&args.rewards)?;
+    let images = images(&args)?;
+    check_images(&images)?;
+    let build = |(name, config): (String, RewardConfig)| {
+        let reward = config.build(&device).with_context(|| format!("--reward {name}"))?;
+        anyhow::Ok(Judge { name, reward })
+    };
+    let judges = configs.into_iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+    judges.iter().for_each(|judge| warn_of_cut_prompts(judge, &images));
+    score(&judges, &images, &args, &device).map_err(Failure::run)
+}
+
+fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for batch in images.chunks(args.batch_size) {
+        let pixels = batch.iter().map(|image| load_image(&image.path)).collect::<Result<Vec<_>, _>>()?;
+        let scores = judges.iter().map(|judge| judge.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
+        for (i, image) in batch.iter().enumerate() {
+            let scores: Vec<f64> = scores.iter().map(|scores| scores[i]).collect();
+            if args.json {
+                print_json(judges, image, &scores)?;
+            }
+            rows.push(scores);
+        }
+    }
+    if args.json {
+        return Ok(());
+    }
+    stdout::print(&ScoreTable { rewards: headings(judges), images, rows: &rows }.to_string())
+}
+
+/// The last part of each reward's path, or all of it where another ends alike.
+fn headings(judges: &[Judge]) -> Vec<&str> {
+    let last: Vec<Option<&str>> = judges.iter().map(|judge| Path::new(&judge.name).file_name()?.to_str()).collect();
+    let is_alone = |short| last.iter().filter(|other| **other == Some(short)).count() == 1;
+    judges.iter().zip(&last).map(|(judge, short)| short.filter(|short| is_alone(*short)).unwrap_or(&judge.name)).collect()
+}
+
+/// An object for each reward, as soon as it is known.
+fn print_json(judges: &[Judge], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
+    for (judge, score) in judges.iter().zip(scores) {
+        let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": judge.name });
+        stdout::print(&format!("{line}\n"))?;
+    }
+    Ok(())
+}
+
+impl Judge {
+    fn score(&self, pixels: &[RgbImage], batch: &[ImageEntry], device: &Device) -> anyhow::Result<Vec<f64>> {
+        let prompts: Vec<String> = batch.iter().map(|image| image.caption.clone()).collect();
+        let scores = self.reward.score_rgb(pixels, &prompts, device)?;
+        match scores.iter().zip(batch).find(|(score, _)| !score.is_finite()) {
+            Some((score, image)) => bail!("{} gives {} the score {score}; are its weights damaged?", self.name, image.file_name),
+            None => Ok(scores),
+        }
+    }
+}
+
+/// What each `--reward` means, checked before any weights are read.
+fn reward_configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)>> {
+    let (mut configs, mut findings) = (Vec::new(), Vec::new());
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].contains(name) {
+            bail!("--reward {name} is given twice");
+        }
+        let config = reward_config(name).with_context(|| format!("--reward {name}"))?;
+        config.findings(&mut findings);
+        configs.push((name.clone(), config));
+    }
+    if !findings.is_empty() {
+        bail!("--reward: {}", findings.join("\n  and "));
+    }
+    Ok(configs)
+}
+
+/// The reward registered under `name` if it needs nothing more, else the BLIP reward in that folder or file.
+fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
+    if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
+        let section = toml::from_str(&format!("[{name}]"));
+        return section.map_err(|_| anyhow::anyhow!("this reward needs weights; give the folder or file that holds them"));
+    }
+    let path = Path::new(name);
+    if !path.exists() && path.components().count() == 1 {
+        let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| reward_config(name).is_ok());
+        let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
+        bail!("no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward)");
+    }
+    Ok(RewardConfig::VpScore(VpScoreConfig::new(path)))
+}
+
+fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
+    if let Some(path) = &args.manifest {
+        return Ok(read_manifest(path)?);
+    }
+    let prompt = args.prompt.clone().context("expected --prompt or --manifest")?;
+    let entry =
+        |path: &std::path::PathBuf| ImageEntry { path: path.clone(), file_name: path.display().to_string(), caption: prompt.clone() };
+    Ok(args.images.iter().map(entry).collect())
+}
+
+/// Shows the first few prompts that are cut, each by its first image, and says how many there are.
+fn warn_of_cut_prompts(judge: &Judge, images: &[ImageEntry]) {
+    const SHOWN: usize = 3;
+    let mut first: Vec<&ImageEntry> = images.iter().collect();
+    first.sort_by(|a, b| a.caption.cmp(&b.caption));
+    first.dedup_by(|a, b| a.caption == b.caption);
+    let prompts: Vec<String> = first.iter().map(|image| image.caption.clone()).collect();
+    let warnings = judge.reward.check_prompts(&prompts);
+    for warning in warnings.iter().take(SHOWN) {
+        eprintln!("warning: {}: {}", first[warning.index].file_name, warning.message);
+    }
+    if warnings.len() > SHOWN {
+        eprintln!("warning: … and {} more prompts are cut", warnings.len() - SHOWN);
+    }
+}

@@ -1,0 +1,201 @@
+//! `train`: a config to a tuned model.
+
+mod finish;
+mod resume;
+mod reward_driven;
+mod supervised;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use burn::module::Module;
+use burn::tensor::Device;
+use vp_core::config;
+use vp_core::run_dir::RunDir;
+use vp_trainers::Error;
+use vp_trainers::checkpoint::{Checkpoint, fingerprint};
+use vp_trainers::config::{AlgorithmConfig, TrainConfig};
+use vp_trainers::journal::{Journal, Options, say};
+use vp_trainers::run::{Interrupt, Run, Start};
+
+use crate::args::TrainArgs;
+use crate::failure::Failure;
+use crate::{device, presets, signals};
+
+/// What is to be trained, where, and from where on.
+struct Plan {
+    config: TrainConfig,
+    device: Device,
+    output: PathBuf,
+    resume: Option<Checkpoint>,
+    /// The run's folder is there already.
+    folder_exists: bool,
+    interrupt: Interrupt,
+    stop_before: Option<u64>,
+    dry_run: bool,
+    options: Options,
+}
+
+/// The top-level entry point for `train`.
+pub fn run(args: TrainArgs) -> Result<(), Failure> {
+    if args.prove_resume {
+        return resume::prove(args);
+    }
+    let interrupt = Interrupt::default();
+    signals::install(&interrupt)?;
+    train(plan(args, interrupt)?).map(|_| ())
+}
+
+/// Trains what the plan says, to the end; the run's folder.
+fn train(plan: Plan) -> Result<PathBuf, Failure> {
+    match plan.config.algo.clone() {
+        AlgorithmConfig::Refl(refl) => {
+            reward_driven::train(plan, |run, environment, regularizer| refl.train(run, environment, regularizer))
+        }
+        AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),
+        AlgorithmConfig::Vae(vae) => supervised::train_vae(plan, &vae),
+    }
+}
+
+fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
+    let device = device::parse(&args.device)?;
+    let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
+    Ok(Plan {
+        config,
+        device,
+        output,
+        resume,
+        folder_exists,
+        interrupt,
+        stop_before: None,
+        dry_run: args.dry_run,
+        options: Options::detect(args.quiet),
+    })
+}
+
+/// The config that the arguments name.
+fn read_config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
+    if let Some(algo) = &args.algo {
+        presets::check_algo(algo).with_context(|| format!("--algo {algo}"))?;
+    }
+    let config: TrainConfig = match (&args.config, &args.algo) {
+        (Some(path), _) => config::read(path, &args.overrides)?,
+        (None, Some(algo)) => {
+            let preset = presets::find(algo, "tiny")?;
+            config::parse(preset.text, preset.path, &args.overrides)?
+        }
+        (None, None) => bail!("expected --algo NAME or --config FILE"),
+    };
+    match &args.algo {
+        Some(algo) if algo != config.algo.name() => bail!("--algo {algo}, but the config has [algo.{}]", config.algo.name()),
+        _ => Ok(config),
+    }
+}
+
+fn default_output(algo: &str) -> PathBuf {
+    PathBuf::from(format!("runs/{algo}-{}", jiff::Zoned::now().strftime("%Y-%m-%d-%H%M%S")))
+}
+
+impl Plan {
+    /// How the run begins. `files` are what it starts from, whose checksums must be those of the checkpoint; `base` other such
+    /// checksums.
+    fn start(&mut self, files: &[&Path], mut base: BTreeMap<String, String>) -> anyhow::Result<Start> {
+        for path in files {
+            let prefix = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            base.extend(fingerprint(path)?.into_iter().map(|(name, sum)| (format!("{prefix}/{name}"), sum)));
+        }
+        if let Some(checkpoint) = &self.resume {
+            let saved = &checkpoint.state.base;
+            let names: std::collections::BTreeSet<&String> = base.keys().chain(saved.keys()).collect();
+            if let Some(name) = names.into_iter().find(|name| base.get(*name) != saved.get(*name)) {
+                bail!("cannot resume {}: {name} is not what the run was started from (its checksum differs)", self.output.display());
+            }
+        }
+        Ok(Start {
+            config: serde_json::to_value(&self.config).context("write the config")?,
+            base,
+            resume: self.resume.take(),
+            interrupt: self.interrupt.clone(),
+            stop_before: self.stop_before,
+        })
+    }
+
+    /// The derived arithmetic of the config, unless quiet.
+    fn say(&self, arithmetic: &str) {
+        if !self.options.quiet {
+            say(format_args!("{arithmetic}"));
+        }
+    }
+
+    /// The run, ready to train `model`; `None` where nothing is to be trained but everything that could be refused was.
+    fn begin<M: Module>(&self, model: M, start: Start) -> Result<Option<Run<M>>, Failure> {
+        let export_bytes = size_of(&self.config.model.path);
+        let settings = self.config.settings();
+        if self.dry_run {
+            let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));
+            let journal = |bytes| {
+                self.check_disk(bytes, export_bytes)?;
+                Ok(Journal::new(RunDir::create(&scratch, "")?, Options::default()))
+            };
+            let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
+            let _ = std::fs::remove_dir_all(&scratch);
+            let (values, output) = (run?.num_trainable, self.output.display());
+            say(format_args!("would train {values} values into {output}; nothing was trained (--dry-run)"));
+            return Ok(None);
+        }
+        let resumed_at = start.resume.as_ref().map(|checkpoint| checkpoint.state.cursor.step);
+        let journal = |bytes| self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at));
+        let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
+        let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
+        run.journal.say(format_args!("training {} values, into {}{began}", run.num_trainable, self.output.display()));
+        run.journal.begin(self.config.run.num_train_steps);
+        Ok(Some(run))
+    }
+
+    /// Opens or creates the run's folder.
+    fn journal(&self, resumed_at: Option<u64>) -> Result<Journal, Error> {
+        if self.folder_exists {
+            return match resumed_at {
+                Some(step) => Journal::resume(&self.output, step, self.options),
+                None => Journal::restart(&self.output, self.options),
+            };
+        }
+        let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
+        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, self.options))
+    }
+
+    /// Refuses to start what the disk cannot hold.
+    fn check_disk(&self, checkpoint_bytes: u64, export_bytes: u64) -> Result<(), Error> {
+        let parent = self.output.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+        let io = |source| Error::Io { path: parent.display().to_string(), source };
+        let free = fs4::available_space(parent).map_err(io)?;
+        // Those kept, the best, and the one being written.
+        let kept = self.config.checkpoint.keep_last as u64 + 2;
+        let needed = kept * checkpoint_bytes + 2 * export_bytes;
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let parts = format!("{kept} checkpoints of {} MiB, the tuned model of {} MiB twice", mib(checkpoint_bytes), mib(export_bytes));
+        if needed > free {
+            let (place, way_out) = (parent.display(), "free some, or lower checkpoint.keep_last");
+            return Err(Error::Config(format!("{place} has {} MiB free, this run needs {} ({parts}): {way_out}", mib(free), mib(needed))));
+        }
+        if self.dry_run {
+            say(format_args!("disk: needs {} MiB of {} MiB free ({parts})", mib(needed), mib(free)));
+        }
+        Ok(())
+    }
+}
+
+/// How a run that did not reach its end ends.
+fn ended(error: Error) -> Failure {
+    match error {
+        Error::Interrupted { signal, .. } => Failure::Stopped(signal, error.into()),
+        error => Failure::run(error),
+    }
+}
+
+/// Bytes of every file below `folder`.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { size_of(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }).sum()
+}

@@ -1,0 +1,221 @@
+//! From `--device` to Burn's [`Device`]: the only file that names a GPU backend or its Cargo feature.
+//!
+//! Autodiff is not chosen here: the caller turns it on with `device.autodiff()` for what it trains.
+//!
+//! `BURN_DEVICE` is not set either. It steers `Device::default()` alone, which this workspace never calls
+//! (`tests/architecture.rs` looks for it), so writing to the process environment, `unsafe` since edition 2024, would buy nothing.
+//! One path inside Burn does call it, `ModuleOptimizer::load_record`; our optimizer keeps its own state and does not use that.
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+use burn::tensor::DeviceKind;
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+use burn::tensor::DeviceType;
+use vp_core::suggest::did_you_mean;
+
+/// A backend that `--device` can name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The word before the colon.
+    pub name: &'static str,
+    /// Another word for the same thing.
+    pub alias: Option<&'static str>,
+    /// Whether `:n` may follow.
+    pub indexed: bool,
+    /// Whether this build contains it.
+    pub compiled: bool,
+    /// One line for people.
+    pub summary: &'static str,
+}
+
+const fn gpu(name: &'static str, compiled: bool, summary: &'static str) -> Backend {
+    Backend { name, alias: None, indexed: true, compiled, summary }
+}
+
+const fn cpu() -> Backend {
+    Backend { name: "cpu", alias: Some("flex"), indexed: false, compiled: true, summary: "The processor, all its cores; in every build." }
+}
+
+static BACKENDS: [Backend; 5] = [
+    cpu(),
+    gpu("wgpu", cfg!(feature = "wgpu"), "GPUs of any maker through WebGPU's shaders, over Vulkan, Metal or DirectX 12."),
+    gpu("vulkan", cfg!(feature = "vulkan"), "GPUs of any maker through Vulkan; Linux and Windows."),
+    gpu("metal", cfg!(feature = "metal"), "Apple's GPUs through Metal; macOS."),
+    gpu("cuda", cfg!(feature = "cuda"), "NVIDIA's GPUs through CUDA; needs the driver and a CUDA toolkit at run time."),
+];
+
+/// A backend as `list devices` shows it.
+pub struct Description {
+    /// What `--device` takes, as `vulkan[:n]`.
+    pub name: String,
+    /// Whether this build contains it.
+    pub compiled: bool,
+    /// The command that makes a build that does; none for what every build has.
+    pub add_with: Option<String>,
+    /// One line for people.
+    pub summary: &'static str,
+}
+
+/// Every backend.
+pub fn describe() -> impl Iterator<Item = Description> {
+    BACKENDS.iter().map(|backend| Description {
+        name: backend.words(),
+        compiled: backend.compiled,
+        add_with: backend.indexed.then(|| backend.add_with()),
+        summary: backend.summary,
+    })
+}
+
+impl Backend {
+    fn words(&self) -> String {
+        match (self.alias, self.indexed) {
+            (Some(alias), _) => format!("{}|{alias}", self.name),
+            (None, true) => format!("{}[:n]", self.name),
+            (None, false) => self.name.to_owned(),
+        }
+    }
+
+    fn add_with(&self) -> String {
+        format!("cargo build --release --features {}", self.name)
+    }
+}
+
+/// The device that `spec` names: `cpu` (or `flex`), `wgpu[:n]`, `vulkan[:n]`, `metal[:n]`, `cuda[:n]`.
+///
+/// `n` counts from 0 the devices that the backend finds on this machine; without it the backend's own first choice is taken.
+///
+/// # Errors
+///
+/// One line, for a name that is unknown or not compiled in, for an index that is not a number, has no device or may not be there,
+/// and for a backend that finds no device at all.
+pub fn parse(spec: &str) -> anyhow::Result<Device> {
+    let (backend, index) = select(spec, &BACKENDS)?;
+    open(backend.name, index).with_context(|| format!("device `{spec}`"))
+}
+
+fn select<'a>(spec: &str, backends: &'a [Backend]) -> anyhow::Result<(&'a Backend, Option<usize>)> {
+    let (name, index) = match spec.split_once(':') {
+        Some((name, index)) => (name, Some(index)),
+        None => (spec, None),
+    };
+    let Some(backend) = backends.iter().find(|backend| backend.name == name || backend.alias == Some(name)) else {
+        // Reversed, so that `gpu` is taken for `wgpu` rather than for `cpu`, which is as near.
+        let hint = did_you_mean(name, backends.iter().rev().flat_map(|backend| [Some(backend.name), backend.alias]).flatten());
+        bail!("device `{spec}`: no such backend{hint} (known: {})", known(backends));
+    };
+    if !backend.compiled {
+        let compiled: Vec<_> = backends.iter().filter(|backend| backend.compiled).map(|backend| backend.name).collect();
+        bail!(
+            "device `{spec}`: `{name}` is not compiled into this build, which has {}; `{}` adds it",
+            compiled.join(", "),
+            backend.add_with()
+        );
+    }
+    let Some(index) = index else { return Ok((backend, None)) };
+    if !backend.indexed {
+        bail!("device `{spec}`: `{name}` is one device and takes no index; write `{name}`");
+    }
+    // `usize::from_str` would take a sign.
+    match index.parse() {
+        Ok(number) if index.bytes().all(|byte| byte.is_ascii_digit()) => Ok((backend, Some(number))),
+        _ => bail!("device `{spec}`: the index `{index}` is not a whole number; write `{name}:0` for the first device"),
+    }
+}
+
+fn open(name: &str, index: Option<usize>) -> anyhow::Result<Device> {
+    match name {
+        "cpu" => pick(&[Device::flex()], index, Device::flex()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => pick(&Device::enumerate(DeviceType::Wgpu), index, Device::wgpu(DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => pick(&Device::enumerate(DeviceType::Vulkan), index, Device::vulkan(DeviceKind::DefaultDevice)),
+        #[cfg(feature = "metal")]
+        "metal" => pick(&Device::enumerate(DeviceType::Metal), index, Device::metal(DeviceKind::DefaultDevice)),
+        #[cfg(feature = "cuda")]
+        "cuda" => pick(&Device::enumerate(DeviceType::Cuda), index, Device::cuda(0usize)),
+        _ => unreachable!("the table says that `{name}` is compiled in"),
+    }
+}
+
+/// Burn opens a device at its first tensor and panics if there is none, so it is looked for here, where a message can be given.
+fn pick<D: Clone>(found: &[D], index: Option<usize>, preferred: D) -> anyhow::Result<D> {
+    match (found.len(), index) {
+        (0, _) => bail!("this machine has no such device, or no driver for it"),
+        (_, None) => Ok(preferred),
+        (count, Some(index)) => found.get(index).cloned().with_context(|| format!("this machine has {count}, numbered from 0")),
+    }
+}
+
+fn known(backends: &[Backend]) -> String {
+    backends.iter().map(Backend::words).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUILD: [Backend; 3] = [cpu(), gpu("vulkan", true, ""), gpu("cuda", false, "")];
+
+    fn error(spec: &str) -> String {
+        let text = format!("{:#}", select(spec, &BUILD).expect_err(spec));
+        assert!(!text.contains('\n'), "more than a line: {text}");
+        text
+    }
+
+    #[test]
+    fn cpu_and_flex_are_the_same_device() {
+        assert_eq!(parse("cpu").unwrap(), Device::flex());
+        assert_eq!(parse("flex").unwrap(), Device::flex());
+    }
+
+    #[test]
+    fn index_is_optional_on_a_gpu() {
+        assert_eq!(select("vulkan", &BUILD).unwrap(), (&BUILD[1], None));
+        assert_eq!(select("vulkan:0", &BUILD).unwrap(), (&BUILD[1], Some(0)));
+        assert_eq!(select("vulkan:12", &BUILD).unwrap(), (&BUILD[1], Some(12)));
+    }
+
+    #[test]
+    fn backend_not_compiled_in_says_what_is_and_how_to_add_it() {
+        for spec in ["cuda", "cuda:1"] {
+            let text = error(spec);
+            assert!(text.starts_with(&format!("device `{spec}`")), "{text}");
+            assert!(text.contains("which has cpu, vulkan;"), "{text}");
+            assert!(text.contains("`cargo build --release --features cuda`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn misspelt_backend_suggests_the_nearest() {
+        assert_eq!(error("vulcan:1"), "device `vulcan:1`: no such backend, did you mean `vulkan`? (known: cpu|flex, vulkan[:n], cuda[:n])");
+        assert!(error("CUDA").contains("did you mean `cuda`?"));
+        assert!(error("flx").contains("did you mean `flex`?"));
+        assert!(format!("{:#}", select("gpu", &BACKENDS).expect_err("no such backend")).contains("did you mean `wgpu`?"));
+    }
+
+    #[test]
+    fn far_off_name_gets_the_list_alone() {
+        for spec in ["tensorcore", "mps", "", ":0"] {
+            let text = error(spec);
+            assert!(!text.contains("did you mean"), "{text}");
+            assert!(text.contains("cpu|flex, vulkan[:n], cuda[:n]"), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_index_is_refused() {
+        for spec in ["vulkan:", "vulkan:x", "vulkan:-1", "vulkan:+1", "vulkan:1.0", "vulkan:0:1", "vulkan:99999999999999999999999"] {
+            assert!(error(spec).contains("is not a whole number; write `vulkan:0`"), "{spec}");
+        }
+        assert!(error("cpu:0").contains("takes no index; write `cpu`"));
+    }
+
+    #[test]
+    fn device_that_is_not_there_is_refused() {
+        assert!(pick(&[] as &[&str], None, "default").unwrap_err().to_string().contains("no such device"));
+        assert!(pick(&["a", "b"], Some(2), "default").unwrap_err().to_string().contains("has 2, numbered from 0"));
+        assert_eq!(pick(&["a", "b"], Some(1), "default").unwrap(), "b");
+        assert_eq!(pick(&["a", "b"], None, "default").unwrap(), "default");
+    }
+}

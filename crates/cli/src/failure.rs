@@ -1,0 +1,41 @@
+//! How a command ends when it does not succeed.
+
+use std::process::ExitCode;
+
+/// Why, and whose fault.
+#[derive(Debug)]
+pub enum Failure {
+    /// Usage, config or input: exit 2. Nothing was started.
+    Input(anyhow::Error),
+    /// The run itself: exit 1.
+    Run(anyhow::Error),
+    /// A signal that the run obeyed, after a checkpoint: exit 128 + its number.
+    Stopped(i32, anyhow::Error),
+}
+
+/// Anything that fails before the work begins is the input's fault; the work itself says so with [`Failure::run`].
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Input(error.into())
+    }
+}
+
+impl Failure {
+    /// A failure of the work itself.
+    pub fn run(error: impl Into<anyhow::Error>) -> Self {
+        Self::Run(error.into())
+    }
+
+    /// Says it once, on standard error.
+    pub fn report(&self) -> ExitCode {
+        let (error, code) = match self {
+            Self::Input(error) => (error, 2),
+            Self::Run(error) => (error, 1),
+            Self::Stopped(signal, error) => (error, 128 + *signal as u8),
+        };
+        let label = if matches!(self, Self::Stopped(..)) { "stopped" } else { "error" };
+        // A closed pipe must not turn an exit code into a panic.
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{label}: {error:#}\n"));
+        ExitCode::from(code)
+    }
+}

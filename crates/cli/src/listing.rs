@@ -1,0 +1,147 @@
+//! What can be chosen by name, as tables: for `list` and for the reference pages.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use vp_core::Entry;
+use vp_rewards::RewardConfig;
+use vp_schedulers::SCHEDULERS;
+use vp_trainers::config::AlgorithmConfig;
+use vp_trainers::optim::LrSchedulerConfig;
+use vp_trainers::regularizer::RegularizerConfig;
+
+use crate::{device, presets};
+
+/// Things of one kind.
+pub struct Table {
+    /// What a row is, in one word.
+    pub kind: &'static str,
+    /// What the rows are.
+    pub title: &'static str,
+    columns: &'static [&'static str],
+    rows: Vec<Vec<Value>>,
+}
+
+/// Rewards, by the names of their sections.
+pub fn rewards() -> Table {
+    entries("reward", "rewards", RewardConfig::ENTRIES)
+}
+
+/// Ways to take noise away.
+pub fn schedulers() -> Table {
+    let rows = SCHEDULERS.iter().map(|entry| {
+        vec![
+            json!(entry.name),
+            json!(entry.class.class_name()),
+            json!(entry.a1111),
+            json!(entry.single_step),
+            json!(entry.stochastic),
+            json!(entry.summary),
+        ]
+    });
+    let columns = &["name", "diffusers_class", "a1111_names", "single_step", "stochastic", "summary"];
+    Table { kind: "scheduler", title: "schedulers", columns, rows: rows.collect() }
+}
+
+/// What `train` can do, and the configs that ship with it.
+pub fn algos() -> Table {
+    let rows = AlgorithmConfig::ENTRIES.iter().map(|entry| {
+        let names: Vec<&str> = presets::of(entry.name).map(|preset| preset.name).collect();
+        vec![json!(entry.name), json!(names), json!(entry.summary)]
+    });
+    Table { kind: "algo", title: "algos", columns: &["name", "presets", "summary"], rows: rows.collect() }
+}
+
+/// How the learning rate changes.
+pub fn lr_schedulers() -> Table {
+    entries("lr_scheduler", "lr-schedulers", LrSchedulerConfig::ENTRIES)
+}
+
+/// What keeps the tuned model a model of images.
+pub fn regularizers() -> Table {
+    entries("regularizer", "regularizers", RegularizerConfig::ENTRIES)
+}
+
+/// What `--device` takes, and whether this build has it.
+pub fn devices() -> Table {
+    let rows = device::describe().map(|device| {
+        let add_with = device.add_with.filter(|_| !device.compiled);
+        vec![json!(device.name), json!(device.compiled), json!(add_with), json!(device.summary)]
+    });
+    Table { kind: "device", title: "devices", columns: &["name", "in_this_build", "add_with", "summary"], rows: rows.collect() }
+}
+
+/// What `--device` takes, in any build.
+pub fn devices_of_any_build() -> Table {
+    let rows = device::describe().map(|device| vec![json!(device.name), json!(device.add_with), json!(device.summary)]);
+    Table { kind: "device", title: "devices", columns: &["name", "add_with", "summary"], rows: rows.collect() }
+}
+
+fn entries(kind: &'static str, title: &'static str, entries: &[Entry]) -> Table {
+    let rows = entries.iter().map(|entry| vec![json!(entry.name), json!(entry.summary)]);
+    Table { kind, title, columns: &["name", "summary"], rows: rows.collect() }
+}
+
+impl Table {
+    /// Aligned columns under the table's title.
+    pub fn to_text(&self) -> String {
+        let mut lines = vec![self.headings()];
+        lines.extend(self.rows.iter().map(|row| row.iter().map(words).collect()));
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let mut text = format!("{}\n", self.title);
+        for line in &lines {
+            let cells: String = line.iter().zip(&widths).map(|(cell, width)| format!("  {cell:<width$}")).collect();
+            let _ = writeln!(text, "{}", cells.trim_end());
+        }
+        text
+    }
+
+    /// An object a line.
+    pub fn to_json_lines(&self) -> String {
+        let object = |row: &Vec<Value>| {
+            let cells = self.columns.iter().map(|column| column.to_string()).zip(row.iter().cloned());
+            let object: serde_json::Map<String, Value> = [("kind".to_owned(), json!(self.kind))].into_iter().chain(cells).collect();
+            format!("{}\n", Value::Object(object))
+        };
+        self.rows.iter().map(object).collect()
+    }
+
+    /// A Markdown table; names, which are to be typed, are set as code.
+    pub fn to_markdown(&self) -> String {
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let mut text = line(self.headings()) + &line(vec!["---".to_owned(); self.columns.len()]);
+        for row in &self.rows {
+            let cell = |(column, cell): (&&str, &Value)| match cell {
+                Value::String(text) if *column != "summary" => code(text),
+                Value::Array(items) => items.iter().map(|item| code(&words(item))).collect::<Vec<_>>().join(", "),
+                other => escaped(&words(other)),
+            };
+            text += &line(self.columns.iter().zip(row).map(cell).collect());
+        }
+        text
+    }
+
+    fn headings(&self) -> Vec<String> {
+        self.columns.iter().map(|column| column.replace('_', " ")).collect()
+    }
+}
+
+fn code(text: &str) -> String {
+    format!("`{}`", escaped(text))
+}
+
+/// A bar would end the cell, in code too.
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+/// A cell as people read it.
+fn words(cell: &Value) -> String {
+    match cell {
+        Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join(", "),
+        _ => String::new(),
+    }
+}

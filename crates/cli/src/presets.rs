@@ -1,0 +1,76 @@
+//! The shipped configs, inside the binary: what `train --algo NAME` runs and `init` writes.
+
+use anyhow::{Context, bail};
+use vp_core::suggest::did_you_mean;
+use vp_trainers::config::AlgorithmConfig;
+
+/// A shipped config.
+#[derive(Debug)]
+pub struct Preset {
+    /// The algorithm that it configures.
+    pub algo: &'static str,
+    /// `tiny` runs offline in a minute; the others are for published models and need their weights.
+    pub name: &'static str,
+    /// Where it lies in the repository.
+    pub path: &'static str,
+    /// The file.
+    pub text: &'static str,
+}
+
+macro_rules! preset {
+    ($algo:literal, $name:literal) => {
+        Preset {
+            algo: $algo,
+            name: $name,
+            path: concat!("configs/", $algo, "/", $name, ".toml"),
+            text: include_str!(concat!("../../../configs/", $algo, "/", $name, ".toml")),
+        }
+    };
+}
+
+/// Every shipped config; an algorithm's first line is its `tiny`.
+pub const PRESETS: &[Preset] = &[
+    preset!("refl", "tiny"),
+    preset!("refl", "sd15"),
+    preset!("sft", "tiny"),
+    preset!("sft", "sd15"),
+    preset!("vae", "tiny"),
+    preset!("vae", "sd15"),
+];
+
+/// The presets of one algorithm.
+pub fn of(algo: &str) -> impl Iterator<Item = &'static Preset> {
+    PRESETS.iter().filter(move |preset| preset.algo == algo)
+}
+
+/// One preset of a known algorithm.
+pub fn find(algo: &str, name: &str) -> anyhow::Result<&'static Preset> {
+    let names = || of(algo).map(|preset| preset.name);
+    of(algo).find(|preset| preset.name == name).with_context(|| {
+        format!("{algo} has no preset {name}{} (it has: {})", did_you_mean(name, names()), names().collect::<Vec<_>>().join(", "))
+    })
+}
+
+/// Refuses what is no algorithm.
+pub fn check_algo(algo: &str) -> anyhow::Result<()> {
+    let known = || AlgorithmConfig::ENTRIES.iter().map(|entry| entry.name);
+    if !known().any(|name| name == algo) {
+        bail!("no such algorithm{} (known: {})", did_you_mean(algo, known()), known().collect::<Vec<_>>().join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_algorithm_has_both_presets_and_every_preset_an_algorithm() {
+        for entry in AlgorithmConfig::ENTRIES {
+            for name in ["tiny", "sd15"] {
+                find(entry.name, name).unwrap();
+            }
+        }
+        PRESETS.iter().for_each(|preset| check_algo(preset.algo).unwrap());
+    }
+}

@@ -1,0 +1,20 @@
+//! Floor 0: what makes a run reproducible.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`atomic`] | files replaced whole or not at all |
+//! | [`config`] | TOML in, typed configuration out, every error with its line and column |
+//! | [`noise`] | the only source of random numbers: keyed by (run seed, purpose, step, sample) |
+//! | [`registry!`] | one line an entry: a serde enum, its names and its summaries |
+//! | [`run_dir`] | the folder a run writes |
+//! | [`suggest`] | "did you mean …" |
+#![deny(missing_docs)]
+
+pub mod atomic;
+pub mod config;
+pub mod noise;
+mod registry;
+pub mod run_dir;
+pub mod suggest;
+
+pub use registry::Entry;

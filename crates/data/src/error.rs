@@ -1,0 +1,161 @@
+use std::io;
+use std::path::PathBuf;
+
+use crate::image_folder::Problem;
+
+/// What can go wrong between the disk and a tensor. Every message names the file, what is wrong and the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // ---- files ----
+    /// A file or folder could not be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file could not be written; nothing was left under its name.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A text file holds bytes that are not UTF-8.
+    #[error("{}: not UTF-8 at byte {offset} (line {line}){hint}; save the file as UTF-8", path.display())]
+    NotUtf8 {
+        /// The text file.
+        path: PathBuf,
+        /// Offset in bytes, from 0, of the first byte that is not UTF-8.
+        offset: usize,
+        /// Its line, from 1.
+        line: usize,
+        /// A guess at the encoding, or nothing.
+        hint: &'static str,
+    },
+
+    // ---- prompts ----
+    /// The extension of a prompt file names no known layout.
+    #[error(
+        "prompts {}: unknown extension {found:?}; expected .txt (one a line), .json (a list), .jsonl (an object a line) or .tsv (with a header)",
+        path.display()
+    )]
+    UnknownPromptFormat {
+        /// The prompt file.
+        path: PathBuf,
+        /// Its extension, empty when it has none.
+        found: String,
+    },
+    /// A prompt file does not have the layout that its extension promises.
+    #[error("prompts {}, {place}: {reason}", path.display())]
+    MalformedPrompts {
+        /// The prompt file.
+        path: PathBuf,
+        /// Where: a line and column, or an entry of the list, from 1.
+        place: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A prompt file holds no prompt at all.
+    #[error("prompts {}: no prompts in it", path.display())]
+    NoPrompts {
+        /// The prompt file.
+        path: PathBuf,
+    },
+
+    // ---- images ----
+    /// An image could not be decoded, or is refused.
+    #[error("image {}: {reason}", path.display())]
+    BadImage {
+        /// The image file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Images of different sizes cannot share a tensor.
+    #[error("image {index} is {}x{} pixels but the first is {}x{}: resize them to one size first", found.0, found.1, expected.0, expected.1)]
+    SizesDiffer {
+        /// Index of the image, from 0.
+        index: usize,
+        /// Width and height of the first image.
+        expected: (u32, u32),
+        /// Width and height of this one.
+        found: (u32, u32),
+    },
+    /// A tensor that should be images holds a NaN or an infinity.
+    #[error("image {image} of the batch holds {value} at channel {channel}, row {row}, column {column}: it cannot be saved")]
+    NotFinite {
+        /// Index in the batch.
+        image: usize,
+        /// 0 red, 1 green, 2 blue.
+        channel: usize,
+        /// Row of the pixel.
+        row: usize,
+        /// Column of the pixel.
+        column: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A text chunk does not fit the PNG format.
+    #[error("{}: PNG text {key:?}: {reason}", path.display())]
+    BadPngText {
+        /// The PNG file that was to be written.
+        path: PathBuf,
+        /// Keyword of the text chunk.
+        key: String,
+        /// What the format asks for.
+        reason: &'static str,
+    },
+
+    // ---- image folders ----
+    /// The path of an image folder names something else.
+    #[error("image folder {}: not a folder", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An image folder holds no image.
+    #[error("image folder {}: no images in it; expected .png, .jpg, .jpeg, .webp or .bmp files, here or in folders below", path.display())]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An image folder is refused for what was found in it.
+    #[error("image folder {}: {} problem(s), {usable} usable image(s){}", path.display(), problems.len(), Problem::list(problems))]
+    ProblemsInFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Every finding, in the order of the file names.
+        problems: Vec<Problem>,
+        /// How many entries have none.
+        usable: usize,
+    },
+    /// A list of images is refused for what was found in it.
+    #[error("image list {}: {} bad line(s){}", path.display(), problems.len(), Problem::list(problems))]
+    ProblemsInManifest {
+        /// The list.
+        path: PathBuf,
+        /// Every finding, in the order of the lines.
+        problems: Vec<Problem>,
+    },
+    /// A list of images holds none.
+    #[error("image list {}: it names no image", path.display())]
+    EmptyManifest {
+        /// The list.
+        path: PathBuf,
+    },
+    /// Images cannot be decoded.
+    #[error("{} of {of} image(s) cannot be read{}", problems.len(), Problem::list(problems))]
+    UnreadableImages {
+        /// Every finding, in the order of the images.
+        problems: Vec<Problem>,
+        /// How many images there are.
+        of: usize,
+    },
+}
+
+/// The result of anything here that touches a file.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,449 @@
+//! Folders of captioned images.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{name_within, parse_row};
+use crate::utf8::read_utf8;
+use crate::{Error, Result, center_crop_resize, load_image};
+
+const METADATA: &str = "metadata.jsonl";
+const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "bmp"];
+/// How many findings an error spells out.
+const LISTED: usize = 10;
+
+/// What to do about an entry with a problem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnProblem {
+    /// Refuse the folder with one error that lists the findings.
+    #[default]
+    Refuse,
+    /// Leave the entry out and report it in [`ImageFolder::skipped`].
+    Skip,
+}
+
+/// How a folder is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageFolderOptions {
+    /// What to do about entries with a problem.
+    pub on_problem: OnProblem,
+    /// Least width and height, in pixels.
+    pub min_size: u32,
+    /// Whether an image without a caption is a problem; without captions their text is empty.
+    pub captions: bool,
+}
+
+/// Refuse problems, at least 16 pixels a side, captions wanted.
+impl Default for ImageFolderOptions {
+    fn default() -> Self {
+        Self { on_problem: OnProblem::Refuse, min_size: 16, captions: true }
+    }
+}
+
+/// A folder of images with their captions.
+#[derive(Clone, Debug)]
+pub struct ImageFolder {
+    /// The usable images, sorted by file name.
+    pub entries: Vec<ImageEntry>,
+    /// What was left out, sorted by file name; always empty under [`OnProblem::Refuse`].
+    pub skipped: Vec<Problem>,
+}
+
+/// One captioned image. Its pixels are read when asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageEntry {
+    /// Where the image is.
+    pub path: PathBuf,
+    /// Its name within the folder, with `/` between folders.
+    pub file_name: String,
+    /// Its caption; empty if there is none and none is wanted.
+    pub caption: String,
+}
+
+/// Something wrong with one entry of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The image's name within the folder, or the line of `metadata.jsonl`.
+    pub name: String,
+    /// What is wrong with it.
+    pub kind: ProblemKind,
+}
+
+/// What can be wrong with an entry of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// A line of `metadata.jsonl` is no object with a `file_name`.
+    BadRow(String),
+    /// `metadata.jsonl` names a file that does not exist.
+    MissingFile,
+    /// `metadata.jsonl` names a file outside the folder.
+    OutsideFolder,
+    /// `metadata.jsonl` names the file a second time.
+    Duplicate,
+    /// No caption, neither in `metadata.jsonl` nor in a `.txt` beside the image.
+    MissingCaption,
+    /// The `.txt` beside the image cannot be read.
+    BadCaption(String),
+    /// The image cannot be decoded.
+    Broken(String),
+    /// The image is smaller than [`ImageFolderOptions::min_size`].
+    TooSmall {
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// The least that is wanted of both.
+        min_size: u32,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name)?;
+        match &self.kind {
+            ProblemKind::BadRow(reason) | ProblemKind::BadCaption(reason) | ProblemKind::Broken(reason) => f.write_str(reason),
+            ProblemKind::MissingFile => write!(f, "named in {METADATA} but not there"),
+            ProblemKind::OutsideFolder => write!(f, "named in {METADATA} but outside the folder"),
+            ProblemKind::Duplicate => write!(f, "named twice in {METADATA}"),
+            ProblemKind::MissingCaption => write!(f, "no caption, neither in {METADATA} nor in a .txt beside it"),
+            ProblemKind::TooSmall { width, height, min_size } => write!(f, "{width}x{height} pixels, less than {min_size} a side"),
+        }
+    }
+}
+
+impl Problem {
+    /// The findings as the end of an error message: the first ten, and how many more.
+    pub(crate) fn list(problems: &[Problem]) -> String {
+        let mut list: String = problems.iter().take(LISTED).map(|problem| format!("\n  {problem}")).collect();
+        if problems.len() > LISTED {
+            list += &format!("\n  and {} more", problems.len() - LISTED);
+        }
+        list
+    }
+}
+
+impl ImageEntry {
+    /// The image, centre-cropped and resized to `(width, height)`.
+    ///
+    /// # Errors
+    /// As [`load_image`]: the file may have changed since the folder was opened.
+    pub fn load(&self, size: (u32, u32)) -> Result<RgbImage> {
+        Ok(center_crop_resize(&load_image(&self.path)?, size.0, size.1))
+    }
+}
+
+impl ImageFolder {
+    /// Lists the images of a folder and of the folders below it, finds their captions, and decodes each image once, on
+    /// all processors, so that a broken one is found now and not in the middle of a run.
+    ///
+    /// A caption comes from the folder's `metadata.jsonl`, an object a line with `file_name` (relative to the folder) and
+    /// `text`, `caption` or `prompt`, as in Hugging Face's imagefolder; otherwise from a file beside the image with the
+    /// extension `.txt`, as kohya has it, whose lines are joined by spaces. Names that begin with a dot are passed over, and
+    /// so are files without an image's extension, unless `metadata.jsonl` names them. Of a file named twice the first
+    /// mention counts.
+    ///
+    /// # Errors
+    /// The folder is missing, empty or unreadable, or nothing in it is usable; under [`OnProblem::Refuse`] any problem.
+    pub fn open(path: impl AsRef<Path>, options: &ImageFolderOptions) -> Result<Self> {
+        let path = path.as_ref();
+        if !fs::metadata(path).map_err(|error| Error::Read { path: path.into(), error })?.is_dir() {
+            return Err(Error::NotAFolder { path: path.into() });
+        }
+        let mut problems = Vec::new();
+        let mut captions = read_metadata(path, &mut problems)?;
+        for name in image_names(path)? {
+            captions.entry(name).or_default();
+        }
+
+        let mut entries = Vec::new();
+        for (file_name, caption) in captions {
+            let path = path.join(&file_name);
+            match caption.map_or_else(|| caption_beside(&path), |caption| Ok(Some(caption))) {
+                Ok(None) if options.captions => problems.push(Problem { name: file_name, kind: ProblemKind::MissingCaption }),
+                Ok(caption) => entries.push(ImageEntry { path, file_name, caption: caption.unwrap_or_default() }),
+                Err(kind) => problems.push(Problem { name: file_name, kind }),
+            }
+        }
+        let mut findings = inspect_all(&entries, options.min_size).into_iter();
+        entries.retain(|entry| match findings.next().flatten() {
+            None => true,
+            Some(kind) => {
+                problems.push(Problem { name: entry.file_name.clone(), kind });
+                false
+            }
+        });
+
+        problems.sort_by(|a, b| a.name.cmp(&b.name));
+        if entries.is_empty() && problems.is_empty() {
+            return Err(Error::NoImages { path: path.into() });
+        }
+        if entries.is_empty() || (options.on_problem == OnProblem::Refuse && !problems.is_empty()) {
+            return Err(Error::ProblemsInFolder { path: path.into(), problems, usable: entries.len() });
+        }
+        Ok(Self { entries, skipped: problems })
+    }
+}
+
+/// The caption, if any, of each file that `metadata.jsonl` names; empty when there is no such file.
+fn read_metadata(folder: &Path, problems: &mut Vec<Problem>) -> Result<BTreeMap<String, Option<String>>> {
+    let mut captions = BTreeMap::new();
+    let path = folder.join(METADATA);
+    if !path.exists() {
+        return Ok(captions);
+    }
+    for (index, line) in read_utf8(&path)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let row = parse_row(line).map_err(|reason| (format!("{METADATA} line {}", index + 1), ProblemKind::BadRow(reason)));
+        let named = row.and_then(|(written, caption)| match name_within(&written) {
+            None => Err((written, ProblemKind::OutsideFolder)),
+            Some(name) if !folder.join(&name).is_file() => Err((name, ProblemKind::MissingFile)),
+            Some(name) => Ok((name, caption)),
+        });
+        let problem = match named.map(|(name, caption)| (captions.entry(name), caption)) {
+            Ok((Entry::Vacant(entry), caption)) => {
+                entry.insert(caption);
+                continue;
+            }
+            Ok((Entry::Occupied(entry), _)) => (entry.key().clone(), ProblemKind::Duplicate),
+            Err(problem) => problem,
+        };
+        problems.push(Problem { name: problem.0, kind: problem.1 });
+    }
+    Ok(captions)
+}
+
+/// The images in a folder and below it. Linked folders are not followed: they might lead in a circle.
+fn image_names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut folders = vec![(folder.to_owned(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        let read_error = |error| Error::Read { path: folder.clone(), error };
+        for entry in fs::read_dir(&folder).map_err(read_error)? {
+            let entry = entry.map_err(read_error)?;
+            let file_name = entry.file_name();
+            let name = format!("{prefix}{}", file_name.to_string_lossy());
+            let extension = Path::new(&file_name).extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+            if file_name.to_string_lossy().starts_with('.') {
+                continue;
+            } else if entry.file_type().map_err(read_error)?.is_dir() {
+                folders.push((entry.path(), name + "/"));
+            } else if EXTENSIONS.contains(&extension.as_str()) {
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn caption_beside(image: &Path) -> Result<Option<String>, ProblemKind> {
+    let path = image.with_extension("txt");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_utf8(&path).map_err(|error| ProblemKind::BadCaption(format!("its caption: {error}")))?;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Ok(Some(lines.join(" ")).filter(|caption| !caption.is_empty()))
+}
+
+/// Decodes each image once, on all processors, and keeps none.
+///
+/// # Errors
+/// Every image that cannot be decoded, by its `file_name`.
+pub fn check_images(entries: &[ImageEntry]) -> Result<()> {
+    let findings = entries.iter().zip(inspect_all(entries, 1));
+    let problems: Vec<Problem> =
+        findings.filter_map(|(entry, kind)| Some(Problem { name: entry.file_name.clone(), kind: kind? })).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::UnreadableImages { problems, of: entries.len() }) }
+}
+
+/// What is wrong with the pixels of each entry.
+fn inspect_all(entries: &[ImageEntry], min_size: u32) -> Vec<Option<ProblemKind>> {
+    let next = AtomicUsize::new(0);
+    let inspect_some = || {
+        let mut findings = Vec::new();
+        while let index = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(entry) = entries.get(index)
+        {
+            findings.push((index, inspect(&entry.path, min_size)));
+        }
+        findings
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(entries.len());
+    let mut findings = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(inspect_some)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("reading an image does not panic")).collect::<Vec<_>>()
+    });
+    findings.sort_unstable_by_key(|(index, _)| *index);
+    findings.into_iter().map(|(_, finding)| finding).collect()
+}
+
+fn inspect(path: &Path, min_size: u32) -> Option<ProblemKind> {
+    match load_image(path) {
+        Ok(image) if image.width().min(image.height()) < min_size => {
+            Some(ProblemKind::TooSmall { width: image.width(), height: image.height(), min_size })
+        }
+        Ok(_) => None,
+        // The name stands before the reason already.
+        Err(Error::BadImage { reason, .. }) => Some(ProblemKind::Broken(reason)),
+        Err(error) => Some(ProblemKind::Broken(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A folder with these files; an empty one under an image's name becomes a 20x20 picture.
+    fn folder(files: &[(&str, &str)]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if text.is_empty() && name.ends_with("png") {
+                RgbImage::from_pixel(20, 20, Rgb([9; 3])).save(path).unwrap();
+            } else {
+                fs::write(path, text).unwrap();
+            }
+        }
+        dir
+    }
+
+    const SKIP: ImageFolderOptions = ImageFolderOptions { on_problem: OnProblem::Skip, min_size: 16, captions: true };
+
+    fn captions(folder: &ImageFolder) -> Vec<(&str, &str)> {
+        folder.entries.iter().map(|entry| (entry.file_name.as_str(), entry.caption.as_str())).collect()
+    }
+
+    #[test]
+    fn captions_come_from_metadata_or_from_text_files() {
+        let metadata = "\u{feff}{\"file_name\": \"./train/b.png\", \"text\": \" a bee \"}\r\n\n{\"file_name\": \"a.png\", \"caption\": \"an ant\"}\n\
+                        {\"file_name\": \"c.png\", \"prompt\": \"a cow\"}\n{\"file_name\": \"train/../d.png\"}\n";
+        let dir = folder(&[
+            ("metadata.jsonl", metadata),
+            ("train/b.png", ""),
+            ("train/b.txt", "overruled"),
+            ("c.png", ""),
+            ("a.png", ""),
+            ("d.png", ""),
+            ("d.txt", "a dog,\r\n asleep\n"),
+            ("10_fox/e.png", ""),
+            ("10_fox/e.txt", "an elk"),
+            (".hidden.png", ""),
+            (".cache/x.png", ""),
+            ("notes.md", "no image"),
+        ]);
+        let opened = ImageFolder::open(dir.path(), &ImageFolderOptions::default()).unwrap();
+        let expected =
+            [("10_fox/e.png", "an elk"), ("a.png", "an ant"), ("c.png", "a cow"), ("d.png", "a dog, asleep"), ("train/b.png", "a bee")];
+        assert_eq!(captions(&opened), expected);
+        assert!(opened.skipped.is_empty());
+        assert_eq!(opened.entries[4].path, dir.path().join("train/b.png"));
+        assert_eq!(opened.entries[4].load((8, 12)).unwrap(), RgbImage::from_pixel(8, 12, Rgb([9; 3])));
+    }
+
+    fn troubled() -> TempDir {
+        let metadata = r#"{"file_name": "good.png", "text": "first"}
+{"file_name": "./good.png", "text": "second"}
+{"file_name": "gone.png", "text": "x"}
+{"file_name": "../good.png", "text": "x"}
+{"file_name": "a/../../b.png", "text": "x"}
+{"file_name": "/etc/passwd", "text": "x"}
+{"file_name": "mute.png", "text": "  "}
+{"file_name": "number.png", "text": 3}
+{"text": "of nothing"}
+{"file_name": "cut"#;
+        let dir = folder(&[
+            ("metadata.jsonl", metadata),
+            ("good.png", ""),
+            ("mute.png", ""),
+            ("unlisted.png", ""),
+            ("blank.png", ""),
+            ("blank.txt", "\n"),
+            ("broken.png", "no pixels"),
+            ("broken.txt", "x"),
+            ("small.txt", "x"),
+            ("latin.png", ""),
+        ]);
+        fs::write(dir.path().join("latin.txt"), b"caf\xe9").unwrap();
+        RgbImage::new(20, 3).save(dir.path().join("small.png")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn problems_are_skipped_by_name() {
+        let dir = troubled();
+        let opened = ImageFolder::open(dir.path(), &SKIP).unwrap();
+        assert_eq!(captions(&opened), [("good.png", "first")]);
+        let told: Vec<String> = opened.skipped.iter().map(Problem::to_string).collect();
+        let expected = [
+            "../good.png: named in metadata.jsonl but outside",
+            "/etc/passwd: named in metadata.jsonl but outside",
+            "a/../../b.png: named in metadata.jsonl but outside",
+            "blank.png: no caption",
+            "broken.png: not an image",
+            "gone.png: named in metadata.jsonl but not there",
+            "good.png: named twice",
+            "latin.png: its caption: ",
+            "metadata.jsonl line 10: malformed JSON",
+            "metadata.jsonl line 8: expected the text of number.png",
+            "metadata.jsonl line 9: expected an object with file_name",
+            "mute.png: no caption",
+            "small.png: 20x3 pixels, less than 16 a side",
+            "unlisted.png: no caption",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{told:?} does not begin with {expected:?}");
+        }
+    }
+
+    #[test]
+    fn problems_are_refused_in_one_error() {
+        let dir = troubled();
+        let message = ImageFolder::open(dir.path(), &ImageFolderOptions::default()).unwrap_err().to_string();
+        assert_eq!(message.lines().count(), 12, "{message}");
+        assert!(message.contains("14 problem(s), 1 usable image(s)\n  ../good.png: "), "{message}");
+        assert!(message.ends_with("\n  and 4 more"), "{message}");
+    }
+
+    #[test]
+    fn captions_and_size_are_as_wanted() {
+        let dir = folder(&[("a.png", ""), ("b.png", ""), ("b.txt", "a bee")]);
+        let without = ImageFolder::open(dir.path(), &ImageFolderOptions { captions: false, ..Default::default() }).unwrap();
+        assert_eq!(captions(&without), [("a.png", ""), ("b.png", "a bee")]);
+        let error = ImageFolder::open(dir.path(), &ImageFolderOptions { min_size: 21, ..SKIP }).unwrap_err();
+        assert!(matches!(&error, Error::ProblemsInFolder { problems, usable: 0, .. } if problems.len() == 2), "{error}");
+        assert!(ImageFolder::open(dir.path(), &ImageFolderOptions { min_size: 20, ..SKIP }).is_ok());
+    }
+
+    #[test]
+    fn folders_without_images_are_refused() {
+        let dir = folder(&[("notes.txt", "no image")]);
+        let error = ImageFolder::open(dir.path(), &SKIP).unwrap_err();
+        assert!(matches!(error, Error::NoImages { .. }), "{error}");
+        let error = ImageFolder::open(dir.path().join("notes.txt"), &SKIP).unwrap_err();
+        assert!(matches!(error, Error::NotAFolder { .. }), "{error}");
+        let error = ImageFolder::open(dir.path().join("nowhere"), &SKIP).unwrap_err();
+        assert!(error.to_string().contains("nowhere"), "{error}");
+    }
+
+    #[test]
+    fn files_that_change_later_are_named() {
+        let dir = folder(&[("a.png", ""), ("a.txt", "x")]);
+        let opened = ImageFolder::open(dir.path(), &SKIP).unwrap();
+        fs::remove_file(dir.path().join("a.png")).unwrap();
+        assert!(opened.entries[0].load((8, 8)).unwrap_err().to_string().contains("a.png"));
+    }
+}

@@ -1,0 +1,339 @@
+//! Images, and the one layout in which the project's tensors hold them: `[b, 3, h, w]`, f32 in `[0, 1]`, RGB.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::imageops::{self, FilterType};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, Rgb, RgbImage};
+
+use crate::{Error, Result};
+
+/// Longest side of an image that is decoded, in pixels.
+const MAX_SIDE: u32 = 16_384;
+/// Most bytes that a file, or the pixels decoded from it, may take: 12,000 x 9,000 pixels with alpha fit.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Reads a PNG, JPEG, WebP or BMP; the content decides which, not the extension.
+///
+/// Pixels become 8-bit RGB: alpha is composited on white, the EXIF orientation is applied, 16-bit and grey images are
+/// converted, of an animation the first frame is taken. Colour profiles are ignored.
+///
+/// # Errors
+/// [`Error::Read`] when the file cannot be read, [`Error::BadImage`] when it is no such image, is cut off or damaged, or
+/// is larger than 16,384 pixels a side or 512 MiB decoded (a few bytes of PNG can claim terabytes of pixels).
+pub fn load_image(path: impl AsRef<Path>) -> Result<RgbImage> {
+    let path = path.as_ref();
+    let read_error = |error| Error::Read { path: path.into(), error };
+    let refused = |reason: String| Error::BadImage { path: path.into(), reason };
+    let size = fs::metadata(path).map_err(read_error)?.len();
+    if size > MAX_BYTES {
+        return Err(refused(format!("the file takes {} MiB, more than the {} that are read", size >> 20, MAX_BYTES >> 20)));
+    }
+    let bytes = fs::read(path).map_err(read_error)?;
+    if bytes.is_empty() {
+        return Err(refused("the file is empty".into()));
+    }
+    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(read_error)?;
+    match reader.format() {
+        Some(ImageFormat::Jpeg) if !jpeg_is_complete(&bytes) => return Err(refused("the JPEG is cut off before its end".into())),
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp) => {}
+        _ => return Err(refused("not an image that is read; expected PNG, JPEG, WebP or BMP".into())),
+    }
+    decode(reader).map_err(|error| match error {
+        ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels a side or {} MiB decoded", MAX_BYTES >> 20)),
+        error => refused(error.to_string()),
+    })
+}
+
+fn decode(mut reader: ImageReader<Cursor<&Vec<u8>>>) -> ImageResult<RgbImage> {
+    let mut limits = Limits::no_limits();
+    (limits.max_image_width, limits.max_image_height, limits.max_alloc) = (Some(MAX_SIDE), Some(MAX_SIDE), Some(MAX_BYTES));
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder()?;
+    limits.reserve(decoder.total_bytes())?;
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    Ok(if image.color().has_alpha() { on_white(&image) } else { image.into_rgb8() })
+}
+
+fn on_white(image: &DynamicImage) -> RgbImage {
+    let rgba = image.to_rgba8();
+    RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [red, green, blue, alpha] = rgba.get_pixel(x, y).0.map(u32::from);
+        // Half of the divisor rounds to nearest.
+        Rgb([red, green, blue].map(|colour| ((colour * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+    })
+}
+
+/// Whether the scan of a JPEG reaches its end marker. The decoder fills what is missing with grey and says nothing.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xda;
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    // Segments before the scan may hold a whole thumbnail with an end marker of its own, so they are stepped over.
+    let mut at = 2;
+    while let [0xff, marker, rest @ ..] = bytes.get(at..).unwrap_or_default() {
+        match (marker, rest) {
+            (&START_OF_SCAN, _) => return rest.windows(2).any(|pair| pair == END_OF_IMAGE),
+            (0xff, _) => at += 1,
+            (_, [high, low, ..]) => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A batch of equally large images as a tensor.
+///
+/// # Shapes
+/// `b` images of `w` x `h` pixels -> `[b, 3, h, w]`, f32 in `[0, 1]`
+///
+/// # Errors
+/// [`Error::SizesDiffer`] names the first image that is not as large as the first.
+///
+/// # Panics
+/// When there are no images.
+pub fn to_tensor(images: &[RgbImage], device: &Device) -> Result<Tensor<4>> {
+    assert!(!images.is_empty(), "to_tensor needs at least one image");
+    let (width, height) = images[0].dimensions();
+    let mut values = Vec::with_capacity(images.len() * 3 * width as usize * height as usize);
+    for (index, image) in images.iter().enumerate() {
+        if image.dimensions() != (width, height) {
+            return Err(Error::SizesDiffer { index, expected: (width, height), found: image.dimensions() });
+        }
+        for channel in 0..3 {
+            values.extend(image.as_raw().iter().skip(channel).step_by(3).map(|&value| f32::from(value) / 255.0));
+        }
+    }
+    let data = TensorData::new(values, [images.len(), 3, height as usize, width as usize]);
+    Ok(Tensor::from_data(data, (device, DType::F32)))
+}
+
+/// The images of a batch. Values are clamped to `[0, 1]` and rounded to the nearest of 256 levels, halves upwards.
+///
+/// # Shapes
+/// `[b, 3, h, w]` of any float type -> `b` images of `w` x `h` pixels
+///
+/// # Errors
+/// [`Error::NotFinite`] names the first NaN or infinity, which no pixel can show.
+///
+/// # Panics
+/// When there are not three channels.
+pub fn from_tensor(images: Tensor<4>) -> Result<Vec<RgbImage>> {
+    let [batch, channels, height, width] = images.dims();
+    assert_eq!(channels, 3, "images are [b, 3, h, w], got {:?}", [batch, channels, height, width]);
+    let data = images.into_data_dtype(DType::F32);
+    let values = data.as_slice::<f32>().expect("the data was read as f32");
+    let plane = height * width;
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        let (image, channel) = (at / (3 * plane), at / plane % 3);
+        return Err(Error::NotFinite { image, channel, row: at % plane / width, column: at % width, value: values[at] });
+    }
+    let level = |value: f32| (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+    let to_image = |planes: &[f32]| {
+        RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            let at = y as usize * width + x as usize;
+            Rgb([0, 1, 2].map(|channel| level(planes[channel * plane + at])))
+        })
+    };
+    Ok((0..batch).map(|image| to_image(&values[image * 3 * plane..][..3 * plane])).collect())
+}
+
+/// Cuts out the largest centred part of the wanted proportions and resizes it (Lanczos, antialiased).
+///
+/// # Panics
+/// When a side of the image or of the wanted size is zero.
+pub fn center_crop_resize(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let (source_width, source_height) = image.dimensions();
+    assert!(source_width.min(source_height).min(width).min(height) > 0, "{source_width}x{source_height} to {width}x{height}");
+    let scale = (f64::from(source_width) / f64::from(width)).min(f64::from(source_height) / f64::from(height));
+    let part = |side: u32, source: u32| ((f64::from(side) * scale).round() as u32).clamp(1, source);
+    let (crop_width, crop_height) = (part(width, source_width), part(height, source_height));
+    let (left, top) = ((source_width - crop_width) / 2, (source_height - crop_height) / 2);
+    let crop = imageops::crop_imm(image, left, top, crop_width, crop_height).to_image();
+    if (crop_width, crop_height) == (width, height) { crop } else { imageops::resize(&crop, width, height, FilterType::Lanczos3) }
+}
+
+/// The images side by side, row by row, `columns` to a row, on white; each cell is as large as the largest image.
+///
+/// No images make an image without pixels; fewer images than columns make one shorter row.
+///
+/// # Panics
+/// When `columns` is zero.
+pub fn grid(images: &[RgbImage], columns: usize) -> RgbImage {
+    assert!(columns > 0, "a grid needs at least one column");
+    let cell_width = images.iter().map(RgbImage::width).max().unwrap_or(0);
+    let cell_height = images.iter().map(RgbImage::height).max().unwrap_or(0);
+    let (columns, rows) = (columns.min(images.len()), images.len().div_ceil(columns));
+    let mut grid = RgbImage::from_pixel(cell_width * columns as u32, cell_height * rows as u32, Rgb([255; 3]));
+    for (index, image) in images.iter().enumerate() {
+        let (left, top) = (cell_width * (index % columns) as u32, cell_height * (index / columns) as u32);
+        imageops::replace(&mut grid, image, left.into(), top.into());
+    }
+    grid
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use image::{GrayImage, ImageBuffer, Luma, Rgba, RgbaImage};
+
+    use super::*;
+
+    fn gradient(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7 % 256) as u8, (y * 5 % 256) as u8, ((x + y) % 256) as u8]))
+    }
+
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn load(name: &str, bytes: &[u8]) -> Result<RgbImage> {
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        load_image(path)
+    }
+
+    #[track_caller]
+    fn refuses(bytes: &[u8], part: &str) {
+        let message = load("bad.png", bytes).unwrap_err().to_string();
+        assert!(message.contains("bad.png") && message.contains(part), "{message}");
+    }
+
+    #[test]
+    fn every_format_is_read_by_its_content() {
+        let image = DynamicImage::from(gradient(20, 10));
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp] {
+            assert_eq!(load("misnamed.jpg", &encoded(&image, format)).unwrap(), gradient(20, 10), "{format:?}");
+        }
+        assert_eq!(load("a.jpg", &encoded(&image, ImageFormat::Jpeg)).unwrap().dimensions(), (20, 10));
+        let grey = DynamicImage::from(GrayImage::from_pixel(2, 2, Luma([9])));
+        assert_eq!(load("a.png", &encoded(&grey, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [9; 3]);
+        let deep = DynamicImage::from(ImageBuffer::<Luma<u16>, _>::from_pixel(2, 2, Luma([0xffff])));
+        assert_eq!(load("a.png", &encoded(&deep, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [255; 3]);
+    }
+
+    #[test]
+    fn alpha_is_composited_on_white() {
+        let image = RgbaImage::from_fn(3, 1, |x, _| Rgba([[0, 0, 0, 0], [10, 20, 30, 255], [0, 100, 255, 51]][x as usize]));
+        let image = load("a.png", &encoded(&image.into(), ImageFormat::Png)).unwrap();
+        // 51/255 is one fifth: 0 / 5 + 255 * 4 / 5 = 204, 100 / 5 + 204 = 224.
+        assert_eq!(image.as_raw(), &[255, 255, 255, 10, 20, 30, 204, 224, 255]);
+    }
+
+    /// EXIF orientation 6: the camera was turned, the picture must be rotated by 90 degrees clockwise.
+    #[test]
+    fn exif_orientation_is_applied() {
+        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let image = RgbImage::from_fn(32, 16, |x, _| Rgb([if x < 16 { 0 } else { 255 }; 3]));
+        let mut bytes = encoded(&image.into(), ImageFormat::Jpeg);
+        bytes.splice(2..2, exif.iter().copied());
+        let image = load("a.jpg", &bytes).unwrap();
+        assert_eq!(image.dimensions(), (16, 32));
+        assert!(image.get_pixel(8, 4).0[0] < 30 && image.get_pixel(8, 28).0[0] > 225);
+    }
+
+    #[test]
+    fn broken_images_are_refused() {
+        refuses(b"", "empty");
+        refuses(b"these are words", "expected PNG, JPEG, WebP or BMP");
+        refuses(b"GIF89a\x01\0\x01\0\0\0\0;", "expected PNG, JPEG, WebP or BMP");
+        let image = DynamicImage::from(gradient(64, 64));
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp] {
+            let bytes = encoded(&image, format);
+            for kept in [bytes.len() / 3, bytes.len() / 2, bytes.len() * 9 / 10] {
+                assert!(load("bad.png", &bytes[..kept]).is_err(), "{format:?} cut to {kept} of {} bytes", bytes.len());
+            }
+        }
+        let mut flipped = encoded(&image, ImageFormat::Png);
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 0x10;
+        refuses(&flipped, "");
+        assert!(matches!(load_image("nowhere/a.png"), Err(Error::Read { .. })));
+        assert!(matches!(load_image("."), Err(Error::Read { .. })));
+    }
+
+    /// A PNG of 60,000 x 60,000 pixels in 57 bytes, and one within the side limit that would take 1 GiB.
+    #[test]
+    fn bombs_are_refused_before_they_are_decoded() {
+        for (side, depth) in [(60_000, png::ColorType::Rgb), (16_384, png::ColorType::Rgba)] {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, side, side);
+            encoder.set_color(depth);
+            let mut writer = encoder.write_header().unwrap();
+            writer.write_chunk(png::chunk::IDAT, &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]).unwrap();
+            drop(writer);
+            refuses(&bytes, "larger than 16384 pixels a side or 512 MiB");
+        }
+    }
+
+    #[test]
+    fn tensors_are_planes_in_zero_to_one() {
+        let device = Device::flex();
+        let image = RgbImage::from_raw(2, 1, vec![0, 51, 102, 153, 204, 255]).unwrap();
+        let tensor = to_tensor(&[image.clone(), image.clone()], &device).unwrap();
+        assert_eq!((tensor.dims(), tensor.dtype()), ([2, 3, 1, 2], DType::F32));
+        let values: Vec<f32> = tensor.clone().into_data().try_to_vec().unwrap();
+        assert_eq!(values[..6], [0.0, 0.6, 0.2, 0.8, 0.4, 1.0]);
+        assert_eq!(values[6..], values[..6]);
+        assert_eq!(from_tensor(tensor).unwrap(), [image.clone(), image.clone()]);
+
+        let error = to_tensor(&[image, RgbImage::new(3, 1)], &device).unwrap_err().to_string();
+        assert!(error.contains("image 1 is 3x1") && error.contains("2x1"), "{error}");
+    }
+
+    #[test]
+    fn every_level_survives_a_tensor() {
+        let image = RgbImage::from_fn(256, 3, |x, _| Rgb([x as u8, 255 - x as u8, x as u8 / 2]));
+        assert_eq!(from_tensor(to_tensor(std::slice::from_ref(&image), &Device::flex()).unwrap()).unwrap(), [image]);
+    }
+
+    #[test]
+    fn values_are_clamped_and_rounded() {
+        let device = Device::flex();
+        let tensor = |values: [f32; 6]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 2]), (&device, DType::F32));
+        // 127.5 and 0.5 of a level go up, 0.49 goes down.
+        let image = from_tensor(tensor([-3.0, 7.0, 0.5, 0.5 / 255.0, 0.49 / 255.0, 1.0])).unwrap();
+        assert_eq!(image[0].as_raw(), &[0, 128, 0, 255, 1, 255]);
+        let error = from_tensor(tensor([0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0])).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { image: 0, channel: 1, row: 0, column: 1, .. }), "{error}");
+        assert!(from_tensor(tensor([0.0, f32::INFINITY, 0.0, 0.0, 0.0, 0.0])).is_err());
+    }
+
+    #[test]
+    fn crops_are_centred() {
+        // Three 4x4 squares side by side: black, white, black.
+        let wide = RgbImage::from_fn(12, 4, |x, _| Rgb([if (4..8).contains(&x) { 255 } else { 0 }; 3]));
+        assert_eq!(center_crop_resize(&wide, 4, 4), RgbImage::from_pixel(4, 4, Rgb([255; 3])));
+        assert_eq!(center_crop_resize(&imageops::rotate90(&wide), 4, 4), RgbImage::from_pixel(4, 4, Rgb([255; 3])));
+        assert_eq!(center_crop_resize(&gradient(9, 7), 9, 7), gradient(9, 7));
+        for (source, target) in [((1, 1), (8, 8)), ((1000, 1), (8, 8)), ((3, 500), (16, 8)), ((100, 75), (512, 768))] {
+            assert_eq!(center_crop_resize(&gradient(source.0, source.1), target.0, target.1).dimensions(), target);
+        }
+    }
+
+    /// Without antialiasing a checkerboard of single pixels would shrink to black or white, not to grey.
+    #[test]
+    fn shrinking_is_antialiased() {
+        let board = RgbImage::from_fn(64, 64, |x, y| Rgb([((x + y) % 2 * 255) as u8; 3]));
+        let small = center_crop_resize(&board, 8, 8);
+        assert!(small.as_raw().iter().all(|&value| value.abs_diff(128) < 8), "{:?}", small.as_raw());
+    }
+
+    #[test]
+    fn grids_fill_row_by_row() {
+        let pixel = |value| RgbImage::from_pixel(1, 1, Rgb([value; 3]));
+        let reds = |image: &RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<_>>();
+        let three = grid(&[pixel(1), pixel(2), pixel(3)], 2);
+        assert_eq!((three.dimensions(), reds(&three)), ((2, 2), vec![1, 2, 3, 255]));
+        let mixed = grid(&[pixel(1), RgbImage::from_pixel(2, 1, Rgb([9; 3]))], 8);
+        assert_eq!((mixed.dimensions(), reds(&mixed)), ((4, 1), vec![1, 255, 9, 9]));
+        assert_eq!(grid(&[], 3).dimensions(), (0, 0));
+    }
+}

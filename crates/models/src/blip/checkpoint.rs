@@ -1,0 +1,169 @@
+//! A BLIP reward on disk: a folder as this project writes it, or `ImageReward.pt` alone.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde::Deserialize;
+
+use super::{BlipConfig, BlipReward};
+use crate::parameters::load;
+use crate::weights::{LoadError, Weights, component_files};
+
+/// What published files carry and the reward does not use.
+const UNUSED: &[&str] = &[
+    "blip.vision_proj.weight",
+    "blip.vision_proj.bias",
+    "blip.text_proj.weight",
+    "blip.text_proj.bias",
+    "blip.text_encoder.embeddings.position_ids",
+];
+
+/// The files of a BLIP reward. Finding them reads nothing but folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlipFiles {
+    /// safetensors, its index, or a PyTorch file.
+    pub weights: PathBuf,
+    /// `config.json` beside the weights. Without it, sizes are told from the weights: see [`BlipConfig::from_weights`].
+    pub config: Option<PathBuf>,
+    /// `vocab.txt` beside the weights: BERT's word pieces.
+    pub vocab: Option<PathBuf>,
+    /// `{"mean": …, "std": …}` in `<stem of the weights>.json`, as `ImageReward.json`. Wins over `config.json`.
+    pub scale: Option<PathBuf>,
+}
+
+/// A loaded reward.
+#[derive(Debug)]
+pub struct BlipCheckpoint {
+    /// The network, on the device that was asked for.
+    pub model: BlipReward,
+    /// Its sizes and its scale.
+    pub config: BlipConfig,
+}
+
+impl BlipFiles {
+    /// Finds the files of `path`: a weights file, or a folder with `model.safetensors` (or its index, or fp16 variant),
+    /// `model.pt`, `ImageReward.pt` or `ImageReward.safetensors`.
+    ///
+    /// # Errors
+    /// When there are no weights.
+    pub fn find(path: &Path) -> Result<Self, LoadError> {
+        let weights = if path.is_dir() {
+            let mut looked_for = component_files("model");
+            looked_for.extend(["model.pt", "ImageReward.pt", "ImageReward.safetensors"].map(String::from));
+            let found = looked_for.iter().map(|name| path.join(name)).find(|file| file.is_file());
+            found.ok_or_else(|| LoadError::NoWeights { folder: path.display().to_string(), looked_for })?
+        } else {
+            std::fs::metadata(path).map_err(|source| LoadError::Io { path: path.display().to_string(), source })?;
+            path.to_path_buf()
+        };
+        let beside = |name: &str| Some(weights.with_file_name(name)).filter(|file| file.is_file());
+        let stem = weights.file_name().unwrap_or_default().to_string_lossy();
+        let stem = stem.split('.').next().unwrap_or_default();
+        let scale = beside(&format!("{stem}.json")).filter(|file| file.file_name() != Some("config.json".as_ref()));
+        Ok(Self { config: beside("config.json"), vocab: beside("vocab.txt"), scale, weights })
+    }
+
+    /// Reads configs and weights.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the weights are not those of the network; every tensor at fault is named.
+    pub fn load(&self, device: &Device) -> Result<BlipCheckpoint, LoadError> {
+        let mut weights = Weights::open(&self.weights)?;
+        let config = match &self.config {
+            Some(path) => BlipConfig::read(path)?,
+            None => BlipConfig::from_weights(&weights)?,
+        };
+        let config = match &self.scale {
+            Some(path) => with_scale(config, path)?,
+            None => config,
+        };
+        weights.ignore(UNUSED);
+        Ok(BlipCheckpoint { model: load(BlipReward::new(&config, device), weights)?, config })
+    }
+}
+
+fn with_scale(config: BlipConfig, path: &Path) -> Result<BlipConfig, LoadError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Scale {
+        mean: f64,
+        std: f64,
+    }
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
+    match serde_json::from_str(&text) {
+        Ok(Scale { mean, std }) if mean.is_finite() && std.is_finite() && std > 0.0 => Ok(BlipConfig { mean, std, ..config }),
+        Ok(Scale { mean, std }) => {
+            Err(LoadError::Corrupt { path: name, found: format!("mean {mean}, std {std}: expected numbers, std above 0") })
+        }
+        Err(e) => Err(LoadError::Corrupt { path: name, found: format!("expected {{\"mean\": …, \"std\": …}}: {e}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameters::named_parameters;
+    use crate::weights::{SaveType, save_safetensors};
+
+    fn tiny() -> BlipConfig {
+        BlipConfig {
+            image_size: 8,
+            patch_size: 4,
+            vision_width: 64,
+            vision_depth: 2,
+            vision_heads: 1,
+            hidden_size: 64,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            intermediate_size: 16,
+            vocab_size: 9,
+            max_position_embeddings: 40,
+            mlp: vec![5, 4, 3, 2, 1],
+            ..BlipConfig::image_reward()
+        }
+    }
+
+    fn write(folder: &Path, leave_out: &str) -> PathBuf {
+        std::fs::create_dir_all(folder).unwrap();
+        let parameters = named_parameters(&BlipReward::new(&tiny(), &Device::flex()));
+        let path = folder.join("ImageReward.safetensors");
+        let tensors = parameters.iter().filter(|p| p.name != leave_out).map(|p| {
+            let values = p.values.clone();
+            let read: Box<dyn FnOnce() -> Vec<f32>> = Box::new(move || values.into_data().try_into_vec().unwrap());
+            (p.name.as_str(), p.shape.as_slice(), read)
+        });
+        save_safetensors(&path, tensors, &[], SaveType::F32).unwrap();
+        path
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("vp-blip-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        folder
+    }
+
+    #[test]
+    fn sizes_come_from_the_shapes_when_there_is_no_config() {
+        let folder = scratch("sizes");
+        let weights = write(&folder, "");
+        assert_eq!(BlipFiles::find(&weights).unwrap().load(&Device::flex()).unwrap().config, tiny());
+        // A side-car is found from the folder too, and its scale wins.
+        std::fs::write(folder.join("ImageReward.json"), r#"{"mean": 2.0, "std": 4.0}"#).unwrap();
+        let config = BlipFiles::find(&folder).unwrap().load(&Device::flex()).unwrap().config;
+        assert_eq!((config.mean, config.std), (2.0, 4.0));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_missing_tensor_and_a_missing_file_are_named() {
+        let folder = scratch("missing");
+        write(&folder, "mlp.layers.6.bias");
+        let error = BlipFiles::find(&folder).unwrap().load(&Device::flex()).unwrap_err().to_string();
+        assert!(error.contains("1 missing: mlp.layers.6.bias [2]"), "{error}");
+        std::fs::remove_file(folder.join("ImageReward.safetensors")).unwrap();
+        let error = BlipFiles::find(&folder).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("ImageReward.pt"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

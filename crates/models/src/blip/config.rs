@@ -1,0 +1,217 @@
+//! The sizes of a BLIP reward, from `config.json` or from the weights themselves.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+
+use crate::weights::{LoadError, Weights};
+
+/// Channels of one attention head in every published BLIP and BERT; how heads are counted when no config says.
+const HEAD_CHANNELS: usize = 64;
+
+/// The fields of a BLIP reward's `config.json`. Others are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlipConfig {
+    /// Height and width of the image the encoder sees, in pixels.
+    pub image_size: usize,
+    /// Height and width of a patch, in pixels.
+    pub patch_size: usize,
+    /// Channels of the image encoder.
+    pub vision_width: usize,
+    /// Blocks of the image encoder.
+    pub vision_depth: usize,
+    /// Attention heads of the image encoder.
+    pub vision_heads: usize,
+    /// Channels of the text encoder, and of the features.
+    pub hidden_size: usize,
+    /// Layers of the text encoder.
+    pub num_hidden_layers: usize,
+    /// Attention heads of the text encoder.
+    pub num_attention_heads: usize,
+    /// Inner channels of the text encoder's feed-forward parts.
+    pub intermediate_size: usize,
+    /// Rows of the word embedding.
+    pub vocab_size: usize,
+    /// Rows of the position embedding.
+    pub max_position_embeddings: usize,
+    /// ε of the text encoder's norms.
+    #[serde(default = "bert_eps")]
+    pub layer_norm_eps: f64,
+    /// ε of the image encoder's norms.
+    #[serde(default = "vit_eps")]
+    pub vision_layer_norm_eps: f64,
+    /// Output widths of the head's five linear layers; the last is 1.
+    pub mlp: Vec<usize>,
+    /// What is subtracted from the head's output. ImageReward v1.0's mean over its training images, unless given.
+    #[serde(default = "image_reward_mean")]
+    pub mean: f64,
+    /// What the difference is divided by. ImageReward v1.0's standard deviation, unless given.
+    #[serde(default = "image_reward_std")]
+    pub std: f64,
+    /// Prompts are padded or cut to this many tokens.
+    #[serde(default = "max_length")]
+    pub max_length: usize,
+}
+
+fn bert_eps() -> f64 {
+    1e-12
+}
+fn vit_eps() -> f64 {
+    1e-6
+}
+fn image_reward_mean() -> f64 {
+    0.167_173_628_300_524_26
+}
+fn image_reward_std() -> f64 {
+    1.033_339_496_605_407_2
+}
+fn max_length() -> usize {
+    35
+}
+
+impl BlipConfig {
+    /// The sizes of the published `ImageReward.pt`: ViT-L/16 at 224 pixels, BERT base, and ImageReward's head.
+    pub fn image_reward() -> Self {
+        Self {
+            image_size: 224,
+            patch_size: 16,
+            vision_width: 1024,
+            vision_depth: 24,
+            vision_heads: 16,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            vocab_size: 30524,
+            max_position_embeddings: 512,
+            layer_norm_eps: bert_eps(),
+            vision_layer_norm_eps: vit_eps(),
+            mlp: vec![1024, 128, 64, 16, 1],
+            mean: image_reward_mean(),
+            std: image_reward_std(),
+            max_length: max_length(),
+        }
+    }
+
+    /// Reads and checks a `config.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, lacks a field, has one that means nothing here, or describes a network that cannot be.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|e| LoadError::Corrupt { path: name.clone(), found: format!("no BLIP reward config: {e}") })?;
+        config.checked(&name)
+    }
+
+    /// The config that the shapes of a checkpoint imply, for one that comes without `config.json`, as `ImageReward.pt` does.
+    /// Shapes say everything but the head counts (64 channels a head, as in every published BLIP), the norms' ε, the length of
+    /// prompts and the scale; those are ImageReward's. For `ImageReward.pt` this is [`image_reward`](Self::image_reward).
+    ///
+    /// # Errors
+    /// When a tensor that says a size is missing or of another rank: the file is no BLIP reward.
+    pub fn from_weights(weights: &Weights) -> Result<Self, LoadError> {
+        let corrupt = |found: String| LoadError::Corrupt { path: weights.origin().into(), found };
+        let size = |name: &str, axis: usize| {
+            weights.shape(name).and_then(|shape| shape.get(axis)).copied().ok_or_else(|| {
+                corrupt(format!("no BLIP reward: {name} is missing or of another rank, and there is no config.json beside the weights"))
+            })
+        };
+        let count = |prefix: &str| {
+            let index = |name: &str| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
+            weights.names().filter_map(index).max().map_or(0, |last| last + 1)
+        };
+        let heads = |channels: usize, of: &str| match channels % HEAD_CHANNELS {
+            0 => Ok(channels / HEAD_CHANNELS),
+            _ => Err(corrupt(format!(
+                "{channels} channels in the {of} encoder, which are no multiple of {HEAD_CHANNELS}: the number of attention heads \
+                 cannot be told from the weights; put a config.json beside them"
+            ))),
+        };
+        let vision_width = size("blip.visual_encoder.cls_token", 2)?;
+        let patch_size = size("blip.visual_encoder.patch_embed.proj.weight", 2)?;
+        let patches = size("blip.visual_encoder.pos_embed", 1)?.saturating_sub(1);
+        let word_embeddings = "blip.text_encoder.embeddings.word_embeddings.weight";
+        let hidden_size = size(word_embeddings, 1)?;
+        let mlp = [0, 2, 4, 6, 7].map(|layer| size(&format!("mlp.layers.{layer}.weight"), 0));
+        let config = Self {
+            image_size: patches.isqrt() * patch_size,
+            patch_size,
+            vision_width,
+            vision_depth: count("blip.visual_encoder.blocks."),
+            vision_heads: heads(vision_width, "image")?,
+            hidden_size,
+            num_hidden_layers: count("blip.text_encoder.encoder.layer."),
+            num_attention_heads: heads(hidden_size, "text")?,
+            intermediate_size: size("blip.text_encoder.encoder.layer.0.intermediate.dense.weight", 0)?,
+            vocab_size: size(word_embeddings, 0)?,
+            max_position_embeddings: size("blip.text_encoder.embeddings.position_embeddings.weight", 0)?,
+            mlp: mlp.into_iter().collect::<Result<_, _>>()?,
+            ..Self::image_reward()
+        };
+        config.checked(weights.origin())
+    }
+
+    fn checked(self, origin: &str) -> Result<Self, LoadError> {
+        let mut findings = Vec::new();
+        self.findings(&mut findings);
+        if findings.is_empty() { Ok(self) } else { Err(LoadError::Corrupt { path: origin.into(), found: findings.join("; ") }) }
+    }
+
+    /// Image tokens: the patches and the class token.
+    pub fn image_tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2) + 1
+    }
+}
+
+impl Validate for BlipConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let positive = [
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("vision_width", self.vision_width),
+            ("vision_depth", self.vision_depth),
+            ("vision_heads", self.vision_heads),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("vocab_size", self.vocab_size),
+        ];
+        findings.extend(positive.iter().filter(|(_, value)| *value == 0).map(|(name, _)| format!("{name} is 0")));
+        let multiples = [
+            ("image_size", self.image_size, "patch_size", self.patch_size),
+            ("vision_width", self.vision_width, "vision_heads", self.vision_heads),
+            ("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads),
+        ];
+        for (name, value, by, divisor) in multiples {
+            if divisor != 0 && value % divisor != 0 {
+                findings.push(format!("{name} = {value} is no multiple of {by} = {divisor}"));
+            }
+        }
+        if self.mlp.len() != 5 || self.mlp.last() != Some(&1) || self.mlp.contains(&0) {
+            findings.push(format!("mlp = {:?}: expected the widths of five layers, the last of them 1", self.mlp));
+        }
+        // [CLS] and [SEP] are always there.
+        if self.max_length < 2 || self.max_length > self.max_position_embeddings {
+            findings.push(format!(
+                "max_length = {}: expected 2 to max_position_embeddings = {}",
+                self.max_length, self.max_position_embeddings
+            ));
+        }
+        for (name, eps) in [("layer_norm_eps", self.layer_norm_eps), ("vision_layer_norm_eps", self.vision_layer_norm_eps)] {
+            if !(eps > 0.0 && eps.is_finite()) {
+                findings.push(format!("{name} = {eps}: expected a small positive number"));
+            }
+        }
+        if !self.mean.is_finite() {
+            findings.push(format!("mean = {} is not finite", self.mean));
+        }
+        if !(self.std > 0.0 && self.std.is_finite()) {
+            findings.push(format!("std = {}: expected a positive number", self.std));
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The image encoder: a ViT with a class token and pre-norms.
+//!
+//! Source: BLIP's `models/vit.py` (timm's `VisionTransformer`), as ImageReward carries it. Inference only: stochastic depth and
+//! dropout, which BLIP trains with, are absent.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use super::BlipConfig;
+use crate::layers::{Activation, Conv2d, LayerNorm, Linear, Mask, attention, parameter};
+
+/// Images to tokens. Exact GELU, norms with ε 1e-6, learned positions.
+#[derive(Module, Debug)]
+pub struct VisionTransformer {
+    /// `[1, 1, width]`.
+    pub cls_token: Param<Tensor<3>>,
+    /// `[1, tokens, width]`; row 0 is the class token's.
+    pub pos_embed: Param<Tensor<3>>,
+    /// Pixels to patch vectors.
+    pub patch_embed: PatchEmbed,
+    /// The transformer.
+    pub blocks: Vec<VisionBlock>,
+    /// After the last block.
+    pub norm: LayerNorm,
+}
+
+/// A convolution whose kernel is as large as its stride.
+#[derive(Module, Debug)]
+pub struct PatchEmbed {
+    /// `[width, 3, patch, patch]`.
+    pub proj: Conv2d,
+}
+
+/// `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
+#[derive(Module, Debug)]
+pub struct VisionBlock {
+    /// Before the attention.
+    pub norm1: LayerNorm,
+    /// Self-attention.
+    pub attn: VisionAttention,
+    /// Before the feed-forward part.
+    pub norm2: LayerNorm,
+    /// The feed-forward part.
+    pub mlp: VisionMlp,
+}
+
+/// Self-attention with one projection for queries, keys and values.
+#[derive(Module, Debug)]
+pub struct VisionAttention {
+    /// `[3·width, width]`: queries, keys, values.
+    pub qkv: Linear,
+    /// After the heads.
+    pub proj: Linear,
+    #[module(skip)]
+    heads: usize,
+}
+
+/// Linear, GELU, linear; four times as wide inside.
+#[derive(Module, Debug)]
+pub struct VisionMlp {
+    /// `[4·width, width]`.
+    pub fc1: Linear,
+    /// `[width, 4·width]`.
+    pub fc2: Linear,
+}
+
+impl VisionTransformer {
+    /// The encoder that `config` describes.
+    pub fn new(config: &BlipConfig, device: &Device) -> Self {
+        let (width, patch, eps) = (config.vision_width, config.patch_size, config.vision_layer_norm_eps);
+        let block = |_| VisionBlock {
+            norm1: LayerNorm::new(width, eps, device),
+            attn: VisionAttention {
+                qkv: Linear::new(width, 3 * width, device),
+                proj: Linear::new(width, width, device),
+                heads: config.vision_heads,
+            },
+            norm2: LayerNorm::new(width, eps, device),
+            mlp: VisionMlp { fc1: Linear::new(width, 4 * width, device), fc2: Linear::new(4 * width, width, device) },
+        };
+        Self {
+            cls_token: parameter([1, 1, width], 0.0, device),
+            pos_embed: parameter([1, config.image_tokens(), width], 0.0, device),
+            patch_embed: PatchEmbed { proj: Conv2d::strided(3, width, patch, patch, (0, 0), device) },
+            blocks: (0..config.vision_depth).map(block).collect(),
+            norm: LayerNorm::new(width, eps, device),
+        }
+    }
+
+    /// Normalised pixels `[b, 3, size, size]` → what the first block takes, `[b, tokens, width]`.
+    pub fn embed(&self, pixel_values: Tensor<4>) -> Tensor<3> {
+        let patches = self.patch_embed.forward(pixel_values);
+        let [b, _, width] = patches.dims();
+        let cls_token = self.cls_token.val().expand([b, 1, width]);
+        Tensor::cat(vec![cls_token, patches], 1) + self.pos_embed.val()
+    }
+
+    /// Normalised pixels `[b, 3, size, size]` → `[b, tokens, width]`.
+    pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
+        let x = self.blocks.iter().fold(self.embed(pixel_values), |x, block| block.forward(x));
+        self.norm.forward(x)
+    }
+}
+
+impl PatchEmbed {
+    /// `[b, 3, h, w]` → `[b, h/patch · w/patch, width]`, row by row.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
+        let [b, channels, h, w] = x.dims();
+        let [width, _, patch, _] = self.proj.weight.dims();
+        let (rows, columns, pixels) = (h / patch, w / patch, channels * patch * patch);
+        // Patches do not overlap, so the convolution is a matrix product, and so is its gradient.
+        let x = x.reshape([b, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([b * rows * columns, pixels]);
+        let y = x.matmul(self.proj.weight.val().reshape([width, pixels]).transpose());
+        let y = match &self.proj.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        };
+        y.reshape([b, rows * columns, width])
+    }
+}
+
+impl VisionBlock {
+    /// `[b, tokens, width]` → the same.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x));
+        x.clone() + self.mlp.forward(self.norm2.forward(x))
+    }
+}
+
+impl VisionAttention {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let width = x.dims()[2];
+        let qkv = self.qkv.forward(x);
+        let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * width, width));
+        self.proj.forward(attention(q, k, v, self.heads, Mask::None))
+    }
+}
+
+impl VisionMlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.fc2.forward(Activation::Gelu.forward(self.fc1.forward(x)))
+    }
+}

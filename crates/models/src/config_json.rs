@@ -1,0 +1,120 @@
+//! Reading a published `config.json`: every field is used, known to be inert, or refused. Never guessed.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// A JSON object whose fields are taken one by one; what is left over at the end is an error.
+#[derive(Debug)]
+pub struct ConfigJson {
+    path: String,
+    fields: Map<String, Value>,
+}
+
+impl ConfigJson {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
+        Self::parse(&name, &text)
+    }
+
+    pub(crate) fn parse(path: &str, text: &str) -> Result<Self> {
+        let fields = serde_json::from_str(text).map_err(|e| Error::Config { path: path.into(), message: e.to_string() })?;
+        Ok(Self { path: path.into(), fields })
+    }
+
+    /// The object as it was written, to be written again with a tuned model.
+    pub(crate) fn raw(&self) -> Map<String, Value> {
+        self.fields.clone()
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        Error::Config { path: self.path.clone(), message: message.into() }
+    }
+
+    /// The field's value, or `default` where it is absent or null.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, field: &str, default: T) -> Result<T> {
+        Ok(self.take_optional(field)?.unwrap_or(default))
+    }
+
+    pub(crate) fn take_optional<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>> {
+        match self.fields.remove(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let read = serde_json::from_value(value.clone());
+                read.map(Some).map_err(|e| self.error(format!("{field} = {value}: {e}")))
+            }
+        }
+    }
+
+    /// A field given as one value for all `count` places, or as a list of one each.
+    pub(crate) fn take_each<T: DeserializeOwned + Clone>(&mut self, field: &str, count: usize) -> Result<Option<Vec<T>>> {
+        match self.fields.get(field) {
+            Some(Value::Array(list)) if list.len() != count => {
+                Err(self.error(format!("{field} lists {} values, expected {count} (one a block)", list.len())))
+            }
+            Some(Value::Array(_)) => self.take_optional(field),
+            _ => Ok(self.take_optional::<T>(field)?.map(|one| vec![one; count])),
+        }
+    }
+
+    /// Fields that change the network in ways we do not build, unless they have one of these values (absent passes).
+    pub(crate) fn only(&mut self, field: &str, allowed: &[Value]) -> Result<()> {
+        match self.fields.remove(field) {
+            None => Ok(()),
+            Some(value) if allowed.contains(&value) => Ok(()),
+            Some(value) => {
+                let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
+                Err(self.error(format!("{field} = {value} is not supported, expected {}", allowed.join(" or "))))
+            }
+        }
+    }
+
+    /// Fields that do not change what the network computes.
+    pub(crate) fn inert(&mut self, fields: &[&str]) {
+        for field in fields {
+            self.fields.remove(*field);
+        }
+    }
+
+    /// # Errors
+    /// On a field that was not taken: its meaning is unknown, so the network would be a guess. Names with a leading underscore
+    /// are diffusers' own bookkeeping.
+    pub(crate) fn finish(self) -> Result<()> {
+        let left: Vec<String> =
+            self.fields.iter().filter(|(name, _)| !name.starts_with('_')).map(|(name, value)| format!("{name} = {value}")).collect();
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(self.error(format!("unknown field {}; refusing to guess what it changes", left.join(", "))))
+        }
+    }
+}
+
+/// A network's shape, read from a published `config.json`.
+pub trait NetworkConfig: Sized {
+    /// Takes every field.
+    ///
+    /// # Errors
+    /// On a field or a value that would change the network in a way not built here.
+    fn from_json(json: ConfigJson) -> Result<Self>;
+
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json), and when the file cannot be read.
+    fn read(path: &Path) -> Result<Self> {
+        Self::from_json(ConfigJson::read(path)?)
+    }
+
+    /// Reads the text of a `config.json`; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    fn parse(origin: &str, text: &str) -> Result<Self> {
+        Self::from_json(ConfigJson::parse(origin, text)?)
+    }
+}

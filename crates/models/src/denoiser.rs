@@ -1,0 +1,70 @@
+//! What a denoiser is.
+
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::Tensor;
+
+/// What a denoiser is told besides the noisy latents and the time.
+#[derive(Debug, Clone)]
+pub struct Conditioning {
+    /// Text embeddings, `[b, tokens, cross_attention_dim]`.
+    pub encoder_hidden_states: Tensor<3>,
+    /// SDXL's pooled text and sizes.
+    pub added: Option<AddedConditioning>,
+}
+
+/// SDXL's `added_cond_kwargs`.
+#[derive(Debug, Clone)]
+pub struct AddedConditioning {
+    /// The second encoder's projected pooled embedding, `[b, projection_dim]`.
+    pub text_embeds: Tensor<2>,
+    /// Original height and width, crop top and left, target height and width: `[b, 6]`.
+    pub time_ids: Tensor<2>,
+}
+
+impl Conditioning {
+    /// The rows of both, one after the other: `[unconditional, conditional]` for guidance.
+    pub fn cat(first: &Self, second: &Self) -> Self {
+        let added = match (&first.added, &second.added) {
+            (Some(a), Some(b)) => Some(AddedConditioning {
+                text_embeds: Tensor::cat(vec![a.text_embeds.clone(), b.text_embeds.clone()], 0),
+                time_ids: Tensor::cat(vec![a.time_ids.clone(), b.time_ids.clone()], 0),
+            }),
+            _ => None,
+        };
+        let states = vec![first.encoder_hidden_states.clone(), second.encoder_hidden_states.clone()];
+        Self { encoder_hidden_states: Tensor::cat(states, 0), added }
+    }
+
+    /// The same off the tape.
+    pub fn without_autodiff(&self) -> Self {
+        let added = self.added.as_ref().map(|added| AddedConditioning {
+            text_embeds: added.text_embeds.clone().without_autodiff(),
+            time_ids: added.time_ids.clone().without_autodiff(),
+        });
+        Self { encoder_hidden_states: self.encoder_hidden_states.clone().without_autodiff(), added }
+    }
+
+    /// Rows `start..start + count`.
+    pub fn narrow(&self, start: usize, count: usize) -> Self {
+        Self {
+            encoder_hidden_states: self.encoder_hidden_states.clone().narrow(0, start, count),
+            added: self.added.as_ref().map(|added| AddedConditioning {
+                text_embeds: added.text_embeds.clone().narrow(0, start, count),
+                time_ids: added.time_ids.clone().narrow(0, start, count),
+            }),
+        }
+    }
+}
+
+/// A network that predicts noise (or v, or x0) from noisy latents.
+///
+/// Generic rather than boxed because an optimizer takes a module and gives one back.
+pub trait Denoiser: Module + ModuleDisplay {
+    /// `sample` `[b, c, h, w]`, one timestep a row (fractional under Karras schedules) → `[b, c, h, w]`.
+    fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4>;
+
+    /// The first part of the network whose output is not finite for this input, by its name in a checkpoint; for diagnosis.
+    fn first_non_finite(&self, _sample: Tensor<4>, _timesteps: &[f32], _conditioning: &Conditioning) -> Option<String> {
+        None
+    }
+}

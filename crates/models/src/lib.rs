@@ -1,0 +1,22 @@
+//! Floor 3: networks, weights, tokenizers and the text-to-image pipeline.
+//!
+//! Networks are named and laid out as in diffusers and transformers: the path of a parameter is its key in a published
+//! checkpoint. They are written as a list of *stages* with explicit boundary tensors, whose fold is `forward`.
+#![deny(missing_docs)]
+
+pub mod blip;
+pub mod clip;
+mod config_json;
+pub mod denoiser;
+mod error;
+pub mod layers;
+pub mod parameters;
+pub mod pipeline;
+pub mod resize;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
+
+pub use config_json::{ConfigJson, NetworkConfig};
+pub use error::{Error, Result};

@@ -1,0 +1,147 @@
+//! Text to image: a diffusers folder loaded, prompts encoded, latents denoised, images decoded.
+//!
+//! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, `…_xl/pipeline_stable_diffusion_xl.py`.
+
+mod folder;
+mod sampling;
+mod text;
+mod trainable;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use regex::Regex;
+use vp_core::noise::Noise;
+use vp_schedulers::Sampler;
+
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+use crate::parameters::{initialize, load, named_parameters, parameter_names};
+use crate::unet::UNet2DConditionModel;
+use crate::vae::{self, AutoencoderKL};
+use crate::weights::Weights;
+
+pub use folder::{Component, Family, ModelFolder};
+pub use sampling::{Chain, Guidance, predict};
+pub use text::{TextEncoder, TextEncoders};
+pub use trainable::Trainable;
+
+/// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
+/// and gives it back. Everything here stands on the plain device and is a constant to the tape.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// Prompts to conditioning.
+    pub text: TextEncoders,
+    /// Latents to images and back.
+    pub vae: AutoencoderKL,
+    /// Where it was loaded from, and what the folder says of scheduler and sizes.
+    pub folder: ModelFolder,
+    device: Device,
+}
+
+/// What is to be drawn.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// One a row.
+    pub prompts: &'a [String],
+    /// What to steer away from.
+    pub negative_prompt: Option<&'a str>,
+    /// Above 1: classifier-free guidance of this strength.
+    pub guidance_scale: f64,
+    /// Height and width in pixels.
+    pub size: [usize; 2],
+}
+
+/// Which networks begin with random weights: those of which a parameter name matches the pattern (`unet.…`, `text_encoder.…`).
+#[derive(Debug, Clone, Copy)]
+pub struct Anew<'a> {
+    /// What trains.
+    pub pattern: &'a Regex,
+    /// Draws the weights.
+    pub noise: &'a Noise,
+}
+
+impl Anew<'_> {
+    fn includes<M: Module>(&self, component: &str, network: &M) -> bool {
+        parameter_names(network).iter().any(|name| self.pattern.is_match(&format!("{component}.{name}")))
+    }
+}
+
+/// Loads a folder's autoencoder alone.
+///
+/// # Errors
+/// As [`Pipeline::load`].
+pub fn load_vae(folder: &ModelFolder, device: &Device) -> Result<AutoencoderKL> {
+    let mut weights = Weights::open_component(&folder.path().join("vae"), "diffusion_pytorch_model")?;
+    vae::rename_published(&mut weights);
+    Ok(load(folder.vae_config().init(device), weights)?)
+}
+
+impl Pipeline {
+    /// Loads an opened folder's weights: the pipeline and its denoiser.
+    ///
+    /// # Errors
+    /// On a tensor that is missing, unexpected or mis-shaped, and on a file that is cut short, by name.
+    pub fn load(folder: ModelFolder, device: &Device) -> Result<(Self, UNet2DConditionModel)> {
+        Self::load_or_initialize(folder, device, None)
+    }
+
+    /// The same with the networks that `anew` includes initialised rather than loaded: of those, the folder needs no weights.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), for the others.
+    pub fn load_or_initialize(folder: ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<(Self, UNet2DConditionModel)> {
+        let text = TextEncoders::load_or_initialize(&folder, device, anew)?;
+        let vae = load_vae(&folder, device)?;
+        let unet = folder.unet_config().init(device);
+        let unet = match anew.filter(|anew| anew.includes("unet", &unet)) {
+            Some(anew) => initialize(unet, anew.noise),
+            None => load(unet, Weights::open_component(&folder.path().join("unet"), "diffusion_pytorch_model")?)?,
+        };
+        Ok((Self { text, vae, folder, device: device.clone() }, unet))
+    }
+
+    /// The plain device everything stands on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `unet` with those text encoders of which a parameter name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
+    pub fn trainable<D: Denoiser>(&self, unet: D, pattern: &Regex) -> Trainable<D> {
+        let pick = |index: usize, prefix: &str| {
+            let model = &self.text.encoders.get(index)?.model;
+            let trains = named_parameters(model).iter().any(|parameter| pattern.is_match(&format!("{prefix}.{}", parameter.name)));
+            trains.then(|| model.clone())
+        };
+        Trainable { unet, text_encoder: pick(0, "text_encoder"), text_encoder_2: pick(1, "text_encoder_2") }
+    }
+
+    /// Shape of the latents of one image.
+    pub fn latent_shape(&self, [height, width]: [usize; 2]) -> [usize; 3] {
+        let (channels, factor) = (self.vae.config().latent_channels, self.vae.config().downscale());
+        [channels, height / factor, width / factor]
+    }
+
+    /// Prompts and negative prompt to guidance, by `text`: the pipeline's own encoders or tuned ones. A scale of 1 or less
+    /// predicts without the negative branch.
+    pub fn encode(&self, text: &TextEncoders, request: &Request<'_>) -> Guidance {
+        let conditional = text.encode(request.prompts, request.size, &self.device);
+        let unconditional = (request.guidance_scale > 1.0)
+            .then(|| text.encode_negative(request.negative_prompt, request.prompts.len(), request.size, &self.device));
+        Guidance { conditional, unconditional, scale: request.guidance_scale }
+    }
+
+    /// Draws: unit noise `[b, c, h, w]` to images `[b, 3, H, W]` in [0, 1]. `noise` gives the noise of a stochastic step.
+    pub fn generate<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        sampler: &mut dyn Sampler,
+        request: &Request<'_>,
+        latents: Tensor<4>,
+        noise: &mut dyn FnMut(usize) -> Tensor<4>,
+    ) -> Tensor<4> {
+        let guidance = self.encode(&model.text(&self.text), request);
+        let (start, steps) = (latents * sampler.init_noise_sigma(), 0..sampler.timesteps().len());
+        let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_, _| {} }.run(start, steps);
+        self.vae.decode_to_images(latents)
+    }
+}

@@ -1,0 +1,80 @@
+//! The sampling loop: the only one in the project.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use vp_schedulers::Sampler;
+
+use crate::denoiser::{Conditioning, Denoiser};
+
+/// What the denoiser is told, and how strongly.
+#[derive(Debug, Clone)]
+pub struct Guidance {
+    /// The prompts, `[b, ..]`.
+    pub conditional: Conditioning,
+    /// The negative prompts, `[b, ..]`; `None` predicts without guidance.
+    pub unconditional: Option<Conditioning>,
+    /// `ε_u + scale (ε_c − ε_u)`.
+    pub scale: f64,
+}
+
+impl Guidance {
+    /// The same off the tape.
+    pub fn without_autodiff(&self) -> Self {
+        Self {
+            conditional: self.conditional.without_autodiff(),
+            unconditional: self.unconditional.as_ref().map(Conditioning::without_autodiff),
+            scale: self.scale,
+        }
+    }
+
+    /// The prompts alone.
+    pub fn none(conditional: Conditioning) -> Self {
+        Self { conditional, unconditional: None, scale: 1.0 }
+    }
+}
+
+/// The prediction for `[b, c, h, w]` with classifier-free guidance (arXiv 2207.12598), both branches in one call, unconditional
+/// rows first. `sample` is the scaled model input.
+pub fn predict<D: Denoiser>(denoiser: &D, sample: Tensor<4>, timesteps: &[f32], guidance: &Guidance) -> Tensor<4> {
+    let Some(unconditional) = &guidance.unconditional else {
+        return denoiser.forward(sample, timesteps, &guidance.conditional);
+    };
+    let b = timesteps.len();
+    let both = Conditioning::cat(unconditional, &guidance.conditional);
+    let output = denoiser.forward(Tensor::cat(vec![sample.clone(), sample], 0), &[timesteps, timesteps].concat(), &both);
+    let (uncond, cond) = (output.clone().narrow(0, 0, b), output.narrow(0, b, b));
+    uncond.clone() + (cond - uncond) * guidance.scale
+}
+
+/// A chain of reverse steps: what draws, and what looks on.
+pub struct Chain<'a, D> {
+    /// Predicts.
+    pub denoiser: &'a D,
+    /// Steps.
+    pub sampler: &'a mut dyn Sampler,
+    /// What is wanted.
+    pub guidance: &'a Guidance,
+    /// Standard normal noise `[b, c, h, w]` of a step, asked for where the sampler draws any.
+    pub noise: &'a mut dyn FnMut(usize) -> Tensor<4>,
+    /// Told each step and the latents after it.
+    pub observe: &'a mut dyn FnMut(usize, &Tensor<4>),
+}
+
+impl<D: Denoiser> Chain<'_, D> {
+    /// Runs `steps` (indices into the sampler's timesteps) on `latents` `[b, c, h, w]`, which stand where the first of them begins.
+    pub fn run(&mut self, mut latents: Tensor<4>, steps: Range<usize>) -> Tensor<4> {
+        let [b, ..] = latents.dims();
+        self.sampler.reset();
+        let draws = self.sampler.needs_noise();
+        for step in steps {
+            let timesteps = vec![self.sampler.timesteps()[step] as f32; b];
+            let input = self.sampler.scale_model_input(latents.clone(), &vec![step; b]);
+            let output = predict(self.denoiser, input, &timesteps, self.guidance);
+            let noise = draws.then(|| (self.noise)(step));
+            latents = self.sampler.step(output, step, latents, noise);
+            (self.observe)(step, &latents);
+        }
+        latents
+    }
+}

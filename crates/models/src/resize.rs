@@ -1,0 +1,263 @@
+//! Images made ready for an encoder: bicubic resize, centre crop, normalisation.
+//!
+//! A resize is two small matrices, computed on the host in f64 and applied by matrix products. So its gradient is exact and it
+//! runs on every device.
+//!
+//! Sources: PyTorch's `upsample_bicubic2d` (a = −0.75, half-pixel centres, edges repeated) and its antialiased form, which is
+//! Pillow's `Resample.c` (a = −0.5, a kernel that widens with the reduction, weights summing to 1); torchvision's
+//! `Resize(size)` and `CenterCrop(size)`.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// What OpenAI CLIP and BLIP subtract from each channel of an image in `[0, 1]`.
+pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// What they divide it by.
+pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// How an image is made smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Antialias {
+    /// The kernel widens with the reduction, as in Pillow and in torchvision's `antialias=True`.
+    On,
+    /// Four taps whatever the reduction, as ReFL's released script resizes tensors.
+    Off,
+}
+
+/// The weights of one output pixel: those of `first`, `first + 1`, …
+struct Taps {
+    first: usize,
+    weights: Vec<f64>,
+}
+
+/// Keys' cubic kernel.
+fn cubic(x: f64, a: f64) -> f64 {
+    let x = x.abs();
+    if x < 1.0 {
+        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    } else {
+        0.0
+    }
+}
+
+/// The taps of output pixels `kept` of a row of `input` pixels resized to `output`.
+fn taps(input: usize, output: usize, kept: Range<usize>, antialias: Antialias) -> Vec<Taps> {
+    let scale = input as f64 / output as f64;
+    let widened = |i: usize| {
+        let (stretch, center) = (scale.max(1.0), scale * (i as f64 + 0.5));
+        // A negative float becomes 0 in a cast to usize, which is the clamp Pillow makes.
+        let first = (center - 2.0 * stretch + 0.5) as usize;
+        let end = ((center + 2.0 * stretch + 0.5) as usize).min(input);
+        let weights: Vec<f64> = (first..end).map(|j| cubic((j as f64 + 0.5 - center) / stretch, -0.5)).collect();
+        let sum: f64 = weights.iter().sum();
+        Taps { first, weights: weights.iter().map(|w| w / sum).collect() }
+    };
+    let four = |i: usize| {
+        let center = scale * (i as f64 + 0.5) - 0.5;
+        let places = [-1.0, 0.0, 1.0, 2.0].map(|offset| center.floor() + offset);
+        let clamped = places.map(|place| place.clamp(0.0, input as f64 - 1.0) as usize);
+        let first = clamped[0];
+        let mut weights = vec![0.0; clamped[3] - first + 1];
+        for (place, j) in places.iter().zip(clamped) {
+            weights[j - first] += cubic(place - center, -0.75);
+        }
+        Taps { first, weights }
+    };
+    match antialias {
+        Antialias::On => kept.map(widened).collect(),
+        Antialias::Off => kept.map(four).collect(),
+    }
+}
+
+/// The `[kept, input]` matrix of a resize along one axis.
+fn matrix(input: usize, output: usize, kept: Range<usize>, antialias: Antialias, device: &Device) -> Tensor<2> {
+    let rows = kept.len();
+    let mut values = vec![0f32; rows * input];
+    for (row, taps) in values.chunks_exact_mut(input).zip(taps(input, output, kept, antialias)) {
+        for (value, weight) in row[taps.first..].iter_mut().zip(&taps.weights) {
+            *value = *weight as f32;
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [rows, input]), device)
+}
+
+/// One axis of a resize followed by a crop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Axis {
+    input: usize,
+    output: usize,
+    kept: Range<usize>,
+}
+
+impl Axis {
+    fn whole(input: usize, output: usize) -> Self {
+        Self { input, output, kept: 0..output }
+    }
+
+    fn changes_nothing(&self) -> bool {
+        self.input == self.output && self.kept == (0..self.input)
+    }
+
+    fn matrix(&self, antialias: Antialias, device: &Device) -> Tensor<2> {
+        matrix(self.input, self.output, self.kept.clone(), antialias, device)
+    }
+}
+
+fn resample(images: Tensor<4>, [rows, columns]: [Axis; 2], antialias: Antialias) -> Tensor<4> {
+    let [b, c, h, w] = images.dims();
+    // The matrices are constants: on the plain device they keep nothing on the tape.
+    let device = images.device().without_autodiff();
+    let images = if columns.changes_nothing() {
+        images
+    } else {
+        images.reshape([b * c * h, w]).matmul(columns.matrix(antialias, &device).transpose()).reshape([b, c, h, columns.kept.len()])
+    };
+    if rows.changes_nothing() {
+        return images;
+    }
+    let w = columns.kept.len();
+    // Rows go last in a product from the right as well, so that no matrix is broadcast over the batch.
+    let turned = images.swap_dims(2, 3).reshape([b * c * w, h]).matmul(rows.matrix(antialias, &device).transpose());
+    turned.reshape([b, c, w, rows.kept.len()]).swap_dims(2, 3)
+}
+
+/// Bicubic resize, `[b, c, h, w]` → `[b, c, size[0], size[1]]`. Values may overshoot their range, as PyTorch's do.
+///
+/// # Panics
+/// When a size is 0.
+pub fn resize_bicubic(images: Tensor<4>, size: [usize; 2], antialias: Antialias) -> Tensor<4> {
+    let [_, _, h, w] = images.dims();
+    assert!(h > 0 && w > 0 && size[0] > 0 && size[1] > 0, "a resize from {h}x{w} to {}x{}", size[0], size[1]);
+    resample(images, [Axis::whole(h, size[0]), Axis::whole(w, size[1])], antialias)
+}
+
+/// Shorter side to `size`, then the middle `size` × `size`: torchvision's `Resize` and `CenterCrop`, in one step that never
+/// computes what the crop throws away.
+///
+/// # Panics
+/// When a size is 0.
+pub fn resize_and_crop(images: Tensor<4>, size: usize, antialias: Antialias) -> Tensor<4> {
+    let [_, _, h, w] = images.dims();
+    resample(images, shorter_side_and_crop([h, w], size), antialias)
+}
+
+fn shorter_side_and_crop([h, w]: [usize; 2], size: usize) -> [Axis; 2] {
+    assert!(h > 0 && w > 0 && size > 0, "a resize from {h}x{w} to {size}");
+    let shorter = h.min(w);
+    [h, w].map(|input| {
+        let output = size * input / shorter;
+        // Python's round() in CenterCrop: halves go to the even neighbour.
+        let first = ((output - size) as f64 / 2.0).round_ties_even() as usize;
+        Axis { input, output, kept: first..first + size }
+    })
+}
+
+/// `(images - mean) / std` per channel; `images` `[b, 3, h, w]` in `[0, 1]`.
+pub fn normalize(images: Tensor<4>, mean: [f64; 3], std: [f64; 3]) -> Tensor<4> {
+    let device = images.device().without_autodiff();
+    let channels = |values: [f64; 3]| Tensor::<1>::from_data(values.map(|v| v as f32), &device).reshape([1, 3, 1, 1]);
+    (images - channels(mean)) / channels(std)
+}
+
+/// What CLIP and BLIP encoders see of `images` `[b, 3, h, w]` in `[0, 1]`: [`resize_and_crop`] and [`normalize`], differentiable.
+pub fn preprocess(images: Tensor<4>, size: usize, antialias: Antialias) -> Tensor<4> {
+    normalize(resize_and_crop(images, size, antialias), CLIP_MEAN, CLIP_STD)
+}
+
+/// What Python's scorers see of an image file: Pillow's bicubic `Resize`, `CenterCrop`, `ToTensor`, `Normalize`.
+///
+/// Pillow rounds and clamps to bytes after each of its two passes. The result differs from [`preprocess`] by about a grey level,
+/// more where the kernel overshoots black or white; use this one to reproduce a published score of a file.
+///
+/// `rgb` is `[h, w, 3]`, row by row; returns `[1, 3, size, size]`.
+///
+/// # Panics
+/// When `rgb` does not have `3 h w` bytes or a size is 0.
+pub fn preprocess_bytes(rgb: &[u8], [h, w]: [usize; 2], size: usize, device: &Device) -> Tensor<4> {
+    assert_eq!(rgb.len(), 3 * h * w, "an RGB image of {h} by {w} pixels");
+    let [rows, columns] = shorter_side_and_crop([h, w], size);
+    let narrow = resample_bytes(rgb, 1, &columns, 3);
+    // Along rows, a whole line of pixels is what moves together.
+    let square = resample_bytes(&narrow, 3 * size, &rows, 1);
+    let mut values = vec![0f32; 3 * size * size];
+    for (pixel, rgb) in square.chunks_exact(3).enumerate() {
+        for (channel, byte) in rgb.iter().enumerate() {
+            let value = (f64::from(*byte) / 255.0 - CLIP_MEAN[channel]) / CLIP_STD[channel];
+            values[channel * size * size + pixel] = value as f32;
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [1, 3, size, size]), device)
+}
+
+/// Pillow's pass over one axis. Bytes of one place lie `stride · channels` together; products are summed in 22-bit fixed point.
+fn resample_bytes(bytes: &[u8], stride: usize, axis: &Axis, channels: usize) -> Vec<u8> {
+    const PRECISION: u32 = 22;
+    let fixed = |weight: &f64| (weight * f64::from(1 << PRECISION)).round() as i64;
+    let group = stride * channels;
+    let taps: Vec<(usize, Vec<i64>)> = taps(axis.input, axis.output, axis.kept.clone(), Antialias::On)
+        .into_iter()
+        .map(|taps| (taps.first, taps.weights.iter().map(fixed).collect()))
+        .collect();
+    let line = |line: &[u8]| -> Vec<u8> {
+        let pixel = |(first, weights): &(usize, Vec<i64>)| -> Vec<u8> {
+            let sum = |offset: usize| {
+                let products = weights.iter().enumerate().map(|(j, weight)| weight * i64::from(line[(first + j) * group + offset]));
+                let rounded = ((1 << (PRECISION - 1)) + products.sum::<i64>()) >> PRECISION;
+                rounded.clamp(0, 255) as u8
+            };
+            (0..group).map(sum).collect()
+        };
+        taps.iter().flat_map(pixel).collect()
+    };
+    bytes.chunks_exact(axis.input * group).flat_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+
+    #[test]
+    fn weights_sum_to_one_and_constants_stay() {
+        for (input, output) in [(100, 32), (32, 100), (7, 7), (1, 5), (5, 1), (3, 2)] {
+            for antialias in [Antialias::On, Antialias::Off] {
+                let image = Tensor::<4>::full([1, 1, input, input], 0.25, &Device::flex());
+                let expected = Tensor::<4>::full([1, 1, output, output], 0.25, &Device::flex());
+                let tolerance = Tolerance::absolute(1e-6);
+                resize_bicubic(image, [output; 2], antialias).into_data().assert_approx_eq::<f32>(&expected.into_data(), tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn halving_without_antialias_has_the_textbook_weights() {
+        // Centres fall between pixels: a = -0.75 at half-way is -3/32, 19/32, 19/32, -3/32, edges repeated.
+        let image = Tensor::<4>::from_data([[[[0.0, 1.0, 0.0, 0.0]]]], &Device::flex());
+        let row = resize_bicubic(image, [1, 2], Antialias::Off);
+        row.into_data().assert_approx_eq::<f32>(&[[[[19.0 / 32.0, -3.0 / 32.0]]]].into(), Tolerance::absolute(1e-6));
+    }
+
+    #[test]
+    fn cropping_while_resizing_is_cropping_afterwards() {
+        let values: Vec<f32> = (0..3 * 9 * 16).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
+        let image = Tensor::<4>::from_data(TensorData::new(values, [1, 3, 9, 16]), &Device::flex());
+        // 16 · 6 / 9 = 10.67, cut to 10; two columns go on either side.
+        let after = resize_bicubic(image.clone(), [6, 10], Antialias::On).narrow(3, 2, 6);
+        resize_and_crop(image, 6, Antialias::On).into_data().assert_approx_eq::<f32>(&after.into_data(), Tolerance::absolute(1e-6));
+    }
+
+    #[test]
+    fn an_image_of_the_right_size_passes_unchanged() {
+        let image = Tensor::<4>::from_data([[[[0.1, 0.9], [0.3, 0.7]]]], &Device::flex());
+        resize_and_crop(image.clone(), 2, Antialias::On).into_data().assert_eq(&image.into_data(), true);
+        let bytes: Vec<u8> = (0..12).map(|i| i * 20).collect();
+        let seen = preprocess_bytes(&bytes, [2, 2], 2, &Device::flex());
+        let as_floats =
+            Tensor::<4>::from_data(TensorData::new(bytes.iter().map(|b| f32::from(*b) / 255.0).collect(), [1, 2, 2, 3]), &Device::flex());
+        let expected = normalize(as_floats.permute([0, 3, 1, 2]), CLIP_MEAN, CLIP_STD);
+        seen.into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-5));
+    }
+}

@@ -1,0 +1,187 @@
+//! Transformer blocks over image tokens, with cross-attention to the text.
+//!
+//! Source: diffusers `models/attention.py`, `models/transformers/transformer_2d.py`.
+
+use burn::module::Module;
+use burn::tensor::activation::gelu;
+use burn::tensor::{Device, Tensor};
+
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention};
+
+/// Attention with separate projections; `to_out.0` because the reference keeps a dropout at `to_out.1`.
+#[derive(Module, Debug)]
+pub struct Attention {
+    group_norm: Option<GroupNorm>,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Vec<Linear>,
+    #[module(skip)]
+    heads: usize,
+}
+
+impl Attention {
+    /// Queries of width `d`, keys and values of width `d_context`.
+    pub fn new(d: usize, d_context: usize, heads: usize, device: &Device) -> Self {
+        Self {
+            group_norm: None,
+            to_q: Linear::without_bias(d, d, device),
+            to_k: Linear::without_bias(d_context, d, device),
+            to_v: Linear::without_bias(d_context, d, device),
+            to_out: vec![Linear::new(d, d, device)],
+            heads,
+        }
+    }
+
+    /// One head over the pixels of a feature map, behind a norm and with biases, as the autoencoder has it.
+    pub fn over_pixels(d: usize, groups: usize, eps: f64, device: &Device) -> Self {
+        let linear = || Linear::new(d, d, device);
+        let group_norm = Some(GroupNorm::new(groups, d, eps, device));
+        Self { group_norm, to_q: linear(), to_k: linear(), to_v: linear(), to_out: vec![linear()], heads: 1 }
+    }
+
+    /// `[b, tokens, d]`, `[b, context tokens, d_context]` → `[b, tokens, d]`.
+    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context.clone()), self.to_v.forward(context));
+        self.to_out[0].forward(attention(q, k, v, self.heads, Mask::None))
+    }
+
+    /// Self-attention over pixels around a shortcut: `[b, d, h, w]` → `[b, d, h, w]`.
+    pub fn forward_pixels(&self, x: Tensor<4>) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let normed = match &self.group_norm {
+            Some(norm) => norm.forward(x.clone()),
+            None => x.clone(),
+        };
+        let tokens = normed.reshape([b, c, h * w]).swap_dims(1, 2);
+        self.forward(tokens.clone(), tokens).swap_dims(1, 2).reshape([b, c, h, w]) + x
+    }
+}
+
+/// `x ⊙ GELU(gate)`.
+#[derive(Module, Debug)]
+pub struct Geglu {
+    proj: Linear,
+}
+
+/// A GEGLU and a linear layer; the fields stand for `net.0` and `net.2`.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    net_0: Geglu,
+    net_2: Linear,
+}
+
+impl FeedForward {
+    fn new(d: usize, device: &Device) -> Self {
+        Self { net_0: Geglu { proj: Linear::new(d, 8 * d, device) }, net_2: Linear::new(4 * d, d, device) }
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [value, gate]: [Tensor<3>; 2] = self.net_0.proj.forward(x).chunk(2, 2).try_into().expect("chunk(2) of an even width");
+        self.net_2.forward(value * gelu(gate))
+    }
+}
+
+/// Self-attention, cross-attention, feed-forward; each behind a norm and around a shortcut.
+#[derive(Module, Debug)]
+pub struct BasicTransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl BasicTransformerBlock {
+    fn new(d: usize, d_context: usize, heads: usize, device: &Device) -> Self {
+        let norm = || LayerNorm::new(d, 1e-5, device);
+        Self {
+            norm1: norm(),
+            attn1: Attention::new(d, d, heads, device),
+            norm2: norm(),
+            attn2: Attention::new(d, d_context, heads, device),
+            norm3: norm(),
+            ff: FeedForward::new(d, device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, context: &Tensor<3>) -> Tensor<3> {
+        let normed = self.norm1.forward(x.clone());
+        let x = self.attn1.forward(normed.clone(), normed) + x;
+        let x = self.attn2.forward(self.norm2.forward(x.clone()), context.clone()) + x;
+        self.ff.forward(self.norm3.forward(x.clone())) + x
+    }
+}
+
+/// A projection of channels, stored as a matrix (`use_linear_projection`) or as a 1×1 convolution under the same name.
+/// Both are one product over tokens.
+#[derive(Module, Debug)]
+pub enum Projection {
+    /// `[out, in]`.
+    Linear(Linear),
+    /// `[out, in, 1, 1]`.
+    Conv(Conv2d),
+}
+
+impl Projection {
+    fn new(d: usize, linear: bool, device: &Device) -> Self {
+        if linear { Self::Linear(Linear::new(d, d, device)) } else { Self::Conv(Conv2d::same(d, d, 1, device)) }
+    }
+
+    fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Linear(linear) => linear.forward(tokens),
+            Self::Conv(conv) => conv.forward_tokens(tokens),
+        }
+    }
+}
+
+/// Transformer blocks over the pixels of a feature map, around a shortcut.
+#[derive(Module, Debug)]
+pub struct Transformer2DModel {
+    norm: GroupNorm,
+    proj_in: Projection,
+    transformer_blocks: Vec<BasicTransformerBlock>,
+    proj_out: Projection,
+}
+
+/// What the attentions of one level share.
+#[derive(Debug, Clone, Copy)]
+pub struct TransformerOptions {
+    /// Channels.
+    pub channels: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Width of the text embeddings.
+    pub cross_attention_dim: usize,
+    /// Groups of the norm.
+    pub groups: usize,
+    /// Linear projections.
+    pub use_linear_projection: bool,
+}
+
+impl Transformer2DModel {
+    /// As the options say.
+    pub fn new(options: TransformerOptions, device: &Device) -> Self {
+        let TransformerOptions { channels, heads, layers, cross_attention_dim, groups, use_linear_projection } = options;
+        let block = || BasicTransformerBlock::new(channels, cross_attention_dim, heads, device);
+        Self {
+            norm: GroupNorm::new(groups, channels, 1e-6, device),
+            proj_in: Projection::new(channels, use_linear_projection, device),
+            transformer_blocks: (0..layers).map(|_| block()).collect(),
+            proj_out: Projection::new(channels, use_linear_projection, device),
+        }
+    }
+
+    /// `[b, c, h, w]`, `[b, text tokens, cross_attention_dim]` → `[b, c, h, w]`.
+    pub fn forward(&self, x: Tensor<4>, context: &Tensor<3>) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let tokens = self.norm.forward(x.clone()).reshape([b, c, h * w]).swap_dims(1, 2);
+        let tokens = self.proj_in.forward(tokens);
+        let tokens = self.transformer_blocks.iter().fold(tokens, |tokens, block| block.forward(tokens, context));
+        self.proj_out.forward(tokens).swap_dims(1, 2).reshape([b, c, h, w]) + x
+    }
+}

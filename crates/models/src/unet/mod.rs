@@ -1,0 +1,197 @@
+//! UNet2DConditionModel: the denoiser of Stable Diffusion 1.x, 2.x and XL.
+//!
+//! Source: diffusers `models/unets/unet_2d_condition.py`, `models/unets/unet_2d_blocks.py`.
+
+pub mod attention;
+mod config;
+pub mod embeddings;
+pub mod resnet;
+mod stages;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use crate::denoiser::{Conditioning, Denoiser};
+use crate::layers::{Conv2d, GroupNorm};
+use attention::{Transformer2DModel, TransformerOptions};
+use embeddings::{TimeEmbedding, sinusoidal};
+use resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
+
+pub use config::{TextTime, UNetConfig};
+pub use stages::{Context, Stage, State};
+
+/// One level on the way down.
+#[derive(Module, Debug)]
+pub struct DownBlock {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+    downsamplers: Vec<Downsample2D>,
+}
+
+/// The middle.
+#[derive(Module, Debug)]
+pub struct MidBlock {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+}
+
+/// One level on the way up.
+#[derive(Module, Debug)]
+pub struct UpBlock {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+    upsamplers: Vec<Upsample2D>,
+}
+
+/// The denoiser of Stable Diffusion. Field names are diffusers' keys.
+#[derive(Module, Debug)]
+pub struct UNet2DConditionModel {
+    time_embedding: TimeEmbedding,
+    add_embedding: Option<TimeEmbedding>,
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    #[module(skip)]
+    config: UNetConfig,
+}
+
+impl UNetConfig {
+    /// A network of this shape, its weights not loaded yet.
+    pub fn init(&self, device: &Device) -> UNet2DConditionModel {
+        let (first, last) = (self.block_out_channels[0], self.block_out_channels.len() - 1);
+        let text_time = |t: TextTime| TimeEmbedding::new(t.projection_class_embeddings_input_dim, self.time_embedding_dim, device);
+        UNet2DConditionModel {
+            time_embedding: TimeEmbedding::new(first, self.time_embedding_dim, device),
+            add_embedding: self.text_time.map(text_time),
+            conv_in: Conv2d::same(self.in_channels, first, 3, device),
+            down_blocks: (0..=last).map(|level| self.down_block(level, device)).collect(),
+            mid_block: self.mid_block(device),
+            up_blocks: (0..=last).map(|step| self.up_block(step, device)).collect(),
+            conv_norm_out: GroupNorm::new(self.norm_num_groups, first, self.norm_eps, device),
+            conv_out: Conv2d::same(first, self.out_channels, 3, device),
+            config: self.clone(),
+        }
+    }
+
+    fn resnet_options(&self, output_scale_factor: f64) -> ResnetOptions {
+        ResnetOptions {
+            groups: self.norm_num_groups,
+            eps: self.norm_eps,
+            time_embedding_dim: Some(self.time_embedding_dim),
+            output_scale_factor,
+        }
+    }
+
+    fn transformer(&self, level: usize, device: &Device) -> Transformer2DModel {
+        let options = TransformerOptions {
+            channels: self.block_out_channels[level],
+            heads: self.num_attention_heads[level],
+            layers: self.transformer_layers_per_block[level],
+            cross_attention_dim: self.cross_attention_dim[level],
+            groups: self.norm_num_groups,
+            use_linear_projection: self.use_linear_projection,
+        };
+        Transformer2DModel::new(options, device)
+    }
+
+    fn down_block(&self, level: usize, device: &Device) -> DownBlock {
+        let channels = self.block_out_channels[level];
+        let d_in = |layer| if layer > 0 { channels } else { self.block_out_channels[level.saturating_sub(1)] };
+        let layers = self.layers_per_block[level];
+        let attentions = if self.down_attention[level] { layers } else { 0 };
+        let is_last = level + 1 == self.block_out_channels.len();
+        DownBlock {
+            resnets: (0..layers).map(|layer| ResnetBlock2D::new(d_in(layer), channels, self.resnet_options(1.0), device)).collect(),
+            attentions: (0..attentions).map(|_| self.transformer(level, device)).collect(),
+            downsamplers: if is_last { vec![] } else { vec![Downsample2D::symmetric(channels, device)] },
+        }
+    }
+
+    fn mid_block(&self, device: &Device) -> MidBlock {
+        let lowest = self.block_out_channels.len() - 1;
+        let channels = self.block_out_channels[lowest];
+        let resnet = || ResnetBlock2D::new(channels, channels, self.resnet_options(self.mid_block_scale_factor), device);
+        MidBlock { resnets: vec![resnet(), resnet()], attentions: vec![self.transformer(lowest, device)] }
+    }
+
+    /// `step` counts from the lowest resolution.
+    fn up_block(&self, step: usize, device: &Device) -> UpBlock {
+        let lowest = self.block_out_channels.len() - 1;
+        let level = lowest - step;
+        let channels = self.block_out_channels[level];
+        let from_below = self.block_out_channels[(level + 1).min(lowest)];
+        let layers = self.layers_per_block[level] + 1;
+        let resnet = |layer: usize| {
+            let hidden = if layer == 0 { from_below } else { channels };
+            // The last skip of a level was pushed before that level widened.
+            let skip = if layer + 1 == layers { self.block_out_channels[level.saturating_sub(1)] } else { channels };
+            ResnetBlock2D::new(hidden + skip, channels, self.resnet_options(1.0), device)
+        };
+        let attentions = if self.up_attention[step] { layers } else { 0 };
+        UpBlock {
+            resnets: (0..layers).map(resnet).collect(),
+            attentions: (0..attentions).map(|_| self.transformer(level, device)).collect(),
+            upsamplers: if level == 0 { vec![] } else { vec![Upsample2D::new(channels, device)] },
+        }
+    }
+}
+
+impl UNet2DConditionModel {
+    /// The shape this was built from.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// The time embedding `[b, time]`, with SDXL's additions.
+    fn embed_time(&self, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<2> {
+        let device = conditioning.encoder_hidden_states.device();
+        let UNetConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
+        let embed = |values: &[f32], dim| sinusoidal(values, dim, flip_sin_to_cos, freq_shift, &device);
+        let time = self.time_embedding.forward(embed(timesteps, self.config.block_out_channels[0]));
+        match (&self.add_embedding, self.config.text_time, &conditioning.added) {
+            (Some(add_embedding), Some(text_time), Some(added)) => {
+                let [b, ids] = added.time_ids.dims();
+                let time_ids: Vec<f32> = added.time_ids.to_data().try_to_vec().expect("time ids are f32");
+                let sizes = embed(&time_ids, text_time.addition_time_embed_dim).reshape([b, ids * text_time.addition_time_embed_dim]);
+                time + add_embedding.forward(Tensor::cat(vec![added.text_embeds.clone(), sizes], 1))
+            }
+            (Some(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
+            _ => time,
+        }
+    }
+}
+
+impl UNet2DConditionModel {
+    /// What the stages start from: the context they share, and the state that passes through them.
+    fn begin(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> (Context, State) {
+        let context =
+            Context { time: self.embed_time(timesteps, conditioning), encoder_hidden_states: conditioning.encoder_hidden_states.clone() };
+        let sample = if self.config.center_input_sample { sample * 2.0 - 1.0 } else { sample };
+        (context, State { hidden: sample, skips: Vec::new() })
+    }
+}
+
+impl Denoiser for UNet2DConditionModel {
+    fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4> {
+        let (context, state) = self.begin(sample, timesteps, conditioning);
+        self.stages().into_iter().fold(state, |state, (_, stage)| stage.forward(state, &context)).hidden
+    }
+
+    fn first_non_finite(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Option<String> {
+        let finite = |tensor: Tensor<1>| tensor.sum().into_scalar::<f32>().is_finite();
+        let (context, mut state) = self.begin(sample, timesteps, conditioning);
+        if !finite(context.time.clone().without_autodiff().flatten(0, 1)) {
+            return Some("time_embedding".into());
+        }
+        for (name, stage) in self.stages() {
+            state = stage.forward(state, &context);
+            if !finite(state.hidden.clone().without_autodiff().flatten(0, 3)) {
+                return Some(name);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,103 @@
+//! The UNet as a list of stages whose fold is `forward`.
+//!
+//! A stage reads the hidden state and at most one skip, and writes the hidden state and at most one skip: these are the only
+//! tensors that cross its boundary, besides the [`Context`] that all stages share. Recomputing a stage needs nothing else.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+use super::UNet2DConditionModel;
+use super::attention::Transformer2DModel;
+use super::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use crate::layers::{Conv2d, GroupNorm};
+
+/// What every stage may read.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The time embedding, `[b, time]`.
+    pub time: Tensor<2>,
+    /// `[b, tokens, cross_attention_dim]`.
+    pub encoder_hidden_states: Tensor<3>,
+}
+
+/// What passes from stage to stage.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// `[b, c, h, w]`.
+    pub hidden: Tensor<4>,
+    /// The way down's outputs, waiting for the way up.
+    pub skips: Vec<Tensor<4>>,
+}
+
+/// One step of the network.
+#[derive(Debug, Clone, Copy)]
+pub enum Stage<'a> {
+    /// Latents to features; pushes a skip.
+    ConvIn(&'a Conv2d),
+    /// A residual block and perhaps attention; pushes a skip.
+    Down(&'a ResnetBlock2D, Option<&'a Transformer2DModel>),
+    /// Halves the resolution; pushes a skip.
+    Downsample(&'a Downsample2D),
+    /// A residual block and perhaps attention, at the lowest resolution.
+    Mid(&'a ResnetBlock2D, Option<&'a Transformer2DModel>),
+    /// Pops a skip; a residual block and perhaps attention.
+    Up(&'a ResnetBlock2D, Option<&'a Transformer2DModel>),
+    /// Raises the resolution to that of the next skip.
+    Upsample(&'a Upsample2D),
+    /// Features to the prediction.
+    ConvOut(&'a GroupNorm, &'a Conv2d),
+}
+
+impl UNet2DConditionModel {
+    /// The stages in order, each under the name of its part in a checkpoint.
+    pub fn stages(&self) -> Vec<(String, Stage<'_>)> {
+        let mut stages = vec![("conv_in".into(), Stage::ConvIn(&self.conv_in))];
+        for (level, block) in self.down_blocks.iter().enumerate() {
+            let layers = block.resnets.iter().enumerate();
+            stages.extend(
+                layers.map(|(i, resnet)| (format!("down_blocks.{level}.resnets.{i}"), Stage::Down(resnet, block.attentions.get(i)))),
+            );
+            stages.extend(block.downsamplers.iter().map(|stage| (format!("down_blocks.{level}.downsamplers.0"), Stage::Downsample(stage))));
+        }
+        let layers = self.mid_block.resnets.iter().enumerate();
+        stages.extend(layers.map(|(i, resnet)| (format!("mid_block.resnets.{i}"), Stage::Mid(resnet, self.mid_block.attentions.get(i)))));
+        for (step, block) in self.up_blocks.iter().enumerate() {
+            let layers = block.resnets.iter().enumerate();
+            stages.extend(layers.map(|(i, resnet)| (format!("up_blocks.{step}.resnets.{i}"), Stage::Up(resnet, block.attentions.get(i)))));
+            stages.extend(block.upsamplers.iter().map(|stage| (format!("up_blocks.{step}.upsamplers.0"), Stage::Upsample(stage))));
+        }
+        stages.push(("conv_out".into(), Stage::ConvOut(&self.conv_norm_out, &self.conv_out)));
+        stages
+    }
+}
+
+impl Stage<'_> {
+    /// Runs the stage.
+    pub fn forward(&self, State { hidden, mut skips }: State, context: &Context) -> State {
+        let residual = |resnet: &ResnetBlock2D, attention: Option<&Transformer2DModel>, hidden| {
+            let hidden = resnet.forward(hidden, Some(&context.time));
+            match attention {
+                Some(attention) => attention.forward(hidden, &context.encoder_hidden_states),
+                None => hidden,
+            }
+        };
+        let hidden = match self {
+            Self::ConvIn(conv) => conv.forward(hidden),
+            Self::Down(resnet, attention) | Self::Mid(resnet, attention) => residual(resnet, *attention, hidden),
+            Self::Downsample(downsample) => downsample.forward(hidden),
+            Self::Up(resnet, attention) => {
+                let skip = skips.pop().expect("the way down left one skip for each residual block of the way up");
+                residual(resnet, *attention, Tensor::cat(vec![hidden, skip], 1))
+            }
+            Self::Upsample(upsample) => {
+                let [_, _, h, w] = skips.last().expect("a level below the first has skips left").dims();
+                upsample.forward(hidden, [h, w])
+            }
+            Self::ConvOut(norm, conv) => conv.forward(silu(norm.forward(hidden))),
+        };
+        if matches!(self, Self::ConvIn(_) | Self::Down(..) | Self::Downsample(_)) {
+            skips.push(hidden.clone());
+        }
+        State { hidden, skips }
+    }
+}

@@ -1,0 +1,42 @@
+//! Encoder and decoder as lists of stages whose folds are their `forward`s. One tensor crosses each boundary.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+use crate::layers::{Conv2d, GroupNorm};
+use crate::unet::attention::Attention;
+use crate::unet::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+
+/// One step of the encoder or the decoder: `[b, c, h, w]` → `[b, c', h', w']`.
+#[derive(Debug, Clone, Copy)]
+pub enum Stage<'a> {
+    /// A convolution.
+    Conv(&'a Conv2d),
+    /// A residual block.
+    Resnet(&'a ResnetBlock2D),
+    /// Self-attention over pixels.
+    Attention(&'a Attention),
+    /// Halves the resolution.
+    Downsample(&'a Downsample2D),
+    /// Doubles the resolution.
+    Upsample(&'a Upsample2D),
+    /// Norm, SiLU, convolution.
+    Out(&'a GroupNorm, &'a Conv2d),
+}
+
+impl Stage<'_> {
+    /// Runs the stage.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Conv(conv) => conv.forward(x),
+            Self::Resnet(resnet) => resnet.forward(x, None),
+            Self::Attention(attention) => attention.forward_pixels(x),
+            Self::Downsample(downsample) => downsample.forward(x),
+            Self::Upsample(upsample) => {
+                let [_, _, h, w] = x.dims();
+                upsample.forward(x, [2 * h, 2 * w])
+            }
+            Self::Out(norm, conv) => conv.forward(silu(norm.forward(x))),
+        }
+    }
+}

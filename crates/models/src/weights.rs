@@ -1,0 +1,375 @@
+//! Tensors in files: safetensors (single, sharded, fp16 variants) and PyTorch's zip-pickle, read without executing anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use pytorch_reader::{DType as TorchDType, PytorchReader};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use serde::Deserialize;
+use vp_core::atomic;
+
+/// What can be wrong with a checkpoint on disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what its name says, or is cut short.
+    #[error("{path}: {found}")]
+    Corrupt {
+        /// The file.
+        path: String,
+        /// What was found, and what it should have been.
+        found: String,
+    },
+    /// No file of the names a component may have.
+    #[error("{folder}: no weights found; looked for {}", looked_for.join(", "))]
+    NoWeights {
+        /// The component's folder.
+        folder: String,
+        /// The names tried.
+        looked_for: Vec<String>,
+    },
+    /// No file of the names a tokenizer may have.
+    #[error("{folder}: no tokenizer found; expected {expected}")]
+    NoTokenizer {
+        /// The tokenizer's folder.
+        folder: String,
+        /// The files that would do, all alternatives.
+        expected: String,
+    },
+    /// The tensors are not those of the network.
+    #[error(
+        "{path} does not fit the network its config describes:{}{}{}",
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("of another shape", misshaped)
+    )]
+    Mismatch {
+        /// The file.
+        path: String,
+        /// Parameters without a tensor, with their shapes.
+        missing: Vec<String>,
+        /// Tensors that no parameter wants.
+        unexpected: Vec<String>,
+        /// Name, expected and found shape.
+        misshaped: Vec<String>,
+    },
+}
+
+fn listed(what: &str, names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("\n  {} {what}: {}", names.len(), names.join(", ")) }
+}
+
+/// Tensors by name, not read yet.
+#[derive(Debug)]
+pub struct Weights {
+    origin: String,
+    tensors: BTreeMap<String, Stored>,
+    metadata: HashMap<String, String>,
+}
+
+/// One tensor in a file.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    shape: Vec<usize>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Safetensors { path: PathBuf, dtype: Dtype, start: u64, len: usize },
+    Pytorch { path: PathBuf, tensor: pytorch_reader::Tensor },
+}
+
+impl Weights {
+    /// Opens a checkpoint file by what is in it, not by its extension: safetensors, a sharded `*.index.json`, or a PyTorch file.
+    /// Reads headers only.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is cut short, or is neither.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if path.to_string_lossy().ends_with(".index.json") {
+            return Self::open_sharded(path);
+        }
+        let mut start = [0u8; 9];
+        let mut file = File::open(path).map_err(io(path))?;
+        let read = file.read(&mut start).map_err(io(path))?;
+        match &start[..read] {
+            // A header length, then JSON; looked for first, since a length may begin with a pickle's first byte.
+            [.., b'{'] if read == 9 => Self::open_safetensors(path),
+            // A zip archive, or a bare pickle (protocol 2 and up).
+            [b'P', b'K', ..] | [0x80, ..] => Self::open_pytorch(path),
+            _ => Err(corrupt(path, "neither a safetensors file nor a PyTorch checkpoint (or cut short in its first bytes)")),
+        }
+    }
+
+    /// The weights of a component of a diffusers folder: `stem.safetensors`, its sharded index, or the `fp16` variants of both.
+    ///
+    /// # Errors
+    /// When there is none, and as [`open`](Self::open).
+    pub fn open_component(folder: &Path, stem: &str) -> Result<Self, LoadError> {
+        let looked_for = component_files(stem);
+        match looked_for.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+            Some(path) => Self::open(&path),
+            None => Err(LoadError::NoWeights { folder: folder.display().to_string(), looked_for }),
+        }
+    }
+
+    fn open_safetensors(path: &Path) -> Result<Self, LoadError> {
+        let (header, metadata) = read_header(path)?;
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+            let (start, end) = info.data_offsets;
+            let source =
+                Source::Safetensors { path: path.to_path_buf(), dtype: info.dtype, start: (header + start) as u64, len: end - start };
+            (name, Stored { shape: info.shape.clone(), source })
+        });
+        let (tensors, origin) = (tensors.collect(), path.display().to_string());
+        Ok(Self { origin, tensors, metadata: metadata.metadata().clone().unwrap_or_default() })
+    }
+
+    fn open_sharded(index: &Path) -> Result<Self, LoadError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(index).map_err(io(index))?;
+        let Index { weight_map } = serde_json::from_str(&text).map_err(|e| corrupt(index, &e.to_string()))?;
+        let mut merged = Self { origin: index.display().to_string(), tensors: BTreeMap::new(), metadata: HashMap::new() };
+        let mut shards: BTreeMap<&str, Weights> = BTreeMap::new();
+        for (name, file) in &weight_map {
+            if Path::new(file).file_name() != Some(file.as_ref()) {
+                return Err(corrupt(index, &format!("shard {file:?} of {name} is not a plain file name")));
+            }
+            if !shards.contains_key(file.as_str()) {
+                shards.insert(file, Self::open(&index.with_file_name(file))?);
+            }
+            let shard = shards.get_mut(file.as_str()).expect("inserted above");
+            let tensor = shard.take(name).ok_or_else(|| corrupt(index, &format!("says {name} is in {file}, which lacks it")))?;
+            merged.tensors.insert(name.clone(), tensor);
+        }
+        // A tensor of a shard that the index forgets is as unexpected as any other.
+        merged.tensors.extend(shards.into_values().flat_map(|shard| shard.tensors));
+        Ok(merged)
+    }
+
+    fn open_pytorch(path: &Path) -> Result<Self, LoadError> {
+        let reader = PytorchReader::new(path).map_err(|e| corrupt(path, &e.to_string()))?;
+        let tensors = reader.into_tensors().into_iter().map(|(name, tensor)| {
+            let stored = Stored { shape: tensor.shape().to_vec(), source: Source::Pytorch { path: path.to_path_buf(), tensor } };
+            (name, stored)
+        });
+        Ok(Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() })
+    }
+
+    /// The file these came from.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// safetensors' `__metadata__`.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The names of the tensors not taken yet, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The names of the tensors not taken yet, sorted.
+    pub fn into_names(self) -> impl Iterator<Item = String> {
+        self.tensors.into_keys()
+    }
+
+    /// The shape of a tensor not taken yet.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(Stored::shape)
+    }
+
+    /// Takes a tensor out.
+    pub fn take(&mut self, name: &str) -> Option<Stored> {
+        self.tensors.remove(name)
+    }
+
+    /// Renames every tensor; two that end up with one name are an error of the caller's table.
+    pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    }
+
+    /// Drops the tensors of these names: what published files carry and nobody uses. Named one by one, so that a stray tensor
+    /// still shows.
+    pub fn ignore(&mut self, names: &[&str]) {
+        self.tensors.retain(|name, _| !names.contains(&name.as_str()));
+    }
+
+    /// Lets a 1×1 convolution kernel `[o, i, 1, 1]` pass for a matrix `[o, i]`.
+    pub fn squeeze(&mut self, name: &str) {
+        if let Some(Stored { shape, .. }) = self.tensors.get_mut(name)
+            && matches!(shape[..], [_, _, 1, 1])
+        {
+            shape.truncate(2);
+        }
+    }
+}
+
+impl Stored {
+    /// The tensor's shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Reads the values as f32, whatever float type the file has.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the tensor is not of a float type.
+    pub fn read(&self) -> Result<Vec<f32>, LoadError> {
+        match &self.source {
+            Source::Safetensors { path, dtype, start, len } => {
+                let mut bytes = vec![0; *len];
+                let mut file = File::open(path).map_err(io(path))?;
+                file.seek(SeekFrom::Start(*start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
+                let kind = match dtype {
+                    Dtype::F64 => Float::F64,
+                    Dtype::F32 => Float::F32,
+                    Dtype::F16 => Float::F16,
+                    Dtype::BF16 => Float::BF16,
+                    other => return Err(corrupt(path, &format!("holds a tensor of type {other:?} where floats are expected"))),
+                };
+                Ok(kind.widen(&bytes))
+            }
+            Source::Pytorch { path, tensor } => {
+                let kind = match tensor.dtype() {
+                    TorchDType::F64 => Float::F64,
+                    TorchDType::F32 => Float::F32,
+                    TorchDType::F16 => Float::F16,
+                    TorchDType::BF16 => Float::BF16,
+                    other => return Err(corrupt(path, &format!("{} is of type {other:?} where floats are expected", tensor.name))),
+                };
+                Ok(kind.widen(&tensor.read().map_err(io(path))?))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Float {
+    F64,
+    F32,
+    F16,
+    BF16,
+}
+
+impl Float {
+    fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+            bytes.chunks_exact(N).map(|chunk| f(chunk.try_into().expect("chunks are exact"))).collect()
+        }
+        match self {
+            Self::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+            Self::F32 => each(bytes, f32::from_le_bytes),
+            Self::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Self::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        }
+    }
+}
+
+/// The names a component's weights may have, in the order they are looked for.
+pub fn component_files(stem: &str) -> Vec<String> {
+    ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"].map(|end| format!("{stem}.{end}")).into()
+}
+
+/// The header of a safetensors file (where its data begins, and what it holds), checked against the file's length.
+fn read_header(path: &Path) -> Result<(usize, Metadata), LoadError> {
+    let mut file = File::open(path).map_err(io(path))?;
+    let file_len = file.metadata().map_err(io(path))?.len();
+    let mut prefix = [0u8; 8];
+    file.read_exact(&mut prefix).map_err(io(path))?;
+    let header_len = u64::from_le_bytes(prefix);
+    if header_len > file_len.saturating_sub(8) {
+        return Err(corrupt(path, &format!("cut short: its header should have {header_len} bytes, the file has {file_len}")));
+    }
+    let mut header = vec![0; header_len as usize];
+    file.read_exact(&mut header).map_err(io(path))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| corrupt(path, &format!("no safetensors header: {e}")))?;
+    let data_len = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0) as u64;
+    let expected = 8 + header_len + data_len;
+    if expected != file_len {
+        let what = if file_len < expected { "cut short" } else { "longer than its header says" };
+        return Err(corrupt(path, &format!("{what}: expected {expected} bytes, found {file_len}")));
+    }
+    Ok(((8 + header_len) as usize, metadata))
+}
+
+pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LoadError + use<> {
+    let path = path.display().to_string();
+    move |source| LoadError::Io { path, source }
+}
+
+pub(crate) fn corrupt(path: &Path, found: &str) -> LoadError {
+    LoadError::Corrupt { path: path.display().to_string(), found: found.into() }
+}
+
+/// Float types a checkpoint can be written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SaveType {
+    /// Four bytes.
+    #[default]
+    F32,
+    /// Two bytes.
+    F16,
+}
+
+/// Writes a safetensors file, one tensor at a time, to a temporary name that is then renamed.
+///
+/// `tensors` are (name, shape, values); `metadata` goes into the header, with `format = pt` as Python's loaders expect.
+///
+/// # Errors
+/// When the file cannot be written; nothing is left behind then.
+pub fn save_safetensors<'a, I>(path: &Path, tensors: I, metadata: &[(&str, &str)], kind: SaveType) -> Result<(), LoadError>
+where
+    I: IntoIterator<Item = (&'a str, &'a [usize], Box<dyn FnOnce() -> Vec<f32> + 'a>)>,
+{
+    let size = if kind == SaveType::F32 { 4 } else { 2 };
+    let dtype = if kind == SaveType::F32 { "F32" } else { "F16" };
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    let mut header = serde_json::Map::new();
+    let mut about: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    about.insert("format".into(), "pt".into());
+    header.insert("__metadata__".into(), about.into());
+    let mut offset = 0;
+    for (name, shape, _) in &tensors {
+        let end = offset + shape.iter().product::<usize>() * size;
+        header.insert((*name).into(), serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    let mut header = serde_json::Value::from(header).to_string().into_bytes();
+    // The format asks for data aligned to eight bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    atomic::replace(path, |file| {
+        let mut file = BufWriter::new(file);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (_, _, values) in tensors {
+            let values = values();
+            let bytes: Vec<u8> = match kind {
+                SaveType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                SaveType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            };
+            file.write_all(&bytes)?;
+        }
+        file.flush()
+    })
+    .map_err(io(path))
+}

@@ -1,0 +1,117 @@
+//! `jpeg_compressibility`: negative JPEG size in kB.
+//!
+//! Source: ddpo-pytorch's `rewards.py` (`jpeg_compressibility`): round to bytes, encode at quality 95, −bytes / 1000. Like Pillow
+//! there: 4:2:0 chroma, averaged over each block, and the standard tables. Sizes were within 1 % of
+//! Pillow's from 224 pixels up, and within 7 % at 20 pixels.
+
+use burn::tensor::{Device, Tensor};
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+
+use crate::{Build, Error, Result, Reward, check_batch};
+
+const NAME: &str = "jpeg_compressibility";
+
+/// The `[reward.jpeg_compressibility]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JpegConfig {
+    /// JPEG quality, 1 to 100. DDPO's is 95.
+    #[serde(default = "quality")]
+    pub quality: u8,
+}
+
+fn quality() -> u8 {
+    95
+}
+
+impl Default for JpegConfig {
+    fn default() -> Self {
+        Self { quality: quality() }
+    }
+}
+
+impl Validate for JpegConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        if !(1..=100).contains(&self.quality) {
+            findings.push(format!("reward.{NAME}.quality = {}: expected 1 to 100", self.quality));
+        }
+    }
+}
+
+impl Build for JpegConfig {
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(JpegCompressibility { quality: self.quality }))
+    }
+}
+
+/// Negative JPEG size in kB (1000 bytes).
+#[derive(Debug, Clone, Copy)]
+pub struct JpegCompressibility {
+    quality: u8,
+}
+
+impl JpegCompressibility {
+    fn size_in_bytes(&self, rgb: &[u8], [height, width]: [usize; 2]) -> Result<usize> {
+        let refused = |reason: String| Error::Jpeg { reward: NAME, width, height, reason };
+        let side = |pixels: usize| u16::try_from(pixels).map_err(|_| refused("its sides are limited to 65535".into()));
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes, self.quality);
+        encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
+        encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
+        encoder.encode(rgb, side(width)?, side(height)?, ColorType::Rgb).map_err(|e| refused(e.to_string()))?;
+        Ok(bytes.len())
+    }
+}
+
+impl Reward for JpegCompressibility {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn differentiable(&self) -> bool {
+        false
+    }
+
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
+        let [_, _, h, w] = check_batch(NAME, &images, prompts)?;
+        let device = images.device().without_autodiff();
+        let values: Vec<f32> = images.without_autodiff().permute([0, 2, 3, 1]).into_data().iter::<f32>().collect();
+        let scores = values.chunks_exact(3 * h * w).map(|image| {
+            if image.iter().any(|value| value.is_nan()) {
+                return Ok(f32::NAN);
+            }
+            // The cast saturates.
+            let rgb: Vec<u8> = image.iter().map(|value| (value * 255.0).round() as u8).collect();
+            Ok(-(self.size_in_bytes(&rgb, [h, w])? as f32) / 1000.0)
+        });
+        let scores = scores.collect::<Result<Vec<f32>>>()?;
+        Ok(Tensor::from_data(scores.as_slice(), &device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn detail_costs_bytes() {
+        let device = Device::flex();
+        let plain = Tensor::<4>::full([1, 3, 32, 32], 0.5, &device);
+        let checkered: Vec<f32> = (0..3 * 32 * 32).map(|i| ((i / 32 + i) % 2) as f32).collect();
+        let checkered = Tensor::<4>::from_data(burn::tensor::TensorData::new(checkered, [1, 3, 32, 32]), &device);
+        let reward = JpegCompressibility { quality: 95 };
+        let scores = reward.score(Tensor::cat(vec![plain, checkered], 0), &["".into(), "".into()]).unwrap();
+        let scores: Vec<f32> = scores.into_data().try_into_vec().unwrap();
+        // Headers and tables alone take some 620 bytes; nothing of 32 x 32 pixels takes 10 kB.
+        assert!(-10.0 < scores[1] && scores[1] < scores[0] && scores[0] < -0.6, "{scores:?}");
+    }
+
+    #[test]
+    fn an_image_too_large_for_the_format_is_an_error() {
+        let image = Tensor::<4>::zeros([1, 3, 1, 70_000], &Device::flex());
+        let error = JpegCompressibility { quality: 95 }.score(image, &["".into()]).unwrap_err().to_string();
+        assert!(error.contains("70000x1") && error.contains("65535"), "{error}");
+    }
+}

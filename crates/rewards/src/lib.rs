@@ -1,0 +1,148 @@
+//! Floor 4: images and prompts to scores.
+//!
+//! One image convention: `[b, 3, h, w]`, RGB in `[0, 1]`. A reward carries its own preprocessing and scale, draws no random
+//! numbers, and lives on the plain device: images on an autodiff device get gradients, its weights do not.
+//!
+//! A new reward is one file (a config that is [`Build`] and [`Validate`], a type that is [`Reward`]) and one line in the table below.
+#![deny(missing_docs)]
+
+mod brightness;
+mod error;
+mod jpeg;
+mod ranking;
+mod saturation;
+mod vp_score;
+
+pub use brightness::{Brightness, BrightnessConfig};
+pub use error::{Error, Result};
+pub use jpeg::{JpegCompressibility, JpegConfig};
+pub use ranking::ranking_loss;
+pub use saturation::{Saturation, SaturationConfig};
+pub use vp_score::{VpScore, VpScoreConfig};
+
+use burn::tensor::{Device, Tensor};
+use vp_core::config::Validate;
+use vp_data::{RgbImage, to_tensor};
+
+/// Images and their prompts to one number each, larger is better.
+pub trait Reward {
+    /// The name under which it is registered.
+    fn name(&self) -> &'static str;
+
+    /// Whether gradients reach the images. ReFL needs them; DDPO does not.
+    fn differentiable(&self) -> bool;
+
+    /// `images` `[b, 3, h, w]` in `[0, 1]` (values a little outside are fine) and `b` prompts → `[b]`. An image's score does not
+    /// depend on the others of its batch. An image with NaN in it scores NaN.
+    ///
+    /// # Errors
+    /// When there are no images, they have not three channels, or there is not one prompt for each.
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>>;
+
+    /// Scores of 8-bit images, as of files, each of its own size. As [`score`](Self::score) unless a reward's original treats files
+    /// otherwise. `device` is the one that the reward was built on.
+    ///
+    /// # Errors
+    /// When an image has no pixels, or there is not one prompt for each.
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<Vec<f64>> {
+        check_pairs(self.name(), images, prompts)?;
+        let device = device.clone().without_autodiff();
+        let one = |(image, prompt): (&RgbImage, &String)| {
+            let image = to_tensor(std::slice::from_ref(image), &device).expect("one image is as large as itself");
+            let score = self.score(image, std::slice::from_ref(prompt))?;
+            Ok(f64::from(score.into_scalar::<f32>()))
+        };
+        images.iter().zip(prompts).map(one).collect()
+    }
+
+    /// What this reward will not see of `prompts`; worth showing once, before a run.
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        let _ = prompts;
+        Vec::new()
+    }
+}
+
+/// A prompt of which a reward sees less than was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Which of the prompts asked about.
+    pub index: usize,
+    /// What is lost.
+    pub message: String,
+}
+
+/// A configuration that a reward is made from.
+pub trait Build: Validate {
+    /// Makes the reward, ready to score, on `device`'s plain form.
+    ///
+    /// # Errors
+    /// When its files cannot be read or do not fit together.
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>>;
+}
+
+vp_core::registry! {
+    /// The `[reward.<name>]` section.
+    pub enum RewardConfig: Build {
+        /// A BLIP reward model (VP-Score, ImageReward): how well an image fits its prompt and pleases people.
+        VpScore = "vp_score" => VpScoreConfig,
+        /// Mean luma; needs no weights.
+        Brightness = "brightness" => BrightnessConfig,
+        /// Mean colour saturation; needs no weights.
+        Saturation = "saturation" => SaturationConfig,
+        /// Negative JPEG size in kB; needs no weights, not differentiable.
+        JpegCompressibility = "jpeg_compressibility" => JpegConfig,
+    }
+}
+
+impl RewardConfig {
+    /// The files it reads, if any.
+    pub fn weights(&self) -> Option<std::path::PathBuf> {
+        match self {
+            Self::VpScore(config) => Some(config.weights.clone()),
+            _ => None,
+        }
+    }
+
+    /// Checks the configuration, then makes the reward, ready to score, on `device`'s plain form.
+    ///
+    /// # Errors
+    /// When the configuration has findings (nothing is read then), or its files cannot be read or do not fit together.
+    pub fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+        let mut findings = Vec::new();
+        self.findings(&mut findings);
+        if !findings.is_empty() {
+            return Err(Error::Invalid { reward: self.name(), findings });
+        }
+        self.chosen().build(device)
+    }
+}
+
+impl Validate for RewardConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        self.chosen().findings(findings);
+    }
+}
+
+/// What every reward asks of its input; returns `images.dims()`.
+fn check_batch(reward: &'static str, images: &Tensor<4>, prompts: &[String]) -> Result<[usize; 4]> {
+    let dims = images.dims();
+    let [b, channels, h, w] = dims;
+    if channels != 3 || b == 0 || h == 0 || w == 0 {
+        return Err(Error::NotImages { reward, found: dims });
+    }
+    if prompts.len() != b {
+        return Err(Error::PromptCount { reward, images: b, prompts: prompts.len() });
+    }
+    Ok(dims)
+}
+
+/// What every reward asks of images that are not tensors yet.
+fn check_pairs(reward: &'static str, images: &[RgbImage], prompts: &[String]) -> Result<()> {
+    if prompts.len() != images.len() {
+        return Err(Error::PromptCount { reward, images: images.len(), prompts: prompts.len() });
+    }
+    match images.iter().find(|image| image.is_empty()) {
+        Some(image) => Err(Error::NotImages { reward, found: [1, 3, image.height() as usize, image.width() as usize] }),
+        None => Ok(()),
+    }
+}

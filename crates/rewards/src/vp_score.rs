@@ -1,0 +1,210 @@
+//! `vp_score`: a BLIP reward model, VP-Score's or ImageReward's.
+//!
+//! ```text
+//! score = (mlp(BERT([CLS] prompt [SEP], ViT(image))[0]) − mean) / std
+//! ```
+//!
+//! Source: ImageReward (arXiv 2304.05977), `ImageReward/ImageReward.py`'s `score_gard`, which ReFL differentiates. Images are
+//! resized as tensors, antialiased; Python's `score` of a *file* goes through Pillow and its bytes instead, and so does
+//! [`Reward::score_rgb`] here.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_data::RgbImage;
+use vp_models::blip::{BlipConfig, BlipFiles, BlipReward, TextInputs};
+use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
+
+use crate::{Build, Error, Result, Reward, Warning, check_batch, check_pairs};
+use vp_models::tokenizer::BertTokenizer;
+
+const NAME: &str = "vp_score";
+
+/// The `[reward.vp_score]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VpScoreConfig {
+    /// A weights file (safetensors, or `.pt` as `ImageReward.pt`) or the folder it is in.
+    pub weights: PathBuf,
+    /// The network's sizes. Default: `config.json` beside the weights; without one, they are told from the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// BERT's word pieces. Default: `vocab.txt` beside the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab: Option<PathBuf>,
+    /// What is subtracted from the network's output. Default: the side-car `<weights>.json`, else `config.json`, else ImageReward's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<f64>,
+    /// What the difference is divided by. Default: as `mean`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<f64>,
+    /// Whether images are resized with antialiasing. ReFL's released script did without.
+    #[serde(default = "antialias")]
+    pub antialias: bool,
+}
+
+fn antialias() -> bool {
+    true
+}
+
+impl VpScoreConfig {
+    /// The reward at `weights`, everything else as it lies there.
+    pub fn new(weights: impl Into<PathBuf>) -> Self {
+        Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
+    }
+
+    fn files(&self) -> Result<BlipFiles> {
+        let mut files = BlipFiles::find(&self.weights)?;
+        files.config = self.config.clone().or(files.config);
+        files.vocab = self.vocab.clone().or(files.vocab);
+        Ok(files)
+    }
+}
+
+impl Validate for VpScoreConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        if !self.weights.exists() {
+            findings.push(no_such_weights(&self.weights));
+        } else {
+            match self.files() {
+                Ok(BlipFiles { vocab: None, weights, .. }) => findings.push(format!(
+                    "reward.{NAME}: there is no vocab.txt beside {}; put bert-base-uncased's there, or set reward.{NAME}.vocab",
+                    weights.display()
+                )),
+                Ok(_) => {}
+                Err(error) => findings.push(format!("reward.{NAME}.weights: {error}")),
+            }
+        }
+        for (key, path) in [("config", &self.config), ("vocab", &self.vocab)] {
+            if let Some(path) = path
+                && !path.is_file()
+            {
+                findings.push(format!("reward.{NAME}.{key}: there is no file {}", path.display()));
+            }
+        }
+        if let Some(mean) = self.mean
+            && !mean.is_finite()
+        {
+            findings.push(format!("reward.{NAME}.mean = {mean} is not finite"));
+        }
+        if let Some(std) = self.std
+            && !(std > 0.0 && std.is_finite())
+        {
+            findings.push(format!("reward.{NAME}.std = {std}: expected a positive number"));
+        }
+    }
+}
+
+fn no_such_weights(path: &Path) -> String {
+    let missing = format!("reward.{NAME}.weights: there is no file or folder {}", path.display());
+    let looks_like_a_hub_id = path.is_relative() && path.components().count() == 2 && path.extension().is_none();
+    if looks_like_a_hub_id {
+        missing + "; nothing is downloaded here: if this is a hub id, download its files and give their folder"
+    } else {
+        missing
+    }
+}
+
+impl Build for VpScoreConfig {
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(VpScore::load(self, device)?))
+    }
+}
+
+/// A loaded BLIP reward. Its weights are constants: gradients reach images only.
+#[derive(Debug)]
+pub struct VpScore {
+    model: BlipReward,
+    config: BlipConfig,
+    tokenizer: BertTokenizer,
+    antialias: Antialias,
+    device: Device,
+}
+
+impl VpScore {
+    /// Reads the reward onto `device`'s plain form, the vocabulary first.
+    ///
+    /// # Errors
+    /// When a file is missing, cannot be read, or does not fit the others.
+    pub fn load(section: &VpScoreConfig, device: &Device) -> Result<Self> {
+        let files = section.files()?;
+        let device = device.clone().without_autodiff();
+        let vocab = files.vocab.clone().unwrap_or_else(|| files.weights.with_file_name("vocab.txt"));
+        let tokenizer = BertTokenizer::from_vocab(&vocab)?;
+        let checkpoint = files.load(&device)?;
+        let config = checkpoint.config;
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::VocabularyTooLarge {
+                vocab: vocab.display().to_string(),
+                words: tokenizer.vocab_size(),
+                weights: files.weights.display().to_string(),
+                embeddings: config.vocab_size,
+            });
+        }
+        let config = BlipConfig { mean: section.mean.unwrap_or(config.mean), std: section.std.unwrap_or(config.std), ..config };
+        let antialias = if section.antialias { Antialias::On } else { Antialias::Off };
+        let tokenizer = tokenizer.with_length(config.max_length);
+        Ok(Self { model: checkpoint.model, tokenizer, config, antialias, device })
+    }
+
+    /// The network's sizes, and the scale in use.
+    pub fn config(&self) -> &BlipConfig {
+        &self.config
+    }
+
+    /// Scores of images that are preprocessed already: `[b, 3, image_size, image_size]`, normalised.
+    ///
+    /// # Panics
+    /// When the size is another, or there is not one prompt for each image.
+    pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
+        let (ids, masks): (Vec<_>, Vec<_>) = prompts
+            .iter()
+            .map(|prompt| {
+                let encoding = self.tokenizer.encode(prompt);
+                (encoding.ids, encoding.attention_mask)
+            })
+            .unzip();
+        let raw = self.model.forward(pixel_values, &TextInputs::new(&ids, &masks, &self.device));
+        (raw.reshape([prompts.len()]) - self.config.mean) / self.config.std
+    }
+}
+
+impl Reward for VpScore {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn differentiable(&self) -> bool {
+        true
+    }
+
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
+        check_batch(NAME, &images, prompts)?;
+        Ok(self.score_pixel_values(preprocess(images, self.config.image_size, self.antialias), prompts))
+    }
+
+    /// Pillow's resize and rounding, as `ImageReward.py`'s `score` of files; always antialiased.
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+        check_pairs(NAME, images, prompts)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pixel_values = |image: &RgbImage| {
+            let size = [image.height() as usize, image.width() as usize];
+            preprocess_bytes(image.as_raw(), size, self.config.image_size, &self.device)
+        };
+        let pixel_values = Tensor::cat(images.iter().map(pixel_values).collect(), 0);
+        Ok(self.score_pixel_values(pixel_values, prompts).into_data().iter::<f64>().collect())
+    }
+
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        let lost = |(index, prompt): (usize, &String)| {
+            let lost = self.tokenizer.encode(prompt).lost?;
+            let message = format!("{NAME} reads {} tokens of a prompt and cuts the rest: {lost:?}", self.config.max_length);
+            Some(Warning { index, message })
+        };
+        prompts.iter().enumerate().filter_map(lost).collect()
+    }
+}

@@ -1,0 +1,139 @@
+//! What every registered reward promises.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor, TensorData, Tolerance};
+use vp_data::{RgbImage, to_tensor};
+use vp_rewards::{Reward, RewardConfig};
+
+/// A configuration of every entry of the table.
+fn every_reward() -> Vec<Box<dyn Reward>> {
+    let build = |entry: &vp_core::Entry| {
+        let section = match entry.name {
+            "vp_score" => format!("[vp_score]\nweights = '{}'", golden("blip_reward_tiny/model").display()),
+            name => format!("[{name}]"),
+        };
+        let origin = format!("the contract of {}", entry.name);
+        let config: RewardConfig = vp_core::config::parse(&section, &origin, &[]).unwrap();
+        assert_eq!(config.name(), entry.name);
+        config.build(&Device::flex()).unwrap()
+    };
+    RewardConfig::ENTRIES.iter().map(build).collect()
+}
+
+fn golden(name: &str) -> PathBuf {
+    let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));
+    std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from).join(name)
+}
+
+/// Three different pictures and prompts; neither square nor of any encoder's size.
+fn batch(device: &Device) -> (Tensor<4>, Vec<String>) {
+    let values: Vec<f32> = (0..3 * 3 * 40 * 56).map(|i| (i as f32 * 0.37 + (i / 5000) as f32).sin() * 0.5 + 0.5).collect();
+    let prompts = ["a red fox", "an ocean", ""].map(String::from).to_vec();
+    (Tensor::from_data(TensorData::new(values, [3, 3, 40, 56]), device), prompts)
+}
+
+#[test]
+fn a_batch_scores_as_its_images_do_alone() {
+    for reward in every_reward() {
+        let (images, prompts) = batch(&Device::flex());
+        let scores = reward.score(images.clone(), &prompts).unwrap();
+        assert_eq!(scores.dims(), [3], "{}", reward.name());
+        assert!(scores.clone().is_finite().all().into_scalar::<bool>(), "{}", reward.name());
+        let alone = (0..3).map(|i| reward.score(images.clone().narrow(0, i, 1), &prompts[i..=i]).unwrap()).collect();
+        let alone = Tensor::cat(alone, 0);
+        scores.clone().into_data().assert_approx_eq::<f32>(&alone.into_data(), Tolerance::relative(1e-4));
+        let values: Vec<f32> = scores.into_data().try_into_vec().unwrap();
+        assert!(values[0] != values[1], "{} gives different images one score: {values:?}", reward.name());
+    }
+}
+
+#[test]
+fn gradients_reach_images_exactly_when_promised() {
+    for reward in every_reward() {
+        let (images, prompts) = batch(&Device::flex().autodiff());
+        let images = images.require_grad();
+        let scores = reward.score(images.clone(), &prompts).unwrap();
+        // A reward without a gradient has none to run back through.
+        let gradient = scores.is_autodiff().then(|| images.grad(&scores.sum().backward())).flatten();
+        assert_eq!(gradient.is_some(), reward.differentiable(), "{}", reward.name());
+        if let Some(gradient) = gradient {
+            assert!(gradient.clone().is_finite().all().into_scalar::<bool>(), "{}", reward.name());
+            for image in 0..3 {
+                let largest = gradient.clone().narrow(0, image, 1).abs().max().into_scalar::<f32>();
+                assert!(largest > 0.0, "{}: image {image} gets no gradient", reward.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_in_an_image_is_seen_in_its_score_alone() {
+    for reward in every_reward() {
+        let (images, prompts) = batch(&Device::flex());
+        let broken = Tensor::full([1, 3, 40, 56], f32::NAN, &Device::flex());
+        let scores = reward.score(Tensor::cat(vec![images.narrow(0, 0, 2), broken], 0), &prompts).unwrap();
+        let scores: Vec<f32> = scores.into_data().try_into_vec().unwrap();
+        let nan: Vec<bool> = scores.iter().map(|score| score.is_nan()).collect();
+        assert_eq!(nan, [false, false, true], "{}: {scores:?}", reward.name());
+    }
+}
+
+#[test]
+fn what_is_no_batch_is_refused_by_name() {
+    for reward in every_reward() {
+        let (images, prompts) = batch(&Device::flex());
+        for error in [reward.score(images.clone(), &prompts[..2]), reward.score(images.narrow(1, 0, 1), &prompts)] {
+            let message = error.unwrap_err().to_string();
+            assert!(message.starts_with(&format!("reward {}: ", reward.name())), "{message}");
+        }
+    }
+}
+
+/// Files go by their bytes where a reward's original does: a grey level or so away from the same image as a tensor.
+#[test]
+fn images_of_different_sizes_score_as_they_do_alone() {
+    let device = Device::flex();
+    let image = |size: (u32, u32)| RgbImage::from_fn(size.0, size.1, |x, y| [(x * 5) as u8, (y * 3) as u8, (x * y) as u8].into());
+    let images = [image((40, 56)), image((90, 33)), image((40, 56))];
+    let prompts = ["a red fox", "an ocean", "an ocean"].map(String::from);
+    for reward in every_reward() {
+        let scores = reward.score_rgb(&images, &prompts, &device).unwrap();
+        assert_eq!(scores.len(), 3, "{}", reward.name());
+        for i in 0..3 {
+            let alone = reward.score_rgb(&images[i..=i], &prompts[i..=i], &device).unwrap()[0];
+            let as_tensor: f32 = reward.score(to_tensor(&images[i..=i], &device).unwrap(), &prompts[i..=i]).unwrap().into_scalar();
+            assert!((scores[i] - alone).abs() < 1e-4, "{}: {} and {alone}", reward.name(), scores[i]);
+            assert!((scores[i] - f64::from(as_tensor)).abs() < 0.1, "{}: {} and {as_tensor}", reward.name(), scores[i]);
+        }
+        assert_ne!(scores[0], scores[1], "{}", reward.name());
+        assert_eq!(reward.score_rgb(&[], &[], &device).unwrap(), [0.0; 0]);
+        for error in [reward.score_rgb(&images, &prompts[..2], &device), reward.score_rgb(&[RgbImage::new(0, 4)], &prompts[..1], &device)] {
+            let message = error.unwrap_err().to_string();
+            assert!(message.starts_with(&format!("reward {}: ", reward.name())), "{message}");
+        }
+    }
+}
+
+#[test]
+fn vp_score_says_what_it_cuts() {
+    let reward = every_reward().into_iter().find(|reward| reward.name() == "vp_score").unwrap();
+    let long = format!("{}the end", "a ".repeat(40));
+    let warnings = reward.check_prompts(&["a red fox".into(), long]);
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings[0].index, 1);
+    assert!(warnings[0].message.contains("a the end\""), "{}", warnings[0].message);
+}
+
+#[test]
+fn every_finding_comes_before_a_byte_of_weights() {
+    let section = "[vp_score]\nweights = 'THUDM/ImageReward'\nvocab = 'no/vocab.txt'\nstd = 0.0\nmean = nan\n";
+    let message = vp_core::config::parse::<RewardConfig>(section, "refl.toml", &[]).unwrap_err().to_string();
+    for part in ["hub id", "reward.vp_score.vocab", "reward.vp_score.std = 0", "reward.vp_score.mean = NaN"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
+    let message = vp_core::config::parse::<RewardConfig>("[jpeg_compressibility]\nquality = 0", "x", &[]).unwrap_err().to_string();
+    assert!(message.contains("quality = 0: expected 1 to 100"), "{message}");
+    let message = vp_core::config::parse::<RewardConfig>("[jpeg_compressibility]\nqualty = 3", "x", &[]).unwrap_err().to_string();
+    assert!(message.contains("line 2") && message.contains("did you mean `quality`?"), "{message}");
+}

@@ -1,0 +1,236 @@
+//! The configuration of `train`: one section an idea, named by the choice where there is one.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vp_core::config::Validate;
+use vp_rewards::RewardConfig;
+
+use crate::optim::{EmaConfig, LrSchedulerConfig};
+use crate::refl::Refl;
+use crate::regularizer::RegularizerConfig;
+use crate::sections::{
+    CheckpointSection, DataSection, GuardSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
+    SchedulerSection, Settings,
+};
+use crate::sft::Sft;
+use crate::vae::Vae;
+
+vp_core::registry! {
+    /// The `[algo.<name>]` section.
+    pub enum AlgorithmConfig {
+        /// Reward feedback learning: the reward, back-propagated through one late denoising step.
+        Refl = "refl" => Refl,
+        /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
+        Sft = "sft" => Sft,
+        /// The autoencoder: reconstruction, edges and KL on images.
+        Vae = "vae" => Vae,
+    }
+}
+
+impl AlgorithmConfig {
+    /// Whether the reward's gradient with respect to the images is used.
+    pub fn needs_gradient(&self) -> bool {
+        match self {
+            Self::Refl(_) => true,
+            Self::Sft(_) | Self::Vae(_) => false,
+        }
+    }
+}
+
+/// A whole `train` configuration. Which of the optional sections must be there is the algorithm's to say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// `[run]`.
+    pub run: RunSection,
+    /// `[model]`.
+    pub model: ModelSection,
+    /// `[algo.<name>]`.
+    pub algo: AlgorithmConfig,
+    /// `[data]`.
+    pub data: Option<DataSection>,
+    /// `[prompts]`.
+    pub prompts: Option<PromptsSection>,
+    /// `[scheduler]`.
+    pub scheduler: Option<SchedulerSection>,
+    /// `[reward.<name>]`.
+    pub reward: Option<RewardConfig>,
+    /// `[[watch]]`, each with a `[watch.<name>]`: rewards that are looked at and not trained on.
+    #[serde(default)]
+    pub watch: Vec<RewardConfig>,
+    /// `[regularizer.<name>]`.
+    pub regularizer: Option<RegularizerConfig>,
+    /// `[preview]`.
+    pub preview: Option<PreviewSection>,
+    /// `[optimizer]`.
+    pub optimizer: OptimizerSection,
+    /// `[lr_scheduler.<name>]`.
+    #[serde(default)]
+    pub lr_scheduler: LrSchedulerConfig,
+    /// `[ema]`; without it the last weights are the result.
+    pub ema: Option<EmaConfig>,
+    /// `[checkpoint]`.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
+    /// `[guard]`.
+    #[serde(default)]
+    pub guard: GuardSection,
+}
+
+/// The sections that an algorithm driven by a reward needs.
+#[derive(Debug, Clone, Copy)]
+pub struct RewardDriven<'a> {
+    /// `[prompts]`.
+    pub prompts: &'a PromptsSection,
+    /// `[scheduler]`.
+    pub scheduler: &'a SchedulerSection,
+    /// `[reward.<name>]`.
+    pub reward: &'a RewardConfig,
+    /// `[preview]`.
+    pub preview: &'a PreviewSection,
+}
+
+impl TrainConfig {
+    /// What the run itself needs to know.
+    pub fn settings(&self) -> Settings {
+        let Self { run, model, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, .. } = self.clone();
+        let preview_every = data.map(|data| data.validation_every).or(preview.map(|preview| preview.every)).unwrap_or(0);
+        Settings { run, model, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
+    }
+
+    /// The sections of a reward-driven algorithm; the names of those that are missing, otherwise.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn reward_driven(&self) -> Result<RewardDriven<'_>, Vec<&'static str>> {
+        match (&self.prompts, &self.scheduler, &self.reward, &self.preview) {
+            (Some(prompts), Some(scheduler), Some(reward), Some(preview)) => Ok(RewardDriven { prompts, scheduler, reward, preview }),
+            (prompts, scheduler, reward, preview) => {
+                let sections = [
+                    ("[prompts]", prompts.is_none()),
+                    ("[scheduler]", scheduler.is_none()),
+                    ("[reward.<name>]", reward.is_none()),
+                    ("[preview]", preview.is_none()),
+                ];
+                Err(sections.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect())
+            }
+        }
+    }
+
+    /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
+    /// What is drawn, saved and tolerated on the way may change.
+    pub fn differences(&self, saved: &Value) -> Vec<String> {
+        const FREE: [&str; 4] = ["checkpoint", "guard", "preview", "data.validation_every"];
+        let ours = serde_json::to_value(self).expect("a config is JSON");
+        let mut found = Vec::new();
+        compare("", &ours, saved, &mut found);
+        found.retain(|line| !FREE.iter().any(|section| line.starts_with(section)));
+        found
+    }
+}
+
+fn compare(path: &str, ours: &Value, saved: &Value, found: &mut Vec<String>) {
+    let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+    match (ours, saved) {
+        (Value::Object(ours), Value::Object(saved)) => {
+            let keys: std::collections::BTreeSet<&String> = ours.keys().chain(saved.keys()).collect();
+            for key in keys {
+                compare(&below(key), ours.get(key).unwrap_or(&Value::Null), saved.get(key).unwrap_or(&Value::Null), found);
+            }
+        }
+        _ if ours != saved => found.push(format!("{path} is {ours}, the run has {saved}")),
+        _ => {}
+    }
+}
+
+impl Validate for TrainConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
+        sections.iter().for_each(|section| section.findings(findings));
+        let optional: [Option<&dyn Validate>; 6] = [
+            self.data.as_ref().map(|section| section as _),
+            self.prompts.as_ref().map(|section| section as _),
+            self.scheduler.as_ref().map(|section| section as _),
+            self.preview.as_ref().map(|section| section as _),
+            self.regularizer.as_ref().map(|section| section as _),
+            self.reward.as_ref().map(|section| section as _),
+        ];
+        optional.iter().flatten().for_each(|section| section.findings(findings));
+        self.watch.iter().for_each(|reward| reward.findings(findings));
+        self.lr_scheduler.findings(self.run.num_train_steps, findings);
+        if let Some(ema) = &self.ema {
+            ema.findings(findings);
+        }
+        match &self.algo {
+            AlgorithmConfig::Refl(refl) => {
+                self.reward_driven_findings(findings);
+                if let Some(scheduler) = &self.scheduler {
+                    refl.findings(scheduler, findings);
+                }
+            }
+            AlgorithmConfig::Sft(sft) => {
+                self.supervised_findings(findings);
+                sft.findings(findings);
+            }
+            AlgorithmConfig::Vae(vae) => {
+                self.supervised_findings(findings);
+                if self.preview.is_some() {
+                    findings.push("[preview] draws from prompts, which algo.vae does not; its images are the held-out ones".into());
+                }
+                vae.findings(findings);
+            }
+        }
+    }
+}
+
+impl TrainConfig {
+    fn supervised_findings(&self, findings: &mut Vec<String>) {
+        let name = self.algo.name();
+        if self.data.is_none() {
+            findings.push(format!("[algo.{name}] needs [data]"));
+        }
+        let unused = [
+            ("[prompts]", self.prompts.is_some()),
+            ("[scheduler]", self.scheduler.is_some()),
+            ("[reward.<name>]", self.reward.is_some()),
+            ("[[watch]]", !self.watch.is_empty()),
+            ("[regularizer.<name>]", self.regularizer.is_some()),
+        ];
+        let unused = unused.into_iter().filter(|(_, there)| *there);
+        findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.{name}]; remove it")));
+        if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
+            findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever data.validation_every says"));
+        }
+    }
+
+    fn reward_driven_findings(&self, findings: &mut Vec<String>) {
+        let name = self.algo.name();
+        if self.data.is_some() {
+            findings.push(format!("[data] is not used by [algo.{name}]; captioned images go into [regularizer.images]"));
+        }
+        if self.model.initialize {
+            findings.push(format!("model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; see sft"));
+        }
+        if let Err(missing) = self.reward_driven() {
+            findings.push(format!("[algo.{}] needs {}", self.algo.name(), missing.join(", ")));
+        }
+        if self.watch.is_empty() {
+            let example = "add a [[watch]] with a reward that is not trained on, e.g. [watch.saturation]";
+            findings.push(format!("nothing is watched; {example}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn differences_are_named_by_field() {
+        let mut found = Vec::new();
+        let (ours, saved) = (json!({ "a": { "b": 1, "c": [2] }, "d": null }), json!({ "a": { "b": 3, "c": [2] }, "e": 5 }));
+        compare("", &ours, &saved, &mut found);
+        assert_eq!(found, ["a.b is 1, the run has 3", "e is null, the run has 5"]);
+    }
+}

@@ -1,0 +1,90 @@
+//! The denoising loss: what diffusion models are pre-trained with, ReFL's L_pre, and all of supervised fine-tuning.
+//!
+//! Source: Ho et al. (arXiv 2006.11239) equation 14; diffusers `examples/text_to_image/train_text_to_image.py`.
+
+use burn::tensor::Tensor;
+use vp_core::noise::{Noise, Purpose};
+use vp_models::denoiser::{Conditioning, Denoiser};
+use vp_models::pipeline::Trainable;
+use vp_models::pipeline::{Guidance, Pipeline, predict};
+use vp_schedulers::NoiseSchedule;
+
+/// Captioned images, `[b, 3, h, w]` in [0, 1].
+#[derive(Debug, Clone)]
+pub struct DenoisingBatch<'a> {
+    /// The images.
+    pub images: Tensor<4>,
+    /// One caption an image.
+    pub captions: &'a [String],
+    /// Height and width in pixels, which SDXL is told.
+    pub size: [usize; 2],
+}
+
+/// Images on their way to noise: what the denoiser sees, and what it should answer.
+#[derive(Debug, Clone)]
+pub struct Noised {
+    /// `[b, c, h, w]`.
+    pub sample: Tensor<4>,
+    /// Noise, v or the clean latents, by the schedule's prediction type; `[b, c, h, w]`.
+    pub target: Tensor<4>,
+    /// One a row.
+    pub timesteps: Vec<usize>,
+}
+
+impl Noised {
+    /// The mean squared error of each row's prediction, `[b]`.
+    pub fn errors<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<1> {
+        let prediction = predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning));
+        (prediction - self.target.clone()).square().mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
+    }
+
+    /// The timesteps as the denoiser takes them.
+    pub fn model_timesteps(&self) -> Vec<f32> {
+        self.timesteps.iter().map(|timestep| *timestep as f32).collect()
+    }
+}
+
+impl DenoisingBatch<'_> {
+    /// The mean squared error of the prediction at a uniform random timestep for each image, `[1]`.
+    pub fn loss<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        pipeline: &Pipeline,
+        schedule: &(impl NoiseSchedule + ?Sized),
+        (noise, draw): (&Noise, u64),
+    ) -> Tensor<1> {
+        let noised = self.noised_at_random(pipeline, schedule, (noise, draw));
+        noised.errors(&model.unet, self.conditioning(model, pipeline)).mean()
+    }
+
+    /// The captions, by the encoder that trains where one does.
+    pub fn conditioning<D: Denoiser>(&self, model: &Trainable<D>, pipeline: &Pipeline) -> Conditioning {
+        model.text(&pipeline.text).encode(self.captions, self.size, pipeline.device())
+    }
+
+    /// Each image at a uniform random timestep.
+    pub fn noised_at_random(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), (noise, draw): (&Noise, u64)) -> Noised {
+        let samples: Vec<u64> = (0..self.captions.len() as u64).collect();
+        let last = schedule.alphas_cumprod().len() - 1;
+        let timesteps = samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect();
+        self.noised(pipeline, schedule, timesteps, (noise, draw, &samples))
+    }
+
+    /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its number in
+    /// `samples`.
+    pub fn noised(
+        &self,
+        pipeline: &Pipeline,
+        schedule: &(impl NoiseSchedule + ?Sized),
+        timesteps: Vec<usize>,
+        (noise, draw, samples): (&Noise, u64, &[u64]),
+    ) -> Noised {
+        let posterior = pipeline.vae.encode(self.images.clone() * 2.0 - 1.0);
+        let [_, c, h, w] = posterior.mean.dims();
+        let normal = |purpose| noise.normal(purpose, draw, samples, [c, h, w], pipeline.device());
+        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));
+        let epsilon = normal(Purpose::DenoisingNoise);
+        let sample = schedule.add_noise(latents.clone(), epsilon.clone(), &timesteps);
+        Noised { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
+    }
+}

@@ -1,0 +1,173 @@
+//! Captioned images for supervised training: which are held out, in which order the others come, and what is varied.
+
+use burn::tensor::{Device, Tensor};
+use sha2::{Digest, Sha256};
+use vp_core::noise::{Noise, Purpose};
+use vp_data::{ImageEntry, ImageFolder, ImageFolderOptions, Problem, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
+
+use crate::Error;
+use crate::run::Batch;
+use crate::sections::DataSection;
+
+/// The images of a `[data]` section.
+#[derive(Debug)]
+pub struct CaptionedImages {
+    /// What is trained on.
+    pub training: Vec<ImageEntry>,
+    /// What is held out.
+    pub validation: Vec<ImageEntry>,
+    /// What was left out because it cannot be used.
+    pub skipped: Vec<Problem>,
+    /// Height and width in pixels, to which every image is cropped and resized.
+    pub size: [usize; 2],
+    section: DataSection,
+    noise: Noise,
+    order: ShuffledOrder,
+    device: Device,
+}
+
+/// Some of them, ready.
+#[derive(Debug)]
+pub struct ImageBatch {
+    /// `[b, 3, h, w]` in [0, 1].
+    pub images: Tensor<4>,
+    /// One an image.
+    pub captions: Vec<String>,
+}
+
+impl CaptionedImages {
+    /// Opens the folder and splits it. `captions`: whether an image without one is a problem.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, holds problems that are to be refused, or leaves nothing to train on.
+    pub fn open(section: &DataSection, captions: bool, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
+        let options = ImageFolderOptions { on_problem: section.on_problem, min_size: section.min_size, captions };
+        let ImageFolder { entries, skipped } = ImageFolder::open(&section.folder, &options)?;
+        let (training, validation) = split(entries, section.validation_fraction);
+        if training.is_empty() {
+            let (folder, held_out) = (section.folder.display(), validation.len());
+            return Err(Error::Config(format!(
+                "{folder}: all {held_out} images are held out; add some, or lower data.validation_fraction"
+            )));
+        }
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        Ok(Self { training, validation, skipped, size, section: section.clone(), noise, order, device: device.clone() })
+    }
+
+    /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for entry in self.training.iter().chain(&self.validation) {
+            for text in [&entry.file_name, &entry.caption] {
+                hash.update((text.len() as u64).to_le_bytes());
+                hash.update(text);
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The `count` images of a batch, in the shuffled order, some mirrored and some captions dropped as the section says.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn batch(&mut self, batch: Batch, count: usize) -> Result<ImageBatch, Error> {
+        let entries = self.order.entries(batch.index * count as u64, count);
+        let (mut images, mut captions) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for (sample, entry) in entries.into_iter().enumerate() {
+            let (entry, draw, sample) = (&self.training[entry], batch.draw(), sample as u64);
+            let image = self.load(entry)?;
+            let mirrored = self.section.horizontal_flip && self.noise.uniform(Purpose::Augmentation, draw, sample) < 0.5;
+            images.push(if mirrored { flip_horizontal(&image) } else { image });
+            let dropped = self.noise.uniform(Purpose::CaptionDropout, draw, sample) < self.section.caption_dropout;
+            captions.push(if dropped { String::new() } else { entry.caption.clone() });
+        }
+        Ok(ImageBatch { images: to_tensor(&images, &self.device)?, captions })
+    }
+
+    /// The held-out images `at..at + count` as they are, with a number for each that hangs on its name alone.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn held_out(&self, entries: &[ImageEntry]) -> Result<(ImageBatch, Vec<u64>), Error> {
+        let images = entries.iter().map(|entry| self.load(entry)).collect::<Result<Vec<_>, _>>()?;
+        let captions = entries.iter().map(|entry| entry.caption.clone()).collect();
+        let numbers = entries.iter().map(|entry| number(&entry.file_name)).collect();
+        Ok((ImageBatch { images: to_tensor(&images, &self.device)?, captions }, numbers))
+    }
+
+    fn load(&self, entry: &ImageEntry) -> Result<RgbImage, Error> {
+        let [height, width] = self.size;
+        Ok(entry.load((width as u32, height as u32))?)
+    }
+}
+
+/// Training and validation images. Where any are to be held out, at least one is, if one is left to train on.
+fn split(entries: Vec<ImageEntry>, fraction: f64) -> (Vec<ImageEntry>, Vec<ImageEntry>) {
+    let share = |entry: &ImageEntry| number(&entry.file_name) as f64 / 2f64.powi(64);
+    let least = entries.iter().map(share).fold(f64::INFINITY, f64::min);
+    let many = entries.len() > 1;
+    entries.into_iter().partition(|entry| !(fraction > 0.0 && (share(entry) < fraction || (many && share(entry) == least))))
+}
+
+/// A fixed number for a name, uniform over the names.
+fn number(name: &str) -> u64 {
+    let hash = Sha256::digest(name.as_bytes());
+    u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(names: std::ops::Range<usize>) -> Vec<ImageEntry> {
+        let entry = |i| ImageEntry { path: format!("{i}.png").into(), file_name: format!("{i}.png"), caption: String::new() };
+        names.map(entry).collect()
+    }
+
+    #[test]
+    fn the_split_does_not_move_when_images_are_added() {
+        let (training, validation) = split(entries(0..200), 0.1);
+        assert!((10..=30).contains(&validation.len()), "{}", validation.len());
+        let (more_training, more_validation) = split(entries(0..400), 0.1);
+        assert!(training.iter().all(|entry| more_training.contains(entry)));
+        assert!(validation.iter().all(|entry| more_validation.contains(entry)));
+    }
+
+    #[test]
+    fn a_batch_hangs_on_its_number_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..7u8 {
+            let image = RgbImage::from_fn(16, 16, |x, _| [x as u8 * 16, i * 30, 0].into());
+            vp_data::write_png::<&str, &str>(dir.path().join(format!("{i}.png")), &image, &[]).unwrap();
+            std::fs::write(dir.path().join(format!("{i}.txt")), format!("picture {i}")).unwrap();
+        }
+        let section = DataSection {
+            folder: dir.path().into(),
+            caption_dropout: 0.5,
+            horizontal_flip: true,
+            validation_fraction: 0.0,
+            validation_every: 0,
+            on_problem: vp_data::OnProblem::Refuse,
+            min_size: 16,
+        };
+        let open = || CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
+        let (mut walked, mut jumped) = (open(), open());
+        let batches: Vec<ImageBatch> = (0..20).map(|index| walked.batch(Batch { step: 0, index }, 4).unwrap()).collect();
+        let again = jumped.batch(Batch { step: 0, index: 13 }, 4).unwrap();
+        again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
+        assert_eq!(again.captions, batches[13].captions);
+        // Half of the captions are gone, half of the images mirrored: brighter on the left.
+        let dropped = batches.iter().flat_map(|batch| &batch.captions).filter(|caption| caption.is_empty()).count();
+        let edges =
+            |batch: &ImageBatch| batch.images.clone().narrow(1, 0, 1).narrow(2, 0, 1).narrow(3, 0, 1).into_data().iter::<f64>().collect();
+        let mirrored = batches.iter().flat_map(|batch| -> Vec<f64> { edges(batch) }).filter(|left| *left > 0.5).count();
+        assert!((25..=55).contains(&dropped) && (25..=55).contains(&mirrored), "{dropped} and {mirrored} of 80");
+    }
+
+    #[test]
+    fn at_least_one_is_held_out_and_one_is_left() {
+        assert_eq!(split(entries(0..3), 1e-9).1.len(), 1);
+        assert_eq!(split(entries(0..3), 0.0).1.len(), 0);
+        assert_eq!(split(entries(0..1), 1e-9).0.len(), 1);
+    }
+}

@@ -1,0 +1,25 @@
+//! Floor 7: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks.
+//!
+//! An algorithm is one file with its knobs at the top and its steps numbered. What algorithms share is functions and small
+//! types: [`optim`], [`losses`], [`regularizer`], [`run`].
+#![deny(missing_docs)]
+
+pub mod checkpoint;
+pub mod config;
+pub mod denoising;
+pub mod environment;
+mod error;
+pub mod export;
+pub mod images;
+pub mod journal;
+pub mod losses;
+pub mod optim;
+pub mod preview;
+pub mod refl;
+pub mod regularizer;
+pub mod run;
+pub mod sections;
+pub mod sft;
+pub mod vae;
+
+pub use error::Error;

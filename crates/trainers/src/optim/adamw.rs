@@ -1,0 +1,207 @@
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2) as PyTorch writes it (`torch/optim/adamw.py`).
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_models::parameters::map_parameters;
+
+use super::{Expected, NamedTensors, count, f32};
+use crate::Error;
+
+/// AdamW's settings, with PyTorch's names and defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the running means of the gradient and of its square, each in [0, 1).
+    pub betas: [f64; 2],
+    /// Added to the denominator, above 0.
+    pub eps: f64,
+    /// Decoupled weight decay: each step first scales the weights by `1 - lr · weight_decay`.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 1e-2 }
+    }
+}
+
+impl Validate for AdamWConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        if self.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
+            findings.push(format!("AdamW's betas are {:?}; expected two numbers in [0, 1)", self.betas));
+        }
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            findings.push(format!("AdamW's eps is {}; expected a number above 0", self.eps));
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            findings.push(format!("AdamW's weight_decay is {}; expected a number that is not negative", self.weight_decay));
+        }
+    }
+}
+
+/// The optimizer and its state.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    config: AdamWConfig,
+    state: BTreeMap<String, Moments>,
+}
+
+/// What AdamW remembers of one parameter.
+#[derive(Debug, Clone)]
+struct Moments {
+    exp_avg: Tensor<1>,
+    exp_avg_sq: Tensor<1>,
+    /// Updates of this parameter; a step without a gradient for it is none, as in PyTorch.
+    step: u64,
+}
+
+const WHAT: &str = "AdamW state";
+
+impl AdamW {
+    /// An optimizer that has seen nothing.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, state: BTreeMap::new() }
+    }
+
+    /// `module` after one update at learning rate `lr`. A trainable parameter without a gradient stays as it is, weight decay
+    /// included; gradients of other names are left for other modules.
+    #[must_use]
+    pub fn step<M: Module>(&mut self, module: M, gradients: &NamedTensors, lr: f64) -> M {
+        map_parameters(module, |name, trainable, values| match gradients.get(name).filter(|_| trainable) {
+            Some(gradient) => self.update(name, values, f32(gradient.clone()), lr),
+            None => values,
+        })
+    }
+
+    fn update(&mut self, name: &str, values: Tensor<1>, gradient: Tensor<1>, lr: f64) -> Tensor<1> {
+        let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.config;
+        let dtype = values.dtype();
+        let state = self.state.remove(name).unwrap_or_else(|| Moments {
+            exp_avg: gradient.zeros_like(),
+            exp_avg_sq: gradient.zeros_like(),
+            step: 0,
+        });
+        let step = state.step + 1;
+        let exp_avg = state.exp_avg.clone() + (gradient.clone() - state.exp_avg) * (1.0 - beta1);
+        let exp_avg_sq = state.exp_avg_sq * beta2 + gradient.square() * (1.0 - beta2);
+        // In f64: 1 - 0.999 in f32 is off by 1e-5 of itself.
+        let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let denominator = exp_avg_sq.clone().sqrt() / bias_correction(beta2).sqrt() + eps;
+        let decayed = f32(values) * (1.0 - lr * weight_decay);
+        let updated = decayed - exp_avg.clone() / denominator * (lr / bias_correction(beta1));
+        self.state.insert(name.into(), Moments { exp_avg, exp_avg_sq, step });
+        updated.cast(dtype)
+    }
+
+    /// The state as tensors: `exp_avg.<name>`, `exp_avg_sq.<name>` and `step.<name>` (one number) for each parameter updated so far.
+    pub fn export(&self) -> NamedTensors {
+        let entries = self.state.iter().flat_map(|(name, Moments { exp_avg, exp_avg_sq, step })| {
+            [
+                (format!("exp_avg.{name}"), exp_avg.clone()),
+                (format!("exp_avg_sq.{name}"), exp_avg_sq.clone()),
+                (format!("step.{name}"), count(*step, &exp_avg.device())),
+            ]
+        });
+        entries.collect()
+    }
+
+    /// The optimizer that [`export`](Self::export)ed `state` while it trained `module`.
+    ///
+    /// # Errors
+    /// When the state is incomplete or is another module's.
+    pub fn import<M: Module>(config: AdamWConfig, mut state: NamedTensors, module: &M) -> Result<Self, Error> {
+        let expected = Expected::of(module, WHAT);
+        let names: Vec<String> = state.keys().filter_map(|key| key.strip_prefix("step.").map(String::from)).collect();
+        let mut moments = BTreeMap::new();
+        for name in names {
+            let exp_avg = expected.take(&mut state, &format!("exp_avg.{name}"), &name)?;
+            let exp_avg_sq = expected.take(&mut state, &format!("exp_avg_sq.{name}"), &name)?;
+            let step = expected.take_count(&mut state, &format!("step.{name}"))?;
+            moments.insert(name, Moments { exp_avg, exp_avg_sq, step });
+        }
+        expected.nothing_left(state)?;
+        Ok(Self { config, state: moments })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::testing::{Toy, assert_values, toy, values};
+    use burn::tensor::Device;
+
+    fn gradients(entries: &[(&str, &[f32])]) -> NamedTensors {
+        entries.iter().map(|(name, values)| ((*name).into(), Tensor::from_floats(*values, &Device::flex()))).collect()
+    }
+
+    fn no_decay() -> AdamWConfig {
+        AdamWConfig { weight_decay: 0.0, ..Default::default() }
+    }
+
+    #[test]
+    fn the_first_update_is_the_rate_times_the_sign() {
+        // With bias correction m = g and v = g², so the update is lr·g/(|g| + eps).
+        let toy = AdamW::new(no_decay()).step(toy(), &gradients(&[("a", &[0.5, -2.0])]), 0.1);
+        assert_values(&toy.a.val(), &[1.0 - 0.1, 2.0 + 0.1]);
+    }
+
+    #[test]
+    fn decay_comes_before_the_update_and_needs_no_gradient_state() {
+        // A zero gradient moves nothing: the weights are scaled by 1 - 0.1·0.5 alone.
+        let config = AdamWConfig { weight_decay: 0.5, ..Default::default() };
+        let toy = AdamW::new(config).step(toy(), &gradients(&[("a", &[0.0, 0.0])]), 0.1);
+        assert_values(&toy.a.val(), &[0.95, 1.9]);
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_is_untouched() {
+        let config = AdamWConfig { weight_decay: 0.5, ..Default::default() };
+        let mut optimizer = AdamW::new(config);
+        let toy = optimizer.step(toy(), &gradients(&[("a", &[1.0, 1.0]), ("frozen", &[1.0])]), 0.1);
+        assert_eq!(values(&toy.b.val()), [3.0]);
+        assert_eq!(values(&toy.frozen.val()), [7.0], "a gradient does not make a frozen parameter train");
+        // Its own first update later is a first update.
+        let toy = optimizer.step(toy, &gradients(&[("b", &[4.0])]), 0.1);
+        assert_values(&toy.b.val(), &[3.0 * 0.95 - 0.1]);
+    }
+
+    #[test]
+    fn an_exported_state_continues_bit_for_bit() {
+        let run = |mut optimizer: AdamW, mut toy: Toy, steps: std::ops::Range<usize>| {
+            for step in steps {
+                let g = 0.3 + step as f32;
+                toy = optimizer.step(toy, &gradients(&[("a", &[g, -g * g]), ("b", &[1.0 / g])]), 0.01);
+            }
+            (optimizer, toy)
+        };
+        let (_, straight) = run(AdamW::new(AdamWConfig::default()), toy(), 0..7);
+        let (optimizer, half) = run(AdamW::new(AdamWConfig::default()), toy(), 0..3);
+        let resumed = AdamW::import(AdamWConfig::default(), optimizer.export(), &half).unwrap();
+        let (_, resumed) = run(resumed, half, 3..7);
+        assert_eq!(values(&resumed.a.val()), values(&straight.a.val()));
+        assert_eq!(values(&resumed.b.val()), values(&straight.b.val()));
+    }
+
+    #[test]
+    fn a_state_of_another_model_is_refused_by_name() {
+        let mut optimizer = AdamW::new(AdamWConfig::default());
+        let toy = optimizer.step(toy(), &gradients(&[("a", &[1.0, 1.0])]), 0.1);
+        let refused = |edit: fn(&mut NamedTensors)| {
+            let mut state = optimizer.export();
+            edit(&mut state);
+            AdamW::import(AdamWConfig::default(), state, &toy).unwrap_err().to_string()
+        };
+        let short = Tensor::<1>::zeros([1], &Device::flex());
+        assert_eq!(refused(|s| drop(s.remove("exp_avg_sq.a"))), "AdamW state: exp_avg_sq.a: missing; expected 2 values");
+        assert_eq!(refused(|s| drop(s.remove("step.a"))), "AdamW state: exp_avg.a: unexpected");
+        let mut state = optimizer.export();
+        state.insert("exp_avg.a".into(), short);
+        let error = AdamW::import(AdamWConfig::default(), state, &toy).unwrap_err().to_string();
+        assert_eq!(error, "AdamW state: exp_avg.a: expected 2 values, found 1");
+        assert!(refused(|s| drop(s.insert("step.frozen".into(), s["step.a"].clone()))).contains("no trainable parameter"));
+    }
+}

@@ -1,0 +1,94 @@
+//! The same prompts and seeds, drawn before and after.
+
+use burn::tensor::Tensor;
+use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_data::{RgbImage, from_tensor};
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+use vp_models::pipeline::{Pipeline, Request};
+use vp_rewards::Reward;
+use vp_schedulers::{Sampler, build_sampler};
+
+use crate::Error;
+use crate::sections::PreviewSection;
+
+/// Images of fixed prompts and seeds, with their scores.
+#[derive(Debug)]
+pub struct Preview {
+    /// Prompt by prompt, seed by seed.
+    pub images: Vec<RgbImage>,
+    /// Columns of the grid.
+    pub columns: usize,
+    /// Scores by name; the first decides which checkpoint is the best.
+    pub scores: Vec<(String, Vec<f64>)>,
+    /// Whether the first score is a loss.
+    pub lower_is_better: bool,
+}
+
+impl Preview {
+    /// The mean of the first score, turned so that larger is better.
+    pub fn score(&self) -> Option<f64> {
+        let (_, scores) = self.scores.first()?;
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        Some(if self.lower_is_better { -mean } else { mean })
+    }
+}
+
+/// Draws with the model's own sampler, one row of the grid a prompt, and scores.
+///
+/// # Errors
+/// When the folder's scheduler cannot be built, a reward fails, or what is drawn is not finite.
+pub fn draw<D: Denoiser>(
+    section: &PreviewSection,
+    pipeline: &Pipeline,
+    model: &Trainable<D>,
+    rewards: &[&dyn Reward],
+    (size, step): ([usize; 2], u64),
+) -> Result<Preview, Error> {
+    let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
+    let mut images = Vec::new();
+    let mut scores: Vec<(String, Vec<f64>)> = rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect();
+    let (shape, device) = (pipeline.latent_shape(size), pipeline.device());
+    for prompt in &section.prompts {
+        let prompts = vec![prompt.clone(); section.seeds.len()];
+        let rows = |purpose, scheduler_step| {
+            let one = |seed: &u64| Noise::new(*seed).normal(purpose, chain_step(0, scheduler_step), &[0], shape, device);
+            Tensor::cat(section.seeds.iter().map(one).collect(), 0)
+        };
+        let negative_prompt = section.negative_prompt.as_deref();
+        let request = Request { prompts: &prompts, negative_prompt, guidance_scale: section.guidance_scale, size };
+        let latents = rows(Purpose::InitialLatents, 0);
+        let mut noise = |step| rows(Purpose::SamplerStep, step);
+        let drawn = pipeline.generate(model, &mut *sampler, &request, latents.clone(), &mut noise);
+        if !is_finite(&drawn) {
+            return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
+        }
+        for (reward, (_, scores)) in rewards.iter().zip(&mut scores) {
+            scores.extend(reward.score(drawn.clone(), &prompts)?.into_data().iter::<f64>());
+        }
+        images.extend(from_tensor(drawn)?);
+    }
+    Ok(Preview { images, columns: section.seeds.len(), scores, lower_is_better: false })
+}
+
+/// Whether every value is.
+pub fn is_finite(tensor: &Tensor<4>) -> bool {
+    tensor.clone().without_autodiff().sum().into_scalar::<f32>().is_finite()
+}
+
+/// The first part of the model that is not finite at the first step of a chain, or the autoencoder.
+fn blame<D: Denoiser>(
+    pipeline: &Pipeline,
+    model: &Trainable<D>,
+    sampler: &mut dyn Sampler,
+    request: &Request<'_>,
+    latents: Tensor<4>,
+) -> String {
+    let guidance = pipeline.encode(&model.text(&pipeline.text), request);
+    if !guidance.conditional.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
+        return "the text encoder's output".into();
+    }
+    let timesteps = vec![sampler.timesteps()[0] as f32; request.prompts.len()];
+    let part = model.unet.first_non_finite(latents * sampler.init_noise_sigma(), &timesteps, &guidance.conditional);
+    part.map_or_else(|| "the decoded image".into(), |part| format!("unet.{part}"))
+}

@@ -1,0 +1,184 @@
+//! What keeps the tuned model a model of images: the denoising loss that the released ReFL lacks and its users miss.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_core::noise::{Noise, Purpose};
+use vp_data::{ImageFolder, ImageFolderOptions, OnProblem, ShuffledOrder, to_tensor};
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+use vp_models::pipeline::{Guidance, predict};
+use vp_schedulers::Scheduler;
+
+use crate::Error;
+use crate::denoising::DenoisingBatch;
+use crate::environment::Environment;
+use crate::losses::mean_squared_error;
+
+vp_core::registry! {
+    /// The `[regularizer.<name>]` section.
+    pub enum RegularizerConfig {
+        /// The denoising loss on captioned images, as the paper's L_pre.
+        Images = "images" => Images,
+        /// The distance to the frozen base model's own predictions, along the trajectories that training draws.
+        BasePredictions = "base_predictions" => BasePredictions,
+        /// Nothing: the reward alone decides.
+        None = "none" => Nothing,
+    }
+}
+
+/// No settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// Captioned images.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// A folder with `metadata.jsonl`, or `.txt` captions beside the images.
+    pub folder: PathBuf,
+    /// Factor of this loss beside the reward's.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+    /// What to do about images that cannot be used.
+    #[serde(default)]
+    pub on_problem: OnProblem,
+}
+
+/// The base model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BasePredictions {
+    /// Factor of this loss beside the reward's.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+}
+
+/// With ReFL's grad_scale of 1e-3, a mean squared drift of 0.1 then weighs as much as one unit of reward.
+fn default_weight() -> f64 {
+    1e-2
+}
+
+impl Default for RegularizerConfig {
+    fn default() -> Self {
+        Self::BasePredictions(BasePredictions { weight: default_weight() })
+    }
+}
+
+impl Validate for RegularizerConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let (Self::Images(Images { weight, .. }) | Self::BasePredictions(BasePredictions { weight })) = self else { return };
+        if !(*weight > 0.0 && weight.is_finite()) {
+            findings.push(format!("regularizer.{}.weight is {weight}; expected a number above 0 (or [regularizer.none])", self.name()));
+        }
+    }
+}
+
+/// A regulariser, ready.
+#[derive(Debug)]
+pub enum Regularizer {
+    /// Captioned images.
+    Images {
+        /// The images.
+        folder: ImageFolder,
+        /// Which come next.
+        order: ShuffledOrder,
+        /// Factor.
+        weight: f64,
+    },
+    /// The frozen base model, with this factor.
+    BasePredictions(f64),
+    /// Nothing.
+    None,
+}
+
+/// A point of a chain: latents `[b, c, h, w]` about to take scheduler step `step`.
+#[derive(Debug, Clone)]
+pub struct Visited {
+    /// Scheduler step.
+    pub step: usize,
+    /// Latents before it.
+    pub latents: Tensor<4>,
+}
+
+/// Where the batch's own chain has been, and for which prompts.
+#[derive(Debug, Clone, Copy)]
+pub struct Trajectory<'a> {
+    /// Its points.
+    pub visited: &'a [Visited],
+    /// One a row.
+    pub prompts: &'a [String],
+    /// Height and width in pixels.
+    pub size: [usize; 2],
+}
+
+impl Regularizer {
+    /// Makes what the section says.
+    ///
+    /// # Errors
+    /// When the image folder cannot be used.
+    pub fn new(config: &RegularizerConfig, noise: Noise) -> Result<Self, Error> {
+        Ok(match config {
+            RegularizerConfig::Images(Images { folder, weight, on_problem }) => {
+                let options = ImageFolderOptions { on_problem: *on_problem, ..ImageFolderOptions::default() };
+                let folder = ImageFolder::open(folder, &options)?;
+                let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::ImageOrder);
+                Self::Images { folder, order, weight: *weight }
+            }
+            RegularizerConfig::BasePredictions(BasePredictions { weight }) => Self::BasePredictions(*weight),
+            RegularizerConfig::None(_) => Self::None,
+        })
+    }
+
+    /// The weighted loss `[1]`, tracked through `model`; `None` where there is nothing to add.
+    ///
+    /// `draw` names this batch: its random choices depend on it alone.
+    ///
+    /// # Errors
+    /// When an image cannot be read.
+    pub fn loss<D: Denoiser>(
+        &mut self,
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        scheduler: &dyn Scheduler,
+        trajectory: Trajectory<'_>,
+        (noise, draw): (&Noise, u64),
+    ) -> Result<Option<Tensor<1>>, Error> {
+        let Environment { pipeline, base, .. } = environment;
+        let Trajectory { visited, prompts, size } = trajectory;
+        // Without guidance: what is kept is the model, not the mixture of its two answers.
+        let encode =
+            |model: &Trainable<D>, prompts: &[String]| Guidance::none(model.text(&pipeline.text).encode(prompts, size, pipeline.device()));
+        match self {
+            Self::None => Ok(None),
+            Self::BasePredictions(weight) => {
+                let Visited { step, latents } = &visited[noise.integer(Purpose::DenoisingTimestep, draw, 0, 0, visited.len() - 1)];
+                let input = scheduler.scale_model_input(latents.clone(), &vec![*step; prompts.len()]);
+                let timesteps = vec![scheduler.timesteps()[*step] as f32; prompts.len()];
+                let target = predict(&base.unet, input.clone(), &timesteps, &encode(base, prompts));
+                Ok(Some(mean_squared_error(predict(&model.unet, input, &timesteps, &encode(model, prompts)), target) * *weight))
+            }
+            Self::Images { folder, order, weight } => {
+                let rows = prompts.len();
+                let entries = order.entries((draw - 1) * rows as u64, rows);
+                let (images, captions) = read_images(folder, &entries, size, pipeline.device())?;
+                let loss = DenoisingBatch { images, captions: &captions, size };
+                Ok(Some(loss.loss(model, pipeline, scheduler, (noise, draw)) * *weight))
+            }
+        }
+    }
+}
+
+fn read_images(
+    folder: &ImageFolder,
+    entries: &[usize],
+    [height, width]: [usize; 2],
+    device: &Device,
+) -> Result<(Tensor<4>, Vec<String>), Error> {
+    let entries: Vec<_> = entries.iter().map(|index| &folder.entries[*index]).collect();
+    let images = entries.iter().map(|entry| entry.load((width as u32, height as u32))).collect::<Result<Vec<_>, _>>()?;
+    Ok((to_tensor(&images, device)?, entries.iter().map(|entry| entry.caption.clone()).collect()))
+}

@@ -1,0 +1,511 @@
+//! One training run: what every algorithm needs around its own steps.
+//!
+//! An algorithm asks for the [next batch](Run::next_batch), computes a loss on the tape, and hands it to
+//! [`backward`](Run::backward); the run accumulates, clips, updates, follows with the moving average, writes down, saves, stops
+//! when it is told to, and refuses what is not finite. Between two batches it can be saved and continued to the bit: every random
+//! number is named by the batch it belongs to, so there is no generator to save.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use regex::Regex;
+use vp_core::noise::Noise;
+use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
+
+use crate::Error;
+use crate::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
+use crate::journal::Journal;
+use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
+use crate::preview::Preview;
+use crate::sections::Settings;
+
+/// Set from outside (a signal handler) to end a run at its next batch.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicI32>);
+
+impl Interrupt {
+    /// The place a handler writes the signal's number to.
+    pub fn flag(&self) -> Arc<AtomicI32> {
+        self.0.clone()
+    }
+
+    fn signal(&self) -> Option<i32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+    }
+}
+
+/// How a run begins, beside the model.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// The resolved config, as it goes into checkpoints.
+    pub config: serde_json::Value,
+    /// The checksums of what the run starts from.
+    pub base: BTreeMap<String, String>,
+    /// Where to go on, if not at the beginning.
+    pub resume: Option<Checkpoint>,
+    /// Ends the run from outside.
+    pub interrupt: Interrupt,
+    /// Saves and ends before the batch of this number, for a proof that resuming changes nothing.
+    pub stop_before: Option<u64>,
+}
+
+/// One micro-batch to be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// The update it belongs to, counted from 0.
+    pub step: u64,
+    /// Its number in the run, counted from 0.
+    pub index: u64,
+}
+
+impl Batch {
+    /// The number that names its random draws: never 0, which is sampling's.
+    pub fn draw(self) -> u64 {
+        self.index + 1
+    }
+}
+
+/// A run under way, training `M`.
+pub struct Run<M> {
+    /// The trained model, on the tape.
+    pub model: M,
+    /// What the config says.
+    pub settings: Settings,
+    /// The run's random numbers.
+    pub noise: Noise,
+    /// How many values are trained.
+    pub num_trainable: usize,
+    /// What it tells.
+    pub journal: Journal,
+    optimizer: AdamW,
+    lr_schedule: LrSchedule,
+    gradients: GradientAccumulator,
+    ema: Option<Ema>,
+    state: State,
+    checkpoints: Checkpoints,
+    /// The cursor of the newest checkpoint on disk.
+    saved: Option<Cursor>,
+    interrupt: Interrupt,
+    stop_before: Option<u64>,
+    began: Instant,
+}
+
+impl<M: Module> Run<M> {
+    /// Puts `model` on the tape, selects what trains, and makes the optimizer and the moving average; continues where `start`
+    /// says. `journal` is called last, with the bytes a checkpoint will take, when nothing else is left that could be refused: a
+    /// run that cannot start leaves no folder behind.
+    ///
+    /// # Errors
+    /// When no parameter is selected, or the checkpoint is another model's.
+    pub fn new(model: M, settings: Settings, start: Start, journal: impl FnOnce(u64) -> Result<Journal, Error>) -> Result<Self, Error> {
+        let pattern = Regex::new(&settings.model.trainable).map_err(|e| Error::Config(format!("model.trainable: {e}")))?;
+        let (mut model, num_trainable) = select_trainable(model.train(), &pattern);
+        if num_trainable == 0 {
+            let names: Vec<String> = named_parameters(&model).into_iter().take(2).map(|parameter| parameter.name).collect();
+            let example = format!("their names are like {}", names.join(", "));
+            return Err(Error::Config(format!("model.trainable {:?} matches no parameter; {example}", settings.model.trainable)));
+        }
+        let optimizer = &settings.optimizer;
+        let (mut adamw, mut gradients) = (AdamW::new(optimizer.adamw.clone()), GradientAccumulator::default());
+        let mut ema = settings.ema.clone().map(|ema| Ema::new(ema, &model));
+        let fresh = || State {
+            cursor: Cursor::default(),
+            observed: Vec::new(),
+            skipped: 0,
+            first_preview: Vec::new(),
+            last_preview: Vec::new(),
+            best: None,
+            config: start.config.clone(),
+            base: start.base.clone(),
+        };
+        let (saved, state) = match start.resume {
+            None => (None, fresh()),
+            Some(Checkpoint { state, mut tensors }) => {
+                let mut take = |name: &str| tensors.remove(name).unwrap_or_default();
+                model = with_weights(model, &mut take("weights"))?;
+                adamw = AdamW::import(optimizer.adamw.clone(), take("optimizer"), &model)?;
+                gradients = GradientAccumulator::from(take("gradients"));
+                if let Some(config) = &settings.ema {
+                    ema = Some(Ema::import(config.clone(), take("ema"), &model)?);
+                }
+                // The config in hand may differ in what does not touch the weights.
+                (Some(state.cursor), State { config: start.config, base: start.base, ..state })
+            }
+        };
+        // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
+        let copies = 3 + u64::from(ema.is_some()) + u64::from(optimizer.gradient_accumulation_steps > 1);
+        let journal = journal(4 * copies * num_trainable as u64)?;
+        Ok(Self {
+            noise: Noise::new(settings.run.seed),
+            num_trainable,
+            optimizer: adamw,
+            lr_schedule: LrSchedule::new(settings.lr_scheduler.clone(), optimizer.learning_rate, settings.run.num_train_steps),
+            gradients,
+            ema,
+            state,
+            checkpoints: Checkpoints::of(journal.dir()),
+            saved,
+            interrupt: start.interrupt,
+            stop_before: start.stop_before,
+            began: Instant::now(),
+            journal,
+            settings,
+            model,
+        })
+    }
+
+    /// The next micro-batch to compute; `None` when the run is over. Saves where a checkpoint is due.
+    ///
+    /// # Errors
+    /// When the run was interrupted (a checkpoint is on disk then), or something is not finite at a save.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>, Error> {
+        let Cursor { step, micro } = self.state.cursor;
+        let over = step >= self.settings.run.num_train_steps;
+        let index = step * self.accumulation() as u64 + micro as u64;
+        if let Some(signal) = self.interrupt.signal() {
+            return Err(Error::Interrupted { signal, checkpoint: self.save()? });
+        }
+        if self.stop_before == Some(index) {
+            return Err(Error::StoppedForProof { checkpoint: self.save()? });
+        }
+        let every = self.settings.checkpoint.every;
+        let due = micro == 0 && step > 0 && (over || (every > 0 && step.is_multiple_of(every)));
+        if due && self.saved != Some(self.state.cursor) {
+            self.save_if_the_disk_lets()?;
+        }
+        if micro == 0 {
+            self.began = Instant::now();
+        }
+        Ok((!over).then_some(Batch { step, index }))
+    }
+
+    /// Whether nothing has been trained yet.
+    pub fn is_at_the_beginning(&self) -> bool {
+        self.state.cursor == Cursor::default()
+    }
+
+    /// Micro-batches an update.
+    fn accumulation(&self) -> usize {
+        self.settings.optimizer.gradient_accumulation_steps
+    }
+
+    /// Pulls the loss `[1]` of one micro-batch back to the trained parameters and adds up their gradients; after the last
+    /// micro-batch of an update, makes it. Returns how many updates there are now, if this made one.
+    ///
+    /// `observed` are values by name, averaged over the update in the journal. `blame` is asked, if the loss is not finite, for
+    /// the first tensor that is not.
+    ///
+    /// # Errors
+    /// When a loss or a gradient is not finite and no more batches may be skipped; when the journal cannot be written.
+    pub fn backward(
+        &mut self,
+        loss: Tensor<1>,
+        observed: Vec<(String, Vec<f64>)>,
+        blame: &dyn Fn(&M) -> Option<String>,
+    ) -> Result<Option<u64>, Error> {
+        let total = values(&loss)[0];
+        if !total.is_finite() {
+            let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({total})"));
+            return self.leave_out(what).map(|()| None);
+        }
+        let scale = 1.0 / self.accumulation() as f64;
+        self.observe("loss".into(), vec![total]);
+        observed.into_iter().for_each(|(name, values)| self.observe(name, values));
+        let mut gradients = loss.backward();
+        self.gradients.add(named_gradients(&self.model, &mut gradients), scale);
+        self.state.cursor.micro += 1;
+        if self.state.cursor.micro < self.accumulation() {
+            return Ok(None);
+        }
+        self.update()
+    }
+
+    fn observe(&mut self, name: String, values: Vec<f64>) {
+        match self.state.observed.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, seen)) => seen.extend(values),
+            None => self.state.observed.push((name, values)),
+        }
+    }
+
+    fn update(&mut self) -> Result<Option<u64>, Error> {
+        let grad_norm = match self.gradients.clip_grad_norm(self.settings.optimizer.max_grad_norm) {
+            Ok(norm) => norm,
+            Err(Error::NonFiniteGradient { name }) => return self.leave_out(format!("the gradient of {name}")).map(|()| None),
+            Err(error) => return Err(error),
+        };
+        let lr = self.lr_schedule.rate(self.state.cursor.step);
+        let gradients = self.gradients.take();
+        self.model = self.optimizer.step(self.model.clone(), &gradients, lr);
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.model);
+        }
+        self.state.cursor = Cursor { step: self.state.cursor.step + 1, micro: 0 };
+        self.write_down(grad_norm, lr)?;
+        Ok(Some(self.state.cursor.step))
+    }
+
+    fn write_down(&mut self, grad_norm: f64, lr: f64) -> Result<(), Error> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let mut line: Vec<(String, f64)> = Vec::new();
+        let mut images = 0;
+        for (name, values) in std::mem::take(&mut self.state.observed) {
+            let (mean, std) = mean_and_std(&values);
+            if name == "reward" {
+                line.extend([("reward_mean".into(), mean), ("reward_std".into(), std)]);
+            } else {
+                line.push((name, mean));
+            }
+            images = images.max(values.len());
+        }
+        line.extend([("grad_norm", grad_norm), ("lr", lr)].map(|(name, value)| (name.to_string(), value)));
+        line.extend([("images_per_second", images as f64 / seconds), ("seconds", seconds)].map(|(name, value)| (name.to_string(), value)));
+        let line: Vec<(&str, f64)> = line.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.journal.update(self.state.cursor.step, self.settings.run.num_train_steps, &line)
+    }
+
+    /// Gives up the update under way, whose gradients hold `what` is not finite: the weights are those of the update before.
+    fn leave_out(&mut self, what: String) -> Result<(), Error> {
+        let Cursor { step, .. } = self.state.cursor;
+        self.gradients = GradientAccumulator::default();
+        self.state.observed.clear();
+        self.state.cursor.micro = 0;
+        let skipped = self.state.skipped;
+        if skipped >= self.settings.guard.max_skips {
+            let checkpoint = self.save()?;
+            return Err(Error::NonFinite { update: step + 1, what, skipped, checkpoint });
+        }
+        self.state.skipped += 1;
+        self.state.cursor.step += 1;
+        let line = format!("update {}: {what} is not finite; left out ({} of {})", step + 1, skipped + 1, self.settings.guard.max_skips);
+        self.journal.warn(format_args!("{line}"));
+        Ok(())
+    }
+
+    /// Writes down a preview of the current step, and remembers whether it is the best.
+    ///
+    /// # Errors
+    /// When the run's folder cannot be written.
+    pub fn preview(&mut self, preview: &Preview) -> Result<(), Error> {
+        let step = self.state.cursor.step;
+        if preview.images.is_empty() && preview.scores.is_empty() {
+            return Ok(());
+        }
+        self.journal.preview(step, preview)?;
+        if step == 0 {
+            self.state.first_preview = preview.scores.clone();
+        }
+        self.state.last_preview = preview.scores.clone();
+        if let Some(score) = preview.score()
+            && step > 0
+            && self.state.best.is_none_or(|(best, _)| score > best)
+        {
+            self.state.best = Some((score, step));
+        }
+        Ok(())
+    }
+
+    /// Whether a preview is due after `step` updates.
+    pub fn preview_is_due(&self, step: u64) -> bool {
+        let every = self.settings.preview_every;
+        step == self.settings.run.num_train_steps || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// The tuned model on the plain device: the moving average where there is one.
+    pub fn tuned(&self) -> M {
+        match &self.ema {
+            Some(ema) => ema.apply(self.model.valid()),
+            None => self.model.valid(),
+        }
+    }
+
+    /// Shows the scores of the first preview beside those of the last.
+    pub fn summary(&self) {
+        let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+        let pairs = self.state.first_preview.iter().zip(&self.state.last_preview);
+        let rows: Vec<(String, f64, f64)> = pairs.map(|((name, before), (_, after))| (name.clone(), mean(before), mean(after))).collect();
+        self.journal.summary(&rows);
+    }
+
+    /// The folder of the run.
+    pub fn dir(&self) -> &Path {
+        self.journal.dir()
+    }
+
+    /// A disk that is full now may not be later, and the last good checkpoint is still there: training goes on in memory.
+    fn save_if_the_disk_lets(&mut self) -> Result<(), Error> {
+        match self.save() {
+            Ok(_) => Ok(()),
+            Err(Error::Io { path, source }) => {
+                self.journal.warn(format_args!("no checkpoint of step {}: {path}: {source}; training goes on", self.state.cursor.step));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn save(&mut self) -> Result<PathBuf, Error> {
+        let tensors = self.tensors();
+        for (file, tensors) in &tensors {
+            if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !Tensor::clone(tensor).sum().into_scalar::<f32>().is_finite()) {
+                return Err(Error::NonFiniteState { step: self.state.cursor.step, file: file.clone(), name: name.clone() });
+            }
+        }
+        let path = self.checkpoints.save(&Checkpoint { state: self.state.clone(), tensors })?;
+        self.saved = Some(self.state.cursor);
+        self.checkpoints.prune(self.settings.checkpoint.keep_last, self.state.best.map(|(_, step)| step));
+        Ok(path)
+    }
+
+    fn tensors(&self) -> BTreeMap<String, NamedTensors> {
+        let weights = named_parameters(&self.model).into_iter().filter(|parameter| parameter.trainable);
+        let mut tensors = BTreeMap::from([
+            ("weights".to_string(), weights.map(|parameter| (parameter.name, parameter.values)).collect()),
+            ("optimizer".to_string(), self.optimizer.export()),
+            ("gradients".to_string(), self.gradients.gradients().clone()),
+        ]);
+        if let Some(ema) = &self.ema {
+            tensors.insert("ema".into(), ema.export());
+        }
+        tensors
+    }
+}
+
+/// `model` with the trainable parameters a checkpoint holds.
+fn with_weights<M: Module>(model: M, weights: &mut NamedTensors) -> Result<M, Error> {
+    let problem = |key: &str, problem: String| Error::State { what: "weights", key: key.into(), problem };
+    for parameter in named_parameters(&model).iter().filter(|parameter| parameter.trainable) {
+        let expected = parameter.values.dims()[0];
+        match weights.get(&parameter.name).map(|tensor| tensor.dims()[0]) {
+            Some(found) if found == expected => {}
+            Some(found) => return Err(problem(&parameter.name, format!("expected {expected} values, found {found}"))),
+            None => return Err(problem(&parameter.name, "missing".into())),
+        }
+    }
+    let model = map_parameters(model, |name, trainable, values| match weights.remove(name).filter(|_| trainable) {
+        Some(saved) => saved.to_device(&values.device()),
+        None => values,
+    });
+    match weights.keys().next() {
+        Some(name) => Err(problem(name, "the model has no trainable parameter of this name".into())),
+        None => Ok(model),
+    }
+}
+
+/// The newest valid checkpoint of a run, with warnings about newer ones that are not; clears what a killed process left.
+pub fn newest_checkpoint(run: &Path, device: &Device) -> (Option<Checkpoint>, Vec<String>) {
+    let checkpoints = Checkpoints::of(run);
+    checkpoints.clean();
+    let invalid = checkpoints.list().len();
+    match checkpoints.newest_valid(device) {
+        Some(found) => (Some(found.checkpoint), found.warnings),
+        None if invalid > 0 => (None, vec![format!("none of the {invalid} checkpoints in {} is valid", run.display())]),
+        None => (None, Vec::new()),
+    }
+}
+
+/// A tensor's values on the host.
+pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
+    tensor.to_data().iter::<f64>().collect()
+}
+
+/// Mean and population standard deviation.
+fn mean_and_std(values: &[f64]) -> (f64, f64) {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Param;
+    use vp_core::run_dir::RunDir;
+
+    use super::*;
+    use crate::journal::Options;
+    use crate::optim::AdamWConfig;
+    use crate::sections::{CheckpointSection, GuardSection, ModelSection, OptimizerSection, RunSection};
+
+    #[derive(Module, Debug)]
+    struct Toy {
+        weight: Param<Tensor<1>>,
+        other: Param<Tensor<1>>,
+    }
+
+    fn settings(max_skips: u64) -> Settings {
+        Settings {
+            run: RunSection { seed: 0, num_train_steps: 3 },
+            model: ModelSection { path: "toy".into(), size: None, trainable: ".".into(), initialize: false },
+            optimizer: OptimizerSection {
+                learning_rate: 0.1,
+                gradient_accumulation_steps: 1,
+                max_grad_norm: 1.0,
+                adamw: AdamWConfig::default(),
+            },
+            lr_scheduler: Default::default(),
+            ema: None,
+            checkpoint: CheckpointSection::default(),
+            guard: GuardSection { max_skips },
+            preview_every: 0,
+        }
+    }
+
+    fn toy_run(dir: &Path, max_skips: u64) -> Run<Toy> {
+        let device = Device::flex();
+        let toy = Toy { weight: Param::from_data([0.0], &device), other: Param::from_data([1.0], &device) };
+        let journal = |_| Ok(Journal::new(RunDir::create(dir, "")?, Options::default()));
+        Run::new(toy, settings(max_skips), Start::default(), journal).unwrap()
+    }
+
+    /// √w at w = 0: the loss is finite, its slope is not.
+    fn poisoned_slope(run: &mut Run<Toy>) -> Result<Option<u64>, Error> {
+        let loss = run.model.weight.val().sqrt() + run.model.other.val();
+        run.backward(loss, vec![], &|_| None)
+    }
+
+    fn other(run: &Run<Toy>) -> f32 {
+        run.model.other.val().into_scalar()
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_updates_nothing_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = toy_run(&dir.path().join("run"), 0);
+        run.next_batch().unwrap();
+        let error = poisoned_slope(&mut run).unwrap_err().to_string();
+        assert!(error.contains("update 1: the gradient of weight is not finite"), "{error}");
+        assert_eq!(other(&run), 1.0);
+        let (checkpoint, warnings) = newest_checkpoint(&dir.path().join("run"), &Device::flex());
+        assert!(warnings.is_empty());
+        assert_eq!(checkpoint.unwrap().state.cursor, Cursor { step: 0, micro: 0 });
+    }
+
+    #[test]
+    fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = toy_run(&dir.path().join("run"), 1);
+        run.next_batch().unwrap();
+        assert_eq!(poisoned_slope(&mut run).unwrap(), None);
+        assert_eq!(run.next_batch().unwrap(), Some(Batch { step: 1, index: 1 }));
+        let loss = run.model.other.val().square();
+        assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
+        assert!(other(&run) < 1.0);
+        run.next_batch().unwrap();
+        assert!(poisoned_slope(&mut run).unwrap_err().to_string().contains("(1 batches were left out before)"));
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_not_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = toy_run(&dir.path().join("run"), 0);
+        run.model.weight = Param::from_data([f32::NAN], &Device::flex().autodiff());
+        run.interrupt.flag().store(15, Ordering::Relaxed);
+        let error = run.next_batch().unwrap_err().to_string();
+        assert!(error.contains("weight of the weights is not finite and is not saved"), "{error}");
+        assert!(run.checkpoints.list().is_empty());
+    }
+}

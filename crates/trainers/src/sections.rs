@@ -1,0 +1,282 @@
+//! The sections of a `train` config that every algorithm shares, and how each checks itself.
+
+use std::path::PathBuf;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_data::OnProblem;
+use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
+
+use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
+
+/// What a run is made of, whatever its algorithm.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `[run]`.
+    pub run: RunSection,
+    /// `[model]`.
+    pub model: ModelSection,
+    /// `[optimizer]`.
+    pub optimizer: OptimizerSection,
+    /// `[lr_scheduler.<name>]`.
+    pub lr_scheduler: LrSchedulerConfig,
+    /// `[ema]`.
+    pub ema: Option<EmaConfig>,
+    /// `[checkpoint]`.
+    pub checkpoint: CheckpointSection,
+    /// `[guard]`.
+    pub guard: GuardSection,
+    /// `preview.every`, or `data.validation_every` where there is `[data]`.
+    pub preview_every: u64,
+}
+
+/// When the run is saved, and what is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Updates between two checkpoints; 0 for one at the end alone.
+    pub every: u64,
+    /// How many of the newest are kept, beside the best.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every: 50, keep_last: 2 }
+    }
+}
+
+/// What happens when a loss or a gradient is not finite.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuardSection {
+    /// Updates that may be left out before the run ends.
+    pub max_skips: u64,
+}
+
+/// How long, and from which seed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Every random number of the run follows from it.
+    pub seed: u64,
+    /// Optimizer updates.
+    pub num_train_steps: u64,
+}
+
+/// What is tuned.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A diffusers folder.
+    pub path: PathBuf,
+    /// Image height and width in pixels; the model's own if absent.
+    pub size: Option<[usize; 2]>,
+    /// Regular expression over the denoiser's parameter names: those that match are trained.
+    pub trainable: String,
+    /// The networks that train begin with random weights instead of the folder's, which then needs only their `config.json`.
+    #[serde(default)]
+    pub initialize: bool,
+}
+
+/// Captioned images to train on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// A folder with `metadata.jsonl`, or `.txt` captions beside the images.
+    pub folder: PathBuf,
+    /// Probability that a caption is replaced by the empty one, so that classifier-free guidance can be used.
+    #[serde(default)]
+    pub caption_dropout: f64,
+    /// Whether every image is mirrored half of the time.
+    #[serde(default)]
+    pub horizontal_flip: bool,
+    /// Share of the images that is held out, by a hash of their names: adding images moves none from one side to the other.
+    #[serde(default = "one_in_ten")]
+    pub validation_fraction: f64,
+    /// Updates between two validations; 0 for one before and one after.
+    #[serde(default)]
+    pub validation_every: u64,
+    /// What to do about images that cannot be used: `refuse` or `skip`.
+    #[serde(default)]
+    pub on_problem: OnProblem,
+    /// Least width and height of an image, in pixels.
+    #[serde(default = "sixteen")]
+    pub min_size: u32,
+}
+
+fn one_in_ten() -> f64 {
+    0.1
+}
+
+fn sixteen() -> u32 {
+    16
+}
+
+/// What is drawn in training.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptsSection {
+    /// A prompt file (.txt, .json, .jsonl, .tsv).
+    pub file: Option<PathBuf>,
+    /// Prompts written here instead.
+    #[serde(default)]
+    pub list: Vec<String>,
+}
+
+/// How noise is taken away: a scheduler's name, and what differs from the model's own scheduler config.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSection {
+    /// `ddpm`, `ddim`, …: a single-step scheduler.
+    pub name: String,
+    /// Steps of the whole chain.
+    pub num_inference_steps: usize,
+    /// DDIM's noise, 0 to 1.
+    #[serde(default)]
+    pub eta: f64,
+    /// Added to the timesteps; the model's own if absent.
+    pub steps_offset: Option<usize>,
+    /// `leading`, `linspace` or `trailing`; the model's own if absent.
+    pub timestep_spacing: Option<TimestepSpacing>,
+}
+
+impl SchedulerSection {
+    /// The folder's config with what this section says put over it.
+    pub fn apply(&self, folder: &SchedulerConfig) -> SchedulerConfig {
+        let mut config = folder.clone();
+        config.steps_offset = self.steps_offset.map(|offset| offset as _).or(config.steps_offset);
+        config.timestep_spacing = self.timestep_spacing.or(config.timestep_spacing);
+        config
+    }
+}
+
+/// AdamW and what surrounds it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSection {
+    /// Full learning rate.
+    pub learning_rate: f64,
+    /// Micro-batches whose gradients make one update.
+    #[serde(default = "one")]
+    pub gradient_accumulation_steps: usize,
+    /// The gradient's global norm is clipped to this.
+    #[serde(default = "one_point")]
+    pub max_grad_norm: f64,
+    /// `[optimizer.adamw]`.
+    #[serde(default)]
+    pub adamw: AdamWConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn one_point() -> f64 {
+    1.0
+}
+
+/// The images by which one sees what training did: the same prompts and seeds before and after.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviewSection {
+    /// Prompts that are drawn; better not those of training.
+    pub prompts: Vec<String>,
+    /// One image of each prompt a seed.
+    pub seeds: Vec<u64>,
+    /// Steps of the model's own sampler.
+    pub num_inference_steps: usize,
+    /// Classifier-free guidance; 1 for none.
+    pub guidance_scale: f64,
+    /// What to steer away from.
+    pub negative_prompt: Option<String>,
+    /// Updates between two previews; 0 for one before and one after.
+    #[serde(default)]
+    pub every: u64,
+}
+
+/// Appends `finding` where something is `wrong`.
+fn find(wrong: bool, findings: &mut Vec<String>, finding: impl FnOnce() -> String) {
+    if wrong {
+        findings.push(finding());
+    }
+}
+
+impl Validate for RunSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        find(self.num_train_steps == 0, findings, || "run.num_train_steps is 0; expected at least 1".into());
+    }
+}
+
+impl Validate for ModelSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        if let Err(error) = Regex::new(&self.trainable) {
+            findings.push(format!("model.trainable is no regular expression: {error}"));
+        }
+    }
+}
+
+impl Validate for DataSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let (dropout, fraction) = (self.caption_dropout, self.validation_fraction);
+        find(!(0.0..=1.0).contains(&dropout), findings, || format!("data.caption_dropout is {dropout}; expected a probability, 0 to 1"));
+        find(!(0.0..1.0).contains(&fraction), findings, || {
+            format!("data.validation_fraction is {fraction}; expected at least 0 and less than 1")
+        });
+        find(self.min_size == 0, findings, || "data.min_size is 0; expected at least 1".into());
+    }
+}
+
+impl Validate for PromptsSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let both = self.file.is_some() && !self.list.is_empty();
+        find(both, findings, || "prompts has both a file and a list; expected one of them".into());
+        let neither = self.file.is_none() && self.list.is_empty();
+        find(neither, findings, || "prompts has neither a file nor a list; expected one of them".into());
+    }
+}
+
+impl Validate for SchedulerSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        find(self.num_inference_steps == 0, findings, || "scheduler.num_inference_steps is 0; expected at least 1".into());
+        match by_name(&self.name) {
+            Err(error) => findings.push(error.to_string()),
+            Ok(entry) => find(!entry.single_step, findings, || {
+                let known = "training needs a single-step one (ddpm, ddim, euler_a, euler)";
+                format!("scheduler.name {} keeps history between steps; {known}", entry.name)
+            }),
+        }
+    }
+}
+
+impl Validate for OptimizerSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let (rate, norm) = (self.learning_rate, self.max_grad_norm);
+        find(!(rate >= 0.0 && rate.is_finite()), findings, || {
+            format!("optimizer.learning_rate is {rate}; expected a number of at least 0")
+        });
+        find(norm.is_nan() || norm <= 0.0, findings, || {
+            format!("optimizer.max_grad_norm is {norm}; expected a number above 0 (inf for no clipping)")
+        });
+        find(self.gradient_accumulation_steps == 0, findings, || "optimizer.gradient_accumulation_steps is 0; expected at least 1".into());
+        self.adamw.findings(findings);
+    }
+}
+
+impl Validate for CheckpointSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        find(self.keep_last == 0, findings, || "checkpoint.keep_last is 0; expected at least 1".into());
+    }
+}
+
+impl Validate for PreviewSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let scale = self.guidance_scale;
+        find(self.prompts.is_empty() || self.seeds.is_empty(), findings, || "preview needs at least one prompt and one seed".into());
+        find(self.num_inference_steps == 0, findings, || "preview.num_inference_steps is 0; expected at least 1".into());
+        find(!(scale >= 0.0 && scale.is_finite()), findings, || {
+            format!("preview.guidance_scale is {scale}; expected a number of at least 0")
+        });
+    }
+}

@@ -1,0 +1,202 @@
+//! Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
+//!
+//! Which of them trains is `model.trainable`'s to say. Source: diffusers `examples/text_to_image/train_text_to_image.py`; min-SNR
+//! weights from Hang et al. (arXiv 2303.09556).
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use vp_core::noise::Noise;
+use vp_models::denoiser::{Conditioning, Denoiser};
+use vp_models::pipeline::Pipeline;
+use vp_models::pipeline::Trainable;
+use vp_schedulers::{NoiseSchedule, PredictionType, build_scheduler, by_name};
+
+use crate::Error;
+use crate::denoising::{DenoisingBatch, Noised};
+use crate::images::CaptionedImages;
+use crate::preview::{Preview, draw, is_finite};
+use crate::run::{Run, values};
+use crate::sections::PreviewSection;
+
+/// Timesteps at which a held-out image is denoised: the middles of as many equal parts of the schedule.
+const VALIDATION_TIMESTEPS: usize = 4;
+/// The draw of validation's noise; training counts its own from 1.
+const VALIDATION_DRAW: u64 = 0;
+
+/// The knobs of `[algo.sft]`, with train_text_to_image.py's values where the file is silent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sft {
+    /// Images a micro-batch (16).
+    pub batch_size: usize,
+    /// γ of the min-SNR weights (5 in the paper); absent: every timestep weighs the same.
+    pub snr_gamma: Option<f64>,
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Self { batch_size: 16, snr_gamma: None }
+    }
+}
+
+impl Sft {
+    /// Appends what cannot be.
+    pub fn findings(&self, findings: &mut Vec<String>) {
+        if self.batch_size == 0 {
+            findings.push("algo.sft.batch_size is 0; expected at least 1".into());
+        }
+        if let Some(gamma) = self.snr_gamma.filter(|gamma| !(*gamma > 0.0 && gamma.is_finite())) {
+            findings.push(format!("algo.sft.snr_gamma is {gamma}; expected a number above 0 (leave it out for equal weights)"));
+        }
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    pub fn train<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        pipeline: &Pipeline,
+        images: &mut CaptionedImages,
+        preview: Option<&PreviewSection>,
+    ) -> Result<(), Error> {
+        // Only the noise levels count, which every scheduler of a folder shares.
+        let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?;
+        let (noise, size) = (run.noise, images.size);
+        if run.is_at_the_beginning() {
+            self.look(run, pipeline, images, (&*schedule, preview), 0)?;
+        }
+        while let Some(batch) = run.next_batch()? {
+            // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
+            let read = images.batch(batch, self.batch_size)?;
+            let data = DenoisingBatch { images: read.images, captions: &read.captions, size };
+
+            // 2. Latents with noise, each at a random timestep; captions to embeddings.
+            let noised = data.noised_at_random(pipeline, &*schedule, (&noise, batch.draw()));
+            let conditioning = data.conditioning(&run.model, pipeline);
+
+            // 3. The squared error of the prediction, weighted.
+            let errors = noised.errors(&run.model.unet, conditioning.clone());
+            let weights = self.weights(&*schedule, &noised.timesteps);
+            let observed = vec![("denoising_loss".to_string(), values(&errors))];
+            let loss = (errors * Tensor::from_data(weights.as_slice(), pipeline.device())).mean();
+
+            // 4. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
+            let updated = run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(&model.unet, &noised, &conditioning))?;
+
+            // 5. Look.
+            if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
+                self.look(run, pipeline, images, (&*schedule, preview), step)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// min(SNR, γ) / SNR for predictions of the noise, over SNR + 1 for v, times SNR for the clean sample; all 1 without γ.
+    pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[usize]) -> Vec<f32> {
+        let Some(gamma) = self.snr_gamma else { return vec![1.0; timesteps.len()] };
+        let weight = |timestep: &usize| {
+            let snr = schedule.signal_to_noise(*timestep);
+            match schedule.prediction_type() {
+                // At zero terminal SNR the quotient has no value, its limit is 1.
+                PredictionType::Epsilon if snr <= gamma => 1.0,
+                PredictionType::Epsilon => gamma / snr,
+                PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
+                PredictionType::Sample => snr.min(gamma),
+            }
+        };
+        timesteps.iter().map(|timestep| weight(timestep) as f32).collect()
+    }
+
+    /// Validates, and draws where there is something to draw.
+    fn look<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        pipeline: &Pipeline,
+        images: &CaptionedImages,
+        (schedule, section): (&dyn NoiseSchedule, Option<&PreviewSection>),
+        step: u64,
+    ) -> Result<(), Error> {
+        let model = run.tuned();
+        let drawn = section.map(|section| draw(section, pipeline, &model, &[], (images.size, step))).transpose()?;
+        let losses = self.validate(&model, pipeline, images, (schedule, run.noise), step)?;
+        let scores = if losses.is_empty() { Vec::new() } else { vec![("validation_loss".to_string(), losses)] };
+        let (images, columns) = drawn.map_or((Vec::new(), 1), |drawn| (drawn.images, drawn.columns));
+        run.preview(&Preview { images, columns, scores, lower_is_better: true })
+    }
+
+    /// The denoising loss of each held-out image, at the same timesteps and with the same noise whenever it is asked for. Every
+    /// timestep weighs the same.
+    ///
+    /// # Errors
+    /// When an image can no longer be read, or a loss is not finite (`step` is named then).
+    pub fn validate<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        pipeline: &Pipeline,
+        images: &CaptionedImages,
+        (schedule, noise): (&dyn NoiseSchedule, Noise),
+        step: u64,
+    ) -> Result<Vec<f64>, Error> {
+        let count = schedule.alphas_cumprod().len();
+        let mut losses = Vec::with_capacity(images.validation.len());
+        for entries in images.validation.chunks(self.batch_size) {
+            let (read, numbers) = images.held_out(entries)?;
+            let data = DenoisingBatch { images: read.images, captions: &read.captions, size: images.size };
+            let conditioning = data.conditioning(model, pipeline);
+            let mut sums = vec![0.0; entries.len()];
+            for part in 0..VALIDATION_TIMESTEPS {
+                let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
+                let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
+                let noised = data.noised(pipeline, schedule, vec![timestep; entries.len()], (&noise, VALIDATION_DRAW, &samples));
+                let errors = values(&noised.errors(&model.unet, conditioning.clone()));
+                if !errors.iter().all(|error| error.is_finite()) {
+                    let what = first_non_finite(&model.unet, &noised, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                    return Err(Error::NonFinitePreview { step, what });
+                }
+                sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
+            }
+            losses.extend(sums.into_iter().map(|sum| sum / VALIDATION_TIMESTEPS as f64));
+        }
+        Ok(losses)
+    }
+}
+
+/// The first tensor of a prediction that is not finite.
+fn first_non_finite<D: Denoiser>(denoiser: &D, noised: &Noised, conditioning: &Conditioning) -> Option<String> {
+    if !is_finite(&noised.sample) {
+        return Some("the latents".into());
+    }
+    let conditioning = conditioning.without_autodiff();
+    if !conditioning.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
+        return Some("the text encoder's output".into());
+    }
+    let part = denoiser.first_non_finite(noised.sample.clone(), &noised.model_timesteps(), &conditioning);
+    part.map(|part| format!("unet.{part}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vp_schedulers::{SchedulerClass, SchedulerConfig};
+
+    fn weights(prediction_type: PredictionType, snr_gamma: Option<f64>, timesteps: &[usize]) -> (Vec<f64>, Vec<f32>) {
+        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(SchedulerClass::Ddpm) };
+        let schedule = build_scheduler(&config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
+        let snr = timesteps.iter().map(|timestep| schedule.signal_to_noise(*timestep)).collect();
+        (snr, Sft { batch_size: 1, snr_gamma }.weights(&*schedule, timesteps))
+    }
+
+    #[test]
+    fn min_snr_weights_by_hand() {
+        let timesteps = [0, 999];
+        assert_eq!(weights(PredictionType::Epsilon, None, &timesteps).1, [1.0, 1.0]);
+        let (snr, epsilon) = weights(PredictionType::Epsilon, Some(5.0), &timesteps);
+        assert!(snr[0] > 5.0 && snr[1] < 5.0, "{snr:?}");
+        assert_eq!(epsilon, [(5.0 / snr[0]) as f32, 1.0]);
+        let (_, v) = weights(PredictionType::VPrediction, Some(5.0), &timesteps);
+        assert_eq!(v, [(5.0 / (snr[0] + 1.0)) as f32, (snr[1] / (snr[1] + 1.0)) as f32]);
+        assert_eq!(weights(PredictionType::Sample, Some(5.0), &timesteps).1, [5.0, snr[1] as f32]);
+    }
+}

@@ -1,0 +1,397 @@
+//! The rules of the house, as functions over parsed manifests and sources: each is run on this repository and shown to fail on a bad input.
+//!
+//! CONTRIBUTING.md says what the rules are for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// A crate may depend only on lower floors. `cli` is the source of the root package.
+const FLOORS: [(&str, u32); 11] = [
+    ("core", 0),
+    ("ops", 0),
+    ("schedulers", 1),
+    ("shapes", 1),
+    ("data", 2),
+    ("models", 3),
+    ("rewards", 4),
+    ("annotation", 5),
+    ("evaluation", 6),
+    ("trainers", 7),
+    ("cli", 8),
+];
+const ROOT_PACKAGE: &str = "visionprefer";
+const GPU_BACKENDS: [&str; 6] = ["cuda", "metal", "rocm", "vulkan", "webgpu", "wgpu"];
+const ROOT_ONLY: [&str; 2] = ["anyhow", "clap"];
+const GPU_SOURCE: &str = "crates/cli/src/device.rs";
+const LINES: usize = 600;
+const EMPTY_NAMES: [&str; 6] = ["utils", "common", "helpers", "misc", "manager", "base"];
+
+// The parsed workspace.
+
+struct Workspace {
+    root: Table,
+    /// Folder under `crates/` and manifest.
+    members: Vec<(String, Table)>,
+}
+
+struct Dependency<'a> {
+    package: &'a str,
+    section: &'a str,
+    spec: &'a Value,
+}
+
+impl Workspace {
+    fn shared_dependencies(&self) -> Option<&Table> {
+        self.root.get("workspace")?.get("dependencies")?.as_table()
+    }
+
+    /// Every dependency of a manifest, target-specific ones included, under its package name (not the name it may be given here).
+    fn dependencies<'a>(&'a self, manifest: &'a Table) -> Vec<Dependency<'a>> {
+        let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values).filter_map(Value::as_table);
+        let mut found = Vec::new();
+        for table in targets.chain([manifest]) {
+            for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+                for (key, spec) in table.get(section).and_then(Value::as_table).into_iter().flatten() {
+                    let shared = self.shared_dependencies().and_then(|shared| shared.get(key));
+                    let package = [Some(spec), shared].into_iter().flatten().find_map(|spec| spec.get("package")?.as_str()).unwrap_or(key);
+                    found.push(Dependency { package, section, spec });
+                }
+            }
+        }
+        found
+    }
+}
+
+fn floor(package: &str) -> Option<u32> {
+    let folder = if package == ROOT_PACKAGE { "cli" } else { package.strip_prefix("vp-")? };
+    FLOORS.iter().find(|(name, _)| *name == folder).map(|(_, floor)| *floor)
+}
+
+fn strings(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+// The rules. Each returns its findings, one a line.
+
+fn misplaced_crates(workspace: &Workspace) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (folder, manifest) in &workspace.members {
+        if !FLOORS.iter().any(|(name, _)| name == folder) {
+            findings.push(format!("crates/{folder}: not in the table of floors (tests/architecture.rs)"));
+        }
+        let name = manifest.get("package").and_then(|package| package.get("name")?.as_str()).unwrap_or_default();
+        if name != format!("vp-{folder}") {
+            findings.push(format!("crates/{folder}: its package is `{name}`, expected `vp-{folder}`"));
+        }
+    }
+    findings
+}
+
+fn forbidden_edges(workspace: &Workspace) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (folder, manifest) in &workspace.members {
+        let Some(from) = floor(&format!("vp-{folder}")) else { continue };
+        for Dependency { package, section, .. } in workspace.dependencies(manifest) {
+            if let Some(to) = floor(package).filter(|to| *to >= from) {
+                let direction = if to == from { "sideways" } else { "upward" };
+                findings.push(format!("crates/{folder} (floor {from}): {direction} edge to {package} (floor {to}) in [{section}]"));
+            }
+        }
+    }
+    findings
+}
+
+fn stray_backends(workspace: &Workspace) -> Vec<String> {
+    let is_gpu = |feature: &str| GPU_BACKENDS.contains(&feature.rsplit('/').next().unwrap_or(feature));
+    let mut findings = Vec::new();
+    for (key, spec) in workspace.shared_dependencies().into_iter().flatten() {
+        for feature in strings(spec.get("features")).filter(|feature| is_gpu(feature)) {
+            findings.push(format!("Cargo.toml: [workspace.dependencies] turns on `{feature}` of {key} for every crate"));
+        }
+    }
+    for (folder, manifest) in &workspace.members {
+        for Dependency { package, spec, .. } in workspace.dependencies(manifest) {
+            for feature in strings(spec.get("features")).filter(|feature| is_gpu(feature)) {
+                findings.push(format!("crates/{folder}: turns on `{feature}` of {package}"));
+            }
+            if package.split_once('-').is_some_and(|(family, backend)| ["burn", "cubecl"].contains(&family) && is_gpu(backend)) {
+                findings.push(format!("crates/{folder}: depends on {package}"));
+            }
+        }
+        for (name, enables) in manifest.get("features").and_then(Value::as_table).into_iter().flatten() {
+            for feature in strings(Some(enables)).chain([name.as_str()]).filter(|feature| is_gpu(feature)) {
+                findings.push(format!("crates/{folder}: its feature `{name}` names `{feature}`"));
+            }
+        }
+    }
+    findings
+}
+
+fn root_only_dependencies(workspace: &Workspace) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (folder, manifest) in &workspace.members {
+        for Dependency { package, section, .. } in workspace.dependencies(manifest) {
+            if ROOT_ONLY.contains(&package) {
+                findings.push(format!("crates/{folder}: {package} in [{section}] belongs to the root package"));
+            }
+        }
+    }
+    findings
+}
+
+fn private_settings(workspace: &Workspace) -> Vec<String> {
+    let inherits = |value: Option<&Value>| value.and_then(|value| value.get("workspace")?.as_bool()) == Some(true);
+    let mut findings = Vec::new();
+    for (folder, manifest) in &workspace.members {
+        if !inherits(manifest.get("lints")) {
+            findings.push(format!("crates/{folder}: [lints] must say `workspace = true`"));
+        }
+        for Dependency { package, section, spec } in workspace.dependencies(manifest) {
+            if !inherits(Some(spec)) {
+                findings.push(format!(
+                    "crates/{folder}: {package} in [{section}] must say `workspace = true`; versions live in the root manifest"
+                ));
+            }
+        }
+    }
+    findings
+}
+
+fn long_files(sources: &[(String, String)]) -> Vec<String> {
+    let sizes = sources.iter().filter(|(path, _)| path.starts_with("crates/")).map(|(path, text)| (path, text.lines().count()));
+    sizes
+        .filter(|(_, lines)| *lines > LINES)
+        .map(|(path, lines)| format!("{path}: {lines} lines, at most {LINES}; split it by idea"))
+        .collect()
+}
+
+fn device_choices(sources: &[(String, String)]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (path, text) in sources {
+        for (number, line) in (1..).zip(text.lines()) {
+            let code: String = line.split("//").next().unwrap_or_default().split_whitespace().collect();
+            // In two parts, for this file is read too.
+            if code.contains(concat!("Device::", "default(")) {
+                findings.push(format!("{path}:{number}: the default device depends on what is compiled in; pass a device"));
+            }
+            let names_gpu = |name: &&str| code.contains(&format!("feature=\"{name}\"")) || code.contains(&format!("Device::{name}("));
+            if path != GPU_SOURCE && GPU_BACKENDS.iter().any(names_gpu) {
+                findings.push(format!("{path}:{number}: only {GPU_SOURCE} names a GPU backend"));
+            }
+        }
+    }
+    findings
+}
+
+fn empty_names(paths: &[String]) -> Vec<String> {
+    let is_empty = |part: &str| EMPTY_NAMES.contains(&part.split('.').next().unwrap_or(part).to_lowercase().as_str());
+    paths.iter().filter(|path| path.split('/').any(is_empty)).map(|path| format!("{path}: name it for what it holds")).collect()
+}
+
+// This repository.
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn parse(text: &str) -> Table {
+    text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
+    paths.sort();
+    paths
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).expect("a path of this repository").to_str().expect("a UTF-8 path").replace('\\', "/")
+}
+
+/// Files and folders under `folder`, deepest last. Golden cases keep the names of the formats they are in.
+fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+    if folder.ends_with("tests/golden") || !folder.is_dir() {
+        return;
+    }
+    for path in entries(folder) {
+        found.push(path.clone());
+        walk(&path, found);
+    }
+}
+
+fn this_workspace() -> Workspace {
+    let folders = entries(&root().join("crates")).into_iter().filter(|path| path.is_dir() && !path.ends_with("cli"));
+    let members = folders.map(|path| {
+        let folder = path.file_name().and_then(|name| name.to_str()).expect("a UTF-8 path").to_owned();
+        (folder, parse(&read(&path.join("Cargo.toml"))))
+    });
+    Workspace { root: parse(&read(&root().join("Cargo.toml"))), members: members.collect() }
+}
+
+fn these_sources() -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    ["crates", "tests"].iter().for_each(|folder| walk(&root().join(folder), &mut paths));
+    paths
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| (relative(path), read(path)))
+        .collect()
+}
+
+#[track_caller]
+fn assert_none(findings: &[String]) {
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}
+
+#[test]
+fn manifests_follow_the_rules() {
+    let workspace = this_workspace();
+    assert!(workspace.members.len() >= 6, "found {} crates only", workspace.members.len());
+    assert!(workspace.members.iter().any(|(_, manifest)| !workspace.dependencies(manifest).is_empty()), "found no dependency");
+    for rule in [misplaced_crates, forbidden_edges, stray_backends, root_only_dependencies, private_settings] {
+        assert_none(&rule(&workspace));
+    }
+}
+
+#[test]
+fn sources_follow_the_rules() {
+    let sources = these_sources();
+    assert!(sources.iter().any(|(path, _)| path == GPU_SOURCE), "did not find {GPU_SOURCE}");
+    assert_none(&long_files(&sources));
+    assert_none(&device_choices(&sources));
+}
+
+#[test]
+fn names_say_something() {
+    let mut paths = Vec::new();
+    ["checkpoints", "configs", "crates", "docs", "scripts", "tests"].iter().for_each(|folder| walk(&root().join(folder), &mut paths));
+    let paths: Vec<_> = paths.iter().map(|path| relative(path)).collect();
+    assert!(paths.iter().any(|path| path == GPU_SOURCE), "did not find {GPU_SOURCE}");
+    assert_none(&empty_names(&paths));
+}
+
+// What each rule refuses.
+
+fn workspace(root: &str, members: &[(&str, &str)]) -> Workspace {
+    let members = members.iter().map(|(folder, manifest)| {
+        let package = format!("[package]\nname = \"vp-{folder}\"\n[lints]\nworkspace = true\n");
+        ((*folder).to_owned(), parse(&(package + manifest)))
+    });
+    Workspace { root: parse(root), members: members.collect() }
+}
+
+fn sources(path: &str, text: &str) -> Vec<(String, String)> {
+    vec![(path.to_owned(), text.to_owned())]
+}
+
+#[test]
+fn edges_go_down_only() {
+    let edges = |folder: &str, manifest: &str| forbidden_edges(&workspace("", &[(folder, manifest)]));
+    assert_none(&edges("models", "[dependencies]\nvp-core.workspace = true\nvp-data.workspace = true\nburn.workspace = true"));
+
+    let up = edges("models", "[dependencies]\nvp-trainers.workspace = true");
+    assert_eq!(up, ["crates/models (floor 3): upward edge to vp-trainers (floor 7) in [dependencies]"]);
+    let sideways = edges("shapes", "[dependencies]\nvp-schedulers.workspace = true");
+    assert_eq!(sideways, ["crates/shapes (floor 1): sideways edge to vp-schedulers (floor 1) in [dependencies]"]);
+
+    for section in ["dev-dependencies", "build-dependencies", "target.'cfg(unix)'.dependencies", "target.'cfg(unix)'.dev-dependencies"] {
+        assert_eq!(edges("data", &format!("[{section}]\nvp-models.workspace = true")).len(), 1, "{section}");
+    }
+    assert_eq!(edges("core", "[dev-dependencies]\nvisionprefer = { path = \"../..\" }").len(), 1);
+}
+
+#[test]
+fn renamed_dependency_is_still_an_edge() {
+    let local = workspace("", &[("core", "[dependencies]\nplain = { package = \"vp-trainers\", path = \"../trainers\" }")]);
+    assert_eq!(forbidden_edges(&local).len(), 1);
+    let root = "[workspace.dependencies]\nplain = { package = \"vp-trainers\", path = \"crates/trainers\" }";
+    let shared = workspace(root, &[("core", "[dependencies]\nplain.workspace = true")]);
+    assert_eq!(forbidden_edges(&shared).len(), 1);
+}
+
+#[test]
+fn every_crate_has_a_floor_and_a_prefixed_name() {
+    assert_none(&misplaced_crates(&workspace("", &[("core", "")])));
+    assert_eq!(misplaced_crates(&workspace("", &[("extras", "")])), ["crates/extras: not in the table of floors (tests/architecture.rs)"]);
+    let misnamed = Workspace { root: Table::new(), members: vec![("core".to_owned(), parse("[package]\nname = \"vp-data\""))] };
+    assert_eq!(misplaced_crates(&misnamed), ["crates/core: its package is `vp-data`, expected `vp-core`"]);
+}
+
+#[test]
+fn gpu_backends_belong_to_the_root() {
+    let flex = "[dependencies]\nburn = { workspace = true, features = [\"flex\"] }";
+    assert_none(&stray_backends(&workspace("[features]\ncuda = [\"burn/cuda\"]", &[("models", flex)])));
+    assert_eq!(
+        stray_backends(&workspace("[workspace.dependencies]\nburn = { version = \"1\", features = [\"flex\", \"wgpu\"] }", &[])).len(),
+        1
+    );
+    for manifest in [
+        "[dependencies]\nburn = { workspace = true, features = [\"vulkan\"] }",
+        "[dev-dependencies]\nburn = { workspace = true, features = [\"metal\"] }",
+        "[target.'cfg(unix)'.dependencies]\nburn = { workspace = true, features = [\"cuda\"] }",
+        "[features]\nfast = [\"burn/cuda\"]",
+        "[features]\nfast = [\"burn?/wgpu\"]",
+        "[features]\nwgpu = []",
+        "[dependencies]\nburn-cuda.workspace = true",
+        "[dependencies]\ncubecl-wgpu.workspace = true",
+    ] {
+        assert_eq!(stray_backends(&workspace("", &[("models", manifest)])).len(), 1, "{manifest}");
+    }
+}
+
+#[test]
+fn anyhow_and_clap_belong_to_the_root() {
+    let root = "[dependencies]\nanyhow.workspace = true\nclap.workspace = true";
+    assert_none(&root_only_dependencies(&workspace(root, &[("core", "[dependencies]\nthiserror.workspace = true")])));
+    for manifest in ["[dependencies]\nanyhow.workspace = true", "[dev-dependencies]\nclap.workspace = true"] {
+        assert_eq!(root_only_dependencies(&workspace("", &[("core", manifest)])).len(), 1, "{manifest}");
+    }
+}
+
+#[test]
+fn versions_and_lints_live_in_the_root() {
+    assert_none(&private_settings(&workspace("", &[("core", "[dependencies]\nserde.workspace = true")])));
+    for manifest in ["[dependencies]\nserde = \"1\"", "[dependencies]\nserde = { version = \"1\" }"] {
+        assert_eq!(private_settings(&workspace("", &[("core", manifest)])).len(), 1, "{manifest}");
+    }
+    let unlinted = Workspace { root: Table::new(), members: vec![("core".to_owned(), Table::new())] };
+    assert_eq!(private_settings(&unlinted), ["crates/core: [lints] must say `workspace = true`"]);
+}
+
+#[test]
+fn files_stay_short() {
+    assert_none(&long_files(&sources("crates/core/src/lib.rs", &"x\n".repeat(LINES))));
+    let long = long_files(&sources("crates/core/src/lib.rs", &"x\n".repeat(LINES + 1)));
+    assert_eq!(long, ["crates/core/src/lib.rs: 601 lines, at most 600; split it by idea"]);
+}
+
+#[test]
+fn devices_are_chosen_in_one_file() {
+    let default = concat!("let device = Device::", "default();");
+    assert_eq!(device_choices(&sources(GPU_SOURCE, default)).len(), 1);
+    assert_none(&device_choices(&sources("crates/core/src/lib.rs", concat!("/// Never `Device::", "default()`."))));
+    for line in [concat!("#[cfg(feature = ", "\"cuda\")]"), concat!("Device::", "vulkan(kind)")] {
+        assert_eq!(device_choices(&sources("crates/models/src/lib.rs", line)).len(), 1, "{line}");
+        assert_none(&device_choices(&sources(GPU_SOURCE, line)));
+    }
+}
+
+#[test]
+fn empty_names_are_refused() {
+    let paths = |path: &str| empty_names(&[path.to_owned()]);
+    for path in
+        ["crates/core/src/utils.rs", "crates/misc", "tests/common/mod.rs", "scripts/helpers.py", "crates/core/src/Manager.rs", "docs/base"]
+    {
+        assert_eq!(paths(path), [format!("{path}: name it for what it holds")]);
+    }
+    for path in ["crates/models/src/base_model.rs", "crates/core/src/rng.rs", "docs/README.md"] {
+        assert_none(&paths(path));
+    }
+}

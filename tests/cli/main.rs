@@ -1,0 +1,11 @@
+//! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
+
+mod crash;
+mod list;
+mod progress;
+mod refused;
+mod sample;
+mod score;
+mod supervised;
+mod train;
+mod util;

@@ -1,0 +1,174 @@
+//! Bad input: one clear line, exit 2, nothing half-written.
+
+use std::path::Path;
+
+use crate::util::{MODEL, copy_dir, files, root, run};
+
+/// Asserts that `sample` with these arguments is refused in one line that holds `expected`, and writes nothing.
+fn sample_refused(extra: &[&str], expected: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let line = run(&[&["sample", "-o", output.to_str().unwrap()], extra].concat()).refused();
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    for expected in expected {
+        assert!(line.contains(expected), "{extra:?}: expected {expected:?} in: {line}");
+    }
+    assert!(!output.exists(), "{extra:?} left {:?}", files(&output));
+}
+
+fn with_model<'a>(extra: &[&'a str]) -> Vec<&'a str> {
+    [&["--model", MODEL, "-p", "a fox"], extra].concat()
+}
+
+#[test]
+fn models_that_are_none() {
+    let prompt = ["-p", "a fox"];
+    sample_refused(&[&prompt[..], &["--model", "no/such/folder"]].concat(), &["no/such/folder", "no such folder"]);
+    sample_refused(&[&prompt[..], &["--model", "stable-diffusion-v1-5/stable-diffusion-v1-5"]].concat(), &["hub id", "--local-dir"]);
+    sample_refused(&[&prompt[..], &["--model", "Cargo.toml"]].concat(), &["a single file", "save_pretrained"]);
+    sample_refused(&[&prompt[..], &["--model", "crates"]].concat(), &["model_index.json"]);
+}
+
+#[test]
+fn a_truncated_safetensors() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&root().join(MODEL), dir.path());
+    let weights = dir.path().join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    for length in [bytes.len() - 1, bytes.len() / 2, 100, 8, 0] {
+        std::fs::write(&weights, &bytes[..length]).unwrap();
+        let model = dir.path().to_str().unwrap();
+        sample_refused(&["--model", model, "-p", "a fox"], &["unet/diffusion_pytorch_model.safetensors", "cut short"]);
+    }
+}
+
+#[test]
+fn wrong_tensors_are_all_named() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&root().join(MODEL), dir.path());
+    let config = dir.path().join("unet/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"layers_per_block\": 2", "\"layers_per_block\": 1")).unwrap();
+    let model = dir.path().to_str().unwrap();
+    let line = run(&["sample", "--model", model, "-p", "a fox", "-o", dir.path().join("out").to_str().unwrap()]).refused();
+    assert!(line.contains("unexpected") && line.contains("down_blocks.0.resnets.1.conv1.weight"), "{line}");
+    std::fs::write(&config, text.replace("\"act_fn\"", "\"act_fun\"")).unwrap();
+    sample_refused(&["--model", model, "-p", "a fox"], &["unet/config.json", "unknown field act_fun"]);
+}
+
+#[test]
+fn misspelt_names() {
+    sample_refused(&with_model(&["--scheduler", "ddin"]), &["ddin", "did you mean `ddim`?"]);
+    sample_refused(&with_model(&["--device", "vulcan"]), &["vulcan", "did you mean `vulkan`?"]);
+    sample_refused(&with_model(&["--device", "cuda"]), &["cuda", "not compiled in", "--features cuda"]);
+    let line = run(&["train", "--algo", "relf"]).refused();
+    assert!(line.contains("--algo relf") && line.contains("did you mean `refl`?"), "{line}");
+}
+
+#[test]
+fn sizes_steps_and_scales() {
+    sample_refused(&with_model(&["-W", "63", "-H", "64"]), &["width 63 is not a multiple of 8", "56 and 64"]);
+    sample_refused(&with_model(&["-H", "0"]), &["height 0"]);
+    sample_refused(&with_model(&["--steps", "0"]), &["steps"]);
+    sample_refused(&with_model(&["--steps", "1001"]), &["1001"]);
+    sample_refused(&with_model(&["-g", "NaN"]), &["guidance scale NaN"]);
+    sample_refused(&with_model(&["-g", "-1"]), &["guidance scale -1"]);
+    sample_refused(&with_model(&["--eta", "2", "--scheduler", "ddim"]), &["eta"]);
+    sample_refused(&with_model(&["--num-images", "0"]), &["--num-images"]);
+    sample_refused(&with_model(&["--batch-size", "0"]), &["--batch-size"]);
+}
+
+#[test]
+fn prompt_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    sample_refused(&["--model", MODEL, "--prompts", &path("empty.txt", b"")], &["empty.txt"]);
+    sample_refused(&["--model", MODEL, "--prompts", &path("blank.txt", b"\n \n")], &["blank.txt"]);
+    sample_refused(&["--model", MODEL, "--prompts", &path("latin.txt", b"a caf\xe9\n")], &["latin.txt", "UTF-8"]);
+    sample_refused(&["--model", MODEL, "--prompts", "no-such.txt"], &["no-such.txt"]);
+}
+
+#[test]
+fn latents_that_do_not_fit() {
+    sample_refused(&with_model(&["--latents", "no-such.safetensors"]), &["no-such.safetensors"]);
+    let tensors = "tests/golden/optim/tensors.safetensors";
+    sample_refused(&with_model(&["--latents", tensors]), &["no tensor named `latents`"]);
+}
+
+#[test]
+fn an_unwritable_output_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "in the way").unwrap();
+    // A file in the place of a folder stops even root.
+    let inside = file.join("out");
+    let line = run(&[&["sample", "-o", inside.to_str().unwrap()], &with_model(&["--steps", "1"])[..]].concat()).refused();
+    assert!(line.contains("output folder") && line.contains("file/out"), "{line}");
+    let line = run(&["train", "--algo", "refl", "-o", inside.to_str().unwrap()]).refused();
+    assert!(line.contains("file/out"), "{line}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "in the way");
+    // A file system that takes no folders, whoever asks.
+    if Path::new("/proc/self").exists() {
+        let line = run(&[&["sample", "-o", "/proc/visionprefer"], &with_model(&["--steps", "1"])[..]].concat()).refused();
+        assert!(line.contains("output folder /proc/visionprefer"), "{line}");
+        let line = run(&["train", "--algo", "refl", "-o", "/proc/visionprefer"]).refused();
+        assert!(line.contains("/proc"), "{line}");
+    }
+}
+
+/// Asserts that `train` on the shipped config, with one text replaced, is refused with `expected`, and writes nothing.
+fn config_refused(from: &str, to: &str, expected: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(root().join("configs/refl/tiny.toml")).unwrap();
+    assert!(text.contains(from), "the config no longer has {from:?}");
+    let (config, output) = (dir.path().join("typo.toml"), dir.path().join("run"));
+    std::fs::write(&config, text.replacen(from, to, 1)).unwrap();
+    let line = run(&["train", "--config", config.to_str().unwrap(), "-o", output.to_str().unwrap()]).refused();
+    for expected in expected {
+        assert!(line.contains(expected), "{to:?}: expected {expected:?} in: {line}");
+    }
+    assert!(!Path::new(&output).exists(), "{to:?} left a run behind");
+}
+
+#[test]
+fn config_typos_have_line_and_column() {
+    let text = std::fs::read_to_string(root().join("configs/refl/tiny.toml")).unwrap();
+    let line = |needle: &str| format!("line {}, ", text.lines().position(|line| line.starts_with(needle)).unwrap() + 1);
+    let rate = &line("learning_rate =");
+    config_refused("learning_rate =", "learnig_rate =", &["typo.toml", rate, "column 1", "did you mean `learning_rate`?"]);
+    config_refused("[algo.refl]", "[algo.relf]", &[&line("[algo.refl]"), "column 7", "did you mean `refl`?"]);
+    config_refused("[watch.brightness]", "[watch.brightnes]", &[&line("[watch.brightness]"), "did you mean `brightness`?"]);
+    config_refused("batch_size = 4 ", "batch_size = \"two\" ", &[&line("batch_size ="), "column 14", "expected usize"]);
+    config_refused("seed = 0 ", "seed = = 0 ", &[&line("seed ="), "column 8"]);
+}
+
+#[test]
+fn config_values_that_cannot_work_are_listed_together() {
+    config_refused("num_train_steps = 30", "num_train_steps = 0", &["run.num_train_steps is 0"]);
+    config_refused("max_mid_step = 19", "max_mid_step = 20", &["14..=20", "19, the last of 20 steps"]);
+    config_refused("name = \"ddpm\"", "name = \"dpmpp_2m\"", &["keeps history"]);
+    config_refused("name = \"ddpm\"", "name = \"dppm\"", &["did you mean `ddpm`?"]);
+    config_refused("trainable = '^unet\\.'", "trainable = \"attn9\"", &["matches no parameter"]);
+    config_refused("trainable = '^unet\\.'", "trainable = \"(\"", &["no regular expression"]);
+    config_refused("guidance_scale = 1.0   # as", "guidance_scale = nan   # as", &["preview.guidance_scale is NaN"]);
+    config_refused("# size = [64, 64]", "size = [63, 64]", &["height 63"]);
+}
+
+#[test]
+fn a_reward_that_gives_no_gradient() {
+    let weights = "weights = \"tests/golden/blip_reward_tiny/model\"";
+    let text = format!("[reward.vp_score]\n{weights}");
+    config_refused(&text, "[reward.jpeg_compressibility]", &["[reward.jpeg_compressibility] gives no gradient", "refl needs"]);
+}
+
+#[test]
+fn overrides_that_do_not_fit() {
+    let refused = |set: &str| run(&["train", "--algo", "refl", "--set", set]).refused();
+    assert!(refused("optimizer.learnig_rate=1").contains("--set optimizer.learnig_rate=1"));
+    assert!(refused("optimizer").contains("expected KEY=VALUE"));
+    assert!(refused("run.seed=many").contains("--set run.seed=many"));
+}

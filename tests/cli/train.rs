@@ -1,0 +1,137 @@
+//! `train`.
+
+use vp_models::parameters::named_parameters;
+use vp_models::pipeline::{ModelFolder, Pipeline};
+
+use crate::util::{MODEL, files, root, run};
+
+#[test]
+fn train_with_no_config_leaves_a_run_and_a_model_that_sample_uses() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let few = ["--set", "run.num_train_steps=2", "--set", "scheduler.num_inference_steps=6"];
+    let window = ["--set", "algo.refl.min_mid_step=4", "--set", "algo.refl.max_mid_step=5", "--set", "preview.num_inference_steps=2"];
+    let finished = run(&[&["train", "--algo", "refl", "-o", output.to_str().unwrap()], &few[..], &window[..]].concat()).ok();
+
+    let names: Vec<_> = files(&output).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(names, ["checkpoints", "config.toml", "metrics.jsonl", "model", "samples", "tensorboard"]);
+    let grids: Vec<_> =
+        files(&output.join("samples")).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(grids, ["step-000000.png", "step-000002.png"]);
+    let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [0, 1, 2, 2]);
+    for name in ["loss", "reward_mean", "reward_std", "watch/brightness", "watch/saturation", "regularizer", "grad_norm", "lr"] {
+        assert!(lines[1][name].is_number(), "{name}: {}", lines[1]);
+    }
+
+    // The tuned model is another one, in the same layout.
+    let device = burn::tensor::Device::flex();
+    let denoiser = |folder: &std::path::Path| Pipeline::load(ModelFolder::open(folder).unwrap(), &device).unwrap().1;
+    let (base, tuned) = (named_parameters(&denoiser(&root().join(MODEL))), named_parameters(&denoiser(&output.join("model"))));
+    let changed = base.iter().zip(&tuned).filter(|(a, b)| a.values.to_data() != b.values.to_data()).count();
+    assert!(changed > base.len() / 2, "{changed} of {} parameters changed", base.len());
+
+    // The last line is a command that works.
+    let stdout = finished.stdout();
+    let command = stdout.lines().last().unwrap();
+    let words = shell_words(command);
+    let images = dir.path().join("images");
+    let args: Vec<&str> = words.iter().skip(1).map(String::as_str).chain(["-o", images.to_str().unwrap()]).collect();
+    run(&args).ok();
+    assert_eq!(files(&images).len(), 1);
+
+    // The resolved config is one that train reads.
+    let again = dir.path().join("again");
+    let config = output.join("config.toml");
+    run(&["train", "--config", config.to_str().unwrap(), "--set", "run.num_train_steps=1", "-o", again.to_str().unwrap()]).ok();
+}
+
+/// Splits a command as a shell does, for the quotes that `train` prints.
+fn shell_words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in command.chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words
+}
+
+#[test]
+fn a_run_is_repeatable_and_its_seed_matters() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = |name: &str, seed: &str| {
+        let output = dir.path().join(name);
+        let seed = format!("run.seed={seed}");
+        let sets =
+            ["run.num_train_steps=1", "scheduler.num_inference_steps=4", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=3", &seed];
+        let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+        run(&[&["train", "--algo", "refl", "-o", output.to_str().unwrap(), "--set", "preview.num_inference_steps=1"], &sets[..]].concat())
+            .ok();
+        let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| line.split(",\"images_per_second\"").next().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let (first, again, other) = (metrics("a", "1"), metrics("b", "1"), metrics("c", "2"));
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+}
+
+/// A short run of the shipped config with more settings; its lines of metrics.
+fn short_run(folder: &std::path::Path, sets: &[&str]) -> Vec<serde_json::Value> {
+    let short = ["run.num_train_steps=2", "scheduler.num_inference_steps=4", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=3"];
+    let sets: Vec<&str> = short.iter().chain(&["preview.num_inference_steps=1"]).chain(sets).flat_map(|set| ["--set", set]).collect();
+    run(&[&["train", "--algo", "refl", "-o", folder.to_str().unwrap()], &sets[..]].concat()).ok();
+    let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn an_image_folder_regularises() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut lines = String::new();
+    for i in 0..3u8 {
+        let image = vp_data::RgbImage::from_fn(70, 90, |x, y| [x as u8 * 3, y as u8 * 2, i * 80].into());
+        vp_data::write_png::<&str, &str>(images.join(format!("{i}.png")), &image, &[]).unwrap();
+        lines += &format!("{{\"file_name\": \"{i}.png\", \"text\": \"gradient number {i}\"}}\n");
+    }
+    std::fs::write(images.join("metadata.jsonl"), lines).unwrap();
+    let regularizer = format!("regularizer={{ images = {{ folder = \"{}\" }} }}", images.display());
+    let lines = short_run(&dir.path().join("run"), &[&regularizer]);
+    // The denoising loss of a random network is of order 1 from the start, and weighs a hundredth.
+    let first = lines[1]["regularizer"].as_f64().unwrap();
+    assert!(first > 1e-3 && first < 1.0, "{first}");
+
+    // A caption that is missing is named, and nothing is trained.
+    std::fs::write(images.join("stray.png"), std::fs::read(images.join("0.png")).unwrap()).unwrap();
+    let output = dir.path().join("refused");
+    let line = run(&["train", "--algo", "refl", "-o", output.to_str().unwrap(), "--set", &regularizer]).refused();
+    assert!(line.contains("stray.png") && !output.exists(), "{line}");
+}
+
+#[test]
+fn other_schedulers_guidance_and_parts_of_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let guided = ["algo.refl.guidance_scale=3.0", "algo.refl.negative_prompt=blurry", "regularizer={ none = {} }"];
+    for (name, extra) in
+        [("ddim", "scheduler.eta=0.5"), ("euler_a", "scheduler.steps_offset=0"), ("euler", "scheduler.timestep_spacing=trailing")]
+    {
+        let scheduler = format!("scheduler.name={name}");
+        let sets = [&guided[..], &[&scheduler, extra, "model.trainable=attn2"]].concat();
+        let lines = short_run(&dir.path().join(name), &sets);
+        assert!(lines[2]["loss"].is_number() && lines[2]["grad_norm"].as_f64().unwrap() > 0.0, "{name}: {}", lines[2]);
+        assert_eq!(lines[2]["regularizer"].as_f64().unwrap(), 0.0);
+    }
+    let device = burn::tensor::Device::flex();
+    let denoiser = |folder: &std::path::Path| Pipeline::load(ModelFolder::open(folder).unwrap(), &device).unwrap().1;
+    let (base, tuned) = (named_parameters(&denoiser(&root().join(MODEL))), named_parameters(&denoiser(&dir.path().join("ddim/model"))));
+    for (base, tuned) in base.iter().zip(&tuned) {
+        assert_eq!(base.values.to_data() != tuned.values.to_data(), base.name.contains("attn2"), "{}", base.name);
+    }
+}

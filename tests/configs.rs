@@ -1,0 +1,50 @@
+//! Every shipped config is one that its command reads, and says what its knobs mean.
+
+use std::path::{Path, PathBuf};
+
+use vp_core::config::Validate;
+use vp_trainers::config::TrainConfig;
+
+fn tomls(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tomls(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "toml") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_config_parses_and_validates() {
+    let mut found = Vec::new();
+    tomls(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut found);
+    assert!(found.len() >= 2, "{found:?}");
+    for path in found {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let config: TrainConfig = toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut findings = Vec::new();
+        config.findings(&mut findings);
+        // A recipe for a published model names weights that the user brings.
+        findings.retain(|finding| !finding.contains("there is no file or folder"));
+        assert!(findings.is_empty(), "{}: {findings:?}", path.display());
+        let folder = path.parent().unwrap().file_name().unwrap();
+        assert_eq!(folder, config.algo.name(), "{} lies in another algorithm's folder", path.display());
+    }
+}
+
+/// A value that a user may turn has a comment on its line or above it.
+#[test]
+fn every_knob_of_a_published_recipe_is_commented() {
+    let mut found = Vec::new();
+    tomls(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut found);
+    for path in found.iter().filter(|path| path.ends_with("sd15.toml")) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let knobs = text.lines().filter(|line| line.contains(" = ") && !line.starts_with(['#', ' ', '[']));
+        let own_words = ["prompts", "seeds", "num_inference_steps", "guidance_scale"];
+        for line in knobs.filter(|line| !line.contains('#')) {
+            assert!(own_words.iter().any(|word| line.starts_with(word)), "{}: no comment on: {line}", path.display());
+        }
+    }
+}

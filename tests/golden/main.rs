@@ -1,0 +1,11 @@
+//! Numbers computed by the original Python code, held against ours. Each folder beside this file is a case: its settings in `case.json`, its tensors in
+//! `tensors.safetensors`. `VP_REFERENCE_DIR` points the same tests at another folder of the same layout.
+
+mod blip;
+mod optim;
+mod pipelines;
+mod refl;
+mod schedulers;
+mod sd;
+mod support;
+mod tokenizers;

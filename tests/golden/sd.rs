@@ -1,0 +1,136 @@
+//! Stable Diffusion 1.x, 2.x and XL: text encoder, UNet, autoencoder; values and gradients.
+
+use burn::module::Module;
+use burn::tensor::{Device, Gradients, Tensor};
+use vp_models::NetworkConfig;
+use vp_models::clip::{self, ClipTextConfig, ClipTextModel};
+use vp_models::denoiser::{AddedConditioning, Conditioning, Denoiser};
+use vp_models::parameters::{load, named_gradients};
+use vp_models::unet::{UNet2DConditionModel, UNetConfig};
+use vp_models::vae::{self, AutoencoderConfig, AutoencoderKL};
+use vp_models::weights::Weights;
+
+use crate::support::{Tensors, assert_close_values, case_dir, load_tensors};
+
+const FORWARD: f64 = 1e-4;
+const GRADIENT: f64 = 1e-3;
+
+fn tape() -> Device {
+    Device::flex().autodiff()
+}
+
+fn unet(case: &str) -> UNet2DConditionModel {
+    let folder = case_dir(case).join("pipeline/unet");
+    let config = UNetConfig::read(&folder.join("config.json")).unwrap();
+    load(config.init(&tape()), Weights::open_component(&folder, "diffusion_pytorch_model").unwrap()).unwrap()
+}
+
+fn autoencoder(case: &str) -> AutoencoderKL {
+    let folder = case_dir(case).join("pipeline/vae");
+    let config = AutoencoderConfig::read(&folder.join("config.json")).unwrap();
+    let mut weights = Weights::open_component(&folder, "diffusion_pytorch_model").unwrap();
+    vae::rename_published(&mut weights);
+    load(config.init(&tape()), weights).unwrap()
+}
+
+fn text_encoder(case: &str, folder: &str) -> ClipTextModel {
+    let folder = case_dir(case).join("pipeline").join(folder);
+    let config = ClipTextConfig::read(&folder.join("config.json")).unwrap();
+    let mut weights = Weights::open_component(&folder, "model").unwrap();
+    clip::rename_published(&mut weights);
+    load(config.init(&tape()), weights).unwrap()
+}
+
+fn check_gradients<M: Module>(case: &str, tensors: &Tensors, prefix: &str, module: &M, gradients: &mut Gradients) {
+    let ours = named_gradients(module, gradients);
+    let expected = tensors.names_under(prefix);
+    assert!(!expected.is_empty(), "{case} has no gradients under {prefix}");
+    for name in expected {
+        // Cases write a text encoder's parameters with or without the prefix that we drop.
+        let ours_name = name.strip_prefix("text_model.").unwrap_or(name);
+        let (_, got) = ours.iter().find(|(ours, _)| ours == ours_name).unwrap_or_else(|| panic!("{case}: no gradient for {name}"));
+        let expected = format!("{prefix}{name}");
+        let got = got.to_data().iter::<f64>().collect::<Vec<_>>();
+        assert_close_values(&format!("{case}: {expected}"), &got, tensors.values(&expected), GRADIENT);
+    }
+}
+
+fn conditioning(tensors: &Tensors, states: Tensor<3>, rows: usize) -> Conditioning {
+    let added = tensors.contains("time_ids").then(|| AddedConditioning {
+        text_embeds: tensors.get::<2>("text_embeds_2").narrow(0, 0, rows),
+        time_ids: tensors.get::<2>("time_ids").narrow(0, 0, rows),
+    });
+    Conditioning { encoder_hidden_states: states, added }
+}
+
+fn check_unet(case: &str) {
+    let (tensors, unet) = (load_tensors(case), unet(case));
+    let timesteps = |name: &str| tensors.values(name).iter().map(|t| *t as f32).collect::<Vec<_>>();
+    // The second form has an odd size somewhere on the way down.
+    let wide = conditioning(&tensors, tensors.get("unet_wide.encoder_hidden_states"), 1);
+    let output = unet.valid().forward(tensors.get("unet_wide.sample"), &timesteps("unet_wide.timesteps"), &wide);
+    tensors.assert_close("unet_wide.output", output, FORWARD);
+
+    let sample = tensors.get::<4>("unet.sample").autodiff().require_grad();
+    let states = tensors.get::<3>("unet.encoder_hidden_states").autodiff().require_grad();
+    let rows = sample.dims()[0];
+    let output = unet.forward(sample.clone(), &timesteps("unet.timesteps"), &conditioning(&tensors, states.clone(), rows));
+    tensors.assert_close("unet.output", output.clone().without_autodiff(), FORWARD);
+    let mut gradients = (output * tensors.get("unet.cotangent")).sum().backward();
+    tensors.assert_close("unet.grad_input.sample", sample.grad(&gradients).unwrap(), GRADIENT);
+    tensors.assert_close("unet.grad_input.encoder_hidden_states", states.grad(&gradients).unwrap(), GRADIENT);
+    check_gradients(case, &tensors, "unet.grad.", &unet, &mut gradients);
+}
+
+fn check_autoencoder(case: &str) {
+    let (tensors, vae) = (load_tensors(case), autoencoder(case));
+    let latents = tensors.get::<4>("vae.latents").autodiff().require_grad();
+    let decoded = vae.decode(latents.clone());
+    tensors.assert_close("vae.decoded", decoded.clone().without_autodiff(), FORWARD);
+    let mut gradients = (decoded * tensors.get("vae.cotangent")).sum().backward();
+    tensors.assert_close("vae.grad_input.latents", latents.grad(&gradients).unwrap(), GRADIENT);
+    check_gradients(case, &tensors, "vae.grad.", &vae, &mut gradients);
+
+    let image = tensors.get::<4>("vae.image").autodiff().require_grad();
+    let posterior = vae.valid().encode(image.clone().without_autodiff());
+    tensors.assert_close("vae.mean", posterior.mean, FORWARD);
+    tensors.assert_close("vae.logvar", posterior.logvar, FORWARD);
+    let mut gradients = (vae.moments(image.clone()) * tensors.get("vae.encode_cotangent")).sum().backward();
+    tensors.assert_close("vae.encode_grad_input.image", image.grad(&gradients).unwrap(), GRADIENT);
+    check_gradients(case, &tensors, "vae.encode_grad.", &vae, &mut gradients);
+}
+
+fn check_text_encoder(case: &str, folder: &str, suffix: &str) {
+    let (tensors, encoder) = (load_tensors(case), text_encoder(case, folder));
+    let ids = format!("input_ids{suffix}");
+    let columns = tensors.shape(&ids)[1];
+    let ids: Vec<Vec<u32>> = tensors.values(&ids).chunks(columns).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
+    let output = encoder.forward(&ids, &Device::flex());
+    let named = |name: &str| format!("{name}{suffix}");
+    tensors.assert_close(&named("text_last_hidden_state"), output.last_hidden_state.clone().without_autodiff(), FORWARD);
+    tensors.assert_close(&named("text_penultimate"), output.penultimate.without_autodiff(), FORWARD);
+    match output.text_embeds {
+        Some(embeds) => tensors.assert_close(&named("text_embeds"), embeds.without_autodiff(), FORWARD),
+        None => tensors.assert_close(&named("text_pooled"), output.pooled.without_autodiff(), FORWARD),
+    }
+    let mut gradients = (output.last_hidden_state * tensors.get(&named("text.cotangent"))).sum().backward();
+    check_gradients(case, &tensors, &format!("text{suffix}.grad."), &encoder, &mut gradients);
+}
+
+macro_rules! cases {
+    ($($case:ident: $($folder:literal $suffix:literal),+;)+) => { $(
+        mod $case {
+            #[test]
+            fn golden_unet() { super::check_unet(stringify!($case)); }
+            #[test]
+            fn golden_autoencoder() { super::check_autoencoder(stringify!($case)); }
+            #[test]
+            fn golden_text_encoder() { $( super::check_text_encoder(stringify!($case), $folder, $suffix); )+ }
+        }
+    )+ };
+}
+cases! {
+    sd15_tiny: "text_encoder" "";
+    sd21_tiny: "text_encoder" "";
+    sdxl_tiny: "text_encoder" "", "text_encoder_2" "_2";
+}
