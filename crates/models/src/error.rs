@@ -36,6 +36,14 @@ pub enum Error {
         /// What it is, and what to pass instead.
         message: String,
     },
+    /// A LoRA that was made for another model, or is none.
+    #[error("the LoRA {path} does not fit this model (is it for another base?):\n  {faults}")]
+    Lora {
+        /// The file.
+        path: String,
+        /// The names of the tensors that do not fit, and why; one a line.
+        faults: String,
+    },
     /// A size, a prompt or a setting that this model cannot draw.
     #[error("{0}")]
     Request(String),

@@ -10,6 +10,8 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::lora::LowRank;
+
 /// A parameter that is filled with one value until weights are loaded or [initialised](crate::parameters::initialize).
 /// Lazy, so that loading allocates once.
 pub fn parameter<const D: usize>(shape: [usize; D], fill: f32, device: &Device) -> Param<Tensor<D>> {
@@ -39,8 +41,17 @@ impl Linear {
 
     /// `[.., in]` → `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        matmul_transposed(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+        let bias = self.bias.as_ref().map(Param::val);
+        match self.weight.reparameterization::<LowRank>() {
+            None => matmul_transposed(x, self.weight.val(), bias),
+            Some(factors) => matmul_transposed(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
+        }
     }
+}
+
+/// `(α/r) B A x` over the last axis.
+fn low_rank<const D: usize>(x: Tensor<D>, factors: &LowRank) -> Tensor<D> {
+    matmul_transposed(matmul_transposed(x, factors.down.val(), None), factors.up.val(), None) * factors.scale
 }
 
 /// `x Wᵀ + b` over the last axis, as one product whatever the rank of `x`.
@@ -85,13 +96,25 @@ impl Conv2d {
     /// `[b, in, h, w]` → `[b, out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let options = ConvOptions { stride: [self.stride; 2], padding: [self.padding; 2], dilation: [1, 1], groups: 1 };
-        conv2d(x, self.weight.val(), self.bias.as_ref().map(Param::val), options)
+        let bias = self.bias.as_ref().map(Param::val);
+        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return conv2d(x, self.weight.val(), bias, options) };
+        let [d_out, d_in, k, _] = self.weight.dims();
+        let rank = factors.down.dims()[0];
+        let down = factors.down.val().reshape([rank, d_in, k, k]);
+        let up = factors.up.val().reshape([d_out, rank, 1, 1]);
+        let pointwise = ConvOptions { stride: [1, 1], padding: [(0, 0); 2], dilation: [1, 1], groups: 1 };
+        let low_rank = conv2d(conv2d(x.clone(), down, None, options.clone()), up, None, pointwise);
+        conv2d(x, self.weight.base(), bias, options) + low_rank * factors.scale
     }
 
     /// A 1×1 convolution as the matrix product it is: `[b, tokens, in]` → `[b, tokens, out]`.
     pub fn forward_tokens(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [d_out, d_in, ..] = self.weight.dims();
-        matmul_transposed(tokens, self.weight.val().reshape([d_out, d_in]), self.bias.as_ref().map(Param::val))
+        let (bias, base) = (self.bias.as_ref().map(Param::val), self.weight.base().reshape([d_out, d_in]));
+        match self.weight.reparameterization::<LowRank>() {
+            None => matmul_transposed(tokens, base, bias),
+            Some(factors) => matmul_transposed(tokens.clone(), base, bias) + low_rank(tokens, factors),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod config_json;
 pub mod denoiser;
 mod error;
 pub mod layers;
+pub mod lora;
 pub mod parameters;
 pub mod pipeline;
 pub mod resize;

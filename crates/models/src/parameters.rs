@@ -22,11 +22,11 @@ const RENAMED: &[(&str, &str)] = &[
 
 /// The dotted path of the parameter being visited, which is its key in a checkpoint.
 #[derive(Debug, Default)]
-struct KeyPath(Vec<String>);
+pub(crate) struct KeyPath(Vec<String>);
 
 impl KeyPath {
     /// A variant of an enum of layers is a choice, not a place: it is no part of the key.
-    fn enter(&mut self, field: &str, container: &str) {
+    pub(crate) fn enter(&mut self, field: &str, container: &str) {
         if container.starts_with("Enum:") {
             return;
         }
@@ -34,14 +34,19 @@ impl KeyPath {
         self.0.push(segment.into());
     }
 
-    fn exit(&mut self, container: &str) {
+    pub(crate) fn exit(&mut self, container: &str) {
         if !container.starts_with("Enum:") {
             self.0.pop();
         }
     }
 
-    fn key(&self) -> String {
-        self.0.join(".")
+    /// Factors of a weight (`to_q.weight`, `lora`, `down`) are the layer's: `to_q.lora.down.weight`.
+    pub(crate) fn key(&self) -> String {
+        let path = self.0.join(".");
+        match path.rsplit_once(".weight.lora.") {
+            Some((layer, factor)) => format!("{layer}.lora.{factor}.weight"),
+            None => path,
+        }
     }
 }
 
@@ -263,7 +268,7 @@ pub fn initialize<M: Module>(module: M, noise: &Noise) -> M {
 }
 
 /// FNV-1a: a fixed number for a name, the same on every machine and in every version.
-fn name_key(name: &str) -> u64 {
+pub(crate) fn name_key(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

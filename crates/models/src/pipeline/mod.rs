@@ -13,9 +13,11 @@ use regex::Regex;
 use vp_core::noise::Noise;
 use vp_schedulers::Sampler;
 
+use crate::clip::ClipTextModel;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::parameters::{initialize, load, named_parameters, parameter_names};
+use crate::lora::{Lora, Names, attach, layers};
+use crate::parameters::{initialize, load, parameter_names};
 use crate::unet::UNet2DConditionModel;
 use crate::vae::{self, AutoencoderKL};
 use crate::weights::Weights;
@@ -107,10 +109,34 @@ impl Pipeline {
 
     /// `unet` with those text encoders of which a parameter name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
     pub fn trainable<D: Denoiser>(&self, unet: D, pattern: &Regex) -> Trainable<D> {
+        self.with_encoders(unet, |prefix, model| parameter_names(model).iter().any(|name| pattern.is_match(&format!("{prefix}.{name}"))))
+    }
+
+    /// The base (`unet` and those text encoders that `lora` targets) and the same with factors attached.
+    ///
+    /// # Errors
+    /// When no layer is targeted.
+    pub fn adapted<D: Denoiser>(&self, unet: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
+        let base = self.with_encoders(unet, |prefix, model| {
+            layers(model).iter().any(|layer| lora.targets.is_match(&format!("{prefix}.{}", layer.name)))
+        });
+        Ok((base.clone(), attach(base, lora, noise)?))
+    }
+
+    /// `unet` with all text encoders: everything that a LoRA may change.
+    pub fn adaptable<D: Denoiser>(&self, unet: D) -> Trainable<D> {
+        self.with_encoders(unet, |_, _| true)
+    }
+
+    /// What the layers of this pipeline with `unet` are called in LoRA files.
+    pub fn lora_names<D: Denoiser>(&self, unet: &D) -> Names {
+        Names::new(&layers(&self.adaptable(unet.clone())), self.folder.family(), self.folder.unet_config())
+    }
+
+    fn with_encoders<D: Denoiser>(&self, unet: D, which: impl Fn(&str, &ClipTextModel) -> bool) -> Trainable<D> {
         let pick = |index: usize, prefix: &str| {
             let model = &self.text.encoders.get(index)?.model;
-            let trains = named_parameters(model).iter().any(|parameter| pattern.is_match(&format!("{prefix}.{}", parameter.name)));
-            trains.then(|| model.clone())
+            which(prefix, model).then(|| model.clone())
         };
         Trainable { unet, text_encoder: pick(0, "text_encoder"), text_encoder_2: pick(1, "text_encoder_2") }
     }

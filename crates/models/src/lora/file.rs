@@ -1,0 +1,246 @@
+//! LoRA files: three dialects read, three written.
+//!
+//! Source: diffusers `loaders/lora_pipeline.py` (`save_lora_weights`, `lora_adapter_metadata`), PEFT `tuners/lora/config.py`,
+//! kohya `sd-scripts/networks/lora.py`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use serde_json::{Map, Value};
+
+use super::names::Names;
+use super::{Factors, LoraWeights};
+use crate::error::{Error, Result};
+use crate::weights::{LoadError, SaveType, Stored, Weights, save_safetensors};
+
+/// What a LoRA file calls its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `lora_unet_…_to_q.lora_down.weight` with `.alpha`: kohya's sd-scripts, A1111, ComfyUI.
+    Kohya,
+    /// `unet.….to_q.lora.down.weight`: diffusers; alpha in the metadata.
+    Diffusers,
+    /// `unet.….to_q.lora_A.weight`: PEFT's names; alpha in the metadata.
+    Peft,
+}
+
+/// Which tensor of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Down,
+    Up,
+    Alpha,
+}
+
+/// The endings of names in all dialects; the first that fits counts.
+const ENDINGS: &[(&str, Part)] = &[
+    (".lora_linear_layer.down.weight", Part::Down),
+    (".lora_linear_layer.up.weight", Part::Up),
+    (".lora.down.weight", Part::Down),
+    (".lora.up.weight", Part::Up),
+    (".lora_down.weight", Part::Down),
+    (".lora_up.weight", Part::Up),
+    (".lora_A.default.weight", Part::Down),
+    (".lora_B.default.weight", Part::Up),
+    (".lora_A.weight", Part::Down),
+    (".lora_B.weight", Part::Up),
+    // An attention processor's `to_q_lora.down.weight`, whose layer is found by all that comes before.
+    (".down.weight", Part::Down),
+    (".up.weight", Part::Up),
+    (".alpha", Part::Alpha),
+];
+
+/// How many of a file's faults are shown.
+const SHOWN: usize = 20;
+
+/// `module` with the factors of the file at `path` added to its weights, `weight` times.
+///
+/// # Errors
+/// As [`LoraWeights::read`].
+pub fn merge_file<M: Module>(module: M, path: &Path, names: &Names, weight: f64) -> Result<M> {
+    Ok(LoraWeights::read(path, names)?.merge(module, weight))
+}
+
+impl LoraWeights {
+    /// Reads a file of any of the [dialects](Dialect). Where alpha is told neither beside the factors nor in the metadata (nor in an
+    /// `adapter_config.json` beside the file), it is the rank: scale 1.
+    ///
+    /// # Errors
+    /// When the file cannot be read, holds a tensor that belongs to no layer (all are listed), lacks one of a layer's two factors,
+    /// or a factor's shape is not its layer's.
+    pub fn read(path: &Path, names: &Names) -> Result<Self> {
+        let mut weights = Weights::open(path)?;
+        let told = Told::of(path, &weights)?;
+        let keys: Vec<String> = weights.names().map(String::from).collect();
+        let mut parts: BTreeMap<String, BTreeMap<Part, Stored>> = BTreeMap::new();
+        let mut faults = Vec::new();
+        for key in keys {
+            let place = ENDINGS.iter().find_map(|(ending, part)| Some((key.strip_suffix(ending)?, *part)));
+            match place.and_then(|(stem, part)| Some((names.layer(stem)?, part))) {
+                Some((layer, part)) => {
+                    let stored = weights.take(&key).expect("just listed");
+                    parts.entry(layer.to_string()).or_default().insert(part, stored);
+                }
+                None => faults.push(format!("{key} belongs to no layer")),
+            }
+        }
+        let mut layers = BTreeMap::new();
+        for (layer, parts) in parts {
+            match factors(&layer, parts, &names.shapes[&layer], &told)? {
+                Ok(factors) => drop(layers.insert(layer, factors)),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        if layers.is_empty() && faults.is_empty() {
+            faults.push("it holds no tensors".into());
+        }
+        if faults.is_empty() {
+            return Ok(Self { layers });
+        }
+        let more = faults.len().saturating_sub(SHOWN);
+        faults.truncate(SHOWN);
+        let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
+        Err(Error::Lora { path: path.display().to_string(), faults: format!("{}{more}", faults.join("\n  ")) })
+    }
+
+    /// Writes a file in one of the dialects; `notes` go into its metadata.
+    ///
+    /// # Errors
+    /// When the file cannot be written; nothing is left behind then.
+    pub fn save(&self, path: &Path, dialect: Dialect, names: &Names, notes: &[(String, String)]) -> Result<()> {
+        let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+        for (layer, factors) in &self.layers {
+            let [down, up] = match dialect {
+                Dialect::Kohya => {
+                    let stem = names.kohya(layer);
+                    tensors.push((format!("{stem}.alpha"), Vec::new(), vec![factors.alpha as f32]));
+                    [format!("{stem}.lora_down.weight"), format!("{stem}.lora_up.weight")]
+                }
+                Dialect::Diffusers => Names::diffusers(layer),
+                Dialect::Peft => Names::peft(layer),
+            };
+            tensors.push((down, factors.down_shape(), factors.down.clone()));
+            tensors.push((up, factors.up_shape(), factors.up.clone()));
+        }
+        let mut metadata: Vec<(String, String)> = notes.to_vec();
+        if dialect != Dialect::Kohya {
+            metadata.push(("lora_adapter_metadata".into(), self.adapter_metadata()));
+        }
+        let metadata: Vec<(&str, &str)> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let entries = tensors.iter().map(|(name, shape, values)| {
+            let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| values.clone());
+            (name.as_str(), shape.as_slice(), values)
+        });
+        Ok(save_safetensors(path, entries, &metadata, SaveType::F32)?)
+    }
+
+    /// What diffusers reads rank, alpha and targets from: one `LoraConfig` a component, flattened.
+    fn adapter_metadata(&self) -> String {
+        let mut metadata = Map::new();
+        let mut components: BTreeMap<&str, Vec<(&str, &Factors)>> = BTreeMap::new();
+        for (layer, factors) in &self.layers {
+            if let Some((component, path)) = layer.split_once('.') {
+                components.entry(component).or_default().push((path, factors));
+            }
+        }
+        for (component, layers) in components {
+            let (_, first) = layers[0];
+            let (mut ranks, mut alphas) = (Map::new(), Map::new());
+            for (path, factors) in &layers {
+                if factors.rank != first.rank {
+                    ranks.insert((*path).into(), factors.rank.into());
+                }
+                if factors.alpha != first.alpha {
+                    alphas.insert((*path).into(), factors.alpha.into());
+                }
+            }
+            let targets: Vec<&str> = layers.iter().map(|(path, _)| *path).collect();
+            let values: [(&str, Value); 11] = [
+                ("peft_type", "LORA".into()),
+                ("r", first.rank.into()),
+                ("lora_alpha", number(first.alpha)),
+                ("rank_pattern", ranks.into()),
+                ("alpha_pattern", alphas.into()),
+                ("target_modules", targets.into()),
+                ("lora_dropout", 0.0.into()),
+                ("bias", "none".into()),
+                ("lora_bias", false.into()),
+                ("use_dora", false.into()),
+                ("use_rslora", false.into()),
+            ];
+            values.into_iter().for_each(|(key, value)| drop(metadata.insert(format!("{component}.{key}"), value)));
+        }
+        serde_json::to_string_pretty(&metadata).expect("a JSON object is text")
+    }
+}
+
+/// A whole number as Python writes one.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 { (value as i64).into() } else { value.into() }
+}
+
+/// The factors of one layer, or what is wrong with them.
+fn factors(
+    layer: &str,
+    mut parts: BTreeMap<Part, Stored>,
+    shape: &[usize],
+    told: &Told,
+) -> std::result::Result<std::result::Result<Factors, String>, LoadError> {
+    let (Some(down), Some(up)) = (parts.remove(&Part::Down), parts.remove(&Part::Up)) else {
+        return Ok(Err(format!("{layer} has not both of its factors")));
+    };
+    let rank = down.shape().first().copied().unwrap_or(0);
+    // A 1×1 kernel is written as a matrix by some.
+    let plain = |shape: &[usize]| shape.iter().rposition(|side| *side != 1).map_or(Vec::new(), |last| shape[..=last].to_vec());
+    let expected = |shape: Vec<usize>, stored: &Stored| plain(&shape) == plain(stored.shape());
+    let (down_shape, up_shape) = ([&[rank], &shape[1..]].concat(), vec![shape[0], rank]);
+    if rank == 0 || !expected(down_shape, &down) || !expected(up_shape, &up) {
+        let (down, up) = (down.shape(), up.shape());
+        return Ok(Err(format!("{layer} has the shape {shape:?}, which factors of {down:?} and {up:?} do not fit")));
+    }
+    let alpha = match parts.remove(&Part::Alpha) {
+        Some(alpha) => alpha.read()?.first().copied().map_or(rank as f64, f64::from),
+        None => told.alpha(layer, rank),
+    };
+    let factors = Factors { shape: shape.to_vec(), rank, alpha, down: down.read()?, up: up.read()? };
+    let bad = factors.down.iter().chain(&factors.up).any(|value| !value.is_finite()) || !alpha.is_finite();
+    Ok(if bad { Err(format!("{layer} holds values that are not finite")) } else { Ok(factors) })
+}
+
+/// What a file says of itself beside its tensors: PEFT's `LoraConfig`, by component.
+#[derive(Debug, Default)]
+struct Told(Map<String, Value>);
+
+impl Told {
+    fn of(path: &Path, weights: &Weights) -> Result<Self> {
+        let beside = path.with_file_name("adapter_config.json");
+        let (source, text) = match weights.metadata().get("lora_adapter_metadata") {
+            Some(text) => (path.to_path_buf(), text.clone()),
+            None if path.file_name().is_some_and(|name| name == "adapter_model.safetensors") && beside.is_file() => {
+                let io = |source| Error::Io { path: beside.display().to_string(), source };
+                (beside.clone(), std::fs::read_to_string(&beside).map_err(io)?)
+            }
+            None => return Ok(Self::default()),
+        };
+        let message =
+            |e: serde_json::Error| Error::Config { path: source.display().to_string(), message: format!("lora_adapter_metadata: {e}") };
+        Ok(Self(serde_json::from_str(&text).map_err(message)?))
+    }
+
+    fn get(&self, component: &str, key: &str) -> Option<&Value> {
+        self.0.get(&format!("{component}.{key}")).or_else(|| self.0.get(key))
+    }
+
+    /// The numerator of a layer's scale; its rank where nothing is told.
+    fn alpha(&self, layer: &str, rank: usize) -> f64 {
+        let (component, path) = layer.split_once('.').unwrap_or(("", layer));
+        let matches = |pattern: &str| path == pattern || path.ends_with(&format!(".{pattern}"));
+        let own = self.get(component, "alpha_pattern").and_then(Value::as_object);
+        let own = own.and_then(|patterns| patterns.iter().find(|(pattern, _)| matches(pattern)).and_then(|(_, alpha)| alpha.as_f64()));
+        let alpha = own.or_else(|| self.get(component, "lora_alpha")?.as_f64()).unwrap_or(rank as f64);
+        // Rank-stabilised: alpha / √rank.
+        let stabilised = self.get(component, "use_rslora").and_then(Value::as_bool).unwrap_or(false);
+        if stabilised && !self.0.is_empty() { alpha * (rank as f64).sqrt() } else { alpha }
+    }
+}

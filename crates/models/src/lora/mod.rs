@@ -1,0 +1,304 @@
+//! LoRA (arXiv 2106.09685): low-rank factors beside frozen weights, attached to a network, merged into one, read and written.
+//!
+//! | paper | here |
+//! |---|---|
+//! | A | `down`, `[rank, in]`, of a convolution `[rank, in, k, k]` |
+//! | B | `up`, `[out, rank]`, of a convolution `[out, rank, 1, 1]` |
+//! | α / r | `alpha / rank` |
+//!
+//! An adapted layer computes `W x + (α/r) B (A x)` without ever forming the dense sum: `docs/decisions/0014-lora.md`.
+
+mod file;
+mod names;
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterization, Reparameterizer};
+use burn::tensor::{Tensor, TensorData};
+use regex::Regex;
+use vp_core::noise::{Noise, Purpose};
+
+use crate::error::{Error, Result};
+use crate::parameters::{KeyPath, map_parameters, name_key, named_parameters};
+
+pub use file::{Dialect, merge_file};
+pub use names::Names;
+
+/// The factors of one layer.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `[rank, in]`; of a `k`×`k` convolution `[rank, in · k · k]`.
+    pub down: Param<Tensor<2>>,
+    /// `[out, rank]`.
+    pub up: Param<Tensor<2>>,
+    /// alpha / rank.
+    pub scale: f64,
+}
+
+impl Reparameterization for LowRank {
+    const NAME: &'static str = "lora";
+
+    /// The dense weight, for those who ask for it; our own layers do not.
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let delta = (self.up.val() * self.scale).matmul(self.down.val());
+        let shape = base.shape();
+        base + delta.reshape(shape)
+    }
+}
+
+/// What is adapted, and how.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// Rank of the factors.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f64,
+    /// Matches the names of the layers that are adapted, like `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
+    pub targets: Regex,
+}
+
+/// A layer that can be adapted: a linear map or a convolution.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The name of its weight without `.weight`.
+    pub name: String,
+    /// Shape of its weight, `[out, in]` or `[out, in, k, k]`.
+    pub shape: Vec<usize>,
+    id: ParamId,
+}
+
+/// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are none.
+pub fn layers<M: Module>(module: &M) -> Vec<Layer> {
+    #[derive(Default)]
+    struct Collect {
+        path: KeyPath,
+        containers: Vec<String>,
+        found: Vec<Layer>,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+            self.containers.push(container.into());
+        }
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
+            self.containers.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let is_layer = self.containers.last().is_some_and(|container| container.ends_with(":Linear") || container.ends_with(":Conv2d"));
+            if let Some(name) = self.path.key().strip_suffix(".weight").filter(|_| is_layer) {
+                self.found.push(Layer { name: name.into(), shape: param.lazy_shape().to_vec(), id: param.id });
+            }
+        }
+    }
+    let mut collect = Collect::default();
+    module.visit(&mut collect);
+    collect.found
+}
+
+/// Matches the names of the parameters that [`attach`] adds, and no others.
+pub const FACTORS: &str = r"\.lora\.(down|up)\.weight$";
+
+/// `module` with factors on every layer that `lora` targets: the first from N(0, 1 / (3 · fan-in)), whose variance is that of PEFT's
+/// and kohya's uniform draw, the second zero, so that nothing changes yet. Each draw is keyed by its name.
+///
+/// # Errors
+/// When no layer matches.
+pub fn attach<M: Module>(module: M, lora: &Lora, noise: &Noise) -> Result<M> {
+    let all = layers(&module);
+    let targets: BTreeMap<String, Layer> =
+        all.iter().filter(|layer| lora.targets.is_match(&layer.name)).map(|layer| (format!("{}", layer.id), layer.clone())).collect();
+    if targets.is_empty() {
+        let examples: Vec<&str> = all.iter().rev().take(2).map(|layer| layer.name.as_str()).collect();
+        return Err(Error::Request(format!(
+            "lora.targets {:?} matches no layer; their names are like {}",
+            lora.targets.as_str(),
+            examples.join(", ")
+        )));
+    }
+    Ok(module.apply_reparameterization(Attach { lora, noise, targets }))
+}
+
+struct Attach<'a> {
+    lora: &'a Lora,
+    noise: &'a Noise,
+    targets: BTreeMap<String, Layer>,
+}
+
+impl Reparameterizer for Attach<'_> {
+    type Reparam = LowRank;
+
+    fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<LowRank>) {
+        let Some(Layer { name, shape, .. }) = self.targets.get(&format!("{}", param.id)) else { return (param, None) };
+        let (rank, d_out, fan_in) = (self.lora.rank, shape[0], shape[1..].iter().product::<usize>());
+        let std = (1.0 / (3.0 * fan_in as f32)).sqrt();
+        let key = name_key(&format!("{name}.lora.down.weight"));
+        let mut down = self.noise.normal_values(Purpose::ParameterInit, key, 0, rank * fan_in);
+        down.iter_mut().for_each(|value| *value *= std);
+        let device = param.lazy_device();
+        let factors = LowRank {
+            down: Param::from_data(TensorData::new(down, [rank, fan_in]), &device),
+            up: Param::from_data(TensorData::zeros::<f32, _>([d_out, rank]), &device),
+            scale: self.lora.alpha / rank as f64,
+        };
+        (param, Some(factors))
+    }
+}
+
+/// The factors of a whole network, on the host, by the names of its layers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoraWeights {
+    /// `unet.….to_q` to its factors.
+    pub layers: BTreeMap<String, Factors>,
+}
+
+/// The factors of one layer, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors {
+    /// Shape of the layer's weight, `[out, in]` or `[out, in, k, k]`.
+    pub shape: Vec<usize>,
+    /// Rank.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f64,
+    /// `[rank, in · k · k]`, row by row.
+    pub down: Vec<f32>,
+    /// `[out, rank]`, row by row.
+    pub up: Vec<f32>,
+}
+
+impl Factors {
+    fn down_shape(&self) -> Vec<usize> {
+        [&[self.rank], &self.shape[1..]].concat()
+    }
+
+    fn up_shape(&self) -> Vec<usize> {
+        [&[self.shape[0], self.rank][..], &vec![1; self.shape.len() - 2]].concat()
+    }
+}
+
+impl LoraWeights {
+    /// Those that [`attach`] put on `module` with this alpha, as training left them.
+    pub fn of<M: Module>(module: &M, alpha: f64) -> Self {
+        let shapes: BTreeMap<String, Vec<usize>> = layers(module).into_iter().map(|layer| (layer.name, layer.shape)).collect();
+        let mut values: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+        for parameter in named_parameters(module).into_iter().filter(|parameter| parameter.name.contains(".lora.")) {
+            let on_host = parameter.values.into_data().try_into_vec().expect("factors are f32");
+            values.insert(parameter.name, (parameter.shape, on_host));
+        }
+        let factors = |(name, shape): (String, Vec<usize>)| {
+            let (down_shape, down) = values.remove(&format!("{name}.lora.down.weight"))?;
+            let (_, up) = values.remove(&format!("{name}.lora.up.weight"))?;
+            Some((name, Factors { shape, rank: down_shape[0], alpha, down, up }))
+        };
+        Self { layers: shapes.into_iter().filter_map(factors).collect() }
+    }
+
+    /// `module` with `weight · (alpha / rank) · up · down` added to each layer's weight. Layers that `module` lacks are left out:
+    /// [`merge_file`] refuses them by name.
+    #[must_use]
+    pub fn merge<M: Module>(&self, module: M, weight: f64) -> M {
+        map_parameters(module, |name, _, values| {
+            let Some(factors) = name.strip_suffix(".weight").and_then(|layer| self.layers.get(layer)) else { return values };
+            let Factors { shape, rank, alpha, down, up } = factors;
+            let (device, count) = (values.device(), values.dims()[0]);
+            let matrix = |values: &Vec<f32>, rows: usize| -> Tensor<2> {
+                let columns = values.len() / rows;
+                Tensor::from_data(TensorData::new(values.clone(), [rows, columns]), &device)
+            };
+            let delta = matrix(up, shape[0]).matmul(matrix(down, *rank)) * (weight * alpha / *rank as f64);
+            values + delta.reshape([count])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::{Conv2d, Embedding, Linear};
+    use crate::parameters::{named_gradients, select_trainable};
+    use burn::tensor::{Device, Tolerance};
+
+    #[derive(Module, Debug)]
+    struct Toy {
+        table: Embedding,
+        linear: Linear,
+        conv: Conv2d,
+    }
+
+    fn toy(device: &Device) -> Toy {
+        let toy = Toy {
+            table: Embedding::new(3, 2, device),
+            linear: Linear::new(4, 2, device),
+            conv: Conv2d::strided(2, 3, 3, 2, (1, 1), device),
+        };
+        crate::parameters::initialize(toy, &Noise::new(1))
+    }
+
+    fn adapted(device: &Device) -> Toy {
+        let lora = Lora { rank: 2, alpha: 6.0, targets: Regex::new("^(linear|conv)$").unwrap() };
+        attach(toy(device), &lora, &Noise::new(2)).unwrap()
+    }
+
+    fn moved(toy: Toy) -> Toy {
+        map_parameters(toy, |name, _, values| if name.contains(".lora.up") { values + 0.3 } else { values })
+    }
+
+    #[test]
+    fn factors_are_parameters_under_diffusers_names() {
+        let names: Vec<String> = named_parameters(&adapted(&Device::flex())).into_iter().map(|parameter| parameter.name).collect();
+        let expected = ["table.weight", "linear.weight", "linear.lora.down.weight", "linear.lora.up.weight", "linear.bias", "conv.weight"];
+        assert_eq!(names[..6], expected);
+        let (_, trained) = select_trainable(adapted(&Device::flex().autodiff()), &Regex::new(FACTORS).unwrap());
+        assert_eq!(trained, 2 * 4 + 2 * 2 + 2 * 18 + 3 * 2);
+    }
+
+    #[test]
+    fn nothing_changes_before_training() {
+        let device = Device::flex();
+        let x = Tensor::<2>::from_data([[1.0, -2.0, 0.5, 3.0]], &device);
+        let image = Tensor::<4>::full([1, 2, 5, 5], 0.7, &device);
+        let (plain, adapted) = (toy(&device), adapted(&device));
+        adapted.linear.forward(x.clone()).into_data().assert_eq(&plain.linear.forward(x).into_data(), true);
+        adapted.conv.forward(image.clone()).into_data().assert_eq(&plain.conv.forward(image).into_data(), true);
+    }
+
+    /// Through the factors, through the dense weight, and merged from the host: the same map.
+    #[test]
+    fn the_three_ways_agree() {
+        let device = Device::flex();
+        let x = Tensor::<2>::from_data([[1.0, -2.0, 0.5, 3.0]], &device);
+        let image = Tensor::<4>::full([1, 2, 5, 5], 0.7, &device);
+        let adapted = moved(adapted(&device));
+        let dense = adapted.clone().materialize();
+        let merged = LoraWeights::of(&adapted, 6.0).merge(toy(&device), 1.0);
+        let base = toy(&device);
+        for other in [&dense, &merged] {
+            let expected = other.linear.forward(x.clone()).into_data();
+            adapted.linear.forward(x.clone()).into_data().assert_approx_eq::<f32>(&expected, Tolerance::default());
+            let expected = other.conv.forward(image.clone()).into_data();
+            adapted.conv.forward(image.clone()).into_data().assert_approx_eq::<f32>(&expected, Tolerance::default());
+        }
+        let difference = (base.linear.forward(x.clone()) - adapted.linear.forward(x)).abs().max().into_scalar::<f32>();
+        assert!(difference > 0.01, "{difference}");
+    }
+
+    #[test]
+    fn only_the_factors_get_gradients() {
+        let device = Device::flex().autodiff();
+        let (toy, _) = select_trainable(moved(adapted(&device)), &Regex::new(FACTORS).unwrap());
+        let image = Tensor::<4>::full([1, 2, 5, 5], 0.7, &device);
+        let x = Tensor::<2>::from_data([[1.0, -2.0, 0.5, 3.0]], &device);
+        let loss = toy.conv.forward(image).sum() + toy.linear.forward(x).sum();
+        let names: Vec<String> = named_gradients(&toy, &mut loss.backward()).into_iter().map(|(name, _)| name).collect();
+        let expected = ["linear.lora.down.weight", "linear.lora.up.weight", "conv.lora.down.weight", "conv.lora.up.weight"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn targets_that_match_nothing_are_answered_with_names() {
+        let lora = Lora { rank: 2, alpha: 2.0, targets: Regex::new("to_q$").unwrap() };
+        let error = attach(toy(&Device::flex()), &lora, &Noise::new(0)).unwrap_err().to_string();
+        assert!(error.contains("to_q$") && error.contains("linear"), "{error}");
+    }
+}
