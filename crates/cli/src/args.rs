@@ -22,6 +22,8 @@ pub enum Command {
     Sample(SampleArgs),
     /// Score images with rewards.
     Score(ScoreArgs),
+    /// Merge LoRAs into a model folder, or write one in another dialect.
+    Export(ExportArgs),
     /// List what can be chosen by name: rewards, schedulers, algorithms, devices.
     List(ListArgs),
     /// Write a commented config to start from.
@@ -75,6 +77,9 @@ pub struct SampleArgs {
     /// A diffusers folder
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
+    pub loras: Vec<LoraArg>,
     /// A prompt (repeatable)
     #[arg(short, long = "prompt", value_name = "TEXT", required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
     pub prompt: Vec<String>,
@@ -153,6 +158,61 @@ pub struct ScoreArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
+}
+
+/// A LoRA file and how much of it is added.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraArg {
+    pub path: PathBuf,
+    pub weight: f64,
+}
+
+impl std::str::FromStr for LoraArg {
+    type Err = String;
+
+    /// What follows the last colon is the weight if it is a number; a path may hold colons of its own.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, weight) = match text.rsplit_once(':').and_then(|(path, weight)| Some((path, weight.parse::<f64>().ok()?))) {
+            Some((_, weight)) if !weight.is_finite() => return Err(format!("the weight is {weight}; expected a number")),
+            Some((path, weight)) => (path, weight),
+            None => (text, 1.0),
+        };
+        if path.is_empty() { Err("expected FILE or FILE:WEIGHT".into()) } else { Ok(Self { path: path.into(), weight }) }
+    }
+}
+
+/// `export`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --merge -o ./sd15-tuned\n  visionprefer export --model ./sd15 --lora from-the-web.safetensors --format diffusers -o pytorch_lora_weights.safetensors"
+)]
+pub struct ExportArgs {
+    /// The diffusers folder that the LoRA was made for
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge)
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required = true)]
+    pub loras: Vec<LoraArg>,
+    /// Write a diffusers folder with the LoRAs added to its weights
+    #[arg(long, required_unless_present = "format", conflicts_with = "format")]
+    pub merge: bool,
+    /// Write the LoRA in another dialect
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub format: Option<LoraFormat>,
+    /// A new folder with --merge, a new file with --format
+    #[arg(short, long, value_name = "PATH")]
+    pub output: PathBuf,
+}
+
+/// What a LoRA file calls its tensors.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LoraFormat {
+    /// `lora_unet_…lora_down.weight`, with alpha: sd-scripts, A1111, ComfyUI
+    Kohya,
+    /// `unet.….lora.down.weight`: diffusers
+    Diffusers,
+    /// `unet.….lora_A.weight`: PEFT
+    Peft,
 }
 
 /// `list`.

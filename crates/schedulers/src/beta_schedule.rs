@@ -57,7 +57,8 @@ impl SchedulerConfig {
         Ok(alphas_cumprod)
     }
 
-    pub(crate) fn num_train_timesteps(&self) -> usize {
+    /// T, the number of noise levels in training.
+    pub fn num_train_timesteps(&self) -> usize {
         self.num_train_timesteps.unwrap_or(1000)
     }
 

@@ -1,15 +1,21 @@
 //! The configuration of `train`: one section an idea, named by the choice where there is one.
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vp_core::config::Validate;
+use vp_core::noise::Noise;
+use vp_models::denoiser::Denoiser;
+use vp_models::lora::FACTORS;
+use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
+use crate::Error;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
 use crate::sections::{
-    CheckpointSection, DataSection, GuardSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
+    CheckpointSection, DataSection, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
     SchedulerSection, Settings,
 };
 use crate::sft::Sft;
@@ -45,6 +51,8 @@ pub struct TrainConfig {
     pub run: RunSection,
     /// `[model]`.
     pub model: ModelSection,
+    /// `[lora]`; with its defaults where neither it nor `model.trainable` is there.
+    pub lora: Option<LoraSection>,
     /// `[algo.<name>]`.
     pub algo: AlgorithmConfig,
     /// `[data]`.
@@ -93,9 +101,43 @@ pub struct RewardDriven<'a> {
 impl TrainConfig {
     /// What the run itself needs to know.
     pub fn settings(&self) -> Settings {
-        let Self { run, model, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, .. } = self.clone();
+        let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
+        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, .. } = self.clone();
         let preview_every = data.map(|data| data.validation_every).or(preview.map(|preview| preview.every)).unwrap_or(0);
-        Settings { run, model, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
+        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
+    }
+
+    /// The LoRA that trains, unless whole weights do.
+    pub fn lora(&self) -> Option<LoraSection> {
+        let whole = self.model.trainable.is_some() || matches!(self.algo, AlgorithmConfig::Vae(_));
+        (!whole).then(|| self.lora.clone().unwrap_or_default())
+    }
+
+    /// The base model, on the plain device, and the model that trains: with factors attached where a LoRA does.
+    ///
+    /// # Errors
+    /// When a pattern is no regular expression, or a LoRA's matches no layer.
+    pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, unet: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
+        if let Some(lora) = self.lora() {
+            return Ok(pipeline.adapted(unet, &lora.lora()?, noise)?);
+        }
+        let pattern = Regex::new(&self.trainable()).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
+        let base = pipeline.trainable(unet, &pattern);
+        Ok((base.clone(), base))
+    }
+
+    /// Matches the names of the parameters that train.
+    fn trainable(&self) -> String {
+        match (&self.model.trainable, self.lora()) {
+            (Some(pattern), _) => pattern.clone(),
+            (None, Some(_)) => FACTORS.into(),
+            (None, None) => ".".into(),
+        }
+    }
+
+    /// Micro-batches an update.
+    fn micro_batches(&self) -> usize {
+        self.optimizer.gradient_accumulation_steps
     }
 
     /// The sections of a reward-driven algorithm; the names of those that are missing, otherwise.
@@ -145,6 +187,12 @@ fn compare(path: &str, ours: &Value, saved: &Value, found: &mut Vec<String>) {
 
 impl Validate for TrainConfig {
     fn findings(&self, findings: &mut Vec<String>) {
+        if let Some(lora) = &self.lora {
+            lora.findings(findings);
+            if self.model.trainable.is_some() {
+                findings.push("model.trainable trains whole weights, [lora] factors beside frozen ones; remove one of them".into());
+            }
+        }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
         let optional: [Option<&dyn Validate>; 6] = [
@@ -177,6 +225,9 @@ impl Validate for TrainConfig {
                 if self.preview.is_some() {
                     findings.push("[preview] draws from prompts, which algo.vae does not; its images are the held-out ones".into());
                 }
+                if self.lora.is_some() {
+                    findings.push("[lora] is not used by [algo.vae], which trains whole weights; remove it".into());
+                }
                 vae.findings(findings);
             }
         }
@@ -186,6 +237,9 @@ impl Validate for TrainConfig {
 impl TrainConfig {
     fn supervised_findings(&self, findings: &mut Vec<String>) {
         let name = self.algo.name();
+        if self.model.initialize && self.lora().is_some() {
+            findings.push("model.initialize draws weights that a LoRA would then freeze; set model.trainable".into());
+        }
         if self.data.is_none() {
             findings.push(format!("[algo.{name}] needs [data]"));
         }

@@ -1,9 +1,12 @@
-//! The tuned model as a folder that other tools open, and the proof that it is another model.
+//! What a run leaves for other tools, a model folder or LoRA files, and the proof that it is another model.
 
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use vp_core::noise::{Noise, Purpose};
+use vp_models::denoiser::Denoiser;
+use vp_models::lora::{Dialect, LoraWeights};
 use vp_models::parameters::named_parameters;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, load_vae};
@@ -11,14 +14,63 @@ use vp_models::unet::UNet2DConditionModel;
 use vp_models::vae::AutoencoderKL;
 
 use crate::Error;
+use crate::sections::LoraSection;
 
 /// What was exported, as read back from disk.
 #[derive(Debug)]
 pub struct Exported {
-    /// The diffusers folder.
+    /// The diffusers folder, or the LoRA file under kohya's names.
     pub path: PathBuf,
-    /// `‖W_tuned − W_base‖ / ‖W_base‖` over all parameters, the tuned ones as reloaded.
+    /// Of a folder `‖W_tuned − W_base‖ / ‖W_base‖` over all parameters, of a LoRA the same of the UNet's [`probe`] output; what was
+    /// tuned as reloaded.
     pub relative_change: f64,
+}
+
+/// The names of a run's LoRA files: kohya's, and diffusers'.
+pub const LORA_FILES: [(&str, Dialect); 2] =
+    [("lora.safetensors", Dialect::Kohya), ("pytorch_lora_weights.safetensors", Dialect::Diffusers)];
+
+/// How far the output of a merged LoRA may be from that of its factors, relative to the largest value: float32's, and some.
+const MERGED: f64 = 1e-3;
+
+/// Writes the factors of `tuned` as [`LORA_FILES`] into `folder`, reads them back onto the base, and holds the output against that of
+/// `tuned` and of the base. `notes` go into the metadata of kohya's file.
+///
+/// # Errors
+/// When a file cannot be written, does not read back, or does not draw as `tuned` does.
+pub fn export_lora(
+    (pipeline, base): (&Pipeline, &Trainable<UNet2DConditionModel>),
+    (tuned, lora): (&Trainable<UNet2DConditionModel>, &LoraSection),
+    folder: &Path,
+    notes: &[(String, String)],
+) -> Result<Exported, Error> {
+    let names = pipeline.lora_names(&base.unet);
+    let weights = LoraWeights::of(tuned, lora.alpha());
+    let (before, after) = (probe(pipeline, base), probe(pipeline, tuned));
+    let mut change = 0.0;
+    for (name, dialect) in LORA_FILES {
+        let path = folder.join(name);
+        weights.save(&path, dialect, &names, if dialect == Dialect::Kohya { notes } else { &[] })?;
+        let reloaded = probe(pipeline, &LoraWeights::read(&path, &names)?.merge(base.clone(), 1.0));
+        let largest = |tensor: Tensor<4>| f64::from(tensor.abs().max().into_scalar::<f32>());
+        let off = largest(reloaded.clone() - after.clone()) / largest(after.clone());
+        if off.is_nan() || off > MERGED {
+            let path = path.display();
+            return Err(Error::Config(format!("{path} draws otherwise than the tuned model: off by {off:.1e} of the largest value")));
+        }
+        let norm = |tensor: Tensor<4>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
+        change = norm(reloaded - before.clone()) / norm(before.clone());
+    }
+    Ok(Exported { path: folder.join(LORA_FILES[0].0), relative_change: change })
+}
+
+/// What a model predicts for a fixed prompt, fixed latents, and the middle of the noise schedule; `[1, c, h, w]`.
+pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Tensor<4> {
+    let (size, device) = (pipeline.folder.default_size(), pipeline.device());
+    let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
+    let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
+    let middle = pipeline.folder.scheduler_config.num_train_timesteps() / 2;
+    model.unet.forward(latents, &[middle as f32], &conditioning)
 }
 
 /// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there),

@@ -103,12 +103,12 @@ impl<M: Module> Run<M> {
     /// # Errors
     /// When no parameter is selected, or the checkpoint is another model's.
     pub fn new(model: M, settings: Settings, start: Start, journal: impl FnOnce(u64) -> Result<Journal, Error>) -> Result<Self, Error> {
-        let pattern = Regex::new(&settings.model.trainable).map_err(|e| Error::Config(format!("model.trainable: {e}")))?;
+        let pattern = Regex::new(&settings.trainable).map_err(|e| Error::Config(format!("model.trainable: {e}")))?;
         let (mut model, num_trainable) = select_trainable(model.train(), &pattern);
         if num_trainable == 0 {
             let names: Vec<String> = named_parameters(&model).into_iter().take(2).map(|parameter| parameter.name).collect();
             let example = format!("their names are like {}", names.join(", "));
-            return Err(Error::Config(format!("model.trainable {:?} matches no parameter; {example}", settings.model.trainable)));
+            return Err(Error::Config(format!("model.trainable {:?} matches no parameter; {example}", settings.trainable)));
         }
         let optimizer = &settings.optimizer;
         let (mut adamw, mut gradients) = (AdamW::new(optimizer.adamw.clone()), GradientAccumulator::default());
@@ -138,7 +138,7 @@ impl<M: Module> Run<M> {
             }
         };
         // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
-        let copies = 3 + u64::from(ema.is_some()) + u64::from(optimizer.gradient_accumulation_steps > 1);
+        let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1);
         let journal = journal(4 * copies * num_trainable as u64)?;
         Ok(Self {
             noise: Noise::new(settings.run.seed),
@@ -191,7 +191,7 @@ impl<M: Module> Run<M> {
 
     /// Micro-batches an update.
     fn accumulation(&self) -> usize {
-        self.settings.optimizer.gradient_accumulation_steps
+        self.settings.micro_batches
     }
 
     /// Pulls the loss `[1]` of one micro-batch back to the trained parameters and adds up their gradients; after the last
@@ -428,7 +428,7 @@ mod tests {
     use super::*;
     use crate::journal::Options;
     use crate::optim::AdamWConfig;
-    use crate::sections::{CheckpointSection, GuardSection, ModelSection, OptimizerSection, RunSection};
+    use crate::sections::{CheckpointSection, GuardSection, OptimizerSection, RunSection};
 
     #[derive(Module, Debug)]
     struct Toy {
@@ -439,7 +439,8 @@ mod tests {
     fn settings(max_skips: u64) -> Settings {
         Settings {
             run: RunSection { seed: 0, num_train_steps: 3 },
-            model: ModelSection { path: "toy".into(), size: None, trainable: ".".into(), initialize: false },
+            trainable: ".".into(),
+            micro_batches: 1,
             optimizer: OptimizerSection {
                 learning_rate: 0.1,
                 gradient_accumulation_steps: 1,

@@ -6,8 +6,10 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::OnProblem;
+use vp_models::lora::Lora;
 use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
 
+use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
 
 /// What a run is made of, whatever its algorithm.
@@ -15,8 +17,10 @@ use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
 pub struct Settings {
     /// `[run]`.
     pub run: RunSection,
-    /// `[model]`.
-    pub model: ModelSection,
+    /// Matches the names of the parameters that train.
+    pub trainable: String,
+    /// Micro-batches an update.
+    pub micro_batches: usize,
     /// `[optimizer]`.
     pub optimizer: OptimizerSection,
     /// `[lr_scheduler.<name>]`.
@@ -73,11 +77,46 @@ pub struct ModelSection {
     pub path: PathBuf,
     /// Image height and width in pixels; the model's own if absent.
     pub size: Option<[usize; 2]>,
-    /// Regular expression over the denoiser's parameter names: those that match are trained.
-    pub trainable: String,
+    /// Regular expression over parameter names: those that match are trained, instead of a LoRA.
+    pub trainable: Option<String>,
     /// The networks that train begin with random weights instead of the folder's, which then needs only their `config.json`.
     #[serde(default)]
     pub initialize: bool,
+}
+
+/// Factors beside frozen weights: what trains unless `model.trainable` names weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSection {
+    /// Rank of the factors.
+    pub rank: usize,
+    /// The factors' product is scaled by alpha / rank; the rank if absent.
+    pub alpha: Option<f64>,
+    /// Regular expression over layer names (`unet.….attn1.to_q`, `text_encoder.….q_proj`): linear layers and convolutions.
+    pub targets: String,
+}
+
+impl Default for LoraSection {
+    /// DDPO's and TRL's: the projections of the UNet's attention, at rank 4.
+    fn default() -> Self {
+        Self { rank: 4, alpha: None, targets: r"^unet\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$".into() }
+    }
+}
+
+impl LoraSection {
+    /// Numerator of the scale.
+    pub fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(self.rank as f64)
+    }
+
+    /// As the model takes it.
+    ///
+    /// # Errors
+    /// When `targets` is no regular expression.
+    pub fn lora(&self) -> Result<Lora, Error> {
+        let targets = Regex::new(&self.targets).map_err(|error| Error::Config(format!("lora.targets: {error}")))?;
+        Ok(Lora { rank: self.rank, alpha: self.alpha(), targets })
+    }
 }
 
 /// Captioned images to train on.
@@ -211,8 +250,21 @@ impl Validate for RunSection {
 
 impl Validate for ModelSection {
     fn findings(&self, findings: &mut Vec<String>) {
-        if let Err(error) = Regex::new(&self.trainable) {
+        if let Some(Err(error)) = self.trainable.as_deref().map(Regex::new) {
             findings.push(format!("model.trainable is no regular expression: {error}"));
+        }
+    }
+}
+
+impl Validate for LoraSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        find(self.rank == 0, findings, || "lora.rank is 0; expected at least 1".into());
+        let alpha = self.alpha();
+        find(!(alpha > 0.0 && alpha.is_finite()) && self.rank > 0, findings, || {
+            format!("lora.alpha is {alpha}; expected a number above 0 (absent: the rank)")
+        });
+        if let Err(error) = Regex::new(&self.targets) {
+            findings.push(format!("lora.targets is no regular expression: {error}"));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One command a file: load, validate, build, call, report.
 
 mod docs;
+mod export;
 mod init;
 mod list;
 mod sample;
@@ -16,6 +17,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Train(args) => train::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
+        Command::Export(args) => export::run(args),
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
         Command::Docs(args) => docs::run(args),

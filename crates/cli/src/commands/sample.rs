@@ -14,6 +14,7 @@ use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
 use vp_trainers::journal::{say, warn};
 
+use super::export::with_loras;
 use crate::args::SampleArgs;
 use crate::device;
 use crate::failure::Failure;
@@ -37,7 +38,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let (entry, mut sampler) = sampler(&args, &folder)?;
     let plan = plan(args, &folder, entry, &device)?;
     let (pipeline, unet) = Pipeline::load(folder, &device)?;
-    let model = Trainable::denoiser(unet);
+    let model = with_loras(&pipeline, unet, &plan.args.loras)?;
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {
@@ -132,6 +133,12 @@ impl Plan {
             .with("Seed", seed.to_string())
             .with("Size", format!("{width}x{height}"))
             .with("Model", self.model_name.clone());
+        let loras = self.args.loras.iter().map(|lora| {
+            let name = lora.path.file_stem().unwrap_or_default().to_string_lossy();
+            format!("{name}: {}", lora.weight)
+        });
+        let loras = loras.collect::<Vec<_>>().join(", ");
+        let parameters = if loras.is_empty() { parameters } else { parameters.with("Lora", loras) };
         let parameters = if self.args.eta == 0.0 { parameters } else { parameters.with("Eta", self.args.eta.to_string()) };
         parameters.with("Version", concat!("visionprefer ", env!("CARGO_PKG_VERSION")))
     }

@@ -130,7 +130,8 @@ impl Plan {
 
     /// The run, ready to train `model`; `None` where nothing is to be trained but everything that could be refused was.
     fn begin<M: Module>(&self, model: M, start: Start) -> Result<Option<Run<M>>, Failure> {
-        let export_bytes = size_of(&self.config.model.path);
+        // A LoRA's two files are smaller than a checkpoint, of which one is spared anyway.
+        let export_bytes = if self.config.lora().is_some() { 0 } else { size_of(&self.config.model.path) };
         let settings = self.config.settings();
         if self.dry_run {
             let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));

@@ -109,6 +109,10 @@ impl LoraWeights {
     /// # Errors
     /// When the file cannot be written; nothing is left behind then.
     pub fn save(&self, path: &Path, dialect: Dialect, names: &Names, notes: &[(String, String)]) -> Result<()> {
+        // A component in two forms would lose one of them: diffusers' loader recognises a form by one key and converts no others.
+        let component = |layer: &str| layer.split('.').next().map(String::from);
+        let own_form =
+            |of: &str| self.layers.keys().filter(|layer| component(layer) == component(of)).all(|layer| Names::is_attention(layer));
         let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         for (layer, factors) in &self.layers {
             let [down, up] = match dialect {
@@ -117,8 +121,8 @@ impl LoraWeights {
                     tensors.push((format!("{stem}.alpha"), Vec::new(), vec![factors.alpha as f32]));
                     [format!("{stem}.lora_down.weight"), format!("{stem}.lora_up.weight")]
                 }
-                Dialect::Diffusers => Names::diffusers(layer),
-                Dialect::Peft => Names::peft(layer),
+                Dialect::Diffusers if own_form(layer) => Names::diffusers(layer),
+                Dialect::Diffusers | Dialect::Peft => Names::peft(layer),
             };
             tensors.push((down, factors.down_shape(), factors.down.clone()));
             tensors.push((up, factors.up_shape(), factors.up.clone()));

@@ -5,8 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use super::Layer;
-use crate::pipeline::Family;
+use burn::tensor::Device;
+
+use super::{Layer, layers};
+use crate::NetworkConfig;
+use crate::clip::ClipTextConfig;
+use crate::error::Result;
+use crate::pipeline::{Family, ModelFolder};
 use crate::unet::UNetConfig;
 
 /// The names of a pipeline's layers, and what they are called elsewhere.
@@ -47,6 +52,23 @@ impl Names {
         Self { family, shapes, aliases }
     }
 
+    /// Those of a model folder, of which no weights are read.
+    ///
+    /// # Errors
+    /// When a text encoder's config cannot be read.
+    pub fn of_folder(folder: &ModelFolder, device: &Device) -> Result<Self> {
+        let prefixed = |component: &str, found: Vec<Layer>| {
+            let name = |layer: Layer| Layer { name: format!("{component}.{}", layer.name), ..layer };
+            found.into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut found = prefixed("unet", layers(&folder.unet_config().init(device)));
+        for encoder in ["text_encoder", "text_encoder_2"].into_iter().filter(|name| folder.path().join(name).is_dir()) {
+            let config = ClipTextConfig::read(&folder.path().join(encoder).join("config.json"))?;
+            found.extend(prefixed(encoder, layers(&config.init(device))));
+        }
+        Ok(Self::new(&found, folder.family(), folder.unet_config()))
+    }
+
     /// The layer of a name without its ending.
     pub(super) fn layer(&self, stem: &str) -> Option<&str> {
         // diffusers' first form, an attention processor's own layers.
@@ -68,17 +90,19 @@ impl Names {
         }
     }
 
-    /// The names of a layer's factors in a diffusers file: attention keeps the form of its first releases.
+    /// Whether diffusers has a form of its own for a layer's factors: attention has, from its first releases.
+    pub(super) fn is_attention(layer: &str) -> bool {
+        if layer.starts_with("unet.") {
+            [".to_q", ".to_k", ".to_v", ".to_out.0"].iter().any(|end| layer.ends_with(end))
+        } else {
+            layer.contains(".self_attn.")
+        }
+    }
+
+    /// The names of an attention layer's factors in a diffusers file.
     pub(super) fn diffusers(layer: &str) -> [String; 2] {
-        let [down, up] = match layer.rsplit('.').next() {
-            _ if !layer.starts_with("unet.") && layer.contains(".self_attn.") => {
-                ["lora_linear_layer.down.weight", "lora_linear_layer.up.weight"]
-            }
-            Some("to_q" | "to_k" | "to_v") => ["lora.down.weight", "lora.up.weight"],
-            Some("0") if layer.ends_with(".to_out.0") => ["lora.down.weight", "lora.up.weight"],
-            _ => ["lora_A.weight", "lora_B.weight"],
-        };
-        [format!("{layer}.{down}"), format!("{layer}.{up}")]
+        let form = if layer.starts_with("unet.") { "lora" } else { "lora_linear_layer" };
+        [format!("{layer}.{form}.down.weight"), format!("{layer}.{form}.up.weight")]
     }
 
     /// The names of a layer's factors in a PEFT file.
@@ -143,4 +167,64 @@ fn within(kind: &str, rest: &[&str]) -> Option<String> {
         _ => return None,
     };
     Some(original.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn xl() -> UNetConfig {
+        let config = json!({
+            "block_out_channels": [32, 64, 128],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 2,
+            "attention_head_dim": [4, 8, 16],
+            "cross_attention_dim": 64,
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        UNetConfig::read(&path).unwrap()
+    }
+
+    /// Names of kohya's XL files beside diffusers'.
+    #[test]
+    fn original_names_of_xl() {
+        let unet = xl();
+        let pairs = [
+            ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "input_blocks.4.1.transformer_blocks.0.attn1.to_q"),
+            ("down_blocks.2.attentions.1.proj_in", "input_blocks.8.1.proj_in"),
+            ("down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
+            ("down_blocks.1.resnets.0.conv_shortcut", "input_blocks.4.0.skip_connection"),
+            ("mid_block.attentions.0.transformer_blocks.3.ff.net.0.proj", "middle_block.1.transformer_blocks.3.ff.net.0.proj"),
+            ("mid_block.resnets.1.conv2", "middle_block.2.out_layers.3"),
+            ("up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_out.0", "output_blocks.2.1.transformer_blocks.0.attn2.to_out.0"),
+            ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+            ("up_blocks.1.resnets.0.time_emb_proj", "output_blocks.3.0.emb_layers.1"),
+            ("up_blocks.2.resnets.2.conv1", "output_blocks.8.0.in_layers.2"),
+            ("conv_in", "input_blocks.0.0"),
+        ];
+        for (diffusers, original) in pairs {
+            assert_eq!(original_name(diffusers, &unet).as_deref(), Some(original), "{diffusers}");
+        }
+    }
+
+    /// Every layer has a name of its own in every dialect.
+    #[test]
+    fn no_two_layers_share_a_name() {
+        let unet = xl();
+        let mut found = layers(&unet.init(&Device::flex()));
+        found.iter_mut().for_each(|layer| layer.name = format!("unet.{}", layer.name));
+        let originals: std::collections::BTreeSet<_> =
+            found.iter().map(|layer| original_name(layer.name.strip_prefix("unet.").unwrap(), &unet).expect(&layer.name)).collect();
+        assert_eq!(originals.len(), found.len());
+        let names = Names::new(&found, Family::StableDiffusionXl, &unet);
+        let kohya: std::collections::BTreeSet<_> = found.iter().map(|layer| names.kohya(&layer.name)).collect();
+        assert_eq!(kohya.len(), found.len());
+        for layer in &found {
+            assert_eq!(names.layer(&names.kohya(&layer.name)), Some(layer.name.as_str()));
+        }
+    }
 }

@@ -10,6 +10,7 @@ use vp_core::config;
 use vp_trainers::Error;
 use vp_trainers::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::config::TrainConfig;
+use vp_trainers::export::LORA_FILES;
 use vp_trainers::journal::{Options, say, warn};
 use vp_trainers::run::{Interrupt, newest_checkpoint};
 
@@ -71,12 +72,12 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     let config = read_config(&args)?;
     let device = device::parse(&args.device)?;
     let output = args.output.unwrap_or_else(|| default_output(config.algo.name()));
-    let batches = config.run.num_train_steps * config.optimizer.gradient_accumulation_steps as u64;
+    let batches = config.run.num_train_steps * config.settings().micro_batches as u64;
     if batches < 2 {
         return Err(anyhow::anyhow!("a run of one batch cannot be stopped half-way; raise run.num_train_steps").into());
     }
     // Off the middle where that is the edge of an update, so that gradients are half added up.
-    let middle = batches / 2 + u64::from((batches / 2).is_multiple_of(config.optimizer.gradient_accumulation_steps as u64));
+    let middle = batches / 2 + u64::from((batches / 2).is_multiple_of(config.settings().micro_batches as u64));
     let stop_before = middle.min(batches - 1);
     let options = Options::detect(args.quiet);
     let plan = |name: &str, stop_before, resume, folder_exists| Plan {
@@ -120,7 +121,8 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
 fn record(run: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let mut record = BTreeMap::new();
     let newest = Checkpoints::of(run).list().into_iter().next().context("a finished run has a checkpoint")?;
-    for (name, path) in [("model", run.join("model")), ("samples", run.join("samples")), ("checkpoint", newest)] {
+    let results = ["model", LORA_FILES[0].0, LORA_FILES[1].0, "samples"].map(|name| (name, run.join(name)));
+    for (name, path) in results.into_iter().filter(|(_, path)| path.exists()).chain([("checkpoint", newest)]) {
         record.extend(fingerprint(&path)?.into_iter().map(|(file, sum)| (format!("{name}/{file}"), sum)));
     }
     let metrics = run.join("metrics.jsonl");

@@ -4,32 +4,27 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use regex::Regex;
 use vp_core::noise::Noise;
 use vp_data::read_prompts;
-use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
 use vp_rewards::{Reward, RewardConfig};
 use vp_trainers::Error;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
-use vp_trainers::export::export;
 use vp_trainers::regularizer::Regularizer;
 use vp_trainers::run::Run;
 
-use super::finish::{report, warn_of_some};
+use super::finish::{Model, finish, warn_of_some};
 use super::{Plan, ended};
 use crate::failure::Failure;
-
-type Model = Trainable<UNet2DConditionModel>;
 
 /// Loads, trains with `algorithm`, exports.
 pub fn train(
     mut plan: Plan,
     algorithm: impl FnOnce(&mut Run<Model>, &mut Environment<UNet2DConditionModel>, &mut Regularizer) -> Result<(), Error>,
 ) -> Result<PathBuf, Failure> {
-    let mut environment = environment(&plan)?;
+    let (mut environment, model) = environment(&plan)?;
     let noise = Noise::new(plan.config.run.seed);
     let mut regularizer = Regularizer::new(&plan.config.regularizer.clone().unwrap_or_default(), noise).map_err(anyhow::Error::from)?;
     let mut files = vec![plan.config.model.path.clone()];
@@ -37,14 +32,14 @@ pub fn train(
     let start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), BTreeMap::new())?;
 
     plan.say(&arithmetic(&plan.config));
-    let Some(mut run) = plan.begin(environment.base.clone(), start)? else { return Ok(plan.output) };
+    let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
     algorithm(&mut run, &mut environment, &mut regularizer).map_err(ended)?;
-    finish(&run, &environment, &plan).map_err(Failure::run)?;
+    finish(&run, (&environment.pipeline, &environment.base), &plan.config).map_err(Failure::run)?;
     Ok(plan.output)
 }
 
 /// Loads cheap things first, so that a slip is found before gigabytes are read.
-fn environment(plan: &Plan) -> anyhow::Result<Environment<UNet2DConditionModel>> {
+fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>, Model)> {
     let (config, device) = (&plan.config, &plan.device);
     let sections = config.reward_driven().map_err(|missing| anyhow::anyhow!("missing {}", missing.join(", ")))?;
     let folder = ModelFolder::open(&config.model.path).context("[model]")?;
@@ -65,10 +60,10 @@ fn environment(plan: &Plan) -> anyhow::Result<Environment<UNet2DConditionModel>>
     let watched = config.watch.iter().map(|watch| watch.build(device)).collect::<Result<Vec<_>, _>>().context("[[watch]]")?;
     let (pipeline, unet) = Pipeline::load(folder, device)?;
     warn_of_cut_prompts(&pipeline, &*reward, &prompts);
-    let model = pipeline.trainable(unet, &Regex::new(&config.model.trainable).context("model.trainable")?);
-    let sections = (sections.scheduler.clone(), sections.preview.clone());
     let noise = Noise::new(config.run.seed);
-    Ok(Environment::new((pipeline, model), (reward, watched), sections, (prompts, noise), size)?)
+    let (base, model) = config.models(&pipeline, unet, &noise)?;
+    let sections = (sections.scheduler.clone(), sections.preview.clone());
+    Ok((Environment::new((pipeline, base), (reward, watched), sections, (prompts, noise), size)?, model))
 }
 
 /// Says which prompts are cut.
@@ -94,11 +89,4 @@ fn arithmetic(config: &TrainConfig) -> String {
         }
         AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) => String::new(),
     }
-}
-
-fn finish(run: &Run<Model>, environment: &Environment<UNet2DConditionModel>, plan: &Plan) -> anyhow::Result<()> {
-    let exported = export((&environment.pipeline, &environment.base), &run.tuned(), &run.dir().join("model"))?;
-    run.summary();
-    report(&run.journal, &exported, &plan.config);
-    Ok(())
 }

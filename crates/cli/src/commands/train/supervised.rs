@@ -10,12 +10,12 @@ use vp_models::parameters::initialize;
 use vp_models::pipeline::{Anew, ModelFolder, Pipeline, load_vae};
 use vp_schedulers::build_sampler;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::export::{export, export_vae};
+use vp_trainers::export::export_vae;
 use vp_trainers::images::CaptionedImages;
 use vp_trainers::sft::Sft;
 use vp_trainers::vae::Vae;
 
-use super::finish::{report, warn_of_some};
+use super::finish::{finish, report, warn_of_some};
 use super::{Plan, ended};
 use crate::failure::Failure;
 
@@ -27,18 +27,16 @@ pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
         folder.check(images.size, preview.guidance_scale)?;
         build_sampler(&folder.scheduler_config, None, preview.num_inference_steps, 0.0).context("[preview]")?;
     }
-    let pattern = Regex::new(&config.model.trainable).context("model.trainable")?;
+    let pattern = Regex::new(&config.settings().trainable).context("model.trainable")?;
     let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
     let (pipeline, unet) = Pipeline::load_or_initialize(folder, &plan.device, anew)?;
     warn_of_some(images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption)), 3, "more captions are cut");
-    let base = pipeline.trainable(unet, &pattern);
+    let (base, model) = config.models(&pipeline, unet, &noise)?;
     let start = plan.start(&[&config.model.path], data_checksum(&images))?;
     plan.say(&arithmetic(&config, sft.batch_size, &images));
-    let Some(mut run) = plan.begin(base.clone(), start)? else { return Ok(plan.output) };
+    let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
     sft.train(&mut run, &pipeline, &mut images, config.preview.as_ref()).map_err(ended)?;
-    let exported = export((&pipeline, &base), &run.tuned(), &run.dir().join("model")).map_err(Failure::run)?;
-    run.summary();
-    report(&run.journal, &exported, &config);
+    finish(&run, (&pipeline, &base), &config).map_err(Failure::run)?;
     Ok(plan.output)
 }
 

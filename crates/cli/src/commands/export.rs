@@ -1,0 +1,65 @@
+//! `export`: a LoRA merged into its model, or written in another dialect.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use vp_models::lora::{Dialect, LoraWeights, Names, merge_file};
+use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
+use vp_models::unet::UNet2DConditionModel;
+use vp_trainers::journal::say;
+
+use crate::args::{ExportArgs, LoraArg, LoraFormat};
+use crate::device;
+use crate::failure::Failure;
+
+/// The top-level entry point for `export`.
+pub fn run(args: ExportArgs) -> Result<(), Failure> {
+    let device = device::parse("cpu")?;
+    let folder = ModelFolder::open(&args.model)?;
+    if args.output.exists() {
+        return Err(anyhow::anyhow!("--output {}: it is there already; name a new one", args.output.display()).into());
+    }
+    match args.format {
+        Some(format) => convert(&args, folder, format, &device)?,
+        None => merge(&args, folder, &device)?,
+    }
+    say(format_args!("{}", args.output.display()));
+    Ok(())
+}
+
+fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
+    let (pipeline, unet) = Pipeline::load(folder, device)?;
+    let model = with_loras(&pipeline, unet, &args.loras)?;
+    let encoders = [("text_encoder", &model.text_encoder), ("text_encoder_2", &model.text_encoder_2)];
+    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
+    let components: Vec<Component> = std::iter::once(Component::unet(&model.unet)).chain(encoders).collect();
+    Ok(pipeline.folder.export(&args.output, &components)?)
+}
+
+fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &Device) -> anyhow::Result<()> {
+    let [LoraArg { path, weight }] = &args.loras[..] else { bail!("--format writes one LoRA; --merge adds several to a model") };
+    if *weight != 1.0 {
+        bail!("--lora {}:{weight}: --format writes a LoRA as it is; the weight is for --merge and sample", path.display());
+    }
+    let dialect = match format {
+        LoraFormat::Kohya => Dialect::Kohya,
+        LoraFormat::Diffusers => Dialect::Diffusers,
+        LoraFormat::Peft => Dialect::Peft,
+    };
+    // Names and shapes alone: no weights are read.
+    let names = Names::of_folder(&folder, device)?;
+    let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)
+}
+
+/// `unet` and all text encoders with every LoRA added.
+pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
+    if loras.is_empty() {
+        return Ok(Trainable::denoiser(unet));
+    }
+    let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
+    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
+    loras.iter().try_fold(model, add)
+}
