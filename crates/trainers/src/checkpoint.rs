@@ -55,7 +55,7 @@ pub struct State {
 pub struct Checkpoint {
     /// What is no tensor.
     pub state: State,
-    /// `weights`, `optimizer`, `ema`, `gradients`: each a safetensors file.
+    /// `weights`, `optimizer`, `ema`, `gradients`, `memory`: each a safetensors file.
     pub tensors: BTreeMap<String, NamedTensors>,
 }
 

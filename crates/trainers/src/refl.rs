@@ -149,6 +149,7 @@ impl Refl {
             observed.extend(environment.watch(tracked.images.clone(), &prompts)?);
             observed.push(("regularizer".into(), regularization.as_ref().map_or(vec![0.0], values)));
             let loss = regularization.map_or(tracked.loss.clone(), |regularization| tracked.loss.clone() + regularization);
+            run.count_images(self.batch_size);
             let updated = run.backward(loss, observed, &|model: &Trainable<D>| {
                 first_non_finite(&model.unet, &*scheduler, &plain, (mid_step, &latents), &tracked)
             })?;

@@ -52,6 +52,8 @@ pub struct Start {
     pub interrupt: Interrupt,
     /// Saves and ends before the batch of this number, for a proof that resuming changes nothing.
     pub stop_before: Option<u64>,
+    /// Bytes of the algorithm's own [memory](Run::memory) in a checkpoint.
+    pub memory_bytes: u64,
 }
 
 /// One micro-batch to be computed.
@@ -82,6 +84,8 @@ pub struct Run<M> {
     pub num_trainable: usize,
     /// What it tells.
     pub journal: Journal,
+    /// What the algorithm carries from batch to batch, flattened and by names of its own choosing; saved with everything else.
+    pub memory: NamedTensors,
     optimizer: AdamW,
     lr_schedule: LrSchedule,
     gradients: GradientAccumulator,
@@ -93,6 +97,8 @@ pub struct Run<M> {
     interrupt: Interrupt,
     stop_before: Option<u64>,
     began: Instant,
+    /// Images drawn or read since the last update.
+    images: u64,
 }
 
 impl<M: Module> Run<M> {
@@ -123,6 +129,7 @@ impl<M: Module> Run<M> {
             config: start.config.clone(),
             base: start.base.clone(),
         };
+        let mut memory = NamedTensors::new();
         let (saved, state) = match start.resume {
             None => (None, fresh()),
             Some(Checkpoint { state, mut tensors }) => {
@@ -130,6 +137,7 @@ impl<M: Module> Run<M> {
                 model = with_weights(model, &mut take("weights"))?;
                 adamw = AdamW::import(optimizer.adamw.clone(), take("optimizer"), &model)?;
                 gradients = GradientAccumulator::from(take("gradients"));
+                memory = take("memory");
                 if let Some(config) = &settings.ema {
                     ema = Some(Ema::import(config.clone(), take("ema"), &model)?);
                 }
@@ -139,7 +147,7 @@ impl<M: Module> Run<M> {
         };
         // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
         let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1);
-        let journal = journal(4 * copies * num_trainable as u64)?;
+        let journal = journal(4 * copies * num_trainable as u64 + start.memory_bytes)?;
         Ok(Self {
             noise: Noise::new(settings.run.seed),
             num_trainable,
@@ -153,6 +161,8 @@ impl<M: Module> Run<M> {
             interrupt: start.interrupt,
             stop_before: start.stop_before,
             began: Instant::now(),
+            images: 0,
+            memory,
             journal,
             settings,
             model,
@@ -167,9 +177,7 @@ impl<M: Module> Run<M> {
         let Cursor { step, micro } = self.state.cursor;
         let over = step >= self.settings.run.num_train_steps;
         let index = step * self.accumulation() as u64 + micro as u64;
-        if let Some(signal) = self.interrupt.signal() {
-            return Err(Error::Interrupted { signal, checkpoint: self.save()? });
-        }
+        self.heed_signals()?;
         if self.stop_before == Some(index) {
             return Err(Error::StoppedForProof { checkpoint: self.save()? });
         }
@@ -182,6 +190,22 @@ impl<M: Module> Run<M> {
             self.began = Instant::now();
         }
         Ok((!over).then_some(Batch { step, index }))
+    }
+
+    /// For use between two parts of a batch that can be done again from its beginning.
+    ///
+    /// # Errors
+    /// When the run was interrupted (a checkpoint is on disk then), or something is not finite at the save.
+    pub fn heed_signals(&mut self) -> Result<(), Error> {
+        match self.interrupt.signal() {
+            Some(signal) => Err(Error::Interrupted { signal, checkpoint: self.save()? }),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts images that were drawn or read, for the speed.
+    pub fn count_images(&mut self, count: usize) {
+        self.images += count as u64;
     }
 
     /// Whether nothing has been trained yet.
@@ -252,24 +276,26 @@ impl<M: Module> Run<M> {
     fn write_down(&mut self, grad_norm: f64, lr: f64) -> Result<(), Error> {
         let seconds = self.began.elapsed().as_secs_f64();
         let mut line: Vec<(String, f64)> = Vec::new();
-        let mut images = 0;
         for (name, values) in std::mem::take(&mut self.state.observed) {
             let (mean, std) = mean_and_std(&values);
-            if name == "reward" {
-                line.extend([("reward_mean".into(), mean), ("reward_std".into(), std)]);
-            } else {
-                line.push((name, mean));
+            match name.as_str() {
+                "reward" => line.extend([("reward_mean".into(), mean), ("reward_std".into(), std)]),
+                "ratio_max_deviation" => line.push((name, values.iter().copied().fold(0.0, f64::max))),
+                _ => line.push((name, mean)),
             }
-            images = images.max(values.len());
         }
+        let images = std::mem::take(&mut self.images);
         line.extend([("grad_norm", grad_norm), ("lr", lr)].map(|(name, value)| (name.to_string(), value)));
         line.extend([("images_per_second", images as f64 / seconds), ("seconds", seconds)].map(|(name, value)| (name.to_string(), value)));
         let line: Vec<(&str, f64)> = line.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.journal.update(self.state.cursor.step, self.settings.run.num_train_steps, &line)
     }
 
-    /// Gives up the update under way, whose gradients hold `what` is not finite: the weights are those of the update before.
-    fn leave_out(&mut self, what: String) -> Result<(), Error> {
+    /// Gives up the update under way, in which `what` is not finite: the weights stay those of the update before.
+    ///
+    /// # Errors
+    /// When no more updates may be left out; the last good state is on disk then.
+    pub fn leave_out(&mut self, what: String) -> Result<(), Error> {
         let Cursor { step, .. } = self.state.cursor;
         self.gradients = GradientAccumulator::default();
         self.state.observed.clear();
@@ -370,6 +396,9 @@ impl<M: Module> Run<M> {
         ]);
         if let Some(ema) = &self.ema {
             tensors.insert("ema".into(), ema.export());
+        }
+        if !self.memory.is_empty() {
+            tensors.insert("memory".into(), self.memory.clone());
         }
         tensors
     }

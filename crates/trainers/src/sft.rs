@@ -71,6 +71,7 @@ impl Sft {
             // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
             let read = images.batch(batch, self.batch_size)?;
             let data = DenoisingBatch { images: read.images, captions: &read.captions, size };
+            run.count_images(self.batch_size);
 
             // 2. Latents with noise, each at a random timestep; captions to embeddings.
             let noised = data.noised_at_random(pipeline, &*schedule, (&noise, batch.draw()));

@@ -91,6 +91,7 @@ impl Vae {
         while let Some(batch) = run.next_batch()? {
             // 1. Images: cropped, resized, some mirrored; pixels in [−1, 1].
             let pixels = images.batch(batch, self.batch_size)?.images * 2.0 - 1.0;
+            run.count_images(self.batch_size);
 
             // 2. To latents and back.
             let posterior = run.model.encode(pixels.clone());

@@ -118,6 +118,7 @@ impl Plan {
             resume: self.resume.take(),
             interrupt: self.interrupt.clone(),
             stop_before: self.stop_before,
+            memory_bytes: 0,
         })
     }
 
