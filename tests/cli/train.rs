@@ -135,3 +135,19 @@ fn other_schedulers_guidance_and_parts_of_the_network() {
         assert_eq!(base.values.to_data() != tuned.values.to_data(), base.name.contains("attn2"), "{}", base.name);
     }
 }
+
+#[test]
+fn the_terms_of_a_sum_are_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let sum = "reward={weighted_sum={terms=[{weight=2.0,reward={brightness={}}},{weight=-1.0,mean=0.5,std=0.1,reward={saturation={}}}]}}";
+    let few = ["run.num_train_steps=1", "scheduler.num_inference_steps=2", "algo.refl.min_mid_step=1", "algo.refl.max_mid_step=1"];
+    let sets = few.into_iter().chain([sum, "preview.num_inference_steps=1"]).flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["train", "--algo", "refl", "-o", output.to_str().unwrap()].into_iter().chain(sets).collect();
+    run(&args).ok();
+    let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(metrics.lines().nth(1).unwrap()).unwrap();
+    let number = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name}: {line}"));
+    let sum = 2.0 * number("reward/brightness") - (number("reward/saturation") - 0.5) / 0.1;
+    assert!((number("reward_mean") - sum).abs() < 1e-4 * sum.abs(), "{sum}: {line}");
+}

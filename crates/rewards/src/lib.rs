@@ -12,13 +12,17 @@ mod jpeg;
 mod ranking;
 mod saturation;
 mod vp_score;
+mod weighted_sum;
 
 pub use brightness::{Brightness, BrightnessConfig};
 pub use error::{Error, Result};
-pub use jpeg::{JpegCompressibility, JpegConfig};
+pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
 pub use ranking::ranking_loss;
 pub use saturation::{Saturation, SaturationConfig};
 pub use vp_score::{VpScore, VpScoreConfig};
+pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
+
+use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
 use vp_core::config::Validate;
@@ -38,6 +42,14 @@ pub trait Reward {
     /// # Errors
     /// When there are no images, they have not three channels, or there is not one prompt for each.
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>>;
+
+    /// The score together with those of its terms, of which only a sum has any. Each reward judges once.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+        Ok(Judgement { scores: self.score(images, prompts)?, terms: Vec::new() })
+    }
 
     /// Scores of 8-bit images, as of files, each of its own size. As [`score`](Self::score) unless a reward's original treats files
     /// otherwise. `device` is the one that the reward was built on.
@@ -60,6 +72,15 @@ pub trait Reward {
         let _ = prompts;
         Vec::new()
     }
+}
+
+/// What a reward says of a batch.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// `[b]`.
+    pub scores: Tensor<1>,
+    /// Of a sum, what each term said by its name, before it was normalised and weighed; `[b]`, off the tape.
+    pub terms: Vec<(String, Tensor<1>)>,
 }
 
 /// A prompt of which a reward sees less than was written.
@@ -90,16 +111,29 @@ vp_core::registry! {
         /// Mean colour saturation; needs no weights.
         Saturation = "saturation" => SaturationConfig,
         /// Negative JPEG size in kB; needs no weights, not differentiable.
-        JpegCompressibility = "jpeg_compressibility" => JpegConfig,
+        JpegCompressibility = "jpeg_compressibility" => JpegCompressibilityConfig,
+        /// JPEG size in kB; needs no weights, not differentiable.
+        JpegIncompressibility = "jpeg_incompressibility" => JpegIncompressibilityConfig,
+        /// Other rewards, each normalised and weighed; differentiable if all of them are.
+        WeightedSum = "weighted_sum" => WeightedSumConfig,
     }
 }
 
 impl RewardConfig {
-    /// The files it reads, if any.
-    pub fn weights(&self) -> Option<std::path::PathBuf> {
+    /// The files and folders it reads; a folder for what lies in it.
+    pub fn weights(&self) -> Vec<PathBuf> {
         match self {
-            Self::VpScore(config) => Some(config.weights.clone()),
-            _ => None,
+            Self::VpScore(config) => config.paths(),
+            Self::WeightedSum(sum) => {
+                let mut paths: Vec<PathBuf> = Vec::new();
+                for path in sum.terms.iter().flat_map(|term| term.reward.weights()) {
+                    if !paths.contains(&path) {
+                        paths.push(path);
+                    }
+                }
+                paths
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -55,6 +55,16 @@ impl VpScoreConfig {
         Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
     }
 
+    /// What is read: the weights or the folder they are in, and the files that lie elsewhere or beside weights given as a file.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = vec![self.weights.clone()];
+        match self.files() {
+            Ok(files) if !self.weights.is_dir() => paths.extend([files.config, files.vocab, files.scale].into_iter().flatten()),
+            _ => paths.extend([self.config.clone(), self.vocab.clone()].into_iter().flatten()),
+        }
+        paths
+    }
+
     fn files(&self) -> Result<BlipFiles> {
         let mut files = BlipFiles::find(&self.weights)?;
         files.config = self.config.clone().or(files.config);

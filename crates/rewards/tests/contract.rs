@@ -11,6 +11,11 @@ fn every_reward() -> Vec<Box<dyn Reward>> {
     let build = |entry: &vp_core::Entry| {
         let section = match entry.name {
             "vp_score" => format!("[vp_score]\nweights = '{}'", golden("blip_reward_tiny/model").display()),
+            "weighted_sum" => format!(
+                "[[weighted_sum.terms]]\nweight = 0.5\nmean = 0.3\nstd = 0.2\n[weighted_sum.terms.reward.brightness]\n\
+                 [[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.vp_score]\nweights = '{}'",
+                golden("blip_reward_tiny/model").display()
+            ),
             name => format!("[{name}]"),
         };
         let origin = format!("the contract of {}", entry.name);
@@ -115,14 +120,27 @@ fn images_of_different_sizes_score_as_they_do_alone() {
     }
 }
 
+/// A sum passes on what its terms say.
 #[test]
 fn vp_score_says_what_it_cuts() {
-    let reward = every_reward().into_iter().find(|reward| reward.name() == "vp_score").unwrap();
-    let long = format!("{}the end", "a ".repeat(40));
-    let warnings = reward.check_prompts(&["a red fox".into(), long]);
-    assert_eq!(warnings.len(), 1);
-    assert_eq!(warnings[0].index, 1);
-    assert!(warnings[0].message.contains("a the end\""), "{}", warnings[0].message);
+    for name in ["vp_score", "weighted_sum"] {
+        let reward = every_reward().into_iter().find(|reward| reward.name() == name).unwrap();
+        let long = format!("{}the end", "a ".repeat(40));
+        let warnings = reward.check_prompts(&["a red fox".into(), long]);
+        assert_eq!(warnings.len(), 1, "{name}");
+        assert_eq!(warnings[0].index, 1, "{name}");
+        assert!(warnings[0].message.contains("a the end\""), "{name}: {}", warnings[0].message);
+    }
+}
+
+#[test]
+fn judging_is_scoring() {
+    for reward in every_reward() {
+        let (images, prompts) = batch(&Device::flex());
+        let judgement = reward.judge(images.clone(), &prompts).unwrap();
+        judgement.scores.into_data().assert_eq(&reward.score(images, &prompts).unwrap().into_data(), true);
+        assert!(judgement.terms.iter().all(|(_, scores)| scores.dims() == [3] && !scores.is_autodiff()), "{}", reward.name());
+    }
 }
 
 #[test]

@@ -32,6 +32,12 @@ pub struct Environment<D: Denoiser> {
     order: ShuffledOrder,
 }
 
+/// What the journal is told of a judgement: `reward`, and `reward/<term>` for each term of a sum.
+pub fn observed_rewards(rewards: &Tensor<1>, terms: &[(String, Tensor<1>)]) -> Vec<(String, Vec<f64>)> {
+    let terms = terms.iter().map(|(name, scores)| (format!("reward/{name}"), values(scores)));
+    std::iter::once(("reward".to_string(), values(rewards))).chain(terms).collect()
+}
+
 impl<D: Denoiser> Environment<D> {
     /// # Errors
     /// When the scheduler's section or the preview's sampler does not fit the folder.

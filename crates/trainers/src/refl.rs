@@ -18,11 +18,11 @@ use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Chain, Guidance, Request, predict};
 use vp_models::vae::AutoencoderKL;
-use vp_rewards::Reward;
+use vp_rewards::{Judgement, Reward};
 use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::environment::Environment;
+use crate::environment::{Environment, observed_rewards};
 use crate::losses::refl_loss;
 use crate::preview::is_finite;
 use crate::regularizer::{Regularizer, Trajectory, Visited};
@@ -72,6 +72,8 @@ pub struct TrackedStep {
     pub images: Tensor<4>,
     /// `[b]`.
     pub rewards: Tensor<1>,
+    /// Of a sum, what each term said, `[b]`.
+    pub terms: Vec<(String, Tensor<1>)>,
     /// `[1]`.
     pub loss: Tensor<1>,
 }
@@ -145,7 +147,7 @@ impl Refl {
             let regularization = regularizer.loss(&run.model, environment, &*scheduler, trajectory, (&noise, draw))?;
 
             // 5. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let mut observed = vec![("reward".to_string(), values(&tracked.rewards))];
+            let mut observed = observed_rewards(&tracked.rewards, &tracked.terms);
             observed.extend(environment.watch(tracked.images.clone(), &prompts)?);
             observed.push(("regularizer".into(), regularization.as_ref().map_or(vec![0.0], values)));
             let loss = regularization.map_or(tracked.loss.clone(), |regularization| tracked.loss.clone() + regularization);
@@ -184,9 +186,9 @@ impl Refl {
         let model_output = predict(denoiser, input, &timesteps, guidance);
         let pred_original_sample = scheduler.transition(model_output, &steps, latents).pred_original_sample;
         let images = vae.decode_to_images(pred_original_sample.clone());
-        let rewards = reward.score(images.clone(), prompts)?;
+        let Judgement { scores: rewards, terms } = reward.judge(images.clone(), prompts)?;
         let loss = refl_loss(rewards.clone(), self.margin, self.grad_scale);
-        Ok(TrackedStep { pred_original_sample, images, rewards, loss })
+        Ok(TrackedStep { pred_original_sample, images, rewards, terms, loss })
     }
 }
 

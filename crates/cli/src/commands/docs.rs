@@ -55,7 +55,9 @@ fn help(command: Command) -> String {
 
 fn rewards() -> String {
     let intro = "A config names its reward by a section, `[reward.<name>]`, and those that are only looked at by `[[watch]]` and \
-                 `[watch.<name>]`.\n`score --reward` takes the names of those that need no weights, and the folder or file of a `vp_score`.";
+                 `[watch.<name>]`.\n`score --reward` takes the names of those that need no weights, and the folder or file of a `vp_score`.\nA `weighted_sum` \
+                 is a list of `[[reward.weighted_sum.terms]]`, each with its `weight`, the `mean` and `std` that bring it to scale (0 \
+                 and 1),\nand a `[reward.weighted_sum.terms.reward.<name>]`; every term is logged as `reward/<name>`.";
     page("Rewards", &format!("{intro}\n\n{}", listing::rewards().to_markdown()))
 }
 

@@ -104,8 +104,13 @@ fn reward_configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)
 /// The reward registered under `name` if it needs nothing more, else the BLIP reward in that folder or file.
 fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
     if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
-        let section = toml::from_str(&format!("[{name}]"));
-        return section.map_err(|_| anyhow::anyhow!("this reward needs weights; give the folder or file that holds them"));
+        let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
+        return section.map_err(|error| match error.message() {
+            missing if missing.contains("`weights`") => {
+                anyhow::anyhow!("this reward needs weights; give the folder or file that holds them")
+            }
+            missing => anyhow::anyhow!("this reward is one of a config's [reward.{name}] alone ({missing}); name its parts instead"),
+        });
     }
     let path = Path::new(name);
     if !path.exists() && path.components().count() == 1 {

@@ -101,8 +101,10 @@ impl Plan {
     /// How the run begins. `files` are what it starts from, whose checksums must be those of the checkpoint; `base` other such
     /// checksums.
     fn start(&mut self, files: &[&Path], mut base: BTreeMap<String, String>) -> anyhow::Result<Start> {
-        for path in files {
-            let prefix = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (i, path) in files.iter().enumerate() {
+            let namesakes = files[..i].iter().filter(|other| other.file_name() == path.file_name()).count();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let prefix = if namesakes == 0 { name.into_owned() } else { format!("{name} ({})", namesakes + 1) };
             base.extend(fingerprint(path)?.into_iter().map(|(name, sum)| (format!("{prefix}/{name}"), sum)));
         }
         if let Some(checkpoint) = &self.resume {

@@ -28,7 +28,7 @@ pub fn train(
     let noise = Noise::new(plan.config.run.seed);
     let mut regularizer = Regularizer::new(&plan.config.regularizer.clone().unwrap_or_default(), noise).map_err(anyhow::Error::from)?;
     let mut files = vec![plan.config.model.path.clone()];
-    files.extend(plan.config.reward.as_ref().and_then(RewardConfig::weights));
+    files.extend(plan.config.reward.iter().flat_map(RewardConfig::weights));
     let start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), BTreeMap::new())?;
 
     plan.say(&arithmetic(&plan.config));
