@@ -2,6 +2,7 @@
 //! `tensors.safetensors`. `VP_REFERENCE_DIR` points the same tests at another folder of the same layout.
 
 mod blip;
+mod ddpo;
 mod lora;
 mod optim;
 mod pipelines;

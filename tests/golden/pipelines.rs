@@ -1,9 +1,9 @@
 //! Whole pipelines, prompt to image, from given latents.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde_json::Value;
 use vp_models::pipeline::Trainable;
-use vp_models::pipeline::{Chain, ModelFolder, Pipeline, Request};
+use vp_models::pipeline::{Chain, ModelFolder, Pipeline, Request, Taken};
 use vp_schedulers::{Sampler, SchedulerConfig, build_sampler, by_name};
 
 use crate::support::{assert_close_values, case_dir, case_json, load_tensors, strings};
@@ -53,11 +53,11 @@ fn check(case: &str, name: &str) {
     let per_step = format!("{name}.latents_per_step");
     let expected = tensors.contains(&per_step).then(|| tensors.get::<5>(&per_step));
     let guidance = pipeline.encode(&pipeline.text, &request);
-    let mut observe = |step: usize, latents: &Tensor<4>| {
+    let mut observe = |&Taken { step, prev_sample, .. }: &Taken<'_>| {
         if let Some(expected) = &expected {
             let expected = expected.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
             let tolerance = if step + 1 < 10 { FORWARD } else { LONG };
-            crate::support::assert_close(&format!("{case}: {name}, latents after step {step}"), latents.clone(), expected, tolerance);
+            crate::support::assert_close(&format!("{case}: {name}, latents after step {step}"), prev_sample.clone(), expected, tolerance);
         }
     };
     let start = latents.clone() * sampler.init_noise_sigma();

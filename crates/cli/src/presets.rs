@@ -32,6 +32,10 @@ macro_rules! preset {
 pub const PRESETS: &[Preset] = &[
     preset!("refl", "tiny"),
     preset!("refl", "sd15"),
+    preset!("ddpo", "tiny"),
+    preset!("ddpo", "sd15"),
+    preset!("d3po", "tiny"),
+    preset!("d3po", "sd15"),
     preset!("sft", "tiny"),
     preset!("sft", "sd15"),
     preset!("vae", "tiny"),

@@ -36,6 +36,10 @@ pub enum Purpose {
     Augmentation = 10,
     /// The order in which a regulariser's images are visited.
     ImageOrder = 11,
+    /// The order in which a policy gradient visits the images of an epoch.
+    MinibatchOrder = 12,
+    /// The order in which it visits the steps of one image.
+    TimestepOrder = 13,
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its

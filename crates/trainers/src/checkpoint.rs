@@ -239,6 +239,16 @@ pub fn sha256(path: &Path) -> std::io::Result<(String, u64)> {
     }
 }
 
+/// SHA-256 of texts, each with its length, in hexadecimal.
+pub fn text_checksum<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = Sha256::new();
+    for text in texts {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The checksums of every file below `folder`, by path within it.
 ///
 /// # Errors

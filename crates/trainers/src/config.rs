@@ -11,6 +11,8 @@ use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
 use crate::Error;
+use crate::d3po::D3po;
+use crate::ddpo::Ddpo;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
@@ -26,6 +28,10 @@ vp_core::registry! {
     pub enum AlgorithmConfig {
         /// Reward feedback learning: the reward, back-propagated through one late denoising step.
         Refl = "refl" => Refl,
+        /// Policy gradients over whole sampling trajectories: any reward, differentiable or not.
+        Ddpo = "ddpo" => Ddpo,
+        /// Two trajectories of a prompt, the better preferred at every step, against the base model.
+        D3po = "d3po" => D3po,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
         Sft = "sft" => Sft,
         /// The autoencoder: reconstruction, edges and KL on images.
@@ -38,7 +44,25 @@ impl AlgorithmConfig {
     pub fn needs_gradient(&self) -> bool {
         match self {
             Self::Refl(_) => true,
-            Self::Sft(_) | Self::Vae(_) => false,
+            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) => false,
+        }
+    }
+
+    /// Backward passes of one minibatch: a policy gradient makes one a timestep.
+    pub fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
+        match self {
+            Self::Ddpo(ddpo) => ddpo.trained_steps(num_inference_steps),
+            Self::D3po(d3po) => d3po.trained_steps(num_inference_steps),
+            _ => 1,
+        }
+    }
+
+    /// Images that are kept with their whole trajectories, where they are.
+    pub fn images_kept(&self) -> Option<usize> {
+        match self {
+            Self::Ddpo(ddpo) => Some(ddpo.images()),
+            Self::D3po(d3po) => Some(d3po.images()),
+            _ => None,
         }
     }
 }
@@ -137,7 +161,8 @@ impl TrainConfig {
 
     /// Micro-batches an update.
     fn micro_batches(&self) -> usize {
-        self.optimizer.gradient_accumulation_steps
+        let steps = self.scheduler.as_ref().map_or(1, |scheduler| scheduler.num_inference_steps);
+        self.optimizer.gradient_accumulation_steps * self.algo.backwards_per_minibatch(steps)
     }
 
     /// The sections of a reward-driven algorithm; the names of those that are missing, otherwise.
@@ -216,6 +241,18 @@ impl Validate for TrainConfig {
                     refl.findings(scheduler, findings);
                 }
             }
+            AlgorithmConfig::Ddpo(ddpo) => {
+                self.policy_gradient_findings(findings);
+                if let Some(scheduler) = &self.scheduler {
+                    ddpo.findings(scheduler, self.optimizer.gradient_accumulation_steps, findings);
+                }
+            }
+            AlgorithmConfig::D3po(d3po) => {
+                self.policy_gradient_findings(findings);
+                if let Some(scheduler) = &self.scheduler {
+                    d3po.findings(scheduler, self.optimizer.gradient_accumulation_steps, findings);
+                }
+            }
             AlgorithmConfig::Sft(sft) => {
                 self.supervised_findings(findings);
                 sft.findings(findings);
@@ -254,6 +291,14 @@ impl TrainConfig {
         findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.{name}]; remove it")));
         if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
             findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever data.validation_every says"));
+        }
+    }
+
+    fn policy_gradient_findings(&self, findings: &mut Vec<String>) {
+        self.reward_driven_findings(findings);
+        if self.regularizer.is_some() {
+            let name = self.algo.name();
+            findings.push(format!("[regularizer.<name>] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it"));
         }
     }
 

@@ -6,10 +6,11 @@ use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
 use vp_models::pipeline::Trainable;
-use vp_rewards::Reward;
+use vp_rewards::{Judgement, Reward};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
+use crate::checkpoint::text_checksum;
 use crate::preview::{Preview, draw};
 use crate::run::{Batch, values};
 use crate::sections::{PreviewSection, SchedulerSection};
@@ -67,6 +68,32 @@ impl<D: Denoiser> Environment<D> {
     /// The `count` prompts of a batch, in the shuffled order.
     pub fn prompts(&mut self, batch: Batch, count: usize) -> Vec<String> {
         self.order.entries(batch.index * count as u64, count).into_iter().map(|index| self.prompts[index].clone()).collect()
+    }
+
+    /// SHA-256 of the prompts in their order.
+    pub fn prompts_checksum(&self) -> String {
+        text_checksum(self.prompts.iter().map(String::as_str))
+    }
+
+    /// Places in the list of prompts, `count` of them from place `start` of the shuffled order on.
+    pub fn prompt_entries(&mut self, start: u64, count: usize) -> Vec<usize> {
+        self.order.entries(start, count)
+    }
+
+    /// A prompt by its place in the list.
+    pub fn prompt(&self, place: usize) -> &str {
+        &self.prompts[place]
+    }
+
+    /// What the trained reward says of images `[b, 3, h, w]`, `[b]`, and for the journal what its terms and the watched rewards say.
+    ///
+    /// # Errors
+    /// When a reward fails.
+    pub fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<(Tensor<1>, Vec<(String, Vec<f64>)>), Error> {
+        let Judgement { scores, terms } = self.reward.judge(images.clone(), prompts)?;
+        let mut observed = observed_rewards(&scores, &terms).split_off(1);
+        observed.extend(self.watch(images, prompts)?);
+        Ok((scores, observed))
     }
 
     /// What the watched rewards say of images `[b, 3, h, w]`, by `watch/<name>`.

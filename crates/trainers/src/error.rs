@@ -51,6 +51,22 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
+    /// A policy that is not the one that drew, where it must be.
+    #[error(
+        "image {image} of epoch {epoch}, scheduler step {step}: before the first update the ratio of its probability to that at which it was \
+         drawn must be 1, and it is off by {deviation:.1e}; rollout and training do not compute the same (a device of low precision?), so the \
+         run stops"
+    )]
+    OffPolicy {
+        /// Its number in the epoch, counted from 0.
+        image: usize,
+        /// The epoch, counted from 1.
+        epoch: u64,
+        /// The scheduler step.
+        step: usize,
+        /// |ratio − 1|.
+        deviation: f64,
+    },
     /// Images that cannot be shown.
     #[error("step {step}: {what} is not finite while drawing the preview")]
     NonFinitePreview {

@@ -6,6 +6,7 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{ImageEntry, ImageFolder, ImageFolderOptions, Problem, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
 
 use crate::Error;
+use crate::checkpoint::text_checksum;
 use crate::run::Batch;
 use crate::sections::DataSection;
 
@@ -56,14 +57,8 @@ impl CaptionedImages {
 
     /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
     pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for entry in self.training.iter().chain(&self.validation) {
-            for text in [&entry.file_name, &entry.caption] {
-                hash.update((text.len() as u64).to_le_bytes());
-                hash.update(text);
-            }
-        }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let entries = self.training.iter().chain(&self.validation);
+        text_checksum(entries.flat_map(|entry| [entry.file_name.as_str(), &entry.caption]))
     }
 
     /// The `count` images of a batch, in the shuffled order, some mirrored and some captions dropped as the section says.

@@ -4,8 +4,11 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
+pub mod advantages;
 pub mod checkpoint;
 pub mod config;
+pub mod d3po;
+pub mod ddpo;
 pub mod denoising;
 pub mod environment;
 mod error;
@@ -14,9 +17,11 @@ pub mod images;
 pub mod journal;
 pub mod losses;
 pub mod optim;
+pub mod policy_gradient;
 pub mod preview;
 pub mod refl;
 pub mod regularizer;
+pub mod rollout;
 pub mod run;
 pub mod sections;
 pub mod sft;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use vp_core::noise::{Purpose, chain_step};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
-use vp_models::pipeline::{Chain, Guidance, Request, predict};
+use vp_models::pipeline::{Chain, Guidance, Request, Taken, predict};
 use vp_models::vae::AutoencoderKL;
 use vp_rewards::{Judgement, Reward};
 use vp_schedulers::Scheduler;
@@ -230,7 +230,7 @@ pub fn roll_out<D: Denoiser>(
 ) -> Vec<Visited> {
     let start = latents * scheduler.init_noise_sigma();
     let mut visited = vec![Visited { step: 0, latents: start.clone() }];
-    let mut observe = |step: usize, latents: &Tensor<4>| visited.push(Visited { step: step + 1, latents: latents.clone() });
+    let mut observe = |taken: &Taken<'_>| visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
     Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut observe }.run(start, 0..mid_step);
     visited
 }

@@ -179,6 +179,8 @@ pub struct SchedulerSection {
     pub steps_offset: Option<usize>,
     /// `leading`, `linspace` or `trailing`; the model's own if absent.
     pub timestep_spacing: Option<TimestepSpacing>,
+    /// Whether DDIM's last step arrives at ᾱ = 1, without noise, rather than at ᾱ_0; the model's own if absent.
+    pub set_alpha_to_one: Option<bool>,
 }
 
 impl SchedulerSection {
@@ -187,6 +189,7 @@ impl SchedulerSection {
         let mut config = folder.clone();
         config.steps_offset = self.steps_offset.map(|offset| offset as _).or(config.steps_offset);
         config.timestep_spacing = self.timestep_spacing.or(config.timestep_spacing);
+        config.set_alpha_to_one = self.set_alpha_to_one.or(config.set_alpha_to_one);
         config
     }
 }

@@ -23,7 +23,7 @@ use crate::vae::{self, AutoencoderKL};
 use crate::weights::Weights;
 
 pub use folder::{Component, Family, ModelFolder};
-pub use sampling::{Chain, Guidance, predict};
+pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders};
 pub use trainable::Trainable;
 
@@ -167,7 +167,7 @@ impl Pipeline {
     ) -> Tensor<4> {
         let guidance = self.encode(&model.text(&self.text), request);
         let (start, steps) = (latents * sampler.init_noise_sigma(), 0..sampler.timesteps().len());
-        let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_, _| {} }.run(start, steps);
+        let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
         self.vae.decode_to_images(latents)
     }
 }

@@ -57,8 +57,19 @@ pub struct Chain<'a, D> {
     pub guidance: &'a Guidance,
     /// Standard normal noise `[b, c, h, w]` of a step, asked for where the sampler draws any.
     pub noise: &'a mut dyn FnMut(usize) -> Tensor<4>,
-    /// Told each step and the latents after it.
-    pub observe: &'a mut dyn FnMut(usize, &Tensor<4>),
+    /// Told of each step.
+    pub observe: &'a mut dyn FnMut(&Taken<'_>),
+}
+
+/// A step that was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Taken<'a> {
+    /// Its index into the sampler's timesteps.
+    pub step: usize,
+    /// What was predicted, guidance included, `[b, c, h, w]`.
+    pub model_output: &'a Tensor<4>,
+    /// The latents after it, `[b, c, h, w]`.
+    pub prev_sample: &'a Tensor<4>,
 }
 
 impl<D: Denoiser> Chain<'_, D> {
@@ -72,8 +83,8 @@ impl<D: Denoiser> Chain<'_, D> {
             let input = self.sampler.scale_model_input(latents.clone(), &vec![step; b]);
             let output = predict(self.denoiser, input, &timesteps, self.guidance);
             let noise = draws.then(|| (self.noise)(step));
-            latents = self.sampler.step(output, step, latents, noise);
-            (self.observe)(step, &latents);
+            latents = self.sampler.step(output.clone(), step, latents, noise);
+            (self.observe)(&Taken { step, model_output: &output, prev_sample: &latents });
         }
         latents
     }

@@ -12,7 +12,9 @@ use vp_rewards::{Reward, RewardConfig};
 use vp_trainers::Error;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
-use vp_trainers::regularizer::Regularizer;
+use vp_trainers::policy_gradient::require_density;
+use vp_trainers::regularizer::{Nothing, Regularizer, RegularizerConfig};
+use vp_trainers::rollout::Rollout;
 use vp_trainers::run::Run;
 
 use super::finish::{Model, finish, warn_of_some};
@@ -26,10 +28,21 @@ pub fn train(
 ) -> Result<PathBuf, Failure> {
     let (mut environment, model) = environment(&plan)?;
     let noise = Noise::new(plan.config.run.seed);
-    let mut regularizer = Regularizer::new(&plan.config.regularizer.clone().unwrap_or_default(), noise).map_err(anyhow::Error::from)?;
+    let policy_gradient = plan.config.algo.images_kept();
+    let section = match policy_gradient {
+        Some(_) => RegularizerConfig::None(Nothing {}),
+        None => plan.config.regularizer.clone().unwrap_or_default(),
+    };
+    let mut regularizer = Regularizer::new(&section, noise).map_err(anyhow::Error::from)?;
     let mut files = vec![plan.config.model.path.clone()];
     files.extend(plan.config.reward.iter().flat_map(RewardConfig::weights));
-    let start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), BTreeMap::new())?;
+    let prompts = BTreeMap::from([("the list of prompts".to_string(), environment.prompts_checksum())]);
+    let mut start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), prompts)?;
+    if let (Some(images), Some(scheduler)) = (policy_gradient, &plan.config.scheduler) {
+        require_density(&*environment.scheduler().map_err(anyhow::Error::from)?).context("[scheduler]")?;
+        let latents = environment.pipeline.latent_shape(environment.size);
+        start.memory_bytes = Rollout::bytes(images, latents, scheduler.num_inference_steps);
+    }
 
     plan.say(&arithmetic(&plan.config));
     let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
@@ -87,6 +100,26 @@ fn arithmetic(config: &TrainConfig) -> String {
                 refl.batch_size
             )
         }
+        AlgorithmConfig::Ddpo(ddpo) => {
+            let an_update = ddpo.train_batch_size * accumulation;
+            policy_arithmetic(config, (ddpo.images(), an_update, ddpo.num_inner_epochs), (ddpo.trained_steps(steps), steps))
+        }
+        AlgorithmConfig::D3po(d3po) => {
+            let an_update = 2 * d3po.train_batch_size * accumulation;
+            policy_arithmetic(config, (d3po.images(), an_update, d3po.num_inner_epochs), (d3po.trained_steps(steps), steps))
+        }
         AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) => String::new(),
     }
+}
+
+/// Images and updates of an epoch, epochs of the run, backward passes of an update.
+fn policy_arithmetic(config: &TrainConfig, (images, an_update, walks): (usize, usize, usize), (trained, steps): (usize, usize)) -> String {
+    let updates_per_epoch = walks * images / an_update;
+    let (updates, backwards) = (config.run.num_train_steps, config.settings().micro_batches);
+    let epochs = updates as f64 / updates_per_epoch as f64;
+    format!(
+        "{updates} updates = {epochs:.1} epochs of {images} images and {updates_per_epoch} updates; an update takes {an_update} images at \
+         {trained} of {steps} timesteps, {backwards} backward passes; {} images in all",
+        epochs.ceil() as usize * images
+    )
 }

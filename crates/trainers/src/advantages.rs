@@ -1,0 +1,165 @@
+//! Rewards to advantages: how much better an image is than its kind.
+//!
+//! Source: ddpo-pytorch `ddpo_pytorch/stat_tracking.py` (per prompt) and `scripts/train.py` (batch); DanceGRPO
+//! `fastvideo/train_grpo_sd.py` (group). Standard deviations are the population's, as numpy's are.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+
+use crate::optim::NamedTensors;
+
+vp_core::registry! {
+    /// The `[algo.ddpo.advantages.<name>]` section.
+    pub enum AdvantagesConfig {
+        /// Against the last rewards of the same prompt, remembered over epochs: for few prompts that come back often.
+        PerPrompt = "per_prompt" => PerPrompt,
+        /// Against the other images of the same prompt in the same epoch: for any number of prompts.
+        Group = "group" => Group,
+        /// Against all images of the epoch.
+        Batch = "batch" => Batch,
+    }
+}
+
+/// Per-prompt statistics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PerPrompt {
+    /// Rewards remembered of each prompt.
+    pub buffer_size: usize,
+    /// Below this many, the statistics of the whole epoch stand in.
+    pub min_count: usize,
+}
+
+impl Default for PerPrompt {
+    fn default() -> Self {
+        Self { buffer_size: 16, min_count: 16 }
+    }
+}
+
+/// Group-relative advantages; the group is `images_per_prompt`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {}
+
+/// The statistics of an epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {}
+
+impl Default for AdvantagesConfig {
+    fn default() -> Self {
+        Self::PerPrompt(PerPrompt::default())
+    }
+}
+
+impl Validate for AdvantagesConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let Self::PerPrompt(PerPrompt { buffer_size, min_count }) = self else { return };
+        if *buffer_size == 0 || *min_count == 0 || min_count > buffer_size {
+            findings.push(format!(
+                "algo.ddpo.advantages.per_prompt has buffer_size {buffer_size} and min_count {min_count}; expected 1 <= min_count <= buffer_size"
+            ));
+        }
+    }
+}
+
+/// The rewards that are remembered of each prompt, oldest first, by the prompt's place in the list.
+pub type Tracker = BTreeMap<usize, VecDeque<f32>>;
+
+impl AdvantagesConfig {
+    /// The advantage of each reward. `prompts` are the places of the images' prompts in the list of prompts; images of one group stand
+    /// together, `group_size` of them. `tracker` learns of the rewards where the statistics are per prompt.
+    pub fn advantages(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
+        match self {
+            Self::Batch(_) => normalised(rewards, rewards, 1e-8),
+            Self::Group(_) => rewards.chunks(group_size).flat_map(|group| normalised(group, group, 1e-8)).collect(),
+            Self::PerPrompt(section) => section.advantages(rewards, prompts, tracker),
+        }
+    }
+}
+
+impl PerPrompt {
+    fn advantages(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
+        for (prompt, reward) in prompts.iter().zip(rewards) {
+            let seen = tracker.entry(*prompt).or_default();
+            seen.push_back(*reward);
+            if seen.len() > self.buffer_size {
+                seen.pop_front();
+            }
+        }
+        let one = |(prompt, reward): (&usize, &f32)| {
+            let seen: Vec<f32> = tracker[prompt].iter().copied().collect();
+            let among = if seen.len() < self.min_count { rewards } else { &seen };
+            normalised(&[*reward], among, 1e-6)[0]
+        };
+        prompts.iter().zip(rewards).map(one).collect()
+    }
+}
+
+/// `(r − mean) / (std + eps)`, mean and population standard deviation taken of `among`.
+fn normalised(rewards: &[f32], among: &[f32], eps: f64) -> Vec<f32> {
+    let n = among.len() as f64;
+    let mean = among.iter().map(|r| f64::from(*r)).sum::<f64>() / n;
+    let std = (among.iter().map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    rewards.iter().map(|r| ((f64::from(*r) - mean) / (std + eps)) as f32).collect()
+}
+
+const PREFIX: &str = "tracker.";
+
+/// The tracker as tensors, for a checkpoint.
+pub fn save_tracker(tracker: &Tracker, memory: &mut NamedTensors, device: &Device) {
+    memory.retain(|name, _| !name.starts_with(PREFIX));
+    for (prompt, rewards) in tracker {
+        let rewards: Vec<f32> = rewards.iter().copied().collect();
+        memory.insert(format!("{PREFIX}{prompt}"), Tensor::from_data(rewards.as_slice(), device));
+    }
+}
+
+/// The tracker that [`save_tracker`] wrote.
+pub fn recall_tracker(memory: &NamedTensors) -> Tracker {
+    let entries = memory.iter().filter_map(|(name, rewards)| Some((name.strip_prefix(PREFIX)?.parse().ok()?, rewards)));
+    entries.map(|(prompt, rewards)| (prompt, rewards.to_data().iter::<f32>().collect())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_sums_to_zero() {
+        let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
+        let advantages = AdvantagesConfig::Group(Group {}).advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
+        for group in advantages.chunks(3) {
+            assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
+            assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
+        }
+        // Nothing to learn where all are alike.
+        assert_eq!(AdvantagesConfig::Group(Group {}).advantages(&[2.0; 3], &[0; 3], 3, &mut Tracker::new()), [0.0; 3]);
+    }
+
+    /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times the epoch's own statistics count.
+    #[test]
+    fn a_prompt_is_held_against_its_own_past() {
+        let (section, mut tracker) = (PerPrompt { buffer_size: 3, min_count: 2 }, Tracker::new());
+        // Mean 4, population standard deviation √(26/3), of all three; prompt 0 has been seen twice, prompt 7 once.
+        let advantages = section.advantages(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
+        let std = (26.0f32 / 3.0).sqrt();
+        let expected = [-1.0, 1.0, 4.0 / std];
+        assert!(advantages.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{advantages:?}");
+        // The oldest of prompt 0 falls out: 3, 5 and 7 are left.
+        let advantages = section.advantages(&[5.0, 7.0], &[0, 0], &mut tracker);
+        assert_eq!(tracker[&0], [3.0, 5.0, 7.0]);
+        assert!((advantages[0]).abs() < 1e-6 && (advantages[1] - 2.0 / (8.0f32 / 3.0).sqrt()).abs() < 1e-5, "{advantages:?}");
+    }
+
+    #[test]
+    fn a_tracker_survives_a_checkpoint() {
+        let tracker = Tracker::from([(3, VecDeque::from([0.1, 0.7])), (12, VecDeque::from([-1.0]))]);
+        let mut memory = NamedTensors::new();
+        save_tracker(&tracker, &mut memory, &Device::flex());
+        assert_eq!(recall_tracker(&memory), tracker);
+    }
+}
