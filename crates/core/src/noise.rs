@@ -36,6 +36,14 @@ pub enum Purpose {
     Augmentation = 10,
     /// The order in which a regulariser's images are visited.
     ImageOrder = 11,
+    /// From which step on AlignProp differentiates the noise prediction.
+    Truncation = 20,
+    /// DRTune's last step.
+    EarlyStop = 21,
+    /// Which of its steps DRTune trains.
+    TrainedSteps = 22,
+    /// The noise that DRaFT-LV adds to a drawn image's latents.
+    LowVariance = 23,
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its

@@ -5,6 +5,9 @@ use serde_json::Value;
 use vp_core::config::Validate;
 use vp_rewards::RewardConfig;
 
+use crate::align_prop::AlignProp;
+use crate::draft::Draft;
+use crate::drtune::DrTune;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
@@ -20,6 +23,12 @@ vp_core::registry! {
     pub enum AlgorithmConfig {
         /// Reward feedback learning: the reward, back-propagated through one late denoising step.
         Refl = "refl" => Refl,
+        /// DRaFT-K and DRaFT-LV: the reward, back-propagated through the last K steps of sampling.
+        Draft = "draft" => Draft,
+        /// AlignProp: the reward, back-propagated through the whole chain, randomly truncated.
+        AlignProp = "align_prop" => AlignProp,
+        /// DRTune: the reward, back-propagated to spaced steps of the whole chain past the network's Jacobian.
+        DrTune = "drtune" => DrTune,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
         Sft = "sft" => Sft,
         /// The autoencoder: reconstruction, edges and KL on images.
@@ -31,7 +40,7 @@ impl AlgorithmConfig {
     /// Whether the reward's gradient with respect to the images is used.
     pub fn needs_gradient(&self) -> bool {
         match self {
-            Self::Refl(_) => true,
+            Self::Refl(_) | Self::Draft(_) | Self::AlignProp(_) | Self::DrTune(_) => true,
             Self::Sft(_) | Self::Vae(_) => false,
         }
     }
@@ -167,6 +176,18 @@ impl Validate for TrainConfig {
                 if let Some(scheduler) = &self.scheduler {
                     refl.findings(scheduler, findings);
                 }
+            }
+            AlgorithmConfig::Draft(draft) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| draft.findings(scheduler, findings));
+            }
+            AlgorithmConfig::AlignProp(align_prop) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| align_prop.findings(scheduler, findings));
+            }
+            AlgorithmConfig::DrTune(drtune) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| drtune.findings(scheduler, findings));
             }
             AlgorithmConfig::Sft(sft) => {
                 self.supervised_findings(findings);

@@ -4,9 +4,13 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
+pub mod align_prop;
 pub mod checkpoint;
 pub mod config;
 pub mod denoising;
+pub mod direct;
+pub mod draft;
+pub mod drtune;
 pub mod environment;
 mod error;
 pub mod export;
