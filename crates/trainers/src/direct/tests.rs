@@ -150,8 +150,7 @@ fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
 fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
     let (scheduler, calls, h) = (ddim(0.7), [Call::On; STEPS], 1e-4);
     let at = |slope, pull| by_hand(&*scheduler, &calls, End::Sample, [slope, pull]).0;
-    let differences =
-        [(at(SLOPE + h, PULL) - at(SLOPE - h, PULL)) / (2.0 * h), (at(SLOPE, PULL + h) - at(SLOPE, PULL - h)) / (2.0 * h)];
+    let differences = [(at(SLOPE + h, PULL) - at(SLOPE - h, PULL)) / (2.0 * h), (at(SLOPE, PULL + h) - at(SLOPE, PULL - h)) / (2.0 * h)];
     let (_, got) = gradients(&mut *ddim(0.7), &calls, End::Sample);
     for (got, expected) in got.into_iter().zip(differences) {
         assert!((got - expected).abs() < 1e-4 * expected.abs().max(1.0), "{got} {expected}");
