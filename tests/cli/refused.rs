@@ -172,3 +172,23 @@ fn overrides_that_do_not_fit() {
     assert!(refused("optimizer").contains("expected KEY=VALUE"));
     assert!(refused("run.seed=many").contains("--set run.seed=many"));
 }
+
+#[test]
+fn more_tracked_steps_than_there_are() {
+    let refused = |algo: &str, sets: &[&str]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let line = run(&[&["train", "--algo", algo], &sets[..]].concat()).refused();
+        assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+        line
+    };
+    let line = refused("draft", &["algo.draft.k=11", "algo.draft.num_lv_samples=0"]);
+    assert!(line.contains("algo.draft.k is 11; expected 1 to 10"), "{line}");
+    let line = refused("draft", &["algo.draft.k=2"]);
+    assert!(line.contains("num_lv_samples is 2 with k = 2"), "{line}");
+    let line = refused("align_prop", &["algo.align_prop.truncation={ fixed = { k = 11 } }"]);
+    assert!(line.contains("algo.align_prop.truncation.fixed.k is 11; expected 1 to 10"), "{line}");
+    let line = refused("drtune", &["algo.drtune.k=8"]);
+    assert!(line.contains("algo.drtune.k is 8; expected 1 to 7"), "{line}");
+    let line = refused("drtune", &["reward={ jpeg_compressibility = {} }"]);
+    assert!(line.contains("[reward.jpeg_compressibility] gives no gradient") && line.contains("drtune needs"), "{line}");
+}

@@ -2,12 +2,16 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use vp_core::noise::{Noise, Purpose};
 use vp_models::parameters::named_gradients;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
 use vp_rewards::{RewardConfig, VpScoreConfig};
-use vp_schedulers::{SchedulerConfig, build_scheduler};
+use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
+use vp_trainers::direct::{Call, End, TapedChain, judge, reward_loss};
+use vp_trainers::draft::Draft;
+use vp_trainers::losses::refl_loss;
 use vp_trainers::optim::GradientAccumulator;
-use vp_trainers::refl::{Refl, roll_out};
+use vp_trainers::refl::Refl;
 
 use crate::support::{assert_close_values, case_dir, case_json, load_tensors, strings};
 
@@ -25,7 +29,6 @@ fn golden_refl() {
     let refl_settings = &settings["refl"];
     let number = |name: &str| refl_settings[name].as_f64().unwrap_or_else(|| panic!("refl.{name} is no number"));
     let (steps, mid_index) = (number("num_inference_steps") as usize, number("mid_index") as usize);
-    let refl = Refl { margin: number("margin"), grad_scale: number("grad_scale"), ..Refl::default() };
 
     let device = Device::flex();
     let (pipeline, unet) = Pipeline::load(ModelFolder::open(&case_dir(&uses[0]).join("pipeline")).unwrap(), &device).unwrap();
@@ -47,20 +50,21 @@ fn golden_refl() {
 
     let noise = tensors.get::<5>("refl.noise");
     let mut step_noise = |step| noise.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
-    let visited = roll_out(&unet.valid(), &mut *scheduler, &guidance, latents, mid_index, &mut step_noise);
-    let latents_mid = visited[mid_index].latents.clone();
-    tensors.assert_close("refl.latents_mid", latents_mid.clone(), LONG);
+    let mut chain = TapedChain { denoiser: &unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
+    let sampled = chain.run(latents, &Refl::calls(mid_index), End::Prediction);
+    tensors.assert_close("refl.latents_mid", sampled.visited[mid_index].latents.clone(), LONG);
 
-    let tracked = refl.tracked_step(&unet, &*scheduler, &guidance, (mid_index, latents_mid), &pipeline.vae, &*reward, &prompts).unwrap();
+    let judged = judge(sampled.latents.clone(), &pipeline.vae, &*reward, &prompts).unwrap();
+    let loss = refl_loss(judged.rewards.clone(), number("margin"), number("grad_scale"));
     let plain = |tensor: &Tensor<4>| tensor.clone().without_autodiff();
-    tensors.assert_close("refl.pred_original_sample", plain(&tracked.pred_original_sample), LONG);
-    tensors.assert_close("refl.images", plain(&tracked.images), LONG);
-    let rewards = tracked.rewards.clone().without_autodiff().unsqueeze_dim::<2>(1);
+    tensors.assert_close("refl.pred_original_sample", plain(&sampled.latents), LONG);
+    tensors.assert_close("refl.images", plain(&judged.images), LONG);
+    let rewards = judged.rewards.without_autodiff().unsqueeze_dim::<2>(1);
     tensors.assert_close("refl.rewards", rewards, LONG);
-    tensors.assert_close("refl.loss", tracked.loss.clone().without_autodiff(), LONG);
+    tensors.assert_close("refl.loss", loss.clone().without_autodiff(), LONG);
 
     let mut gradients = GradientAccumulator::default();
-    gradients.add(named_gradients(&unet, &mut tracked.loss.backward()), 1.0);
+    gradients.add(named_gradients(&unet, &mut loss.backward()), 1.0);
     let norm = gradients.norm().unwrap();
     assert_close_values("refl.grad_norm", &[norm], tensors.values("refl.grad_norm"), GRADIENT);
     let listed = tensors.names_under("refl.grad.");
@@ -72,5 +76,42 @@ fn golden_refl() {
         let got: Vec<f64> = got.to_data().iter::<f64>().collect();
         let tolerance = if largest(name) < SMALL.0 * overall { SMALL.1 } else { GRADIENT };
         assert_close_values(&format!("refl.grad.{name}"), &got, tensors.values(&format!("refl.grad.{name}")), tolerance);
+    }
+}
+
+/// A law rather than numbers: with a deterministic sampler whose last sample is the prediction of the clean one, below ReFL's
+/// margin, DRaFT-1 and ReFL at the last step are the same algorithm, guidance and all.
+#[test]
+fn draft_1_is_refl_at_the_last_step() {
+    const STEPS: usize = 3;
+    let uses = strings(&case_json(CASE)["uses"]);
+    let device = Device::flex();
+    let (pipeline, unet) = Pipeline::load(ModelFolder::open(&case_dir(&uses[0]).join("pipeline")).unwrap(), &device).unwrap();
+    let (unet, size) = (unet.train(), pipeline.folder.default_size());
+    let reward = RewardConfig::VpScore(VpScoreConfig::new(case_dir(&uses[1]).join("model"))).build(&device).unwrap();
+    let prompts = ["a red fox".to_string(), "a lighthouse at dusk".to_string()];
+    let request = Request { prompts: &prompts, negative_prompt: Some("blurry"), guidance_scale: 7.5, size };
+    let guidance = pipeline.encode(&pipeline.text, &request);
+    let config = SchedulerConfig { set_alpha_to_one: Some(true), ..pipeline.folder.scheduler_config.clone() };
+    let mut scheduler = build_scheduler(&config, Some(by_name("ddim").unwrap()), STEPS, 0.0).unwrap();
+    let latents = Noise::new(1).normal(Purpose::InitialLatents, 1, &[0, 1], pipeline.latent_shape(size), &device);
+
+    let mut gradients = |calls: &[Call], end: End, loss: fn(Tensor<1>) -> Tensor<1>| {
+        let mut noise = |step| panic!("step {step} of a deterministic sampler draws noise");
+        let mut chain = TapedChain { denoiser: &unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
+        let sampled = chain.run(latents.clone(), calls, end);
+        let judged = judge(sampled.latents, &pipeline.vae, &*reward, &prompts).unwrap();
+        named_gradients(&unet, &mut loss(judged.rewards).backward())
+    };
+    let refl = gradients(&Refl::calls(STEPS - 1), End::Prediction, |rewards| refl_loss(rewards, 100.0, 0.5));
+    let draft = gradients(&Draft::default().calls(STEPS), End::Sample, |rewards| reward_loss(rewards, 0.5));
+    assert_eq!(refl.len(), draft.len());
+    let largest = |gradient: &Tensor<1>| gradient.to_data().iter::<f64>().fold(0.0, |max: f64, value| max.max(value.abs()));
+    let overall = refl.iter().map(|(_, gradient)| largest(gradient)).fold(0.0, f64::max);
+    assert!(overall > 0.0);
+    for ((name, refl), (other, draft)) in refl.into_iter().zip(draft) {
+        assert_eq!(name, other);
+        let difference = largest(&(draft - refl));
+        assert!(difference <= 1e-6 * overall, "{name}: {difference:e} beside {overall:e}");
     }
 }

@@ -1,6 +1,7 @@
 //! Learning tests: an algorithm must raise its reward, by more than chance explains, and must leave the model alone when its
 //! learning rate is 0.
 
+mod direct;
 mod supervised;
 
 use std::path::{Path, PathBuf};
@@ -60,6 +61,9 @@ fn train(name: &str, config_path: &str, overrides: &[String]) -> Trained {
     let mut run = Run::new(base.clone(), config.settings(), Start::default(), journal).unwrap();
     match &config.algo {
         AlgorithmConfig::Refl(refl) => refl.train(&mut run, &mut environment, &mut regularizer).unwrap(),
+        AlgorithmConfig::Draft(draft) => draft.train(&mut run, &mut environment, &mut regularizer).unwrap(),
+        AlgorithmConfig::AlignProp(align_prop) => align_prop.train(&mut run, &mut environment, &mut regularizer).unwrap(),
+        AlgorithmConfig::DrTune(drtune) => drtune.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         other => panic!("{} is not driven by a reward", other.name()),
     }
     let scores = |model: &Model| environment.preview(model, 0).unwrap().scores[0].1.clone();

@@ -32,6 +32,12 @@ macro_rules! preset {
 pub const PRESETS: &[Preset] = &[
     preset!("refl", "tiny"),
     preset!("refl", "sd15"),
+    preset!("draft", "tiny"),
+    preset!("draft", "sd15"),
+    preset!("align_prop", "tiny"),
+    preset!("align_prop", "sd15"),
+    preset!("drtune", "tiny"),
+    preset!("drtune", "sd15"),
     preset!("ddpo", "tiny"),
     preset!("ddpo", "sd15"),
     preset!("d3po", "tiny"),

@@ -40,6 +40,14 @@ pub enum Purpose {
     MinibatchOrder = 12,
     /// The order in which it visits the steps of one image.
     TimestepOrder = 13,
+    /// From which step on AlignProp differentiates the noise prediction.
+    Truncation = 14,
+    /// DRTune's last step.
+    EarlyStop = 15,
+    /// Which of its steps DRTune trains.
+    TrainedSteps = 16,
+    /// The noise that DRaFT-LV adds to a drawn image's latents.
+    LowVariance = 17,
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its

@@ -10,6 +10,9 @@ use vp_models::lora::FACTORS;
 use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
+use crate::align_prop::AlignProp;
+use crate::draft::Draft;
+use crate::drtune::DrTune;
 use crate::Error;
 use crate::d3po::D3po;
 use crate::ddpo::Ddpo;
@@ -28,6 +31,12 @@ vp_core::registry! {
     pub enum AlgorithmConfig {
         /// Reward feedback learning: the reward, back-propagated through one late denoising step.
         Refl = "refl" => Refl,
+        /// DRaFT-K and DRaFT-LV: the reward, back-propagated through the last K steps of sampling.
+        Draft = "draft" => Draft,
+        /// AlignProp: the reward, back-propagated through the whole chain, randomly truncated.
+        AlignProp = "align_prop" => AlignProp,
+        /// DRTune: the reward, back-propagated to spaced steps of the whole chain past the network's Jacobian.
+        DrTune = "drtune" => DrTune,
         /// Policy gradients over whole sampling trajectories: any reward, differentiable or not.
         Ddpo = "ddpo" => Ddpo,
         /// Two trajectories of a prompt, the better preferred at every step, against the base model.
@@ -43,7 +52,7 @@ impl AlgorithmConfig {
     /// Whether the reward's gradient with respect to the images is used.
     pub fn needs_gradient(&self) -> bool {
         match self {
-            Self::Refl(_) => true,
+            Self::Refl(_) | Self::Draft(_) | Self::AlignProp(_) | Self::DrTune(_) => true,
             Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) => false,
         }
     }
@@ -240,6 +249,18 @@ impl Validate for TrainConfig {
                 if let Some(scheduler) = &self.scheduler {
                     refl.findings(scheduler, findings);
                 }
+            }
+            AlgorithmConfig::Draft(draft) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| draft.findings(scheduler, findings));
+            }
+            AlgorithmConfig::AlignProp(align_prop) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| align_prop.findings(scheduler, findings));
+            }
+            AlgorithmConfig::DrTune(drtune) => {
+                self.reward_driven_findings(findings);
+                self.scheduler.iter().for_each(|scheduler| drtune.findings(scheduler, findings));
             }
             AlgorithmConfig::Ddpo(ddpo) => {
                 self.policy_gradient_findings(findings);

@@ -17,6 +17,7 @@ use vp_models::pipeline::Trainable;
 use vp_schedulers::Scheduler;
 
 use crate::Error;
+use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
 use crate::policy_gradient::{Layout, Minibatch, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings};
@@ -144,9 +145,7 @@ impl D3po {
     pub fn train<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>) -> Result<(), Error> {
         let scheduler = environment.scheduler()?;
         let layout = self.layout(scheduler.timesteps().len());
-        if run.is_at_the_beginning() {
-            run.preview(&environment.preview(&environment.base, 0)?)?;
-        }
+        preview_first(run, environment)?;
         let mut rollout = Rollout::recall(&run.memory, environment.pipeline.latent_shape(environment.size));
         while let Some(batch) = run.next_batch()? {
             let place = as_images(layout.place(run.noise, batch.index));

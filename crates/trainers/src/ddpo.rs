@@ -21,6 +21,7 @@ use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
+use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
 use crate::policy_gradient::{Layout, Minibatch, Objective, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings, surrogate};
@@ -183,9 +184,7 @@ impl Ddpo {
     pub fn train<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>) -> Result<(), Error> {
         let scheduler = environment.scheduler()?;
         let layout = self.layout(scheduler.timesteps().len());
-        if run.is_at_the_beginning() {
-            run.preview(&environment.preview(&environment.base, 0)?)?;
-        }
+        preview_first(run, environment)?;
         let mut rollout = Rollout::recall(&run.memory, environment.pipeline.latent_shape(environment.size));
         while let Some(batch) = run.next_batch()? {
             let place = layout.place(run.noise, batch.index);

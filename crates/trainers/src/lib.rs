@@ -4,12 +4,16 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
+pub mod align_prop;
 pub mod advantages;
 pub mod checkpoint;
 pub mod config;
 pub mod d3po;
 pub mod ddpo;
 pub mod denoising;
+pub mod direct;
+pub mod draft;
+pub mod drtune;
 pub mod environment;
 mod error;
 pub mod export;

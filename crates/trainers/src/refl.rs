@@ -11,22 +11,17 @@
 //! Differs from the released `ReFL.py` where its users were hurt: a regulariser is on by default, other rewards are watched, an
 //! optional guidance makes training draw as inference does, and the size is the model's own.
 
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use vp_core::noise::{Purpose, chain_step};
+use vp_core::noise::Purpose;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
-use vp_models::pipeline::{Chain, Guidance, Request, Taken, predict};
-use vp_models::vae::AutoencoderKL;
-use vp_rewards::{Judgement, Reward};
-use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::environment::{Environment, observed_rewards};
+use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first};
+use crate::environment::Environment;
 use crate::losses::refl_loss;
-use crate::preview::is_finite;
-use crate::regularizer::{Regularizer, Trajectory, Visited};
-use crate::run::{Run, values};
+use crate::regularizer::Regularizer;
+use crate::run::Run;
 use crate::sections::SchedulerSection;
 
 /// The knobs of `[algo.refl]`, with ReFL.py's values where the file is silent.
@@ -63,21 +58,6 @@ impl Default for Refl {
     }
 }
 
-/// What one tracked step yields, up to the loss.
-#[derive(Debug)]
-pub struct TrackedStep {
-    /// The one-step prediction of the clean latents, `[b, c, h, w]`.
-    pub pred_original_sample: Tensor<4>,
-    /// Decoded, `[b, 3, H, W]` in [0, 1].
-    pub images: Tensor<4>,
-    /// `[b]`.
-    pub rewards: Tensor<1>,
-    /// Of a sum, what each term said, `[b]`.
-    pub terms: Vec<(String, Tensor<1>)>,
-    /// `[1]`.
-    pub loss: Tensor<1>,
-}
-
 impl Refl {
     /// Appends what cannot work together with the scheduler's section.
     pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
@@ -102,6 +82,11 @@ impl Refl {
         }
     }
 
+    fn drawing(&self) -> Drawing<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
     /// Algorithm 1.
     ///
     /// # Errors
@@ -113,124 +98,33 @@ impl Refl {
         regularizer: &mut Regularizer,
     ) -> Result<(), Error> {
         let mut scheduler = environment.scheduler()?;
-        let noise = run.noise;
-        if run.is_at_the_beginning() {
-            run.preview(&environment.preview(&environment.base, 0)?)?;
-        }
+        preview_first(run, environment)?;
         while let Some(batch) = run.next_batch()? {
-            let draw = batch.draw();
-            let samples: Vec<u64> = (0..self.batch_size as u64).collect();
+            // 1. Prompts to embeddings, and the noise to start from.
+            let beginning = Beginning::new(batch, run, environment, self.drawing());
+            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
 
-            // 1. Prompts to embeddings.
-            let prompts = environment.prompts(batch, self.batch_size);
-            let Environment { pipeline, size, .. } = &*environment;
-            let negative_prompt = self.negative_prompt.as_deref();
-            let request = Request { prompts: &prompts, negative_prompt, guidance_scale: self.guidance_scale, size: *size };
-            let guidance = pipeline.encode(&run.model.text(&pipeline.text), &request);
+            // 2. From noise to a random late step off the tape, and that step on it, to its prediction of the clean latents.
+            let mid_step = noise.integer(Purpose::MidTimestep, *draw, 0, self.min_mid_step, self.max_mid_step);
+            let mut step_noise = |step| beginning.step_noise(step);
+            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let sampled = chain.run(beginning.latents.clone(), &Self::calls(mid_step), End::Prediction);
 
-            // 2. From noise to a random late step, off the tape.
-            let mid_step = noise.integer(Purpose::MidTimestep, draw, 0, self.min_mid_step, self.max_mid_step);
-            let (shape, device) = (pipeline.latent_shape(*size), pipeline.device());
-            let latents = noise.normal(Purpose::InitialLatents, draw, &samples, shape, device);
-            let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &samples, shape, device);
-            let plain = guidance.without_autodiff();
-            let visited = roll_out(&run.model.unet.valid(), &mut *scheduler, &plain, latents, mid_step, &mut step_noise);
+            // 3. Decoded and rewarded.
+            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
+            let loss = refl_loss(judged.rewards.clone(), self.margin, self.grad_scale);
 
-            // 3. One step on the tape, its prediction of the clean latents decoded and rewarded.
-            let latents = visited[mid_step].latents.clone();
-            let place = (mid_step, latents.clone());
-            let tracked =
-                self.tracked_step(&run.model.unet, &*scheduler, &guidance, place, &pipeline.vae, &*environment.reward, &prompts)?;
-
-            // 4. The regulariser, on the same tape.
-            let trajectory = Trajectory { visited: &visited, prompts: &prompts, size: *size };
-            let regularization = regularizer.loss(&run.model, environment, &*scheduler, trajectory, (&noise, draw))?;
-
-            // 5. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let mut observed = observed_rewards(&tracked.rewards, &tracked.terms);
-            observed.extend(environment.watch(tracked.images.clone(), &prompts)?);
-            observed.push(("regularizer".into(), regularization.as_ref().map_or(vec![0.0], values)));
-            let loss = regularization.map_or(tracked.loss.clone(), |regularization| tracked.loss.clone() + regularization);
-            run.count_images(self.batch_size);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| {
-                first_non_finite(&model.unet, &*scheduler, &plain, (mid_step, &latents), &tracked)
-            })?;
-
-            // 6. Look.
-            if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                run.preview(&environment.preview(&run.tuned(), step)?)?;
-            }
+            // 4. The regulariser on the same tape; backward, update, look.
+            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
         }
         Ok(())
     }
 
-    /// One tracked denoising step from `latents` at scheduler step `mid_step`, to the loss. The latents are a constant: the only
-    /// path of the gradient is through this one prediction.
-    ///
-    /// # Errors
-    /// As the reward.
-    #[allow(clippy::too_many_arguments)]
-    pub fn tracked_step<D: Denoiser>(
-        &self,
-        denoiser: &D,
-        scheduler: &dyn Scheduler,
-        guidance: &Guidance,
-        (mid_step, latents): (usize, Tensor<4>),
-        vae: &AutoencoderKL,
-        reward: &dyn Reward,
-        prompts: &[String],
-    ) -> Result<TrackedStep, Error> {
-        let steps = vec![mid_step; latents.dims()[0]];
-        let timesteps = vec![scheduler.timesteps()[mid_step] as f32; steps.len()];
-        let input = scheduler.scale_model_input(latents.clone(), &steps);
-        let model_output = predict(denoiser, input, &timesteps, guidance);
-        let pred_original_sample = scheduler.transition(model_output, &steps, latents).pred_original_sample;
-        let images = vae.decode_to_images(pred_original_sample.clone());
-        let Judgement { scores: rewards, terms } = reward.judge(images.clone(), prompts)?;
-        let loss = refl_loss(rewards.clone(), self.margin, self.grad_scale);
-        Ok(TrackedStep { pred_original_sample, images, rewards, terms, loss })
+    /// The steps `0..=mid_step`, the last of them on the tape. The latents before it are a constant: the only path of the
+    /// gradient is through this one prediction.
+    pub fn calls(mid_step: usize) -> Vec<Call> {
+        let mut calls = vec![Call::Off; mid_step];
+        calls.push(Call::On);
+        calls
     }
-}
-
-/// The first tensor of a tracked step that is not finite.
-fn first_non_finite<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &dyn Scheduler,
-    guidance: &Guidance,
-    (mid_step, latents): (usize, &Tensor<4>),
-    tracked: &TrackedStep,
-) -> Option<String> {
-    if !is_finite(latents) {
-        return Some(format!("the latents before scheduler step {mid_step}"));
-    }
-    let rows = latents.dims()[0];
-    let input = scheduler.scale_model_input(latents.clone(), &vec![mid_step; rows]);
-    let timesteps = vec![scheduler.timesteps()[mid_step] as f32; rows];
-    if let Some(part) = denoiser.first_non_finite(input, &timesteps, &guidance.conditional) {
-        return Some(format!("unet.{part}"));
-    }
-    if !is_finite(&tracked.pred_original_sample) {
-        return Some("pred_original_sample".into());
-    }
-    if !is_finite(&tracked.images) {
-        return Some("the decoded images".into());
-    }
-    let rewards = values(&tracked.rewards);
-    (!rewards.iter().all(|reward| reward.is_finite())).then(|| format!("the reward ({rewards:?})"))
-}
-
-/// Steps `0..mid_step` from unit noise; where the chain has been, one entry a step and the last one where it stands.
-pub fn roll_out<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &mut dyn Scheduler,
-    guidance: &Guidance,
-    latents: Tensor<4>,
-    mid_step: usize,
-    noise: &mut dyn FnMut(usize) -> Tensor<4>,
-) -> Vec<Visited> {
-    let start = latents * scheduler.init_noise_sigma();
-    let mut visited = vec![Visited { step: 0, latents: start.clone() }];
-    let mut observe = |taken: &Taken<'_>| visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
-    Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut observe }.run(start, 0..mid_step);
-    visited
 }

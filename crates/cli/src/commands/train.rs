@@ -53,6 +53,15 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
         AlgorithmConfig::Refl(refl) => {
             reward_driven::train(plan, |run, environment, regularizer| refl.train(run, environment, regularizer))
         }
+        AlgorithmConfig::Draft(draft) => {
+            reward_driven::train(plan, |run, environment, regularizer| draft.train(run, environment, regularizer))
+        }
+        AlgorithmConfig::AlignProp(align_prop) => {
+            reward_driven::train(plan, |run, environment, regularizer| align_prop.train(run, environment, regularizer))
+        }
+        AlgorithmConfig::DrTune(drtune) => {
+            reward_driven::train(plan, |run, environment, regularizer| drtune.train(run, environment, regularizer))
+        }
         AlgorithmConfig::Ddpo(ddpo) => reward_driven::train(plan, |run, environment, _| ddpo.train(run, environment)),
         AlgorithmConfig::D3po(d3po) => reward_driven::train(plan, |run, environment, _| d3po.train(run, environment)),
         AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),

@@ -87,29 +87,39 @@ fn warn_of_cut_prompts(pipeline: &Pipeline, reward: &dyn Reward, prompts: &[Stri
 
 /// The derived arithmetic of a config.
 fn arithmetic(config: &TrainConfig) -> String {
-    let accumulation = config.optimizer.gradient_accumulation_steps;
     let steps = config.scheduler.as_ref().map_or(0, |scheduler| scheduler.num_inference_steps);
-    match &config.algo {
+    let (batch_size, each) = match &config.algo {
         AlgorithmConfig::Refl(refl) => {
-            let images = refl.batch_size * accumulation;
-            let total = images as u64 * config.run.num_train_steps;
-            let window = format!("{} to {} of {steps} steps, one of them on the tape", refl.min_mid_step + 1, refl.max_mid_step + 1);
-            let updates = config.run.num_train_steps;
-            format!(
-                "{updates} updates of {images} images ({} at once, {accumulation} times) = {total} images; each takes {window}",
-                refl.batch_size
-            )
+            let (first, last) = (refl.min_mid_step + 1, refl.max_mid_step + 1);
+            (refl.batch_size, format!("takes {first} to {last} of {steps} steps, one of them on the tape"))
+        }
+        AlgorithmConfig::Draft(draft) if draft.num_lv_samples > 0 => {
+            let samples = draft.num_lv_samples;
+            (draft.batch_size, format!("takes {steps} steps and the last one {samples} times more, {} on the tape", samples + 1))
+        }
+        AlgorithmConfig::Draft(draft) => (draft.batch_size, format!("takes {steps} steps, the last {} of them on the tape", draft.k)),
+        AlgorithmConfig::AlignProp(align_prop) => {
+            let on_tape = align_prop.truncation.expected_on_tape(steps);
+            (align_prop.batch_size, format!("takes {steps} steps, {on_tape:.1} of them on the tape on average"))
+        }
+        AlgorithmConfig::DrTune(drtune) => {
+            let (shortest, k) = (drtune.shortest(steps), drtune.k);
+            (drtune.batch_size, format!("takes {shortest} to {steps} steps, {k} of them on the tape"))
         }
         AlgorithmConfig::Ddpo(ddpo) => {
-            let an_update = ddpo.train_batch_size * accumulation;
-            policy_arithmetic(config, (ddpo.images(), an_update, ddpo.num_inner_epochs), (ddpo.trained_steps(steps), steps))
+            let an_update = ddpo.train_batch_size * config.optimizer.gradient_accumulation_steps;
+            return policy_arithmetic(config, (ddpo.images(), an_update, ddpo.num_inner_epochs), (ddpo.trained_steps(steps), steps));
         }
         AlgorithmConfig::D3po(d3po) => {
-            let an_update = 2 * d3po.train_batch_size * accumulation;
-            policy_arithmetic(config, (d3po.images(), an_update, d3po.num_inner_epochs), (d3po.trained_steps(steps), steps))
+            let an_update = 2 * d3po.train_batch_size * config.optimizer.gradient_accumulation_steps;
+            return policy_arithmetic(config, (d3po.images(), an_update, d3po.num_inner_epochs), (d3po.trained_steps(steps), steps));
         }
-        AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) => String::new(),
-    }
+        AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) => return String::new(),
+    };
+    let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
+    let images = batch_size * accumulation;
+    let total = images as u64 * updates;
+    format!("{updates} updates of {images} images ({batch_size} at once, {accumulation} times) = {total} images; each {each}")
 }
 
 /// Images and updates of an epoch, epochs of the run, backward passes of an update.

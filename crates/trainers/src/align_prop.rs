@@ -1,0 +1,271 @@
+//! AlignProp: reward back-propagation through the whole chain, randomly truncated (arXiv 2310.03739, algorithm 1).
+//!
+//! | paper and code | here |
+//! |---|---|
+//! | T, the number of denoising steps | `scheduler.num_inference_steps` |
+//! | K, how many of the last are differentiated; `backprop_strategy = 'fixed'`, value 49 of 50 | `[algo.align_prop.truncation.fixed]`, `k` = T − value |
+//! | `truncated_backprop_rand`, `truncated_rand_backprop_minmax` of the first code and of TRL | `[algo.align_prop.truncation.random]` |
+//! | `backprop_strategy = 'gaussian'`, mean 42, std 5 of the authors' later code | `[algo.align_prop.truncation.gaussian]` |
+//! | loss: \|r − 10\|, 1 − r, 10 − r | `−grad_scale · mean(r)`, whose gradient is the same |
+//!
+//! What is truncated is the *noise prediction*: the latents keep their graph, so that a late gradient still reaches an earlier
+//! tracked step along the scheduler's linear path. Source: mihirp1998/AlignProp `main.py` and `sd_pipeline.py`, TRL 0.22
+//! `modeling_sd_base.py`. They recompute each step in the backward pass; here every tracked step is kept, so memory grows with
+//! their number.
+
+use serde::{Deserialize, Serialize};
+use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+
+use crate::Error;
+use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first, reward_loss};
+use crate::environment::Environment;
+use crate::regularizer::Regularizer;
+use crate::run::Run;
+use crate::sections::SchedulerSection;
+
+/// The knobs of `[algo.align_prop]`, with the values of the authors' later code where the file is silent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlignProp {
+    /// Prompts a micro-batch, one image each (8 on each of 4 GPUs).
+    pub batch_size: usize,
+    /// Which steps' noise predictions are differentiated.
+    pub truncation: Truncation,
+    /// Factor of the reward's loss (aesthetic reward 0.01, others 1).
+    pub grad_scale: f64,
+    /// Classifier-free guidance while training (5; the first code 7.5); 1 for none.
+    pub guidance_scale: f64,
+    /// What to steer away from while training, under guidance.
+    pub negative_prompt: Option<String>,
+}
+
+vp_core::registry! {
+    /// The `[algo.align_prop.truncation.<name>]` section.
+    pub enum Truncation {
+        /// The last K steps.
+        Fixed = "fixed" => Fixed,
+        /// Each step from a border on that is drawn anew for each step, as in the first code and TRL.
+        Random = "random" => Random,
+        /// From a border on that is drawn once a batch, as in the authors' later code.
+        Gaussian = "gaussian" => Gaussian,
+    }
+}
+
+/// The last K steps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fixed {
+    /// How many (1).
+    pub k: usize,
+}
+
+/// A border uniform in `min..=max`, for each step anew: step i is differentiated with probability (i − min + 1) / (max − min + 1).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Random {
+    /// Least (0).
+    pub min: usize,
+    /// Largest (50 of 50 steps).
+    pub max: usize,
+}
+
+/// A border of this normal distribution, rounded down, drawn again until it lies in `1..num_inference_steps`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gaussian {
+    /// Mean, in steps (42 of 50).
+    pub mean: f64,
+    /// Standard deviation, in steps (5).
+    pub std: f64,
+}
+
+impl Default for AlignProp {
+    fn default() -> Self {
+        let truncation = Truncation::Gaussian(Gaussian { mean: 42.0, std: 5.0 });
+        Self { batch_size: 8, truncation, grad_scale: 1.0, guidance_scale: 5.0, negative_prompt: None }
+    }
+}
+
+impl AlignProp {
+    /// Appends what cannot work together with the scheduler's section.
+    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
+        let steps = scheduler.num_inference_steps;
+        self.drawing().findings("align_prop", findings);
+        if !self.grad_scale.is_finite() {
+            findings.push(format!("algo.align_prop.grad_scale is {}; expected a number", self.grad_scale));
+        }
+        if steps > 0 {
+            self.truncation.findings(steps, findings);
+        }
+    }
+
+    fn drawing(&self) -> Drawing<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
+    /// Algorithm 1.
+    ///
+    /// # Errors
+    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
+    pub fn train<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        regularizer: &mut Regularizer,
+    ) -> Result<(), Error> {
+        let mut scheduler = environment.scheduler()?;
+        preview_first(run, environment)?;
+        while let Some(batch) = run.next_batch()? {
+            // 1. Prompts to embeddings, and the noise to start from.
+            let beginning = Beginning::new(batch, run, environment, self.drawing());
+            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
+
+            // 2. Which steps' noise predictions are differentiated; the latents keep their graph everywhere.
+            let calls = self.truncation.calls(scheduler.timesteps().len(), (noise, *draw));
+
+            // 3. From noise to an image, and its reward.
+            let mut step_noise = |step| beginning.step_noise(step);
+            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let sampled = chain.run(beginning.latents.clone(), &calls, End::Sample);
+            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
+            let loss = reward_loss(judged.rewards.clone(), self.grad_scale);
+
+            // 4. The regulariser on the same tape; backward, update, look.
+            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
+        }
+        Ok(())
+    }
+}
+
+impl Truncation {
+    fn findings(&self, steps: usize, findings: &mut Vec<String>) {
+        let name = format!("algo.align_prop.truncation.{}", self.name());
+        match self {
+            Self::Fixed(Fixed { k }) if *k == 0 || *k > steps => {
+                findings.push(format!("{name}.k is {k}; expected 1 to {steps}, the steps there are (scheduler.num_inference_steps)"));
+            }
+            Self::Random(Random { min, max }) if min > max || *max > steps => {
+                findings.push(format!("{name} draws from {min}..={max}; expected min <= max <= {steps} (scheduler.num_inference_steps)"));
+            }
+            Self::Gaussian(Gaussian { mean, std }) => {
+                if !(*mean >= 1.0 && *mean < steps as f64) {
+                    findings.push(format!("{name}.mean is {mean}; expected at least 1 and less than the {steps} steps there are"));
+                }
+                if !(*std >= 0.0 && *std <= steps as f64) {
+                    findings.push(format!("{name}.std is {std}; expected 0 to {steps}, the steps there are"));
+                }
+            }
+            Self::Fixed(_) | Self::Random(_) => {}
+        }
+    }
+
+    /// A whole chain of `steps`. The last one is on the tape whatever is drawn (the first code and TRL leave it off once in 51
+    /// times), so that there is always a gradient. `draw` names the batch.
+    pub fn calls(&self, steps: usize, (noise, draw): (&Noise, u64)) -> Vec<Call> {
+        let once = match self {
+            Self::Gaussian(gaussian) => gaussian.border(steps, (noise, draw)),
+            Self::Fixed(Fixed { k }) => steps - k,
+            Self::Random(_) => 0,
+        };
+        let border = |step| match self {
+            Self::Random(Random { min, max }) => noise.integer(Purpose::Truncation, chain_step(draw, step), 0, *min, *max),
+            Self::Fixed(_) | Self::Gaussian(_) => once,
+        };
+        (0..steps).map(|step| if step + 1 == steps || step >= border(step) { Call::On } else { Call::Off }).collect()
+    }
+
+    /// How many of `steps` are on the tape, on average.
+    pub fn expected_on_tape(&self, steps: usize) -> f64 {
+        const CHAINS: u64 = 1000;
+        let noise = Noise::new(0);
+        let on_tape = |draw| self.calls(steps, (&noise, draw)).into_iter().filter(|call| *call == Call::On).count();
+        (1..=CHAINS).map(on_tape).sum::<usize>() as f64 / CHAINS as f64
+    }
+}
+
+impl Gaussian {
+    /// One draw, again and again until it is a step after the first.
+    fn border(&self, steps: usize, (noise, draw): (&Noise, u64)) -> usize {
+        // With the mean among the steps and a standard deviation of at most their number, a draw is good at least once in three
+        // times; the mean itself stands in for what will not happen.
+        const DRAWS: usize = 100;
+        let drawn = noise.normal_values(Purpose::Truncation, draw, 0, DRAWS);
+        let borders = drawn.into_iter().map(|z| self.mean + self.std * f64::from(z));
+        borders.filter(|border| *border >= 1.0).map(|border| border as usize).find(|border| *border < steps).unwrap_or(self.mean as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(truncation: Truncation, steps: usize) -> Vec<String> {
+        let section = serde_json::json!({ "name": "ddim", "num_inference_steps": steps });
+        let mut findings = Vec::new();
+        AlignProp { truncation, ..AlignProp::default() }.findings(&serde_json::from_value(section).unwrap(), &mut findings);
+        findings
+    }
+
+    fn first_on(calls: &[Call]) -> usize {
+        calls.iter().position(|call| *call == Call::On).unwrap()
+    }
+
+    #[test]
+    fn published_defaults_are_fine_and_what_is_out_of_range_is_named() {
+        let random = |min, max| Truncation::Random(Random { min, max });
+        let gaussian = |mean, std| Truncation::Gaussian(Gaussian { mean, std });
+        let fixed = |k| Truncation::Fixed(Fixed { k });
+        for fine in [random(0, 50), random(50, 50), gaussian(42.0, 5.0), gaussian(1.0, 0.0), fixed(1), fixed(50)] {
+            assert!(findings(fine.clone(), 50).is_empty(), "{fine:?}");
+        }
+        let bad = [
+            (random(0, 51), "truncation.random draws from 0..=51; expected min <= max <= 50"),
+            (random(9, 8), "truncation.random draws from 9..=8"),
+            (gaussian(50.0, 5.0), "truncation.gaussian.mean is 50"),
+            (gaussian(0.5, 5.0), "truncation.gaussian.mean is 0.5"),
+            (gaussian(f64::NAN, 5.0), "truncation.gaussian.mean is NaN"),
+            (gaussian(42.0, -1.0), "truncation.gaussian.std is -1"),
+            (gaussian(42.0, f64::INFINITY), "truncation.gaussian.std is inf"),
+            (fixed(0), "truncation.fixed.k is 0; expected 1 to 50"),
+            (fixed(51), "truncation.fixed.k is 51"),
+        ];
+        for (bad, expected) in bad {
+            let found = findings(bad, 50);
+            assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn truncations_are_where_they_say() {
+        let noise = Noise::new(3);
+        assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, (&noise, 1))), 5);
+        assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, (&noise, 1)), [Call::On; 8]);
+
+        // One border a batch, all after it on the tape; mean 42.5 less the half that rounding down takes.
+        let gaussian = Truncation::Gaussian(Gaussian { mean: 42.0, std: 5.0 });
+        let borders: Vec<usize> = (1..=2000)
+            .map(|draw| {
+                let calls = gaussian.calls(50, (&noise, draw));
+                let border = first_on(&calls);
+                assert!(calls[border..].iter().all(|call| *call == Call::On));
+                border
+            })
+            .collect();
+        let mean = borders.iter().sum::<usize>() as f64 / 2000.0;
+        // Truncated above at 50: E[floor(N(42, 5)) | < 50] = 40.9.
+        assert!((mean - 40.9).abs() < 0.4, "{mean}");
+        assert!(borders.iter().all(|border| (1..50).contains(border)));
+
+        // A border for each step: step 0 of 4 is on the tape once in five times, and may be where a later one is not.
+        let random = Truncation::Random(Random { min: 0, max: 4 });
+        let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, (&noise, draw))).collect();
+        let share = |step: usize| chains.iter().filter(|calls| calls[step] == Call::On).count() as f64 / 2000.0;
+        for (step, expected) in [(0, 0.2), (1, 0.4), (2, 0.6), (3, 1.0)] {
+            assert!((share(step) - expected).abs() < 0.05, "step {step}: {}", share(step));
+        }
+        assert!(chains.iter().any(|calls| calls[..2] == [Call::On, Call::Off]));
+    }
+}

@@ -1,0 +1,257 @@
+//! The laws of the tape, on a network of two parameters: its gradients by hand, in f64.
+
+use burn::module::{Module, Param};
+use vp_models::denoiser::Conditioning;
+use vp_models::parameters::named_gradients;
+use vp_schedulers::{SchedulerClass, SchedulerConfig, build_scheduler};
+
+use super::*;
+use crate::align_prop::{Fixed, Truncation};
+use crate::draft::{Draft, renoised_sample};
+use crate::drtune::DrTune;
+use crate::refl::Refl;
+
+/// `slope · x + pull · c`, with `c` the mean of the text's embedding.
+#[derive(Module, Debug)]
+struct Toy {
+    slope: Param<Tensor<1>>,
+    pull: Param<Tensor<1>>,
+}
+
+impl Denoiser for Toy {
+    fn forward(&self, sample: Tensor<4>, _: &[f32], conditioning: &Conditioning) -> Tensor<4> {
+        let [rows, ..] = sample.dims();
+        let text = conditioning.encoder_hidden_states.clone().mean_dims(&[1, 2]).reshape([rows, 1, 1, 1]);
+        sample * self.slope.val().reshape([1, 1, 1, 1]) + text * self.pull.val().reshape([1, 1, 1, 1])
+    }
+}
+
+const SLOPE: f64 = 0.7;
+const PULL: f64 = -0.3;
+/// What the prompt and the negative prompt are to the toy, and how strong the guidance is.
+const TEXTS: [f64; 2] = [1.0, 0.4];
+const SCALE: f64 = 7.5;
+const STEPS: usize = 5;
+/// The one latent of the toy's world, and the noise of step `step`.
+const UNIT: f64 = 0.8;
+
+fn step_noise(step: usize) -> f64 {
+    [0.5, -1.0, 0.3, 0.9, -0.2][step]
+}
+
+fn toy(slope: f64, pull: f64) -> Toy {
+    let device = Device::flex();
+    Toy { slope: Param::from_data([slope as f32], &device), pull: Param::from_data([pull as f32], &device) }.train()
+}
+
+fn constant(value: f64) -> Tensor<4> {
+    Tensor::from_data([[[[value as f32]]]], &Device::flex())
+}
+
+fn scalar(tensor: &Tensor<4>) -> f64 {
+    f64::from(tensor.clone().without_autodiff().into_scalar::<f32>())
+}
+
+fn guidance() -> Guidance {
+    let text = |value: f64| Conditioning { encoder_hidden_states: Tensor::from_data([[[value as f32]]], &Device::flex()), added: None };
+    Guidance { conditional: text(TEXTS[0]), unconditional: Some(text(TEXTS[1])), scale: SCALE }
+}
+
+/// DDIM whose last sample is the prediction of the clean one.
+fn ddim(eta: f64) -> Box<dyn Scheduler> {
+    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(SchedulerClass::Ddim) };
+    build_scheduler(&config, None, STEPS, eta).unwrap()
+}
+
+/// What a chain of the toy comes to, and that number's gradients with respect to slope and pull.
+fn gradients(scheduler: &mut dyn Scheduler, calls: &[Call], end: End) -> (f64, [f64; 2]) {
+    let (toy, guidance) = (toy(SLOPE, PULL), guidance());
+    let mut noise = |step| constant(step_noise(step));
+    let mut chain = TapedChain { denoiser: &toy, scheduler, guidance: &guidance, noise: &mut noise };
+    let sampled = chain.run(constant(UNIT), calls, end);
+    assert_eq!(sampled.visited.iter().map(|visited| visited.step).collect::<Vec<_>>(), (0..calls.len()).collect::<Vec<_>>());
+    (scalar(&sampled.latents), of_toy(&toy, sampled.latents.sum()))
+}
+
+fn of_toy(toy: &Toy, loss: Tensor<1>) -> [f64; 2] {
+    let mut gradients = loss.backward();
+    let found = named_gradients(toy, &mut gradients);
+    assert_eq!(found.len(), 2);
+    [0, 1].map(|index: usize| values(&found[index].1)[0])
+}
+
+/// The same in f64 on the host: a step is linear in the latents x and the prediction m, and its two factors are read off the
+/// scheduler. x' = A x + B m + σ z, m = slope · x + pull · (u + s (c − u)).
+fn by_hand(scheduler: &dyn Scheduler, calls: &[Call], end: End, [slope, pull]: [f64; 2]) -> (f64, [f64; 2]) {
+    let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
+    let (mut x, mut dx) = (UNIT * scheduler.init_noise_sigma(), [0.0; 2]);
+    for (step, call) in calls.iter().enumerate() {
+        let prediction = step + 1 == calls.len() && end == End::Prediction;
+        let factor = |x: f64, m: f64| {
+            let transition = scheduler.transition(constant(m), &[step], constant(x));
+            scalar(if prediction { &transition.pred_original_sample } else { &transition.prev_sample_mean })
+        };
+        let (a, b) = (factor(1.0, 0.0), factor(0.0, 1.0));
+        let scale = scalar(&scheduler.scale_model_input(constant(1.0), &[step]));
+        let m = slope * x * scale + pull * text;
+        let through_input = if *call == Call::On { slope * scale } else { 0.0 };
+        let on_tape = if *call == Call::Off { 0.0 } else { 1.0 };
+        let direct = [x * scale, text];
+        dx = [0, 1].map(|i| a * dx[i] + b * (on_tape * direct[i] + through_input * dx[i]));
+        let noise = if prediction { 0.0 } else { scheduler.std_dev_t(step) * step_noise(step) };
+        x = a * x + b * m + noise;
+    }
+    (x, dx)
+}
+
+fn assert_close(got: f64, expected: f64, what: &str) {
+    assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{what}: got {got}, expected {expected}");
+}
+
+fn assert_is_by_hand(scheduler: &mut dyn Scheduler, calls: &[Call], end: End) {
+    let (value, gradient) = gradients(scheduler, calls, end);
+    let (expected, expected_gradient) = by_hand(scheduler, calls, end, [SLOPE, PULL]);
+    assert_close(value, expected, &format!("the end of {calls:?}"));
+    for (got, expected) in gradient.into_iter().zip(expected_gradient) {
+        assert_close(got, expected, &format!("the gradient of {calls:?}"));
+    }
+}
+
+#[test]
+fn every_call_lets_through_what_it_says() {
+    use Call::{DetachedInput, Off, On};
+    let chains: [&[Call]; 6] = [
+        &[On; 5],
+        &[Off, Off, Off, On, On],
+        &[DetachedInput; 5],
+        &[Off, DetachedInput, Off, DetachedInput],
+        &[On, Off, On, Off, On],
+        // Nothing after the first step but the linear path.
+        &[On, Off, Off],
+    ];
+    for chain in chains {
+        for end in [End::Sample, End::Prediction] {
+            assert_is_by_hand(&mut *ddim(0.0), chain, end);
+            assert_is_by_hand(&mut *ddim(0.7), chain, end);
+        }
+    }
+}
+
+#[test]
+fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
+    let mut euler = build_scheduler(&SchedulerConfig::new(SchedulerClass::EulerDiscrete), None, STEPS, 0.0).unwrap();
+    for call in [Call::On, Call::DetachedInput] {
+        assert_is_by_hand(&mut *euler, &[call; STEPS], End::Sample);
+    }
+}
+
+/// What is by hand is itself held against finite differences, where everything is on the tape and they are right.
+#[test]
+fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
+    let (scheduler, calls, h) = (ddim(0.7), [Call::On; STEPS], 1e-4);
+    let at = |slope, pull| by_hand(&*scheduler, &calls, End::Sample, [slope, pull]).0;
+    let differences = [(at(SLOPE + h, PULL) - at(SLOPE - h, PULL)) / (2.0 * h), (at(SLOPE, PULL + h) - at(SLOPE, PULL - h)) / (2.0 * h)];
+    let (_, got) = gradients(&mut *ddim(0.7), &calls, End::Sample);
+    for (got, expected) in got.into_iter().zip(differences) {
+        assert!((got - expected).abs() < 1e-4 * expected.abs().max(1.0), "{got} {expected}");
+    }
+}
+
+#[test]
+fn draft_1_is_refl_at_the_last_step() {
+    let refl = gradients(&mut *ddim(0.0), &Refl::calls(STEPS - 1), End::Prediction);
+    let draft = gradients(&mut *ddim(0.0), &Draft::default().calls(STEPS), End::Sample);
+    assert_eq!(refl, draft);
+}
+
+#[test]
+fn draft_with_every_step_is_align_prop_without_truncation() {
+    let draft = Draft { k: STEPS, ..Draft::default() };
+    let align_prop = Truncation::Fixed(Fixed { k: STEPS });
+    let align_prop = gradients(&mut *ddim(0.5), &align_prop.calls(STEPS, (&Noise::new(0), 1)), End::Sample);
+    assert_eq!(gradients(&mut *ddim(0.5), &draft.calls(STEPS), End::Sample), align_prop);
+    let shorter = Draft { k: STEPS - 1, ..draft };
+    assert_ne!(gradients(&mut *ddim(0.5), &shorter.calls(STEPS), End::Sample).1, align_prop.1);
+}
+
+#[test]
+fn drtunes_gradient_is_the_sum_of_its_steps_along_the_linear_path() {
+    let drtune = DrTune { k: 2, ..DrTune::default() };
+    for draw in 1..10 {
+        let calls = drtune.calls(STEPS, (&Noise::new(0), draw));
+        let (_, together) = gradients(&mut *ddim(0.0), &calls, End::Prediction);
+        let trained: Vec<usize> = (0..calls.len()).filter(|step| calls[*step] != Call::Off).collect();
+        let mut sum = [0.0; 2];
+        for step in &trained {
+            let mut alone = vec![Call::Off; calls.len()];
+            alone[*step] = Call::DetachedInput;
+            let (_, part) = gradients(&mut *ddim(0.0), &alone, End::Prediction);
+            sum = [sum[0] + part[0], sum[1] + part[1]];
+        }
+        assert_eq!(trained.len(), 2);
+        for (together, sum) in together.into_iter().zip(sum) {
+            assert_close(together, sum, &format!("{calls:?}"));
+        }
+        // On the tape with their inputs, the steps do not add up.
+        let through: Vec<Call> = calls.iter().map(|call| if *call == Call::Off { Call::Off } else { Call::On }).collect();
+        assert!((gradients(&mut *ddim(0.0), &through, End::Prediction).1[0] - sum[0]).abs() > 1e-3);
+    }
+}
+
+/// DRaFT-LV: √ᾱ x_0 + √(1 − ᾱ) ε, one step from there, the gradient of that step alone.
+#[test]
+fn a_renoised_sample_is_the_last_step_from_noised_latents() {
+    for (class, name) in [(SchedulerClass::Ddim, "ddim"), (SchedulerClass::EulerDiscrete, "euler")] {
+        let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(class) };
+        let mut scheduler = build_scheduler(&config, None, STEPS, 0.0).unwrap();
+        let alpha = scheduler.alphas_cumprod()[scheduler.timesteps()[STEPS - 1] as usize];
+        let (toy, guidance, original, epsilon) = (toy(SLOPE, PULL), guidance(), 0.6, -1.5);
+        let mut noise = |step| constant(step_noise(step));
+        let chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
+        // Tracked, as what was sampled is: its graph must not be followed.
+        let tracked = constant(0.0).autodiff() * toy.slope.val().reshape([1, 1, 1, 1]) + constant(original);
+        let renoised = renoised_sample(&chain, &tracked, constant(epsilon));
+        let seen = alpha.sqrt() * original + (1.0 - alpha).sqrt() * epsilon;
+        let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
+        let (factor, m) = ((1.0 - alpha).sqrt() / alpha.sqrt(), SLOPE * seen + PULL * text);
+        assert_close(scalar(&renoised), seen / alpha.sqrt() - factor * m, name);
+        let gradient = of_toy(&toy, renoised.sum());
+        assert_close(gradient[0], -factor * seen, name);
+        assert_close(gradient[1], -factor * text, name);
+    }
+}
+
+#[test]
+fn draft_lvs_loss_and_gradient_are_the_means_of_its_parts() {
+    let parts = |num_lv_samples: usize, only: Option<usize>| {
+        let (toy, guidance, mut scheduler) = (toy(SLOPE, PULL), guidance(), ddim(0.0));
+        let draft = Draft { num_lv_samples, grad_scale: 2.0, ..Draft::default() };
+        let mut noise = |step| constant(step_noise(step));
+        let mut chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
+        let sampled = chain.run(constant(UNIT), &draft.calls(STEPS), End::Sample);
+        // The reward is curved, so that a mean of samples is not a sample of the mean.
+        let rewards = |latents: Tensor<4>| latents.powi_scalar(2).reshape([1]);
+        let judge = |latents: Tensor<4>| Ok(Judged { images: latents.clone(), rewards: rewards(latents) });
+        let epsilon = |sample| constant([0.4, -0.9][sample]);
+        let loss = match only {
+            None => draft.loss(&chain, &sampled, &epsilon, &judge).unwrap().1,
+            Some(sample) => reward_loss(rewards(renoised_sample(&chain, &sampled.latents, epsilon(sample))), 2.0),
+        };
+        let [slope, pull] = of_toy(&toy, loss.clone());
+        [values(&loss)[0], slope, pull]
+    };
+    let (together, alone) = (parts(2, None), [parts(0, None), parts(2, Some(0)), parts(2, Some(1))]);
+    assert!(alone[0] != alone[1] && alone[1] != alone[2]);
+    for (index, together) in together.into_iter().enumerate() {
+        assert_close(together, alone.iter().map(|part| part[index]).sum::<f64>() / 3.0, "the mean");
+    }
+}
+
+#[test]
+fn the_loss_is_the_mean_rewards_negative() {
+    let rewards = Tensor::<1>::from_data([1.0, 2.0], &Device::flex().autodiff()).require_grad();
+    let loss = reward_loss(rewards.clone(), 0.1);
+    assert!((values(&loss)[0] + 0.15).abs() < 1e-7);
+    let gradient: Vec<f32> = rewards.grad(&loss.backward()).expect("tracked").into_data().try_to_vec().expect("f32");
+    assert_eq!(gradient, [-0.05, -0.05]);
+}

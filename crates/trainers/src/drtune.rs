@@ -1,0 +1,187 @@
+//! DRTune: deep reward tuning (arXiv 2405.00760, algorithm 1).
+//!
+//! | paper | here |
+//! |---|---|
+//! | T, the number of denoising steps | `scheduler.num_inference_steps` |
+//! | K, how many of them are trained, equally spaced | `k` |
+//! | m, the range of early stopping, counted from the end | `early_stop_ratio` · T, rounded |
+//! | sg(x_t), the stop-gradient on the network's input | `Call::DetachedInput` |
+//! | r, maximised | loss `−grad_scale · mean(r)` |
+//!
+//! The latents keep their graph through the scheduler's linear update, and only through it: early steps get a gradient without
+//! the network's Jacobian, and without what makes such products explode. How the steps are drawn follows FlowBP's
+//! `trainers/sd35/drtune.py`: spaced over the steps up to the early stop, so that all K are taken.
+
+use serde::{Deserialize, Serialize};
+use vp_core::noise::{Noise, Purpose};
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+
+use crate::Error;
+use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first, reward_loss};
+use crate::environment::Environment;
+use crate::regularizer::Regularizer;
+use crate::run::Run;
+use crate::sections::SchedulerSection;
+
+/// The knobs of `[algo.drtune]`, with FlowBP's values where the file is silent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrTune {
+    /// Prompts a micro-batch, one image each (8 on each of 8 GPUs).
+    pub batch_size: usize,
+    /// Trained steps of a chain (3).
+    pub k: usize,
+    /// Share of the chain, from its end, in which it stops at random (0.4); 0 for the last step.
+    pub early_stop_ratio: f64,
+    /// Factor of the reward's loss (1).
+    pub grad_scale: f64,
+    /// Classifier-free guidance while training (7.5, FlowBP's SD 3.5 3.5); 1 for none.
+    pub guidance_scale: f64,
+    /// What to steer away from while training, under guidance.
+    pub negative_prompt: Option<String>,
+}
+
+impl Default for DrTune {
+    fn default() -> Self {
+        Self { batch_size: 8, k: 3, early_stop_ratio: 0.4, grad_scale: 1.0, guidance_scale: 7.5, negative_prompt: None }
+    }
+}
+
+impl DrTune {
+    /// Appends what cannot work together with the scheduler's section.
+    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
+        let Self { k, early_stop_ratio, grad_scale, .. } = self;
+        let steps = scheduler.num_inference_steps;
+        self.drawing().findings("drtune", findings);
+        if !grad_scale.is_finite() {
+            findings.push(format!("algo.drtune.grad_scale is {grad_scale}; expected a number"));
+        }
+        if !(0.0..=1.0).contains(early_stop_ratio) {
+            findings.push(format!("algo.drtune.early_stop_ratio is {early_stop_ratio}; expected a share of the chain, 0 to 1"));
+            return;
+        }
+        let shortest = self.shortest(steps);
+        if *k == 0 || (steps > 0 && *k > shortest) {
+            findings.push(format!(
+                "algo.drtune.k is {k}; expected 1 to {shortest}, the steps of the shortest of the chains that early_stop_ratio {early_stop_ratio} draws of {steps}"
+            ));
+        }
+    }
+
+    fn drawing(&self) -> Drawing<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
+    /// Algorithm 1.
+    ///
+    /// # Errors
+    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
+    pub fn train<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        regularizer: &mut Regularizer,
+    ) -> Result<(), Error> {
+        let mut scheduler = environment.scheduler()?;
+        preview_first(run, environment)?;
+        while let Some(batch) = run.next_batch()? {
+            // 1. Prompts to embeddings, and the noise to start from.
+            let beginning = Beginning::new(batch, run, environment, self.drawing());
+            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
+
+            // 2. Where the chain stops, and which of its steps are trained.
+            let calls = self.calls(scheduler.timesteps().len(), (noise, *draw));
+
+            // 3. From noise to the last step's prediction of the clean latents, decoded and rewarded.
+            let mut step_noise = |step| beginning.step_noise(step);
+            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let sampled = chain.run(beginning.latents.clone(), &calls, End::Prediction);
+            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
+            let loss = reward_loss(judged.rewards.clone(), self.grad_scale);
+
+            // 4. The regulariser on the same tape; backward, update, look.
+            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
+        }
+        Ok(())
+    }
+
+    /// m: how many of the last of `steps` may be the last one taken, at least 1.
+    fn early_stop_steps(&self, steps: usize) -> usize {
+        ((steps as f64 * self.early_stop_ratio).round() as usize).max(1)
+    }
+
+    /// The steps of the shortest chain.
+    pub fn shortest(&self, steps: usize) -> usize {
+        steps + 1 - self.early_stop_steps(steps)
+    }
+
+    /// The steps up to the one where this chain stops; K of them are trained, equally spaced from a random first on. `draw` names
+    /// the batch.
+    pub fn calls(&self, steps: usize, (noise, draw): (&Noise, u64)) -> Vec<Call> {
+        let taken = steps + 1 - noise.integer(Purpose::EarlyStop, draw, 0, 1, self.early_stop_steps(steps));
+        let stride = taken / self.k;
+        let first = noise.integer(Purpose::TrainedSteps, draw, 0, 0, taken - 1 - (self.k - 1) * stride);
+        let mut calls = vec![Call::Off; taken];
+        calls.iter_mut().skip(first).step_by(stride).take(self.k).for_each(|call| *call = Call::DetachedInput);
+        calls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn findings(drtune: &DrTune, steps: usize) -> Vec<String> {
+        let section = serde_json::json!({ "name": "ddim", "num_inference_steps": steps });
+        let mut findings = Vec::new();
+        drtune.findings(&serde_json::from_value(section).unwrap(), &mut findings);
+        findings
+    }
+
+    #[test]
+    fn published_defaults_are_fine_and_what_is_out_of_range_is_named() {
+        assert!(findings(&DrTune::default(), 50).is_empty());
+        assert!(findings(&DrTune { k: 6, ..DrTune::default() }, 9).is_empty());
+        let bad = [
+            (DrTune { k: 0, ..DrTune::default() }, "algo.drtune.k is 0"),
+            // 0.4 of 9 is 4: the shortest chain takes 6 steps.
+            (DrTune { k: 7, ..DrTune::default() }, "algo.drtune.k is 7; expected 1 to 6"),
+            (DrTune { k: 10, early_stop_ratio: 0.0, ..DrTune::default() }, "algo.drtune.k is 10; expected 1 to 9"),
+            (DrTune { early_stop_ratio: 1.1, ..DrTune::default() }, "algo.drtune.early_stop_ratio is 1.1"),
+            (DrTune { early_stop_ratio: f64::NAN, ..DrTune::default() }, "algo.drtune.early_stop_ratio is NaN"),
+            (DrTune { batch_size: 0, ..DrTune::default() }, "algo.drtune.batch_size is 0"),
+            (DrTune { grad_scale: f64::INFINITY, ..DrTune::default() }, "algo.drtune.grad_scale is inf"),
+            (DrTune { guidance_scale: f64::NAN, ..DrTune::default() }, "algo.drtune.guidance_scale is NaN"),
+        ];
+        for (bad, expected) in bad {
+            let found = findings(&bad, 9);
+            assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn k_spaced_steps_are_trained_and_the_chain_stops_in_its_last_part() {
+        let (drtune, noise) = (DrTune::default(), Noise::new(5));
+        let (mut lengths, mut firsts) = (BTreeSet::new(), BTreeSet::new());
+        for draw in 1..=500 {
+            let calls = drtune.calls(10, (&noise, draw));
+            let trained: Vec<usize> = (0..calls.len()).filter(|step| calls[*step] == Call::DetachedInput).collect();
+            assert_eq!(trained.len(), 3, "{calls:?}");
+            let stride = calls.len() / 3;
+            assert_eq!([trained[1] - trained[0], trained[2] - trained[1]], [stride; 2]);
+            assert!(calls.iter().all(|call| *call != Call::On));
+            lengths.insert(calls.len());
+            firsts.insert((calls.len(), trained[0]));
+        }
+        // Stops after step 6, 7, 8 or 9; the first trained step is any that leaves room for the other two.
+        assert_eq!(lengths, (7..=10).collect());
+        assert_eq!(firsts.len(), 3 + 4 + 3 + 4, "{firsts:?}");
+        // Every step, and none but the last to end on.
+        let all = DrTune { k: 5, early_stop_ratio: 0.0, ..DrTune::default() };
+        assert_eq!(all.calls(5, (&noise, 1)), [Call::DetachedInput; 5]);
+    }
+}
