@@ -1,8 +1,6 @@
 //! ReFL's relatives must raise brightness, and leave the model alone at learning rate 0.
 
-use vp_models::parameters::named_parameters;
-
-use crate::{Trained, estimate, mean, train};
+use crate::{assert_gain, assert_untouched, train};
 
 /// Short and small: brightness in place of the reward model, whose gradient costs as much as the sampling.
 fn short(seed: u64, learning_rate: f64, extra: &[&str]) -> Vec<String> {
@@ -25,24 +23,14 @@ fn short(seed: u64, learning_rate: f64, extra: &[&str]) -> Vec<String> {
 
 /// Three seeds of a shipped config, shortened.
 fn raises_brightness(algo: &str, extra: &[&str]) {
-    let gains: Vec<f64> = (0..3)
-        .map(|seed| {
-            let (name, config) = (format!("{algo}-{seed}"), format!("configs/{algo}/tiny.toml"));
-            let Trained { before, after, .. } = train(&name, &config, &short(seed, 1e-3, extra));
-            mean(&after) - mean(&before)
-        })
-        .collect();
-    let (gain, error) = estimate(&gains);
-    assert!(gain > 0.0 && gain >= 3.0 * error, "{algo}: brightness rose by {gain:.4} ± {error:.4} (three seeds: {gains:?})");
+    assert_gain(&format!("{algo}: brightness"), |seed| {
+        train(&format!("{algo}-{seed}"), &format!("configs/{algo}/tiny.toml"), &short(seed, 1e-2, extra))
+    });
 }
 
 fn changes_nothing_at_learning_rate_0(algo: &str, extra: &[&str]) {
     let overrides = [short(0, 0.0, extra), vec!["run.num_train_steps=2".into()]].concat();
-    let Trained { base, tuned, before, after } = train(&format!("{algo}-still"), &format!("configs/{algo}/tiny.toml"), &overrides);
-    assert_eq!(before, after);
-    for (base, tuned) in named_parameters(&base).into_iter().zip(named_parameters(&tuned)) {
-        base.values.into_data().assert_eq(&tuned.values.into_data(), true);
-    }
+    assert_untouched(&train(&format!("{algo}-still"), &format!("configs/{algo}/tiny.toml"), &overrides));
 }
 
 /// The border where it is in the shipped config, relative to the shorter chain.

@@ -2,6 +2,7 @@
 //! learning rate is 0.
 
 mod direct;
+mod policy_gradient;
 mod supervised;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use burn::tensor::Device;
 use vp_core::config;
 use vp_core::noise::Noise;
 use vp_core::run_dir::RunDir;
-use vp_models::parameters::named_parameters;
+use vp_models::parameters::{NamedParameter, named_parameters};
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
@@ -48,22 +49,24 @@ fn train(name: &str, config_path: &str, overrides: &[String]) -> Trained {
     let scratch = Scratch(std::env::temp_dir().join(format!("vp-learning-{name}-{}", std::process::id())));
     let (device, noise) = (Device::flex(), Noise::new(config.run.seed));
     let folder = ModelFolder::open(&config.model.path).unwrap();
-    let size = folder.default_size();
+    let size = config.model.size.unwrap_or(folder.default_size());
     let (pipeline, unet) = Pipeline::load(folder, &device).unwrap();
     let sections = config.reward_driven().unwrap();
     let rewards = (sections.reward.build(&device).unwrap(), config.watch.iter().map(|watch| watch.build(&device).unwrap()).collect());
     let prompts = (sections.prompts.list.clone(), noise);
     let sections = (sections.scheduler.clone(), sections.preview.clone());
-    let base = Trainable::denoiser(unet);
+    let (base, model) = config.models(&pipeline, unet, &noise).unwrap();
     let mut environment = Environment::new((pipeline, base.clone()), rewards, sections, prompts, size).unwrap();
     let mut regularizer = Regularizer::new(&config.regularizer.clone().unwrap_or_default(), noise).unwrap();
     let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Options::default()));
-    let mut run = Run::new(base.clone(), config.settings(), Start::default(), journal).unwrap();
+    let mut run = Run::new(model, config.settings(), Start::default(), journal).unwrap();
     match &config.algo {
         AlgorithmConfig::Refl(refl) => refl.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         AlgorithmConfig::Draft(draft) => draft.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         AlgorithmConfig::AlignProp(align_prop) => align_prop.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         AlgorithmConfig::DrTune(drtune) => drtune.train(&mut run, &mut environment, &mut regularizer).unwrap(),
+        AlgorithmConfig::Ddpo(ddpo) => ddpo.train(&mut run, &mut environment).unwrap(),
+        AlgorithmConfig::D3po(d3po) => d3po.train(&mut run, &mut environment).unwrap(),
         other => panic!("{} is not driven by a reward", other.name()),
     }
     let scores = |model: &Model| environment.preview(model, 0).unwrap().scores[0].1.clone();
@@ -80,6 +83,31 @@ fn estimate(values: &[f64]) -> (f64, f64) {
     let (n, mean) = (values.len() as f64, mean(values));
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
     (mean, (variance / n).sqrt())
+}
+
+/// That a model was left alone: every parameter of `tuned` that `base` has too is the same, and factors still add nothing.
+fn assert_untouched(Trained { base, tuned, before, after }: &Trained) {
+    assert_eq!(before, after);
+    let tuned = named_parameters(tuned);
+    for base in named_parameters(base) {
+        let tuned = tuned.iter().find(|parameter| parameter.name == base.name).expect("the same network");
+        base.values.into_data().assert_eq(&tuned.values.to_data(), true);
+    }
+    let largest_of = |parameter: &&NamedParameter| parameter.values.clone().abs().max().into_scalar::<f32>();
+    let ups: Vec<f32> = tuned.iter().filter(|parameter| parameter.name.ends_with(".lora.up.weight")).map(|p| largest_of(&p)).collect();
+    assert!(ups.iter().all(|largest| *largest == 0.0));
+}
+
+/// Three seeds: the reward's mean gain must be three standard errors above nothing.
+fn assert_gain(what: &str, gain: impl Fn(u64) -> Trained) {
+    let gains: Vec<f64> = (0..3)
+        .map(|seed| {
+            let Trained { before, after, .. } = gain(seed);
+            mean(&after) - mean(&before)
+        })
+        .collect();
+    let (gain, error) = estimate(&gains);
+    assert!(gain > 0.0 && gain >= 3.0 * error, "{what} rose by {gain:.4} ± {error:.4} (three seeds: {gains:?})");
 }
 
 /// ReFL on brightness, short and small.
@@ -107,21 +135,10 @@ fn refl(seed: u64, learning_rate: f64) -> Vec<String> {
 
 #[test]
 fn refl_raises_brightness() {
-    let gains: Vec<f64> = (0..3)
-        .map(|seed| {
-            let Trained { before, after, .. } = train(&format!("refl-{seed}"), "configs/refl/tiny.toml", &refl(seed, 5e-4));
-            mean(&after) - mean(&before)
-        })
-        .collect();
-    let (gain, error) = estimate(&gains);
-    assert!(gain > 0.0 && gain >= 3.0 * error, "brightness rose by {gain:.4} ± {error:.4} (three seeds: {gains:?})");
+    assert_gain("brightness", |seed| train(&format!("refl-{seed}"), "configs/refl/tiny.toml", &refl(seed, 5e-3)));
 }
 
 #[test]
 fn refl_with_learning_rate_0_changes_nothing() {
-    let Trained { base, tuned, before, after } = train("refl-still", "configs/refl/tiny.toml", &refl(0, 0.0));
-    assert_eq!(before, after);
-    for (base, tuned) in named_parameters(&base).into_iter().zip(named_parameters(&tuned)) {
-        base.values.into_data().assert_eq(&tuned.values.into_data(), true);
-    }
+    assert_untouched(&train("refl-still", "configs/refl/tiny.toml", &refl(0, 0.0)));
 }

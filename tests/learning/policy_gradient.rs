@@ -1,0 +1,56 @@
+//! DDPO and D3PO must raise their rewards, one of which has no gradient, and leave the model alone at learning rate 0.
+
+use crate::{assert_gain, assert_untouched, train};
+
+/// Short and small: four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+fn short(algo: &str, reward: &str, seed: u64, learning_rate: f64) -> Vec<String> {
+    let preview_seeds: Vec<u64> = (0..12).map(|i| 1000 * (seed + 1) + i).collect();
+    [
+        format!("run.seed={seed}"),
+        "run.num_train_steps=12".into(),
+        "model.size=[32, 32]".into(),
+        r"lora.targets=^unet\.(up_blocks\.3|conv_out)".into(),
+        "lora.alpha=16.0".into(),
+        format!("reward={reward}"),
+        "watch=[{ saturation = {} }]".into(),
+        "scheduler.num_inference_steps=4".into(),
+        format!("algo.{algo}.sample_batch_size=64"),
+        format!("algo.{algo}.num_batches_per_epoch=1"),
+        format!("algo.{algo}.train_batch_size={}", if algo == "d3po" { 32 } else { 64 }),
+        "optimizer.gradient_accumulation_steps=1".into(),
+        format!("optimizer.learning_rate={learning_rate}"),
+        format!("preview.seeds={preview_seeds:?}"),
+        "preview.num_inference_steps=4".into(),
+        "checkpoint.every=0".into(),
+    ]
+    .into()
+}
+
+fn raises(algo: &str, name: &str, reward: &str) {
+    assert_gain(&format!("{algo}: {name}"), |seed| {
+        train(&format!("{algo}-{name}-{seed}"), &format!("configs/{algo}/tiny.toml"), &short(algo, reward, seed, 3e-2))
+    });
+}
+
+#[test]
+fn ddpo_raises_compressibility() {
+    raises("ddpo", "jpeg_compressibility", "{ jpeg_compressibility = {} }");
+}
+
+#[test]
+fn ddpo_raises_brightness() {
+    raises("ddpo", "brightness", "{ brightness = {} }");
+}
+
+#[test]
+fn d3po_raises_brightness() {
+    raises("d3po", "brightness", "{ brightness = {} }");
+}
+
+#[test]
+fn with_learning_rate_0_nothing_changes() {
+    for algo in ["ddpo", "d3po"] {
+        let overrides = [short(algo, "{ brightness = {} }", 0, 0.0), vec!["run.num_train_steps=2".into()]].concat();
+        assert_untouched(&train(&format!("{algo}-still"), &format!("configs/{algo}/tiny.toml"), &overrides));
+    }
+}
