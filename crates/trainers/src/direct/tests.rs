@@ -209,7 +209,7 @@ fn a_renoised_sample_is_the_last_step_from_noised_latents() {
         let mut noise = |step| constant(step_noise(step));
         let chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
         // Tracked, as what was sampled is: its graph must not be followed.
-        let tracked = constant(0.0).autodiff() * toy.slope.val().reshape([1, 1, 1, 1]) + constant(original);
+        let tracked = toy.slope.val().reshape([1, 1, 1, 1]) - constant(SLOPE) + constant(original);
         let renoised = renoised_sample(&chain, &tracked, constant(epsilon));
         let seen = alpha.sqrt() * original + (1.0 - alpha).sqrt() * epsilon;
         let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
