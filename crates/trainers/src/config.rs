@@ -10,12 +10,12 @@ use vp_models::lora::FACTORS;
 use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
-use crate::align_prop::AlignProp;
-use crate::draft::Draft;
-use crate::drtune::DrTune;
 use crate::Error;
+use crate::align_prop::AlignProp;
 use crate::d3po::D3po;
 use crate::ddpo::Ddpo;
+use crate::draft::Draft;
+use crate::drtune::DrTune;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
@@ -84,7 +84,7 @@ pub struct TrainConfig {
     pub run: RunSection,
     /// `[model]`.
     pub model: ModelSection,
-    /// `[lora]`; with its defaults where neither it nor `model.trainable` is there.
+    /// `[lora]`; with its defaults where it is absent, and switched off by `model.trainable`.
     pub lora: Option<LoraSection>,
     /// `[algo.<name>]`.
     pub algo: AlgorithmConfig,
@@ -144,6 +144,14 @@ impl TrainConfig {
     pub fn lora(&self) -> Option<LoraSection> {
         let whole = self.model.trainable.is_some() || matches!(self.algo, AlgorithmConfig::Vae(_));
         (!whole).then(|| self.lora.clone().unwrap_or_default())
+    }
+
+    /// What trains, in words.
+    pub fn what_trains(&self) -> String {
+        match self.lora() {
+            Some(lora) => format!("a LoRA of rank {}, alpha {}", lora.rank, lora.alpha()),
+            None => format!("whole weights that match {:?}", self.trainable()),
+        }
     }
 
     /// The base model, on the plain device, and the model that trains: with factors attached where a LoRA does.
@@ -223,9 +231,6 @@ impl Validate for TrainConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         if let Some(lora) = &self.lora {
             lora.findings(findings);
-            if self.model.trainable.is_some() {
-                findings.push("model.trainable trains whole weights, [lora] factors beside frozen ones; remove one of them".into());
-            }
         }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
@@ -319,7 +324,9 @@ impl TrainConfig {
         self.reward_driven_findings(findings);
         if self.regularizer.is_some() {
             let name = self.algo.name();
-            findings.push(format!("[regularizer.<name>] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it"));
+            findings.push(format!(
+                "[regularizer.<name>] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it"
+            ));
         }
     }
 

@@ -157,9 +157,8 @@ impl D3po {
 
             // 4. The loss of a minibatch of pairs, each at a timestep of its own; backward, accumulated over timesteps and minibatches.
             let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| {
-                first_non_finite(model, environment, &*scheduler, &current, &place)
-            })?;
+            let updated =
+                run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
             if place.within + 1 == layout.micro_batches() {
                 Rollout::forget(&mut run.memory);
             } else {
@@ -184,7 +183,8 @@ impl D3po {
         place: &Place,
     ) -> (Tensor<1>, Vec<(String, Vec<f64>)>) {
         let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
-        let guided = |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
+        let guided =
+            |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
         let (policy, reference) = (guided(&run.model), guided(&environment.base));
         let log_prob = |transition: &vp_schedulers::Transition| transition.log_prob(minibatch.prev_sample.clone());
         let pairs = place.items.len() / 2;
@@ -212,7 +212,15 @@ fn as_images(place: Place) -> Place {
 
 /// +1 for the better of a pair, −1 for the other, 0 for both of equals.
 fn preferences(rewards: &[f32]) -> Vec<f32> {
-    let sign = |a: f32, b: f32| if a > b { 1.0 } else if a < b { -1.0 } else { 0.0 };
+    let sign = |a: f32, b: f32| {
+        if a > b {
+            1.0
+        } else if a < b {
+            -1.0
+        } else {
+            0.0
+        }
+    };
     rewards.chunks_exact(2).flat_map(|pair| [sign(pair[0], pair[1]), sign(pair[1], pair[0])]).collect()
 }
 

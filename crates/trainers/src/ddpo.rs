@@ -24,7 +24,9 @@ use crate::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{Layout, Minibatch, Objective, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings, surrogate};
+use crate::policy_gradient::{
+    Layout, Minibatch, Objective, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings, surrogate,
+};
 use crate::rollout::{Rollout, RolloutPlan};
 use crate::run::{Run, values};
 use crate::sections::SchedulerSection;
@@ -140,7 +142,10 @@ impl Ddpo {
 
     fn division_findings(&self, accumulation: usize, findings: &mut Vec<String>) {
         let images = self.images();
-        let epoch = format!("an epoch has {images} images (sample_batch_size {} x num_batches_per_epoch {})", self.sample_batch_size, self.num_batches_per_epoch);
+        let epoch = format!(
+            "an epoch has {images} images (sample_batch_size {} x num_batches_per_epoch {})",
+            self.sample_batch_size, self.num_batches_per_epoch
+        );
         let update = self.train_batch_size * accumulation;
         if !images.is_multiple_of(self.images_per_prompt) {
             findings.push(format!("{epoch}, which algo.ddpo.images_per_prompt {} does not divide", self.images_per_prompt));
@@ -196,7 +201,8 @@ impl Ddpo {
 
             // 4. The objective of a minibatch, each image at a timestep of its own; backward, accumulated over timesteps and minibatches.
             let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place)?;
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
+            let updated =
+                run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
             if place.within + 1 == layout.micro_batches() {
                 Rollout::forget(&mut run.memory);
             } else {
@@ -229,7 +235,8 @@ impl Ddpo {
         place: &Place,
     ) -> Result<(Tensor<1>, Vec<(String, Vec<f64>)>), Error> {
         let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
-        let guided = |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
+        let guided =
+            |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
         let policy = guided(&run.model);
         let clipped = |row: &usize| rollout.advantages[*row].clamp(-self.adv_clip_max as f32, self.adv_clip_max as f32);
         let advantages: Vec<f32> = place.items.iter().map(clipped).collect();

@@ -4,8 +4,8 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
-pub mod align_prop;
 pub mod advantages;
+pub mod align_prop;
 pub mod checkpoint;
 pub mod config;
 pub mod d3po;

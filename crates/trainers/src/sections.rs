@@ -77,7 +77,7 @@ pub struct ModelSection {
     pub path: PathBuf,
     /// Image height and width in pixels; the model's own if absent.
     pub size: Option<[usize; 2]>,
-    /// Regular expression over parameter names: those that match are trained, instead of a LoRA.
+    /// Regular expression over parameter names: those that match are trained as they are, and `[lora]` is switched off.
     pub trainable: Option<String>,
     /// The networks that train begin with random weights instead of the folder's, which then needs only their `config.json`.
     #[serde(default)]

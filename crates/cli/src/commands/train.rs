@@ -156,14 +156,16 @@ impl Plan {
             let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
             let _ = std::fs::remove_dir_all(&scratch);
             let (values, output) = (run?.num_trainable, self.output.display());
-            say(format_args!("would train {values} values into {output}; nothing was trained (--dry-run)"));
+            let what = self.config.what_trains();
+            say(format_args!("would train {values} values ({what}) into {output}; nothing was trained (--dry-run)"));
             return Ok(None);
         }
         let resumed_at = start.resume.as_ref().map(|checkpoint| checkpoint.state.cursor.step);
         let journal = |bytes| self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at));
         let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
         let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
-        run.journal.say(format_args!("training {} values, into {}{began}", run.num_trainable, self.output.display()));
+        let what = self.config.what_trains();
+        run.journal.say(format_args!("training {} values ({what}), into {}{began}", run.num_trainable, self.output.display()));
         run.journal.begin(self.config.run.num_train_steps);
         Ok(Some(run))
     }

@@ -231,7 +231,7 @@ fn draft_lvs_loss_and_gradient_are_the_means_of_its_parts() {
         let sampled = chain.run(constant(UNIT), &draft.calls(STEPS), End::Sample);
         // The reward is curved, so that a mean of samples is not a sample of the mean.
         let rewards = |latents: Tensor<4>| latents.powi_scalar(2).reshape([1]);
-        let judge = |latents: Tensor<4>| Ok(Judged { images: latents.clone(), rewards: rewards(latents) });
+        let judge = |latents: Tensor<4>| Ok(Judged { images: latents.clone(), rewards: rewards(latents), terms: vec![] });
         let epsilon = |sample| constant([0.4, -0.9][sample]);
         let loss = match only {
             None => draft.loss(&chain, &sampled, &epsilon, &judge).unwrap().1,
