@@ -40,6 +40,8 @@ pub const PRESETS: &[Preset] = &[
     preset!("sft", "sd15"),
     preset!("vae", "tiny"),
     preset!("vae", "sd15"),
+    preset!("dpo", "tiny"),
+    preset!("dpo", "sd15"),
 ];
 
 /// The presets of one algorithm.

@@ -1,4 +1,5 @@
-//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline.
+//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline, and pairs of them of which the brighter is
+//! preferred.
 //!
 //!     cargo run --release -p vp-data --example tiny_images -- checkpoints/tiny-images
 
@@ -39,10 +40,28 @@ fn draw(shape: &str, radius: f32, [x, y]: [f32; 2], color: [u8; 3], ground: [u8;
     })
 }
 
+/// Mean luma (Rec. 601).
+fn brightness(image: &RgbImage) -> f32 {
+    let luma = |pixel: &Rgb<u8>| pixel.0.iter().zip([0.299, 0.587, 0.114]).map(|(value, weight)| f32::from(*value) * weight).sum::<f32>();
+    image.pixels().map(luma).sum::<f32>() / (image.width() * image.height()) as f32
+}
+
+/// Pairs of pictures of one shape and size, which come again every 6 pictures: what the prompt says is true of both, the brighter
+/// one is chosen.
+fn preferences(pictures: &[RgbImage]) -> String {
+    let mut list = String::new();
+    for (i, j) in (0..COUNT).flat_map(|i| [(i, i + 6), (i, i + 12)]).filter(|(_, j)| *j < COUNT) {
+        let (chosen, rejected) = if brightness(&pictures[i]) > brightness(&pictures[j]) { (i, j) } else { (j, i) };
+        let (shape, (size, _)) = (SHAPES[i % 3], SIZES[i / 3 % 2]);
+        list += &format!("{{\"prompt\": \"a {size} {shape}\", \"chosen\": \"{chosen:02}.png\", \"rejected\": \"{rejected:02}.png\"}}\n");
+    }
+    list
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("expected a folder")?);
     std::fs::create_dir_all(&folder)?;
-    let mut metadata = String::new();
+    let (mut metadata, mut pictures) = (String::new(), Vec::new());
     for i in 0..COUNT {
         let (shape, (size, radius)) = (SHAPES[i % 3], SIZES[i / 3 % 2]);
         let (color, values) = COLORS[i % COLORS.len()];
@@ -50,9 +69,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (ground, ground_values) = COLORS[(i + 1 + i / COLORS.len() % 6) % COLORS.len()];
         let center = [24.0 + (i * 5 % 17) as f32, 24.0 + (i * 7 % 17) as f32];
         let name = format!("{i:02}.png");
-        write_png::<&str, &str>(folder.join(&name), &draw(shape, radius, center, values, ground_values), &[])?;
+        let picture = draw(shape, radius, center, values, ground_values);
+        write_png::<&str, &str>(folder.join(&name), &picture, &[])?;
+        pictures.push(picture);
         metadata += &format!("{{\"file_name\": \"{name}\", \"text\": \"a {size} {color} {shape} on a {ground} ground\"}}\n");
     }
     std::fs::write(folder.join("metadata.jsonl"), metadata)?;
+    std::fs::write(folder.join("preferences.jsonl"), preferences(&pictures))?;
     Ok(())
 }

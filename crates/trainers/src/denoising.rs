@@ -9,6 +9,8 @@ use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Guidance, Pipeline, predict};
 use vp_schedulers::NoiseSchedule;
 
+use crate::preview::is_finite;
+
 /// Captioned images, `[b, 3, h, w]` in [0, 1].
 #[derive(Debug, Clone)]
 pub struct DenoisingBatch<'a> {
@@ -38,10 +40,29 @@ impl Noised {
         (prediction - self.target.clone()).square().mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
     }
 
+    /// The first tensor of the prediction that is not finite.
+    pub fn first_non_finite<D: Denoiser>(&self, denoiser: &D, conditioning: &Conditioning) -> Option<String> {
+        if !is_finite(&self.sample) {
+            return Some("the latents".into());
+        }
+        let conditioning = conditioning.without_autodiff();
+        if !conditioning.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
+            return Some("the text encoder's output".into());
+        }
+        let part = denoiser.first_non_finite(self.sample.clone(), &self.model_timesteps(), &conditioning);
+        part.map(|part| format!("unet.{part}"))
+    }
+
     /// The timesteps as the denoiser takes them.
     pub fn model_timesteps(&self) -> Vec<f32> {
         self.timesteps.iter().map(|timestep| *timestep as f32).collect()
     }
+}
+
+/// A timestep for each sample, uniform over the schedule.
+pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), (noise, draw, samples): (&Noise, u64, &[u64])) -> Vec<usize> {
+    let last = schedule.alphas_cumprod().len() - 1;
+    samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect()
 }
 
 impl DenoisingBatch<'_> {
@@ -65,8 +86,7 @@ impl DenoisingBatch<'_> {
     /// Each image at a uniform random timestep.
     pub fn noised_at_random(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), (noise, draw): (&Noise, u64)) -> Noised {
         let samples: Vec<u64> = (0..self.captions.len() as u64).collect();
-        let last = schedule.alphas_cumprod().len() - 1;
-        let timesteps = samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect();
+        let timesteps = random_timesteps(schedule, (noise, draw, &samples));
         self.noised(pipeline, schedule, timesteps, (noise, draw, &samples))
     }
 

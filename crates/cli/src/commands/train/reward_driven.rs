@@ -108,7 +108,7 @@ fn arithmetic(config: &TrainConfig) -> String {
             let an_update = 2 * d3po.train_batch_size * accumulation;
             policy_arithmetic(config, (d3po.images(), an_update, d3po.num_inner_epochs), (d3po.trained_steps(steps), steps))
         }
-        AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) => String::new(),
+                AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) | AlgorithmConfig::Dpo(_) => String::new(),
     }
 }
 
