@@ -4,6 +4,7 @@
 mod blip;
 mod ddpo;
 mod lora;
+mod dpo;
 mod optim;
 mod pipelines;
 mod refl;

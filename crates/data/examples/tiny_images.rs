@@ -1,5 +1,5 @@
-//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline, and pairs of them of which the brighter is
-//! preferred.
+//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline, and pairs of them of which the larger shape
+//! is preferred.
 //!
 //!     cargo run --release -p vp-data --example tiny_images -- checkpoints/tiny-images
 
@@ -40,20 +40,15 @@ fn draw(shape: &str, radius: f32, [x, y]: [f32; 2], color: [u8; 3], ground: [u8;
     })
 }
 
-/// Mean luma (Rec. 601).
-fn brightness(image: &RgbImage) -> f32 {
-    let luma = |pixel: &Rgb<u8>| pixel.0.iter().zip([0.299, 0.587, 0.114]).map(|(value, weight)| f32::from(*value) * weight).sum::<f32>();
-    image.pixels().map(luma).sum::<f32>() / (image.width() * image.height()) as f32
-}
-
-/// Pairs of pictures of one shape and size, which come again every 6 pictures: what the prompt says is true of both, the brighter
-/// one is chosen.
-fn preferences(pictures: &[RgbImage]) -> String {
+/// Pairs of pictures of one shape, of which every third has the same and every sixth the same size: what the prompt says is true of
+/// both, the larger one is chosen.
+fn preferences() -> String {
     let mut list = String::new();
-    for (i, j) in (0..COUNT).flat_map(|i| [(i, i + 6), (i, i + 12)]).filter(|(_, j)| *j < COUNT) {
-        let (chosen, rejected) = if brightness(&pictures[i]) > brightness(&pictures[j]) { (i, j) } else { (j, i) };
-        let (shape, (size, _)) = (SHAPES[i % 3], SIZES[i / 3 % 2]);
-        list += &format!("{{\"prompt\": \"a {size} {shape}\", \"chosen\": \"{chosen:02}.png\", \"rejected\": \"{rejected:02}.png\"}}\n");
+    for (i, j) in (0..COUNT).flat_map(|i| [3, 9, 15].map(|step| (i, i + step))).filter(|(_, j)| *j < COUNT) {
+        let is_large = |i: usize| SIZES[i / 3 % 2].0 == "large";
+        let (chosen, rejected) = if is_large(i) { (i, j) } else { (j, i) };
+        let shape = SHAPES[i % 3];
+        list += &format!("{{\"prompt\": \"a {shape}\", \"chosen\": \"{chosen:02}.png\", \"rejected\": \"{rejected:02}.png\"}}\n");
     }
     list
 }
@@ -61,7 +56,7 @@ fn preferences(pictures: &[RgbImage]) -> String {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("expected a folder")?);
     std::fs::create_dir_all(&folder)?;
-    let (mut metadata, mut pictures) = (String::new(), Vec::new());
+    let mut metadata = String::new();
     for i in 0..COUNT {
         let (shape, (size, radius)) = (SHAPES[i % 3], SIZES[i / 3 % 2]);
         let (color, values) = COLORS[i % COLORS.len()];
@@ -69,12 +64,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (ground, ground_values) = COLORS[(i + 1 + i / COLORS.len() % 6) % COLORS.len()];
         let center = [24.0 + (i * 5 % 17) as f32, 24.0 + (i * 7 % 17) as f32];
         let name = format!("{i:02}.png");
-        let picture = draw(shape, radius, center, values, ground_values);
-        write_png::<&str, &str>(folder.join(&name), &picture, &[])?;
-        pictures.push(picture);
+        write_png::<&str, &str>(folder.join(&name), &draw(shape, radius, center, values, ground_values), &[])?;
         metadata += &format!("{{\"file_name\": \"{name}\", \"text\": \"a {size} {color} {shape} on a {ground} ground\"}}\n");
     }
     std::fs::write(folder.join("metadata.jsonl"), metadata)?;
-    std::fs::write(folder.join("preferences.jsonl"), preferences(&pictures))?;
+    std::fs::write(folder.join("preferences.jsonl"), preferences())?;
     Ok(())
 }

@@ -36,8 +36,28 @@ pub struct Noised {
 impl Noised {
     /// The mean squared error of each row's prediction, `[b]`.
     pub fn errors<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<1> {
-        let prediction = predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning));
-        (prediction - self.target.clone()).square().mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
+        self.errors_of(self.predictions(denoiser, conditioning))
+    }
+
+    /// What the denoiser answers, `[b, c, h, w]`.
+    pub fn predictions<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<4> {
+        predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning))
+    }
+
+    /// The mean squared error of each row's prediction, `[b, c, h, w]` → `[b]`.
+    pub fn errors_of(&self, predictions: Tensor<4>) -> Tensor<1> {
+        self.means((predictions - self.target.clone()).square())
+    }
+
+    /// The mean squared error of each row's prediction less that of its reference, `[b]`. The two squares are never written out,
+    /// `p² − r² = (p − r)(p + r)`: in single precision their difference would be rounding alone as long as the two are close.
+    pub fn error_changes(&self, predictions: Tensor<4>, references: Tensor<4>) -> Tensor<1> {
+        let difference = predictions.clone() - references.clone();
+        self.means(difference * (predictions + references - self.target.clone() * 2.0))
+    }
+
+    fn means(&self, values: Tensor<4>) -> Tensor<1> {
+        values.mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
     }
 
     /// The first tensor of the prediction that is not finite.

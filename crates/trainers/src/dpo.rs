@@ -21,7 +21,7 @@ use vp_schedulers::{NoiseSchedule, build_scheduler, by_name};
 
 use crate::Error;
 use crate::denoising::{DenoisingBatch, Noised, random_timesteps};
-use crate::losses::{PairLosses, dpo_inside, dpo_loss};
+use crate::losses::{dpo_inside, dpo_loss};
 use crate::preferences::{PairBatch, PreferencePairs};
 use crate::preview::{Preview, draw};
 use crate::run::{Run, values};
@@ -106,18 +106,19 @@ impl Dpo {
             let timesteps = random_timesteps(&*schedule, (&noise, batch.draw(), &samples));
             let noised = noised_pairs(&data, pipeline, &*schedule, &timesteps, (&noise, batch.draw(), &samples));
 
-            // 3. The squared errors of both models, the reference's off the tape.
+            // 3. What both models answer, the reference off the tape, and how their squared errors differ.
             let conditioning = data.conditioning(&run.model, pipeline);
-            let model_losses = noised.errors(&run.model.unet, conditioning.clone());
-            let reference_losses = noised.errors(&base.unet, data.conditioning(base, pipeline));
+            let predictions = noised.predictions(&run.model.unet, conditioning.clone());
+            let references = noised.predictions(&base.unet, data.conditioning(base, pipeline));
+            let changes = noised.error_changes(predictions.clone(), references.clone());
 
             // 4. −log σ of how far the model prefers the chosen image beyond the reference.
-            let (model, reference) = (PairLosses::split(model_losses.clone()), PairLosses::split(reference_losses.clone()));
-            let inside = dpo_inside(&model, &reference, self.beta);
+            let inside = inside(changes.clone(), self.beta);
             let loss = dpo_loss(inside.clone());
 
             // 5. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let observed = observed((&model_losses, &reference_losses), (&model, &reference), &inside);
+            let losses = [noised.errors_of(predictions.without_autodiff()), noised.errors_of(references)];
+            let observed = observed(losses, &changes, &inside);
             let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
 
             // 6. Look.
@@ -169,9 +170,9 @@ impl Dpo {
                 let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
                 let timesteps = vec![timestep; held_out.len()];
                 let noised = noised_pairs(&data, pipeline, schedule, &timesteps, (&noise, VALIDATION_DRAW, &samples));
-                let errors = PairLosses::split(noised.errors(&model.unet, conditioning.clone()));
-                let reference_errors = PairLosses::split(noised.errors(&base.unet, reference_conditioning.clone()));
-                let inside = values(&dpo_inside(&errors, &reference_errors, self.beta));
+                let references = noised.predictions(&base.unet, reference_conditioning.clone());
+                let changes = noised.error_changes(noised.predictions(&model.unet, conditioning.clone()), references);
+                let inside = values(&inside(changes, self.beta));
                 if !inside.iter().all(|inside| inside.is_finite()) {
                     let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
                     return Err(Error::NonFinitePreview { step, what });
@@ -198,20 +199,24 @@ fn noised_pairs(
     data.noised(pipeline, schedule, timesteps.repeat(2), (noise, draw, &samples.repeat(2)))
 }
 
+/// [`dpo_inside`] of `[2b]` changes, the chosen images' first.
+fn inside(changes: Tensor<1>, beta: f64) -> Tensor<1> {
+    let b = changes.dims()[0] / 2;
+    dpo_inside(changes.clone().narrow(0, 0, b), changes.narrow(0, b, b), beta)
+}
+
 /// What the journal is told. The changes are those of the loss against the reference: what training should lower for chosen images
 /// and raise for rejected ones.
-fn observed(
-    (model_losses, reference_losses): (&Tensor<1>, &Tensor<1>),
-    (model, reference): (&PairLosses, &PairLosses),
-    inside: &Tensor<1>,
-) -> Vec<(String, Vec<f64>)> {
-    let change = |model: &Tensor<1>, reference: &Tensor<1>| values(&(model.clone().without_autodiff() - reference.clone()));
+fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1>, inside: &Tensor<1>) -> Vec<(String, Vec<f64>)> {
+    let inside = values(inside);
+    let mut chosen_changes = values(changes);
+    let rejected_changes = chosen_changes.split_off(inside.len());
     let observed = [
-        ("implicit_accuracy", implicit_accuracies(&values(inside))),
-        ("model_loss", values(model_losses)),
-        ("reference_loss", values(reference_losses)),
-        ("chosen_change", change(&model.chosen, &reference.chosen)),
-        ("rejected_change", change(&model.rejected, &reference.rejected)),
+        ("implicit_accuracy", implicit_accuracies(&inside)),
+        ("model_loss", values(&model_losses)),
+        ("reference_loss", values(&reference_losses)),
+        ("chosen_change", chosen_changes),
+        ("rejected_change", rejected_changes),
     ];
     observed.map(|(name, values)| (name.to_string(), values)).into()
 }

@@ -16,33 +16,18 @@ pub fn mean_squared_error(prediction: Tensor<4>, target: Tensor<4>) -> Tensor<1>
     (prediction - target).square().mean()
 }
 
-/// The denoising losses of pairs of images: mean squared errors over c, h, w.
-#[derive(Debug, Clone)]
-pub struct PairLosses {
-    /// ℓ of the preferred images, `[b]`.
-    pub chosen: Tensor<1>,
-    /// ℓ of the others, `[b]`.
-    pub rejected: Tensor<1>,
-}
-
-impl PairLosses {
-    /// Of `[2b]` losses, the chosen images' first.
-    pub fn split(losses: Tensor<1>) -> Self {
-        let b = losses.dims()[0] / 2;
-        Self { chosen: losses.clone().narrow(0, 0, b), rejected: losses.narrow(0, b, b) }
-    }
-}
-
 /// What Diffusion-DPO puts inside its σ: how far the model has come to prefer the chosen images, `[b]`; 0 for the reference itself.
 ///
 /// ```text
-/// inside = −0.5 β [(ℓ_θ(chosen) − ℓ_θ(rejected)) − (ℓ_ref(chosen) − ℓ_ref(rejected))]
+/// inside = −0.5 β [(ℓ_θ(chosen) − ℓ_ref(chosen)) − (ℓ_θ(rejected) − ℓ_ref(rejected))]
 /// ```
 ///
-/// Source: Wallace et al. (arXiv 2311.12908) equation 14, with `train.py`'s 0.5 β for β T ω(λ_t) and means for squared norms.
-pub fn dpo_inside(model: &PairLosses, reference: &PairLosses, beta: f64) -> Tensor<1> {
-    let difference = |losses: &PairLosses| losses.chosen.clone() - losses.rejected.clone();
-    (difference(model) - difference(reference)) * (-0.5 * beta)
+/// Takes the two differences of denoising losses, means over c, h, w; `[b]` each.
+///
+/// Source: Wallace et al. (arXiv 2311.12908) equation 14, with `train.py`'s 0.5 β for β T ω(λ_t) and means for squared norms. There
+/// the same four losses are paired the other way round.
+pub fn dpo_inside(chosen_change: Tensor<1>, rejected_change: Tensor<1>, beta: f64) -> Tensor<1> {
+    (chosen_change - rejected_change) * (-0.5 * beta)
 }
 
 /// Diffusion-DPO's loss, `[b]` → `[1]`: the mean of −log σ(inside), without overflow on either side. Source: as [`dpo_inside`].
@@ -65,36 +50,33 @@ mod tests {
         assert_eq!(gradient, [-0.05, 0.0]);
     }
 
-    fn pair_losses(values: [f32; 4], device: &Device) -> PairLosses {
-        PairLosses::split(Tensor::<1>::from_data(values, device))
-    }
-
     #[test]
     fn dpo_of_the_reference_itself_is_ln_2() {
-        let losses = pair_losses([1.0, 0.5, 0.25, 2.0], &Device::flex());
-        let inside = dpo_inside(&losses, &losses, 5000.0);
-        inside.to_data().assert_eq(&[0.0f32, 0.0].into(), true);
-        dpo_loss(inside).into_data().assert_approx_eq::<f32>(&[std::f32::consts::LN_2].into(), Tolerance::default());
+        let change = Tensor::<1>::zeros([2], &Device::flex());
+        let loss = dpo_loss(dpo_inside(change.clone(), change, 5000.0));
+        loss.into_data().assert_approx_eq::<f32>(&[std::f32::consts::LN_2].into(), Tolerance::default());
     }
 
     #[test]
     fn dpo_by_hand_and_its_gradient() {
-        let device = Device::flex();
-        let losses = Tensor::<1>::from_data([1.0, 0.5, 0.75, 1.5], &device.clone().autodiff()).require_grad();
-        let reference = pair_losses([1.0, 1.0, 1.0, 1.0], &device);
-        let model = PairLosses::split(losses.clone());
-        // −0.5 · 4 · (1 − 0.75) and −0.5 · 4 · (0.5 − 1.5).
-        let inside = dpo_inside(&model, &reference, 4.0);
+        let device = Device::flex().autodiff();
+        let change = |values: [f32; 2]| Tensor::<1>::from_data(values, &device).require_grad();
+        let (chosen, rejected) = (change([0.0, -0.5]), change([-0.25, 0.5]));
+        // −0.5 · 4 · (0 + 0.25) and −0.5 · 4 · (−0.5 − 0.5).
+        let inside = dpo_inside(chosen.clone(), rejected.clone(), 4.0);
         inside.clone().into_data().assert_eq(&[-0.5f32, 2.0].into(), true);
         // Twice the β, twice the inside.
-        dpo_inside(&model, &reference, 8.0).into_data().assert_eq(&[-1.0f32, 4.0].into(), true);
+        dpo_inside(chosen.clone(), rejected.clone(), 8.0).into_data().assert_eq(&[-1.0f32, 4.0].into(), true);
         // (ln(1 + e^0.5) + ln(1 + e^−2)) / 2
         let loss = dpo_loss(inside);
         loss.clone().into_data().assert_approx_eq::<f32>(&[0.550502].into(), Tolerance::default());
         // ∂L/∂ℓ(chosen) = 0.5 β σ(−inside) / b, and its opposite: descent lowers the chosen losses and raises the rejected.
-        let gradient: Vec<f32> = losses.grad(&loss.backward()).expect("tracked").into_data().try_to_vec().expect("f32");
-        for (found, expected) in gradient.iter().zip([0.6224593, 0.11920292, -0.6224593, -0.11920292]) {
-            assert!((found - expected).abs() < 1e-6, "{gradient:?}");
+        let gradients = loss.backward();
+        for (losses, sign) in [(chosen, 1.0), (rejected, -1.0)] {
+            let gradient: Vec<f32> = losses.grad(&gradients).expect("tracked").into_data().try_to_vec().expect("f32");
+            for (found, expected) in gradient.iter().zip([0.6224593, 0.11920292]) {
+                assert!((found - sign * expected).abs() < 1e-6, "{gradient:?}");
+            }
         }
     }
 
