@@ -1,6 +1,7 @@
 //! Learning tests: an algorithm must raise its reward, by more than chance explains, and must leave the model alone when its
 //! learning rate is 0.
 
+mod dpo;
 mod supervised;
 
 use std::path::{Path, PathBuf};

@@ -221,7 +221,7 @@ fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1
     observed.map(|(name, values)| (name.to_string(), values)).into()
 }
 
-/// 1 where the model prefers the chosen image more than the reference does, 0 where less. A draw, as before the first update,
+/// 1 where the model prefers the chosen image more than the reference does, 0 where less. A draw, as of the untrained model,
 /// counts one half; `train.py` counts it as 0.
 fn implicit_accuracies(inside: &[f64]) -> Vec<f64> {
     let accuracy = |inside: &f64| if *inside == 0.0 { 0.5 } else { f64::from(u8::from(*inside > 0.0)) };
