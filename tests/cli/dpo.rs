@@ -38,7 +38,7 @@ fn pairs(folder: &Path, rows: &[String]) -> PathBuf {
 #[test]
 fn dpo_resumes_to_the_bit_and_logs_what_it_does() {
     let dir = tempfile::tempdir().unwrap();
-    let sets = [&SHORT[..], &[r"model.trainable=^(unet|text_encoder)\.", "preview.num_inference_steps=1"]].concat();
+    let sets = [&SHORT[..], &[r"lora.targets=^(unet|text_encoder)\.", "preview.num_inference_steps=1"]].concat();
     let finished = train(&dir.path().join("proof"), &sets, &["--prove-resume"]).ok();
     assert!(finished.stdout().contains("proved: stopped before batch 3 of 6"), "{}", finished.stdout());
     let metrics = std::fs::read_to_string(dir.path().join("proof/uninterrupted/metrics.jsonl")).unwrap();

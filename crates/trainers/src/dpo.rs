@@ -100,6 +100,7 @@ impl Dpo {
             // 1. Pairs: cropped, resized, some mirrored, some prompts dropped.
             let PairBatch { images, captions } = pairs.batch(batch, self.batch_size)?;
             let data = DenoisingBatch { images, captions: &captions, size };
+            run.count_images(2 * self.batch_size);
 
             // 2. Latents with noise: one timestep and one noise for both images of a pair.
             let samples: Vec<u64> = (0..self.batch_size as u64).collect();
