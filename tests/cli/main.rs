@@ -1,6 +1,7 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
 mod crash;
+mod dpo;
 mod list;
 mod progress;
 mod refused;

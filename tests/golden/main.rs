@@ -3,6 +3,7 @@
 
 mod blip;
 mod ddpo;
+mod dpo;
 mod lora;
 mod optim;
 mod pipelines;

@@ -2,6 +2,7 @@
 //! learning rate is 0.
 
 mod direct;
+mod dpo;
 mod policy_gradient;
 mod supervised;
 

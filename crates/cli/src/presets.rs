@@ -42,6 +42,8 @@ pub const PRESETS: &[Preset] = &[
     preset!("ddpo", "sd15"),
     preset!("d3po", "tiny"),
     preset!("d3po", "sd15"),
+    preset!("dpo", "tiny"),
+    preset!("dpo", "sd15"),
     preset!("sft", "tiny"),
     preset!("sft", "sd15"),
     preset!("vae", "tiny"),

@@ -1,4 +1,5 @@
-//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline.
+//! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline, and pairs of them of which the larger shape
+//! is preferred.
 //!
 //!     cargo run --release -p vp-data --example tiny_images -- checkpoints/tiny-images
 
@@ -39,6 +40,19 @@ fn draw(shape: &str, radius: f32, [x, y]: [f32; 2], color: [u8; 3], ground: [u8;
     })
 }
 
+/// Pairs of pictures of one shape, of which every third has the same and every sixth the same size: what the prompt says is true of
+/// both, the larger one is chosen.
+fn preferences() -> String {
+    let mut list = String::new();
+    for (i, j) in (0..COUNT).flat_map(|i| [3, 9, 15].map(|step| (i, i + step))).filter(|(_, j)| *j < COUNT) {
+        let is_large = |i: usize| SIZES[i / 3 % 2].0 == "large";
+        let (chosen, rejected) = if is_large(i) { (i, j) } else { (j, i) };
+        let shape = SHAPES[i % 3];
+        list += &format!("{{\"prompt\": \"a {shape}\", \"chosen\": \"{chosen:02}.png\", \"rejected\": \"{rejected:02}.png\"}}\n");
+    }
+    list
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("expected a folder")?);
     std::fs::create_dir_all(&folder)?;
@@ -54,5 +68,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         metadata += &format!("{{\"file_name\": \"{name}\", \"text\": \"a {size} {color} {shape} on a {ground} ground\"}}\n");
     }
     std::fs::write(folder.join("metadata.jsonl"), metadata)?;
+    std::fs::write(folder.join("preferences.jsonl"), preferences())?;
     Ok(())
 }

@@ -147,6 +147,22 @@ pub enum Error {
         /// The list.
         path: PathBuf,
     },
+    /// A list of preference pairs is refused for what was found in it.
+    #[error("preference pairs {}: {} problem(s), {usable} usable pair(s){}", path.display(), problems.len(), Problem::list(problems))]
+    ProblemsInPreferences {
+        /// The list.
+        path: PathBuf,
+        /// Every finding, in the order of the lines.
+        problems: Vec<Problem>,
+        /// How many pairs have none.
+        usable: usize,
+    },
+    /// A list of preference pairs holds none.
+    #[error("preference pairs {}: no pairs in it; expected an object a line with prompt, chosen and rejected", path.display())]
+    NoPreferences {
+        /// The list.
+        path: PathBuf,
+    },
     /// Images cannot be decoded.
     #[error("{} of {of} image(s) cannot be read{}", problems.len(), Problem::list(problems))]
     UnreadableImages {

@@ -24,10 +24,10 @@ const LISTED: usize = 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnProblem {
-    /// Refuse the folder with one error that lists the findings.
+    /// Refuse the folder or list with one error that lists the findings.
     #[default]
     Refuse,
-    /// Leave the entry out and report it in [`ImageFolder::skipped`].
+    /// Leave the entry out and report it as skipped.
     Skip,
 }
 
@@ -69,10 +69,10 @@ pub struct ImageEntry {
     pub caption: String,
 }
 
-/// Something wrong with one entry of a folder.
+/// Something wrong with one entry of a folder or list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The image's name within the folder, or the line of `metadata.jsonl`.
+    /// The image's name within the folder, or the line of `metadata.jsonl` or of the list.
     pub name: String,
     /// What is wrong with it.
     pub kind: ProblemKind,
@@ -82,7 +82,7 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// A line of `metadata.jsonl` is no object with a `file_name`.
+    /// A line of `metadata.jsonl` is no object with a `file_name`, or one of another list not what it should be.
     BadRow(String),
     /// `metadata.jsonl` names a file that does not exist.
     MissingFile,
@@ -266,7 +266,7 @@ pub fn check_images(entries: &[ImageEntry]) -> Result<()> {
 }
 
 /// What is wrong with the pixels of each entry.
-fn inspect_all(entries: &[ImageEntry], min_size: u32) -> Vec<Option<ProblemKind>> {
+pub(crate) fn inspect_all(entries: &[ImageEntry], min_size: u32) -> Vec<Option<ProblemKind>> {
     let next = AtomicUsize::new(0);
     let inspect_some = || {
         let mut findings = Vec::new();

@@ -6,7 +6,7 @@
 //!   in `[0, 1]`, RGB.
 //! - [`write_png`] saves an image with its [`Parameters`] in the text that AUTOMATIC1111's web UI reads.
 //! - [`ImageFolder`] is a folder of captioned images, checked before the first of them is used;
-//!   [`read_manifest`] a list of such images.
+//!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred.
 
 mod error;
 mod image_folder;
@@ -15,6 +15,7 @@ mod manifest;
 mod order;
 mod parameters;
 mod png_file;
+mod preferences;
 mod prompts;
 mod utf8;
 
@@ -27,4 +28,5 @@ pub use manifest::read_manifest;
 pub use order::ShuffledOrder;
 pub use parameters::Parameters;
 pub use png_file::{read_png_text, write_png};
+pub use preferences::{PreferencePair, Preferences};
 pub use prompts::{Prompt, read_prompts};

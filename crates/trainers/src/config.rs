@@ -14,9 +14,11 @@ use crate::Error;
 use crate::align_prop::AlignProp;
 use crate::d3po::D3po;
 use crate::ddpo::Ddpo;
+use crate::dpo::Dpo;
 use crate::draft::Draft;
 use crate::drtune::DrTune;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
+use crate::preferences::PreferencesSection;
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
 use crate::sections::{
@@ -41,6 +43,8 @@ vp_core::registry! {
         Ddpo = "ddpo" => Ddpo,
         /// Two trajectories of a prompt, the better preferred at every step, against the base model.
         D3po = "d3po" => D3po,
+        /// Diffusion-DPO: the denoising losses of a chosen and a rejected image, against those of the frozen base model.
+        Dpo = "dpo" => Dpo,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
         Sft = "sft" => Sft,
         /// The autoencoder: reconstruction, edges and KL on images.
@@ -53,7 +57,7 @@ impl AlgorithmConfig {
     pub fn needs_gradient(&self) -> bool {
         match self {
             Self::Refl(_) | Self::Draft(_) | Self::AlignProp(_) | Self::DrTune(_) => true,
-            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) => false,
+            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) | Self::Dpo(_) => false,
         }
     }
 
@@ -90,6 +94,8 @@ pub struct TrainConfig {
     pub algo: AlgorithmConfig,
     /// `[data]`.
     pub data: Option<DataSection>,
+    /// `[preferences]`.
+    pub preferences: Option<PreferencesSection>,
     /// `[prompts]`.
     pub prompts: Option<PromptsSection>,
     /// `[scheduler]`.
@@ -135,8 +141,9 @@ impl TrainConfig {
     /// What the run itself needs to know.
     pub fn settings(&self) -> Settings {
         let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
-        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, .. } = self.clone();
-        let preview_every = data.map(|data| data.validation_every).or(preview.map(|preview| preview.every)).unwrap_or(0);
+        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, preferences, .. } = self.clone();
+        let validation_every = data.map(|data| data.validation_every).or(preferences.map(|pairs| pairs.validation_every));
+        let preview_every = validation_every.or(preview.map(|preview| preview.every)).unwrap_or(0);
         Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
     }
 
@@ -204,7 +211,7 @@ impl TrainConfig {
     /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
     /// What is drawn, saved and tolerated on the way may change.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 4] = ["checkpoint", "guard", "preview", "data.validation_every"];
+        const FREE: [&str; 5] = ["checkpoint", "guard", "preview", "data.validation_every", "preferences.validation_every"];
         let ours = serde_json::to_value(self).expect("a config is JSON");
         let mut found = Vec::new();
         compare("", &ours, saved, &mut found);
@@ -234,8 +241,9 @@ impl Validate for TrainConfig {
         }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
-        let optional: [Option<&dyn Validate>; 6] = [
+        let optional: [Option<&dyn Validate>; 7] = [
             self.data.as_ref().map(|section| section as _),
+            self.preferences.as_ref().map(|section| section as _),
             self.prompts.as_ref().map(|section| section as _),
             self.scheduler.as_ref().map(|section| section as _),
             self.preview.as_ref().map(|section| section as _),
@@ -293,6 +301,10 @@ impl Validate for TrainConfig {
                 }
                 vae.findings(findings);
             }
+            AlgorithmConfig::Dpo(dpo) => {
+                self.supervised_findings(findings);
+                dpo.findings(findings);
+            }
         }
     }
 }
@@ -300,13 +312,20 @@ impl Validate for TrainConfig {
 impl TrainConfig {
     fn supervised_findings(&self, findings: &mut Vec<String>) {
         let name = self.algo.name();
-        if self.model.initialize && self.lora().is_some() {
+        let is_dpo = matches!(self.algo, AlgorithmConfig::Dpo(_));
+        if self.model.initialize && is_dpo {
+            findings.push("model.initialize is not used by [algo.dpo]: its reference is the model it starts from; see sft".into());
+        } else if self.model.initialize && self.lora().is_some() {
             findings.push("model.initialize draws weights that a LoRA would then freeze; set model.trainable".into());
         }
-        if self.data.is_none() {
-            findings.push(format!("[algo.{name}] needs [data]"));
+        let (data, pairs) = (("data", self.data.is_some()), ("preferences", self.preferences.is_some()));
+        let ((needed, there), (other, other_there)) = if is_dpo { (pairs, data) } else { (data, pairs) };
+        if !there {
+            findings.push(format!("[algo.{name}] needs [{needed}]"));
         }
+        let other = format!("[{other}]");
         let unused = [
+            (other.as_str(), other_there),
             ("[prompts]", self.prompts.is_some()),
             ("[scheduler]", self.scheduler.is_some()),
             ("[reward.<name>]", self.reward.is_some()),
@@ -316,7 +335,7 @@ impl TrainConfig {
         let unused = unused.into_iter().filter(|(_, there)| *there);
         findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.{name}]; remove it")));
         if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
-            findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever data.validation_every says"));
+            findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever {needed}.validation_every says"));
         }
     }
 
@@ -334,6 +353,9 @@ impl TrainConfig {
         let name = self.algo.name();
         if self.data.is_some() {
             findings.push(format!("[data] is not used by [algo.{name}]; captioned images go into [regularizer.images]"));
+        }
+        if self.preferences.is_some() {
+            findings.push(format!("[preferences] is not used by [algo.{name}]; remove it"));
         }
         if self.model.initialize {
             findings.push(format!("model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; see sft"));

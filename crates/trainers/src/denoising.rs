@@ -9,6 +9,8 @@ use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Guidance, Pipeline, predict};
 use vp_schedulers::NoiseSchedule;
 
+use crate::preview::is_finite;
+
 /// Captioned images, `[b, 3, h, w]` in [0, 1].
 #[derive(Debug, Clone)]
 pub struct DenoisingBatch<'a> {
@@ -34,14 +36,53 @@ pub struct Noised {
 impl Noised {
     /// The mean squared error of each row's prediction, `[b]`.
     pub fn errors<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<1> {
-        let prediction = predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning));
-        (prediction - self.target.clone()).square().mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
+        self.errors_of(self.predictions(denoiser, conditioning))
+    }
+
+    /// What the denoiser answers, `[b, c, h, w]`.
+    pub fn predictions<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<4> {
+        predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning))
+    }
+
+    /// The mean squared error of each row's prediction, `[b, c, h, w]` → `[b]`.
+    pub fn errors_of(&self, predictions: Tensor<4>) -> Tensor<1> {
+        self.means((predictions - self.target.clone()).square())
+    }
+
+    /// The mean squared error of each row's prediction less that of its reference, `[b]`. The two squares are never written out,
+    /// `p² − r² = (p − r)(p + r)`: in single precision their difference would be rounding alone as long as the two are close.
+    pub fn error_changes(&self, predictions: Tensor<4>, references: Tensor<4>) -> Tensor<1> {
+        let difference = predictions.clone() - references.clone();
+        self.means(difference * (predictions + references - self.target.clone() * 2.0))
+    }
+
+    fn means(&self, values: Tensor<4>) -> Tensor<1> {
+        values.mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
+    }
+
+    /// The first tensor of the prediction that is not finite.
+    pub fn first_non_finite<D: Denoiser>(&self, denoiser: &D, conditioning: &Conditioning) -> Option<String> {
+        if !is_finite(&self.sample) {
+            return Some("the latents".into());
+        }
+        let conditioning = conditioning.without_autodiff();
+        if !conditioning.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
+            return Some("the text encoder's output".into());
+        }
+        let part = denoiser.first_non_finite(self.sample.clone(), &self.model_timesteps(), &conditioning);
+        part.map(|part| format!("unet.{part}"))
     }
 
     /// The timesteps as the denoiser takes them.
     pub fn model_timesteps(&self) -> Vec<f32> {
         self.timesteps.iter().map(|timestep| *timestep as f32).collect()
     }
+}
+
+/// A timestep for each sample, uniform over the schedule.
+pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), (noise, draw, samples): (&Noise, u64, &[u64])) -> Vec<usize> {
+    let last = schedule.alphas_cumprod().len() - 1;
+    samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect()
 }
 
 impl DenoisingBatch<'_> {
@@ -65,8 +106,7 @@ impl DenoisingBatch<'_> {
     /// Each image at a uniform random timestep.
     pub fn noised_at_random(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), (noise, draw): (&Noise, u64)) -> Noised {
         let samples: Vec<u64> = (0..self.captions.len() as u64).collect();
-        let last = schedule.alphas_cumprod().len() - 1;
-        let timesteps = samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect();
+        let timesteps = random_timesteps(schedule, (noise, draw, &samples));
         self.noised(pipeline, schedule, timesteps, (noise, draw, &samples))
     }
 

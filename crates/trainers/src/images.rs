@@ -21,10 +21,33 @@ pub struct CaptionedImages {
     pub skipped: Vec<Problem>,
     /// Height and width in pixels, to which every image is cropped and resized.
     pub size: [usize; 2],
-    section: DataSection,
-    noise: Noise,
+    variation: Variation,
     order: ShuffledOrder,
     device: Device,
+}
+
+/// What differs whenever an entry comes again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variation {
+    /// Probability that a caption is replaced by the empty one.
+    pub caption_dropout: f64,
+    /// Whether every image is mirrored half of the time.
+    pub horizontal_flip: bool,
+    /// The run's random numbers.
+    pub noise: Noise,
+}
+
+impl Variation {
+    /// Whether the entry in place `sample` of a batch is mirrored.
+    pub fn mirrors(&self, batch: Batch, sample: u64) -> bool {
+        self.horizontal_flip && self.noise.uniform(Purpose::Augmentation, batch.draw(), sample) < 0.5
+    }
+
+    /// The caption of the entry in place `sample` of a batch.
+    pub fn caption(&self, batch: Batch, sample: u64, caption: &str) -> String {
+        let dropped = self.noise.uniform(Purpose::CaptionDropout, batch.draw(), sample) < self.caption_dropout;
+        if dropped { String::new() } else { caption.to_owned() }
+    }
 }
 
 /// Some of them, ready.
@@ -44,7 +67,7 @@ impl CaptionedImages {
     pub fn open(section: &DataSection, captions: bool, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
         let options = ImageFolderOptions { on_problem: section.on_problem, min_size: section.min_size, captions };
         let ImageFolder { entries, skipped } = ImageFolder::open(&section.folder, &options)?;
-        let (training, validation) = split(entries, section.validation_fraction);
+        let (training, validation) = split(entries, section.validation_fraction, |entry| &entry.file_name);
         if training.is_empty() {
             let (folder, held_out) = (section.folder.display(), validation.len());
             return Err(Error::Config(format!(
@@ -52,7 +75,8 @@ impl CaptionedImages {
             )));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
-        Ok(Self { training, validation, skipped, size, section: section.clone(), noise, order, device: device.clone() })
+        let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
+        Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
     }
 
     /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
@@ -69,12 +93,10 @@ impl CaptionedImages {
         let entries = self.order.entries(batch.index * count as u64, count);
         let (mut images, mut captions) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for (sample, entry) in entries.into_iter().enumerate() {
-            let (entry, draw, sample) = (&self.training[entry], batch.draw(), sample as u64);
+            let (entry, sample) = (&self.training[entry], sample as u64);
             let image = self.load(entry)?;
-            let mirrored = self.section.horizontal_flip && self.noise.uniform(Purpose::Augmentation, draw, sample) < 0.5;
-            images.push(if mirrored { flip_horizontal(&image) } else { image });
-            let dropped = self.noise.uniform(Purpose::CaptionDropout, draw, sample) < self.section.caption_dropout;
-            captions.push(if dropped { String::new() } else { entry.caption.clone() });
+            images.push(if self.variation.mirrors(batch, sample) { flip_horizontal(&image) } else { image });
+            captions.push(self.variation.caption(batch, sample, &entry.caption));
         }
         Ok(ImageBatch { images: to_tensor(&images, &self.device)?, captions })
     }
@@ -96,16 +118,17 @@ impl CaptionedImages {
     }
 }
 
-/// Training and validation images. Where any are to be held out, at least one is, if one is left to train on.
-fn split(entries: Vec<ImageEntry>, fraction: f64) -> (Vec<ImageEntry>, Vec<ImageEntry>) {
-    let share = |entry: &ImageEntry| number(&entry.file_name) as f64 / 2f64.powi(64);
+/// What is trained on and what is held out, by a hash of each entry's key, so that entries of one key stay together and adding some
+/// moves none. Where any are to be held out, at least one key is, if one is left to train on.
+pub(crate) fn split<T>(entries: Vec<T>, fraction: f64, key: impl Fn(&T) -> &str) -> (Vec<T>, Vec<T>) {
+    let share = |entry: &T| number(key(entry)) as f64 / 2f64.powi(64);
     let least = entries.iter().map(share).fold(f64::INFINITY, f64::min);
-    let many = entries.len() > 1;
+    let many = entries.iter().any(|entry| share(entry) > least);
     entries.into_iter().partition(|entry| !(fraction > 0.0 && (share(entry) < fraction || (many && share(entry) == least))))
 }
 
 /// A fixed number for a name, uniform over the names.
-fn number(name: &str) -> u64 {
+pub(crate) fn number(name: &str) -> u64 {
     let hash = Sha256::digest(name.as_bytes());
     u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"))
 }
@@ -117,6 +140,10 @@ mod tests {
     fn entries(names: std::ops::Range<usize>) -> Vec<ImageEntry> {
         let entry = |i| ImageEntry { path: format!("{i}.png").into(), file_name: format!("{i}.png"), caption: String::new() };
         names.map(entry).collect()
+    }
+
+    fn split(entries: Vec<ImageEntry>, fraction: f64) -> (Vec<ImageEntry>, Vec<ImageEntry>) {
+        super::split(entries, fraction, |entry| &entry.file_name)
     }
 
     #[test]

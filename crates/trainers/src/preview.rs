@@ -26,6 +26,12 @@ pub struct Preview {
 }
 
 impl Preview {
+    /// Losses on held-out data, the first of which decides, beside what was drawn, if anything was.
+    pub fn of_losses(losses: Vec<(String, Vec<f64>)>, drawn: Option<Self>) -> Self {
+        let (images, columns) = drawn.map_or((Vec::new(), 1), |drawn| (drawn.images, drawn.columns));
+        Self { images, columns, scores: losses, lower_is_better: true }
+    }
+
     /// The mean of the first score, turned so that larger is better.
     pub fn score(&self) -> Option<f64> {
         let (_, scores) = self.scores.first()?;

@@ -31,7 +31,7 @@ pub struct Settings {
     pub checkpoint: CheckpointSection,
     /// `[guard]`.
     pub guard: GuardSection,
-    /// `preview.every`, or `data.validation_every` where there is `[data]`.
+    /// `preview.every`, or `validation_every` where there is `[data]` or `[preferences]`.
     pub preview_every: u64,
 }
 
@@ -274,13 +274,17 @@ impl Validate for LoraSection {
 
 impl Validate for DataSection {
     fn findings(&self, findings: &mut Vec<String>) {
-        let (dropout, fraction) = (self.caption_dropout, self.validation_fraction);
-        find(!(0.0..=1.0).contains(&dropout), findings, || format!("data.caption_dropout is {dropout}; expected a probability, 0 to 1"));
-        find(!(0.0..1.0).contains(&fraction), findings, || {
-            format!("data.validation_fraction is {fraction}; expected at least 0 and less than 1")
-        });
-        find(self.min_size == 0, findings, || "data.min_size is 0; expected at least 1".into());
+        image_findings("data", (self.caption_dropout, self.validation_fraction, self.min_size), findings);
     }
+}
+
+/// What cannot be in a section that reads captioned images.
+pub(crate) fn image_findings(section: &str, (dropout, fraction, min_size): (f64, f64, u32), findings: &mut Vec<String>) {
+    find(!(0.0..=1.0).contains(&dropout), findings, || format!("{section}.caption_dropout is {dropout}; expected a probability, 0 to 1"));
+    find(!(0.0..1.0).contains(&fraction), findings, || {
+        format!("{section}.validation_fraction is {fraction}; expected at least 0 and less than 1")
+    });
+    find(min_size == 0, findings, || format!("{section}.min_size is 0; expected at least 1"));
 }
 
 impl Validate for PromptsSection {

@@ -6,15 +6,15 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
-use vp_models::denoiser::{Conditioning, Denoiser};
+use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
 use vp_models::pipeline::Trainable;
 use vp_schedulers::{NoiseSchedule, PredictionType, build_scheduler, by_name};
 
 use crate::Error;
-use crate::denoising::{DenoisingBatch, Noised};
+use crate::denoising::DenoisingBatch;
 use crate::images::CaptionedImages;
-use crate::preview::{Preview, draw, is_finite};
+use crate::preview::{Preview, draw};
 use crate::run::{Run, values};
 use crate::sections::PreviewSection;
 
@@ -84,7 +84,7 @@ impl Sft {
             let loss = (errors * Tensor::from_data(weights.as_slice(), pipeline.device())).mean();
 
             // 4. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(&model.unet, &noised, &conditioning))?;
+            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
 
             // 5. Look.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
@@ -123,8 +123,7 @@ impl Sft {
         let drawn = section.map(|section| draw(section, pipeline, &model, &[], (images.size, step))).transpose()?;
         let losses = self.validate(&model, pipeline, images, (schedule, run.noise), step)?;
         let scores = if losses.is_empty() { Vec::new() } else { vec![("validation_loss".to_string(), losses)] };
-        let (images, columns) = drawn.map_or((Vec::new(), 1), |drawn| (drawn.images, drawn.columns));
-        run.preview(&Preview { images, columns, scores, lower_is_better: true })
+        run.preview(&Preview::of_losses(scores, drawn))
     }
 
     /// The denoising loss of each held-out image, at the same timesteps and with the same noise whenever it is asked for. Every
@@ -153,7 +152,7 @@ impl Sft {
                 let noised = data.noised(pipeline, schedule, vec![timestep; entries.len()], (&noise, VALIDATION_DRAW, &samples));
                 let errors = values(&noised.errors(&model.unet, conditioning.clone()));
                 if !errors.iter().all(|error| error.is_finite()) {
-                    let what = first_non_finite(&model.unet, &noised, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                    let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
                     return Err(Error::NonFinitePreview { step, what });
                 }
                 sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
@@ -162,19 +161,6 @@ impl Sft {
         }
         Ok(losses)
     }
-}
-
-/// The first tensor of a prediction that is not finite.
-fn first_non_finite<D: Denoiser>(denoiser: &D, noised: &Noised, conditioning: &Conditioning) -> Option<String> {
-    if !is_finite(&noised.sample) {
-        return Some("the latents".into());
-    }
-    let conditioning = conditioning.without_autodiff();
-    if !conditioning.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
-        return Some("the text encoder's output".into());
-    }
-    let part = denoiser.first_non_finite(noised.sample.clone(), &noised.model_timesteps(), &conditioning);
-    part.map(|part| format!("unet.{part}"))
 }
 
 #[cfg(test)]

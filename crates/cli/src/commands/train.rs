@@ -1,5 +1,6 @@
 //! `train`: a config to a tuned model.
 
+mod dpo;
 mod finish;
 mod resume;
 mod reward_driven;
@@ -66,6 +67,7 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
         AlgorithmConfig::D3po(d3po) => reward_driven::train(plan, |run, environment, _| d3po.train(run, environment)),
         AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),
         AlgorithmConfig::Vae(vae) => supervised::train_vae(plan, &vae),
+        AlgorithmConfig::Dpo(dpo) => dpo::train(plan, &dpo),
     }
 }
 
