@@ -3,6 +3,8 @@
 mod crash;
 mod dpo;
 mod list;
+mod lora;
+mod policy_gradient;
 mod progress;
 mod refused;
 mod sample;

@@ -43,7 +43,10 @@ fn quiet_says_what_was_made_and_nothing_else() {
     let quiet = run(&train_args(&dir.path().join("run"), &["--quiet"])).ok();
     let stdout = quiet.stdout();
     let lines: Vec<&str> = stdout.lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with("tuned model: ") && lines[1].contains(" sample --model "), "{stdout}");
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("LoRA: ") && lines[1].contains(" sample --model ") && lines[1].contains(" --lora "),
+        "{stdout}"
+    );
     assert_eq!(quiet.stderr(), "");
     // A warning is heard.
     let still = run(&train_args(&dir.path().join("still"), &["--quiet", "--set", "optimizer.learning_rate=0"])).ok();
@@ -59,7 +62,7 @@ fn a_run_outlives_its_reader() {
     let mut child = command.spawn().unwrap();
     drop((child.stdout.take(), child.stderr.take()));
     assert!(child.wait().unwrap().success());
-    assert!(output.join("model").is_dir());
+    assert!(output.join("lora.safetensors").is_file());
 }
 
 #[test]

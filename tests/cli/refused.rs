@@ -152,8 +152,12 @@ fn config_values_that_cannot_work_are_listed_together() {
     config_refused("max_mid_step = 19", "max_mid_step = 20", &["14..=20", "19, the last of 20 steps"]);
     config_refused("name = \"ddpm\"", "name = \"dpmpp_2m\"", &["keeps history"]);
     config_refused("name = \"ddpm\"", "name = \"dppm\"", &["did you mean `ddpm`?"]);
-    config_refused("trainable = '^unet\\.'", "trainable = \"attn9\"", &["matches no parameter"]);
-    config_refused("trainable = '^unet\\.'", "trainable = \"(\"", &["no regular expression"]);
+    config_refused("# trainable = '^unet\\.'", "trainable = \"attn9\"", &["model.trainable", "matches no parameter"]);
+    config_refused("# trainable = '^unet\\.'", "trainable = \"(\"", &["model.trainable is no regular expression"]);
+    config_refused("targets = '^unet", "targets = 'attn9", &["lora.targets", "matches no layer", "unet."]);
+    config_refused("targets = '^unet", "targets = '(", &["lora.targets is no regular expression"]);
+    config_refused("rank = 4 ", "rank = 0 ", &["lora.rank is 0"]);
+    config_refused("alpha = 4.0 ", "alpha = -1.0 ", &["lora.alpha is -1"]);
     config_refused("guidance_scale = 1.0   # as", "guidance_scale = nan   # as", &["preview.guidance_scale is NaN"]);
     config_refused("# size = [64, 64]", "size = [63, 64]", &["height 63"]);
 }

@@ -71,11 +71,13 @@ fn sft_without_preview_validates_and_draws_nothing() {
     assert!(lines[0]["preview/validation_loss"].as_f64().unwrap() > 0.5 && lines[0]["step"] == 0, "{}", lines[0]);
     assert!(lines[1]["denoising_loss"].is_number() && lines[3]["preview/validation_loss"].is_number());
     assert!(files(&output.join("samples")).is_empty());
-    // The model opens.
+    // The LoRA opens.
     run(&[
         "sample",
         "--model",
-        output.join("model").to_str().unwrap(),
+        MODEL,
+        "--lora",
+        output.join("lora.safetensors").to_str().unwrap(),
         "-p",
         "x",
         "--steps",

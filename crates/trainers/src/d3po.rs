@@ -22,7 +22,7 @@ use crate::environment::Environment;
 use crate::optim::NamedTensors;
 use crate::policy_gradient::{Layout, Minibatch, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings};
 use crate::rollout::{Rollout, RolloutPlan};
-use crate::run::{Run, values};
+use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
 
 /// The knobs of `[algo.d3po]`, with d3po's values where the file is silent.
@@ -156,6 +156,9 @@ impl D3po {
             let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, preferred)? else { continue };
 
             // 4. The loss of a minibatch of pairs, each at a timestep of its own; backward, accumulated over timesteps and minibatches.
+            if place.within.is_multiple_of(layout.steps) {
+                run.count_images(place.items.len());
+            }
             let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place);
             let updated =
                 run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
@@ -181,7 +184,7 @@ impl D3po {
         scheduler: &dyn Scheduler,
         rollout: &Rollout,
         place: &Place,
-    ) -> (Tensor<1>, Vec<(String, Vec<f64>)>) {
+    ) -> (Tensor<1>, Observed) {
         let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
         let guided =
             |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);

@@ -28,7 +28,7 @@ use crate::policy_gradient::{
     Layout, Minibatch, Objective, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings, surrogate,
 };
 use crate::rollout::{Rollout, RolloutPlan};
-use crate::run::{Run, values};
+use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
 
 /// How far a ratio may be from 1 before the first update of a rollout: float32 leaves about 1e-6.
@@ -200,6 +200,9 @@ impl Ddpo {
             let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, advantages)? else { continue };
 
             // 4. The objective of a minibatch, each image at a timestep of its own; backward, accumulated over timesteps and minibatches.
+            if place.within.is_multiple_of(layout.steps) {
+                run.count_images(place.items.len());
+            }
             let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place)?;
             let updated =
                 run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
@@ -233,7 +236,7 @@ impl Ddpo {
         scheduler: &dyn Scheduler,
         rollout: &Rollout,
         place: &Place,
-    ) -> Result<(Tensor<1>, Vec<(String, Vec<f64>)>), Error> {
+    ) -> Result<(Tensor<1>, Observed), Error> {
         let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
         let guided =
             |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);

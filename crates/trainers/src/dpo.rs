@@ -24,7 +24,7 @@ use crate::denoising::{DenoisingBatch, Noised, random_timesteps};
 use crate::losses::{dpo_inside, dpo_loss};
 use crate::preferences::{PairBatch, PreferencePairs};
 use crate::preview::{Preview, draw};
-use crate::run::{Run, values};
+use crate::run::{Observed, Run, values};
 use crate::sections::PreviewSection;
 
 /// Timesteps at which a held-out pair is compared: the middles of as many equal parts of the schedule.
@@ -208,7 +208,7 @@ fn inside(changes: Tensor<1>, beta: f64) -> Tensor<1> {
 
 /// What the journal is told. The changes are those of the loss against the reference: what training should lower for chosen images
 /// and raise for rejected ones.
-fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1>, inside: &Tensor<1>) -> Vec<(String, Vec<f64>)> {
+fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1>, inside: &Tensor<1>) -> Observed {
     let inside = values(inside);
     let mut chosen_changes = values(changes);
     let rejected_changes = chosen_changes.split_off(inside.len());

@@ -12,7 +12,7 @@ use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 use crate::Error;
 use crate::checkpoint::text_checksum;
 use crate::preview::{Preview, draw};
-use crate::run::{Batch, values};
+use crate::run::{Batch, Observed, values};
 use crate::sections::{PreviewSection, SchedulerSection};
 
 /// Everything around the trained model.
@@ -34,7 +34,7 @@ pub struct Environment<D: Denoiser> {
 }
 
 /// What the journal is told of a judgement: `reward`, and `reward/<term>` for each term of a sum.
-pub fn observed_rewards(rewards: &Tensor<1>, terms: &[(String, Tensor<1>)]) -> Vec<(String, Vec<f64>)> {
+pub fn observed_rewards(rewards: &Tensor<1>, terms: &[(String, Tensor<1>)]) -> Observed {
     let terms = terms.iter().map(|(name, scores)| (format!("reward/{name}"), values(scores)));
     std::iter::once(("reward".to_string(), values(rewards))).chain(terms).collect()
 }
@@ -89,7 +89,7 @@ impl<D: Denoiser> Environment<D> {
     ///
     /// # Errors
     /// When a reward fails.
-    pub fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<(Tensor<1>, Vec<(String, Vec<f64>)>), Error> {
+    pub fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<(Tensor<1>, Observed), Error> {
         let Judgement { scores, terms } = self.reward.judge(images.clone(), prompts)?;
         let mut observed = observed_rewards(&scores, &terms).split_off(1);
         observed.extend(self.watch(images, prompts)?);
@@ -100,7 +100,7 @@ impl<D: Denoiser> Environment<D> {
     ///
     /// # Errors
     /// When a reward fails.
-    pub fn watch(&self, images: Tensor<4>, prompts: &[String]) -> Result<Vec<(String, Vec<f64>)>, Error> {
+    pub fn watch(&self, images: Tensor<4>, prompts: &[String]) -> Result<Observed, Error> {
         let images = images.without_autodiff();
         self.watched
             .iter()

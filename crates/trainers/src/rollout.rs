@@ -10,7 +10,7 @@ use vp_schedulers::Scheduler;
 use crate::Error;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::run::{Run, values};
+use crate::run::{Observed, Run, values};
 
 /// The images of one epoch, `n` of them.
 #[derive(Debug, Clone)]
@@ -130,7 +130,6 @@ impl Rollout {
             }
             latents.iter_mut().zip(trajectory.latents).for_each(|(all, part)| all.push(part));
             log_probs.iter_mut().zip(trajectory.log_probs).for_each(|(all, part)| all.push(part));
-            run.count_images(samples.len());
         }
         Ok(Self {
             epoch,
@@ -175,7 +174,7 @@ impl Rollout {
     }
 
     /// The rewards, and what else was observed, for the journal.
-    pub fn scores(&self) -> Vec<(String, Vec<f64>)> {
+    pub fn scores(&self) -> Observed {
         let widened = |scores: &[f32]| scores.iter().map(|score| f64::from(*score)).collect();
         let others = self.observed.iter().map(|(name, scores)| (name.clone(), widened(scores)));
         std::iter::once(("reward".to_string(), widened(&self.rewards))).chain(others).collect()

@@ -56,6 +56,9 @@ pub struct Start {
     pub memory_bytes: u64,
 }
 
+/// Values by name, of which the journal tells the mean.
+pub type Observed = Vec<(String, Vec<f64>)>;
+
 /// One micro-batch to be computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
@@ -226,12 +229,7 @@ impl<M: Module> Run<M> {
     ///
     /// # Errors
     /// When a loss or a gradient is not finite and no more batches may be skipped; when the journal cannot be written.
-    pub fn backward(
-        &mut self,
-        loss: Tensor<1>,
-        observed: Vec<(String, Vec<f64>)>,
-        blame: &dyn Fn(&M) -> Option<String>,
-    ) -> Result<Option<u64>, Error> {
+    pub fn backward(&mut self, loss: Tensor<1>, observed: Observed, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
         let total = values(&loss)[0];
         if !total.is_finite() {
             let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({total})"));

@@ -18,7 +18,7 @@ pub type Model = Trainable<UNet2DConditionModel>;
 pub fn finish(run: &Run<Model>, (pipeline, base): (&Pipeline, &Model), config: &TrainConfig) -> anyhow::Result<()> {
     let tuned = run.tuned();
     let exported = match config.lora() {
-        Some(lora) => export_lora((pipeline, base), (&tuned, &lora), run.dir(), &notes(config, &lora, pipeline, run.dir()))?,
+        Some(lora) => export_lora((pipeline, base), (&tuned, &lora), run.dir(), &notes(config, &lora, pipeline))?,
         None => export((pipeline, base), &tuned, &run.dir().join("model"))?,
     };
     run.summary();
@@ -67,7 +67,7 @@ fn sample_command(config: &TrainConfig, tuned: &Path) -> Option<String> {
 
 /// What kohya's tools and model browsers read of a LoRA: `ss_*` (sd-scripts' `train_network.py`) and `modelspec.*`
 /// (Stability's ModelSpec 1.0.0). No date, so that a run repeated writes the same file.
-fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline, run: &Path) -> Vec<(String, String)> {
+fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(String, String)> {
     let folder = &pipeline.folder;
     let [height, width] = config.model.size.unwrap_or(folder.default_size());
     let v2 = folder.family() == Family::StableDiffusion && folder.unet_config().cross_attention_dim[0] == 1024;
@@ -86,7 +86,7 @@ fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline, run: &Pa
         ("ss_base_model_version", version.into()),
         ("ss_sd_model_name", name(&config.model.path)),
         ("ss_v2", if v2 { "True" } else { "False" }.into()),
-        ("ss_output_name", name(run)),
+        ("ss_output_name", format!("{}-{algo}", name(&config.model.path))),
         ("ss_learning_rate", config.optimizer.learning_rate.to_string()),
         ("ss_max_train_steps", config.run.num_train_steps.to_string()),
         ("ss_gradient_accumulation_steps", config.optimizer.gradient_accumulation_steps.to_string()),

@@ -1,0 +1,132 @@
+//! DDPO and D3PO: what cannot work, a reward that fails, and going on in the middle of an epoch.
+
+use std::path::Path;
+
+use crate::util::{copy_dir, root, run};
+
+/// Two epochs of two updates each, of two minibatches at three timesteps.
+const SMALL: [&str; 9] = [
+    "run.num_train_steps=4",
+    "model.size=[32, 32]",
+    "scheduler.num_inference_steps=3",
+    "optimizer.gradient_accumulation_steps=2",
+    "preview.num_inference_steps=1",
+    "preview.seeds=[1]",
+    "watch=[{ saturation = {} }]",
+    "checkpoint.every=1",
+    "lora.targets=attn1",
+];
+const DDPO: [&str; 4] = [
+    "algo.ddpo.sample_batch_size=4",
+    "algo.ddpo.num_batches_per_epoch=2",
+    "algo.ddpo.train_batch_size=2",
+    "algo.ddpo.advantages={ per_prompt = { buffer_size = 4, min_count = 2 } }",
+];
+const D3PO: [&str; 3] = ["algo.d3po.sample_batch_size=4", "algo.d3po.num_batches_per_epoch=2", "algo.d3po.train_batch_size=1"];
+
+fn args<'a>(algo: &'a str, output: &'a Path, own: &[&'a str], extra: &[&'a str]) -> Vec<&'a str> {
+    let sets = SMALL.into_iter().chain(own.iter().copied()).flat_map(|set| ["--set", set]);
+    let begin = ["train", "--algo", algo, "-o", output.to_str().unwrap()];
+    begin.into_iter().chain(sets).chain(extra.iter().copied()).collect()
+}
+
+/// Stopped in the middle of an epoch, between two timesteps of a minibatch: trajectories, advantages and the prompts' statistics come
+/// back to the bit.
+#[test]
+fn an_epoch_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    for (algo, own) in [("ddpo", &DDPO[..]), ("d3po", &D3PO[..])] {
+        let output = dir.path().join(algo);
+        let finished = run(&args(algo, &output, own, &["--prove-resume"])).ok();
+        // 24 backward passes; in the middle an epoch begins, so one later.
+        assert!(finished.stdout().contains("stopped before batch 13 of 24"), "{}", finished.stdout());
+        let metrics = std::fs::read_to_string(output.join("interrupted/metrics.jsonl")).unwrap();
+        let updates: Vec<serde_json::Value> = metrics
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &serde_json::Value| line["loss"].is_number())
+            .collect();
+        let logged: &[&str] = if algo == "ddpo" {
+            &["reward_mean", "reward_std", "watch/saturation", "approx_kl", "clipfrac", "ratio_max_deviation", "kl", "grad_norm"]
+        } else {
+            &["reward_mean", "reward_std", "watch/saturation", "clipfrac", "kl", "grad_norm"]
+        };
+        for name in logged {
+            assert!(updates.len() == 4 && updates.iter().all(|line| line[*name].is_number()), "{algo}: {name}: {updates:?}");
+        }
+        if algo == "ddpo" {
+            // On policy until the first update of an epoch, off it after.
+            let deviation = |update: usize| updates[update]["ratio_max_deviation"].as_f64().unwrap();
+            assert!(deviation(0) < 1e-5 && deviation(2) < 1e-5 && deviation(1) > 1e-5 && deviation(3) > 1e-5, "{updates:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_work_is_one_clear_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let refused = |algo: &str, own: &[&str], set: &str| {
+        let line = run(&args(algo, &output, own, &["--set", set])).refused();
+        assert!(!output.exists(), "{set} left a run behind");
+        line
+    };
+    for (algo, own) in [("ddpo", &DDPO[..]), ("d3po", &D3PO[..])] {
+        let line = refused(algo, own, "scheduler.eta=0");
+        assert!(line.contains(&format!("algo.{algo} needs a density")) && line.contains("eta above 0"), "{line}");
+        let line = refused(algo, own, "scheduler.name=euler");
+        assert!(line.contains("needs a density"), "{line}");
+        let line = refused(algo, own, "scheduler.set_alpha_to_one=true");
+        assert!(line.contains("the last scheduler step") && line.contains("set_alpha_to_one = false"), "{line}");
+        assert!(refused(algo, own, "scheduler.name=ddpm").contains("has no density"));
+        let line = refused(algo, own, &format!("algo.{algo}.train_batch_size=3"));
+        assert!(line.contains("an epoch has 8 images") && line.contains("does not divide"), "{line}");
+        assert!(refused(algo, own, "regularizer={ none = {} }").contains("is not used by"));
+        assert!(refused(algo, own, &format!("algo.{algo}.timestep_fraction=0.0")).contains("above 0 and at most 1"));
+    }
+    let line = refused("ddpo", &DDPO, "algo.ddpo.objective=score_function");
+    assert!(line.contains("one update a rollout, and here are 2"), "{line}");
+    let line = refused("ddpo", &DDPO, "algo.ddpo.advantages={ group = {} }");
+    assert!(line.contains("expected at least 2"), "{line}");
+    assert!(refused("ddpo", &DDPO, "algo.ddpo.images_per_prompt=3").contains("images_per_prompt 3 does not divide"));
+    assert!(refused("ddpo", &DDPO, "algo.ddpo.clip_range=0.0").contains("clip_range is 0; expected a number above 0"));
+}
+
+/// Groups, shared latents, guidance, a KL penalty, part of the timesteps, two walks: they run, and the score function too.
+#[test]
+fn other_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    let grouped = [
+        "run.num_train_steps=2",
+        "algo.ddpo.images_per_prompt=4",
+        "algo.ddpo.share_initial_latents=true",
+        "algo.ddpo.advantages={ group = {} }",
+        "algo.ddpo.guidance_scale=3.0",
+        "algo.ddpo.kl_weight=0.1",
+        "algo.ddpo.timestep_fraction=0.7",
+        "algo.ddpo.num_inner_epochs=2",
+        r"lora.targets=(attn1|self_attn)",
+    ];
+    let output = dir.path().join("grouped");
+    let finished = run(&args("ddpo", &output, &[&DDPO[..], &grouped[..]].concat(), &[])).ok();
+    assert!(finished.stdout().contains("at 2 of 3 timesteps, 4 backward passes"), "{}", finished.stdout());
+    let score = ["run.num_train_steps=1", "algo.ddpo.objective=score_function", "optimizer.gradient_accumulation_steps=4"];
+    run(&args("ddpo", &dir.path().join("score"), &[&DDPO[..], &score[..]].concat(), &[])).ok();
+}
+
+/// Exit 1, the image is named, and the run can be resumed, which fails again in the same place.
+#[test]
+fn a_reward_that_is_not_finite() {
+    let dir = tempfile::tempdir().unwrap();
+    let reward = dir.path().join("reward");
+    copy_dir(&root().join("tests/golden/blip_reward_tiny/model"), &reward);
+    std::fs::remove_file(reward.join("model.pt")).unwrap();
+    crate::crash::poison(&reward.join("model.safetensors"), "mlp.layers.0.weight");
+    let weights = format!("reward={{ vp_score = {{ weights = \"{}\" }} }}", reward.display());
+    let output = dir.path().join("run");
+    let finished = run(&args("ddpo", &output, &DDPO, &["--set", &weights]));
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    assert!(finished.stderr().contains("update 1: the reward of image 0 of epoch 1 (NaN) is not finite"), "{}", finished.stderr());
+    let again = run(&["train", "--resume", output.to_str().unwrap()]);
+    assert!(again.code() == Some(1) && again.stderr().contains("the reward of image 0 of epoch 1"), "{}", again.stderr());
+}
