@@ -108,7 +108,9 @@ fn assert_gain(what: &str, gain: impl Fn(u64) -> Trained) {
         })
         .collect();
     let (gain, error) = estimate(&gains);
-    assert!(gain > 0.0 && gain >= 3.0 * error, "{what} rose by {gain:.4} ± {error:.4} (three seeds: {gains:?})");
+    let line = format!("{what} rose by {gain:.4} ± {error:.4} (three seeds: {gains:.4?})");
+    println!("{line}");
+    assert!(gain > 0.0 && gain >= 3.0 * error, "{line}");
 }
 
 /// ReFL on brightness, short and small.
