@@ -20,7 +20,7 @@ use crate::Error;
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{Layout, Minibatch, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings};
+use crate::policy_gradient::{Layout, Minibatch, Place, guided_transition, kl_divergence, learn, sampling_findings};
 use crate::rollout::{Rollout, RolloutPlan};
 use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
@@ -102,23 +102,16 @@ impl D3po {
             ("train_batch_size", self.train_batch_size),
             ("num_inner_epochs", self.num_inner_epochs),
         ];
-        let zeros: Vec<&str> = counts.iter().filter(|(_, count)| *count == 0).map(|(name, _)| *name).collect();
-        findings.extend(zeros.iter().map(|name| format!("algo.d3po.{name} is 0; expected at least 1")));
-        stochastic_findings("d3po", scheduler, findings);
+        let fine = counts.iter().all(|(_, count)| *count > 0);
+        sampling_findings("d3po", &counts, (self.guidance_scale, self.timestep_fraction), scheduler, findings);
         if !(self.beta > 0.0 && self.beta.is_finite()) {
             findings.push(format!("algo.d3po.beta is {}; expected a number above 0", self.beta));
         }
         if !(self.clip_range > 0.0 && self.clip_range < 1.0) {
             findings.push(format!("algo.d3po.clip_range is {}; expected above 0 and below 1", self.clip_range));
         }
-        if !(self.guidance_scale >= 0.0 && self.guidance_scale.is_finite()) {
-            findings.push(format!("algo.d3po.guidance_scale is {}; expected a number of at least 0", self.guidance_scale));
-        }
-        if !(self.timestep_fraction > 0.0 && self.timestep_fraction <= 1.0) {
-            findings.push(format!("algo.d3po.timestep_fraction is {}; expected above 0 and at most 1", self.timestep_fraction));
-        }
         let (images, update) = (self.images(), 2 * self.train_batch_size * accumulation);
-        if zeros.is_empty() && accumulation > 0 && !images.is_multiple_of(update) {
+        if fine && accumulation > 0 && !images.is_multiple_of(update) {
             findings.push(format!(
                 "an epoch has {images} images (algo.d3po.sample_batch_size {} x num_batches_per_epoch {}), which an update of {update} (2 x \
                  train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
@@ -155,23 +148,11 @@ impl D3po {
             let plan = (&self.plan(), place.epoch);
             let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, preferred)? else { continue };
 
-            // 4. The loss of a minibatch of pairs, each at a timestep of its own; backward, accumulated over timesteps and minibatches.
-            if place.within.is_multiple_of(layout.steps) {
-                run.count_images(place.items.len());
-            }
-            let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place);
-            let updated =
-                run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
-            if place.within + 1 == layout.micro_batches() {
-                Rollout::forget(&mut run.memory);
-            } else {
-                rollout = Some(current);
-            }
+            // 4. The loss of a minibatch of pairs, each at a timestep of its own.
+            let objective = self.objective(run, environment, &*scheduler, &current, &place);
 
-            // 5. Look, measure; saving is the run's.
-            if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                run.preview(&environment.preview(&run.tuned(), step)?)?;
-            }
+            // 5. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
+            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), objective)?;
         }
         Ok(())
     }

@@ -24,9 +24,7 @@ use crate::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{
-    Layout, Minibatch, Objective, Place, first_non_finite, guided_transition, kl_divergence, stochastic_findings, surrogate,
-};
+use crate::policy_gradient::{Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, sampling_findings, surrogate};
 use crate::rollout::{Rollout, RolloutPlan};
 use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
@@ -120,22 +118,17 @@ impl Ddpo {
             ("train_batch_size", self.train_batch_size),
             ("num_inner_epochs", self.num_inner_epochs),
         ];
-        let zeros: Vec<&str> = counts.iter().filter(|(_, count)| *count == 0).map(|(name, _)| *name).collect();
-        findings.extend(zeros.iter().map(|name| format!("algo.ddpo.{name} is 0; expected at least 1")));
-        stochastic_findings("ddpo", scheduler, findings);
+        let fine = counts.iter().all(|(_, count)| *count > 0);
+        sampling_findings("ddpo", &counts, (self.guidance_scale, self.timestep_fraction), scheduler, findings);
         let positive = [("clip_range", self.clip_range), ("adv_clip_max", self.adv_clip_max)];
         for (name, value) in positive.into_iter().filter(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             findings.push(format!("algo.ddpo.{name} is {value}; expected a number above 0"));
         }
-        let not_negative = [("guidance_scale", self.guidance_scale), ("kl_weight", self.kl_weight)];
-        for (name, value) in not_negative.into_iter().filter(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
-            findings.push(format!("algo.ddpo.{name} is {value}; expected a number of at least 0"));
-        }
-        if !(self.timestep_fraction > 0.0 && self.timestep_fraction <= 1.0) {
-            findings.push(format!("algo.ddpo.timestep_fraction is {}; expected above 0 and at most 1", self.timestep_fraction));
+        if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
+            findings.push(format!("algo.ddpo.kl_weight is {}; expected a number of at least 0", self.kl_weight));
         }
         self.advantages.findings(findings);
-        if zeros.is_empty() && accumulation > 0 {
+        if fine && accumulation > 0 {
             self.division_findings(accumulation, findings);
         }
     }
@@ -199,23 +192,11 @@ impl Ddpo {
             let advantages = |rollout: &Rollout, memory: &mut NamedTensors| self.advantages(rollout, memory, &device);
             let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, advantages)? else { continue };
 
-            // 4. The objective of a minibatch, each image at a timestep of its own; backward, accumulated over timesteps and minibatches.
-            if place.within.is_multiple_of(layout.steps) {
-                run.count_images(place.items.len());
-            }
-            let (loss, observed) = self.objective(run, environment, &*scheduler, &current, &place)?;
-            let updated =
-                run.backward(loss, observed, &|model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &current, &place))?;
-            if place.within + 1 == layout.micro_batches() {
-                Rollout::forget(&mut run.memory);
-            } else {
-                rollout = Some(current);
-            }
+            // 4. The objective of a minibatch, each image at a timestep of its own.
+            let objective = self.objective(run, environment, &*scheduler, &current, &place)?;
 
-            // 5. Look, measure; saving is the run's.
-            if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                run.preview(&environment.preview(&run.tuned(), step)?)?;
-            }
+            // 5. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
+            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), objective)?;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::Error;
 use crate::environment::Environment;
 use crate::preview::is_finite;
 use crate::rollout::{Rollout, RolloutPlan};
+use crate::run::{Observed, Run};
 use crate::sections::SchedulerSection;
 
 /// How an epoch's images are walked in training.
@@ -182,8 +183,54 @@ fn prompts<D: Denoiser>(environment: &Environment<D>, rollout: &Rollout, rows: &
     rows.iter().map(|row| environment.prompt(rollout.prompts[*row]).to_string()).collect()
 }
 
+/// The end of a micro-batch: goes backward, after the last one of an update updates, follows with the moving average and writes down,
+/// and looks where that is due. Gives the rollout back until its epoch is over; then the run forgets it.
+///
+/// # Errors
+/// When something is not finite, a reward fails, or the run's folder cannot be written.
+pub fn learn<D: Denoiser>(
+    run: &mut Run<Trainable<D>>,
+    environment: &Environment<D>,
+    scheduler: &dyn Scheduler,
+    (rollout, layout, place): (Rollout, &Layout, &Place),
+    (loss, observed): (Tensor<1>, Observed),
+) -> Result<Option<Rollout>, Error> {
+    if place.within.is_multiple_of(layout.steps) {
+        run.count_images(place.items.len());
+    }
+    let blame = |model: &Trainable<D>| first_non_finite(model, environment, scheduler, &rollout, place);
+    let updated = run.backward(loss, observed, &blame)?;
+    let over = place.within + 1 == layout.micro_batches();
+    if over {
+        Rollout::forget(&mut run.memory);
+    }
+    if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
+        run.preview(&environment.preview(&run.tuned(), step)?)?;
+    }
+    Ok((!over).then_some(rollout))
+}
+
+/// Appends what cannot be among the knobs that DDPO and D3PO share: `counts` must be at least 1.
+pub fn sampling_findings(
+    algo: &str,
+    counts: &[(&str, usize)],
+    (guidance_scale, timestep_fraction): (f64, f64),
+    scheduler: &SchedulerSection,
+    findings: &mut Vec<String>,
+) {
+    let zeros = counts.iter().filter(|(_, count)| *count == 0);
+    findings.extend(zeros.map(|(name, _)| format!("algo.{algo}.{name} is 0; expected at least 1")));
+    stochastic_findings(algo, scheduler, findings);
+    if !(guidance_scale >= 0.0 && guidance_scale.is_finite()) {
+        findings.push(format!("algo.{algo}.guidance_scale is {guidance_scale}; expected a number of at least 0"));
+    }
+    if !(timestep_fraction > 0.0 && timestep_fraction <= 1.0) {
+        findings.push(format!("algo.{algo}.timestep_fraction is {timestep_fraction}; expected above 0 and at most 1"));
+    }
+}
+
 /// The first tensor that is not finite in the transition of the images at `place`.
-pub fn first_non_finite<D: Denoiser>(
+fn first_non_finite<D: Denoiser>(
     model: &Trainable<D>,
     environment: &Environment<D>,
     scheduler: &dyn Scheduler,
@@ -205,7 +252,7 @@ pub fn first_non_finite<D: Denoiser>(
 }
 
 /// Appends that the scheduler draws no noise, where its section says so.
-pub fn stochastic_findings(algo: &str, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
+fn stochastic_findings(algo: &str, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
     let deterministic = match scheduler.name.as_str() {
         "ddim" => scheduler.eta == 0.0,
         name => name.starts_with("euler") && !name.starts_with("euler_a"),

@@ -79,15 +79,16 @@ impl Names {
 
     /// A layer's name in a kohya file, without its ending.
     pub(super) fn kohya(&self, layer: &str) -> String {
-        match layer.split_once('.') {
-            Some(("unet", path)) => format!("lora_unet_{}", underscored(path)),
-            Some(("text_encoder", path)) if self.family == Family::StableDiffusionXl => {
-                format!("lora_te1_text_model_{}", underscored(path))
-            }
-            Some(("text_encoder_2", path)) => format!("lora_te2_text_model_{}", underscored(path)),
-            Some((_, path)) => format!("lora_te_text_model_{}", underscored(path)),
-            None => layer.into(),
-        }
+        let (component, path) = layer.split_once('.').unwrap_or(("unet", layer));
+        let component = match component {
+            "unet" => "unet",
+            "text_encoder" if self.family == Family::StableDiffusionXl => "te1",
+            "text_encoder" => "te",
+            _ => "te2",
+        };
+        // As published: an encoder's projection stands beside its `text_model`.
+        let within = if component == "unet" || path == "text_projection" { "" } else { "text_model_" };
+        format!("lora_{component}_{within}{}", underscored(path))
     }
 
     /// Whether diffusers has a form of its own for a layer's factors: attention has, from its first releases.
@@ -208,6 +209,25 @@ mod tests {
         ];
         for (diffusers, original) in pairs {
             assert_eq!(original_name(diffusers, &unet).as_deref(), Some(original), "{diffusers}");
+        }
+    }
+
+    /// kohya's files stand a projection beside the encoder's `text_model`, and know XL's encoders by number.
+    #[test]
+    fn names_of_text_encoders() {
+        let layer = |name: &str| Layer { name: name.into(), shape: vec![2, 2], id: burn::module::ParamId::new() };
+        let found = [layer("text_encoder.encoder.layers.0.self_attn.q_proj"), layer("text_encoder_2.text_projection")];
+        let kohya = |family| found.each_ref().map(|layer| Names::new(&found, family, &xl()).kohya(&layer.name));
+        let q_proj = "text_model_encoder_layers_0_self_attn_q_proj";
+        assert_eq!(kohya(Family::StableDiffusionXl), [format!("lora_te1_{q_proj}"), "lora_te2_text_projection".into()]);
+        assert_eq!(kohya(Family::StableDiffusion)[0], format!("lora_te_{q_proj}"));
+        let names = Names::new(&found, Family::StableDiffusionXl, &xl());
+        for form in [
+            format!("lora_te_{q_proj}"),
+            format!("lora_te1_{q_proj}"),
+            format!("text_encoder.{}", "text_model.encoder.layers.0.self_attn.q_proj"),
+        ] {
+            assert_eq!(names.layer(&form), Some(found[0].name.as_str()), "{form}");
         }
     }
 
