@@ -26,25 +26,30 @@ fn short(algo: &str, reward: &str, seed: u64, learning_rate: f64) -> Vec<String>
     .into()
 }
 
-fn raises(algo: &str, name: &str, reward: &str, learning_rate: f64) {
+fn raises(algo: &str, name: &str, reward: &str, learning_rate: f64, extra: &[&str]) {
     assert_gain(&format!("{algo}: {name}"), |seed| {
-        train(&format!("{algo}-{name}-{seed}"), &format!("configs/{algo}/tiny.toml"), &short(algo, reward, seed, learning_rate))
+        let mut overrides = short(algo, reward, seed, learning_rate);
+        overrides.extend(extra.iter().map(|extra| extra.to_string()));
+        train(&format!("{algo}-{name}-{seed}"), &format!("configs/{algo}/tiny.toml"), &overrides)
     });
 }
 
+/// Images of one prompt from the same latents, held against each other.
+const GROUPS: [&str; 3] = ["algo.ddpo.images_per_prompt=8", "algo.ddpo.share_initial_latents=true", "algo.ddpo.advantages={ group = {} }"];
+
 #[test]
 fn ddpo_raises_compressibility() {
-    raises("ddpo", "jpeg_compressibility", "{ jpeg_compressibility = {} }", 3e-2);
+    raises("ddpo", "jpeg_compressibility", "{ jpeg_compressibility = {} }", 3e-2, &GROUPS);
 }
 
 #[test]
 fn ddpo_raises_brightness() {
-    raises("ddpo", "brightness", "{ brightness = {} }", 3e-2);
+    raises("ddpo", "brightness", "{ brightness = {} }", 3e-2, &[]);
 }
 
 #[test]
 fn d3po_raises_brightness() {
-    raises("d3po", "brightness", "{ brightness = {} }", 1e-2);
+    raises("d3po", "brightness", "{ brightness = {} }", 6e-3, &[]);
 }
 
 #[test]
