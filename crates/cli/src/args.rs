@@ -184,6 +184,7 @@ impl std::str::FromStr for LoraArg {
 /// `export`.
 #[derive(Debug, ClapArgs)]
 #[command(
+    group = clap::ArgGroup::new("what").required(true).args(["merge", "format"]),
     after_help = "Examples:\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --merge -o ./sd15-tuned\n  visionprefer export --model ./sd15 --lora from-the-web.safetensors --format diffusers -o pytorch_lora_weights.safetensors"
 )]
 pub struct ExportArgs {
@@ -194,7 +195,7 @@ pub struct ExportArgs {
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required = true)]
     pub loras: Vec<LoraArg>,
     /// Write a diffusers folder with the LoRAs added to its weights
-    #[arg(long, required_unless_present = "format", conflicts_with = "format")]
+    #[arg(long)]
     pub merge: bool,
     /// Write the LoRA in another dialect
     #[arg(long, value_enum, value_name = "NAME")]

@@ -35,7 +35,33 @@ impl Failure {
         };
         let label = if matches!(self, Self::Stopped(..)) { "stopped" } else { "error" };
         // A closed pipe must not turn an exit code into a panic.
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{label}: {error:#}\n"));
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{label}: {}\n", message(error)));
         ExitCode::from(code)
+    }
+}
+
+/// The error and what led to it. A cause that an error has told already, as those of files do, is not told twice.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || std::io::Error::other("no room");
+        let told = anyhow::Error::new(cause()).context("model.bin: no room").context("--lora");
+        assert_eq!(message(&told), "--lora: model.bin: no room");
+        assert_eq!(message(&anyhow::Error::new(cause()).context("write model.bin")), "write model.bin: no room");
     }
 }

@@ -260,7 +260,7 @@ fn stochastic_findings(algo: &str, scheduler: &SchedulerSection, findings: &mut 
     if deterministic {
         findings.push(format!(
             "algo.{algo} needs a density for each step, and scheduler.name {} with scheduler.eta {} draws none; expected ddim with eta above 0 \
-             (published: 1), ddpm or euler_a",
+             (published: 1)",
             scheduler.name, scheduler.eta
         ));
     }
