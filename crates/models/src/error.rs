@@ -37,11 +37,11 @@ pub enum Error {
         message: String,
     },
     /// A LoRA that was made for another model, or is none.
-    #[error("the LoRA {path} does not fit this model (is it for another base?):\n  {faults}")]
+    #[error("the LoRA {path} does not fit this model (is it for another base?): {faults}")]
     Lora {
         /// The file.
         path: String,
-        /// The names of the tensors that do not fit, and why; one a line.
+        /// The names of the tensors that do not fit, and why.
         faults: String,
     },
     /// A size, a prompt or a setting that this model cannot draw.

@@ -100,8 +100,8 @@ impl LoraWeights {
         }
         let more = faults.len().saturating_sub(SHOWN);
         faults.truncate(SHOWN);
-        let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-        Err(Error::Lora { path: path.display().to_string(), faults: format!("{}{more}", faults.join("\n  ")) })
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        Err(Error::Lora { path: path.display().to_string(), faults: format!("{}{more}", faults.join("; ")) })
     }
 
     /// Writes a file in one of the dialects; `notes` go into its metadata.
