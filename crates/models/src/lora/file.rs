@@ -248,3 +248,69 @@ impl Told {
         if stabilised && !self.0.is_empty() { alpha * (rank as f64).sqrt() } else { alpha }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NetworkConfig;
+    use crate::lora::layers;
+    use crate::pipeline::Family;
+    use crate::unet::UNetConfig;
+    use burn::tensor::Device;
+
+    const LAYER: &str = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
+
+    fn names() -> Names {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sd15_tiny/pipeline/unet/config.json");
+        let config = UNetConfig::read(&path).unwrap();
+        let mut found = layers(&config.init(&Device::flex()));
+        found.iter_mut().for_each(|layer| layer.name = format!("unet.{}", layer.name));
+        Names::new(&found, Family::StableDiffusion, &config)
+    }
+
+    /// The alpha that is read for factors of rank 2 under these two names.
+    fn alpha(dir: &Path, [down, up]: [&str; 2], metadata: &[(&str, &str)]) -> f64 {
+        let (names, path) = (names(), dir.join("adapter_model.safetensors"));
+        let (d_out, d_in) = (names.shapes[LAYER][0], names.shapes[LAYER][1]);
+        let shapes = [[2, d_in], [d_out, 2]];
+        let tensors = [down, up].into_iter().zip(&shapes).map(|(name, shape)| {
+            let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| vec![0.5; shape[0] * shape[1]]);
+            (name, shape.as_slice(), values)
+        });
+        save_safetensors(&path, tensors, metadata, SaveType::F32).unwrap();
+        let read = LoraWeights::read(&path, &names).unwrap();
+        assert_eq!(read.layers.keys().collect::<Vec<_>>(), [LAYER]);
+        read.layers[LAYER].alpha
+    }
+
+    #[test]
+    fn names_of_all_ages_are_read_and_no_alpha_means_scale_1() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = LAYER.strip_prefix("unet.").unwrap();
+        let (processor, kohya) = (LAYER.replace(".to_q", ".processor.to_q_lora"), format!("lora_unet_{}", path.replace('.', "_")));
+        let forms = [
+            (processor, ["down.weight", "up.weight"]),
+            (path.to_string(), ["lora.down.weight", "lora.up.weight"]),
+            (format!("base_model.model.{path}"), ["lora_A.weight", "lora_B.weight"]),
+            (LAYER.to_string(), ["lora_A.default.weight", "lora_B.default.weight"]),
+            (kohya, ["lora_down.weight", "lora_up.weight"]),
+        ];
+        for (stem, ends) in forms {
+            let [down, up] = ends.map(|end| format!("{stem}.{end}"));
+            assert_eq!(alpha(dir.path(), [&down, &up], &[]), 2.0, "{down}");
+        }
+    }
+
+    #[test]
+    fn alpha_is_told_in_the_metadata_or_beside_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [down, up] = Names::peft(LAYER);
+        let told = |text: &str| alpha(dir.path(), [&down, &up], &[("lora_adapter_metadata", text)]);
+        assert_eq!(told(r#"{ "unet.lora_alpha": 6 }"#), 6.0);
+        assert_eq!(told(r#"{ "unet.lora_alpha": 6, "unet.alpha_pattern": { "attn1.to_q": 3 } }"#), 3.0);
+        // alpha / √rank is alpha · √rank / rank.
+        assert_eq!(told(r#"{ "unet.lora_alpha": 6, "unet.use_rslora": true }"#), 6.0 * 2f64.sqrt());
+        std::fs::write(dir.path().join("adapter_config.json"), r#"{ "r": 2, "lora_alpha": 8 }"#).unwrap();
+        assert_eq!(alpha(dir.path(), [&down, &up], &[]), 8.0);
+    }
+}
