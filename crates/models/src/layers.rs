@@ -4,13 +4,14 @@
 //! of a parameter in a module *is* its key in a published checkpoint and its bytes need no transposition, in or out.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::activation::{gelu, sigmoid, silu, softmax};
-use burn::tensor::module::{conv2d, embedding, layer_norm};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
+use vp_ops::{conv2d, linear};
 
 use crate::lora::LowRank;
+
+pub use vp_ops::{Mask, attention};
 
 /// A parameter that is filled with one value until weights are loaded or [initialised](crate::parameters::initialize).
 /// Lazy, so that loading allocates once.
@@ -43,29 +44,15 @@ impl Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let bias = self.bias.as_ref().map(Param::val);
         match self.weight.reparameterization::<LowRank>() {
-            None => matmul_transposed(x, self.weight.val(), bias),
-            Some(factors) => matmul_transposed(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
+            None => linear(x, self.weight.val(), bias),
+            Some(factors) => linear(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
         }
     }
 }
 
 /// `(α/r) B A x` over the last axis.
 fn low_rank<const D: usize>(x: Tensor<D>, factors: &LowRank) -> Tensor<D> {
-    matmul_transposed(matmul_transposed(x, factors.down.val(), None), factors.up.val(), None) * factors.scale
-}
-
-/// `x Wᵀ + b` over the last axis, as one product whatever the rank of `x`.
-fn matmul_transposed<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    let mut dims = x.dims();
-    let [d_out, d_in] = weight.dims();
-    let rows = dims[..D - 1].iter().product();
-    let y = x.reshape([rows, d_in]).matmul(weight.transpose());
-    dims[D - 1] = d_out;
-    match bias {
-        Some(bias) => y + bias.unsqueeze(),
-        None => y,
-    }
-    .reshape(dims)
+    linear(linear(x, factors.down.val(), None), factors.up.val(), None) * factors.scale
 }
 
 /// A 2-D convolution.
@@ -95,16 +82,14 @@ impl Conv2d {
 
     /// `[b, in, h, w]` → `[b, out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions { stride: [self.stride; 2], padding: [self.padding; 2], dilation: [1, 1], groups: 1 };
-        let bias = self.bias.as_ref().map(Param::val);
-        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return conv2d(x, self.weight.val(), bias, options) };
+        let (bias, stride, padding) = (self.bias.as_ref().map(Param::val), self.stride, self.padding);
+        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return conv2d(x, self.weight.val(), bias, stride, padding) };
         let [d_out, d_in, k, _] = self.weight.dims();
         let rank = factors.down.dims()[0];
         let down = factors.down.val().reshape([rank, d_in, k, k]);
         let up = factors.up.val().reshape([d_out, rank, 1, 1]);
-        let pointwise = ConvOptions { stride: [1, 1], padding: [(0, 0); 2], dilation: [1, 1], groups: 1 };
-        let low_rank = conv2d(conv2d(x.clone(), down, None, options.clone()), up, None, pointwise);
-        conv2d(x, self.weight.base(), bias, options) + low_rank * factors.scale
+        let low_rank = conv2d(conv2d(x.clone(), down, None, stride, padding), up, None, 1, (0, 0));
+        conv2d(x, self.weight.base(), bias, stride, padding) + low_rank * factors.scale
     }
 
     /// A 1×1 convolution as the matrix product it is: `[b, tokens, in]` → `[b, tokens, out]`.
@@ -112,8 +97,8 @@ impl Conv2d {
         let [d_out, d_in, ..] = self.weight.dims();
         let (bias, base) = (self.bias.as_ref().map(Param::val), self.weight.base().reshape([d_out, d_in]));
         match self.weight.reparameterization::<LowRank>() {
-            None => matmul_transposed(tokens, base, bias),
-            Some(factors) => matmul_transposed(tokens.clone(), base, bias) + low_rank(tokens, factors),
+            None => linear(tokens, base, bias),
+            Some(factors) => linear(tokens.clone(), base, bias) + low_rank(tokens, factors),
         }
     }
 }
@@ -141,17 +126,12 @@ impl GroupNorm {
 
     /// `[b, channels, h, w]`, normalised over each group of channels and all pixels.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let x = x.reshape([b, self.groups, c / self.groups * h * w]);
-        let x = x.clone() - x.mean_dim(2);
-        let variance = x.clone().square().mean_dim(2);
-        let x = (x / (variance + self.eps).sqrt()).reshape([b, c, h, w]);
-        x * self.weight.val().reshape([1, c, 1, 1]) + self.bias.val().reshape([1, c, 1, 1])
+        vp_ops::group_norm(x, self.weight.val(), self.bias.val(), self.groups, self.eps)
     }
 
     /// The norm followed by SiLU, the pair that residual blocks are made of.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        silu(self.forward(x))
+        vp_ops::group_norm_silu(x, self.weight.val(), self.bias.val(), self.groups, self.eps)
     }
 }
 
@@ -174,7 +154,7 @@ impl LayerNorm {
 
     /// `[b, tokens, channels]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        layer_norm(x, self.weight.val(), Some(self.bias.val()), self.eps)
+        vp_ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
 }
 
@@ -216,43 +196,10 @@ impl Activation {
     /// Elementwise.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::QuickGelu => x.clone() * sigmoid(x * 1.702),
-            Self::Gelu => gelu(x),
+            Self::QuickGelu => vp_ops::quick_gelu(x),
+            Self::Gelu => vp_ops::gelu(x),
         }
     }
-}
-
-/// What is added to the scores before the softmax.
-#[derive(Debug, Clone, Copy)]
-pub enum Mask<'a> {
-    /// Every query sees every key.
-    None,
-    /// A query sees the keys at or before its own place.
-    Causal,
-    /// `[b, 1, 1, keys]`, added to the scores of every query (BERT's −10000 on padding).
-    Additive(&'a Tensor<4>),
-}
-
-/// Scaled dot-product attention over `heads` heads: `softmax(QKᵗ/√d + mask) V`.
-///
-/// # Shapes
-/// `q` `[b, queries, heads·d]`, `k` and `v` `[b, keys, heads·d]` → `[b, queries, heads·d]`.
-pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask<'_>) -> Tensor<3> {
-    let [b, queries, channels] = q.dims();
-    let keys = k.dims()[1];
-    let split = |x: Tensor<3>, tokens| x.reshape([b, tokens, heads, channels / heads]).swap_dims(1, 2);
-    let (q, k, v) = (split(q, queries), split(k, keys), split(v, keys));
-    let scale = ((channels / heads) as f64).powf(-0.5);
-    let scores = (q * scale).matmul(k.transpose());
-    let scores = match mask {
-        Mask::None => scores,
-        Mask::Causal => {
-            let future = Tensor::<2, burn::tensor::Bool>::tril_mask([queries, keys], 0, &scores.device());
-            scores.mask_fill(future.reshape([1, 1, queries, keys]), f32::NEG_INFINITY)
-        }
-        Mask::Additive(mask) => scores + mask.clone(),
-    };
-    softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([b, queries, channels])
 }
 
 #[cfg(test)]

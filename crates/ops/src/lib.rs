@@ -1,1 +1,26 @@
 //! Fused tensor operations with their own backward pass.
+//!
+//! Ordinary functions on [`Tensor`](burn::tensor::Tensor)s. On the CPU (flex, f32) each is one loop over memory that uses the vector
+//! unit and all cores and keeps for the backward pass what that needs, no more; elsewhere it is [composed](composed) of Burn's own
+//! operations. Tests hold the two against each other, values and gradients.
+//!
+//! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.
+
+mod activation;
+mod attention;
+pub mod composed;
+mod conv;
+mod fused;
+mod kernel;
+mod linear;
+mod norm;
+
+pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use attention::{Mask, attention};
+pub use conv::conv2d;
+pub use linear::linear;
+pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
+
+fn refuse_empty<const D: usize>(operation: &str, x: &burn::tensor::Tensor<D>) {
+    assert!(x.dims().iter().product::<usize>() > 0, "{operation} of an empty tensor, {:?}", x.dims());
+}

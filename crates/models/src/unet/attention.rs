@@ -3,7 +3,6 @@
 //! Source: diffusers `models/attention.py`, `models/transformers/transformer_2d.py`.
 
 use burn::module::Module;
-use burn::tensor::activation::gelu;
 use burn::tensor::{Device, Tensor};
 
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention};
@@ -77,8 +76,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [value, gate]: [Tensor<3>; 2] = self.net_0.proj.forward(x).chunk(2, 2).try_into().expect("chunk(2) of an even width");
-        self.net_2.forward(value * gelu(gate))
+        self.net_2.forward(vp_ops::geglu(self.net_0.proj.forward(x)))
     }
 }
 

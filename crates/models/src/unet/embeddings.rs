@@ -3,7 +3,6 @@
 //! Source: diffusers `models/embeddings.py`.
 
 use burn::module::Module;
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::layers::Linear;
@@ -44,6 +43,6 @@ impl TimeEmbedding {
 
     /// `[b, d_in]` → `[b, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.linear_2.forward(silu(self.linear_1.forward(x)))
+        self.linear_2.forward(vp_ops::silu(self.linear_1.forward(x)))
     }
 }

@@ -3,7 +3,6 @@
 //! Source: diffusers `models/resnet.py`, `models/downsampling.py`, `models/upsampling.py`.
 
 use burn::module::Module;
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::layers::{Conv2d, GroupNorm, Linear};
@@ -54,7 +53,7 @@ impl ResnetBlock2D {
         let h = self.conv1.forward(self.norm1.forward_silu(x.clone()));
         let h = match (&self.time_emb_proj, time) {
             (Some(project), Some(time)) => {
-                let time = project.forward(silu(time.clone()));
+                let time = project.forward(vp_ops::silu(time.clone()));
                 let [b, c] = time.dims();
                 h + time.reshape([b, c, 1, 1])
             }

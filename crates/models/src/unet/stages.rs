@@ -4,7 +4,6 @@
 //! tensors that cross its boundary, besides the [`Context`] that all stages share. Recomputing a stage needs nothing else.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use super::UNet2DConditionModel;
 use super::attention::Transformer2DModel;
@@ -93,7 +92,7 @@ impl Stage<'_> {
                 let [_, _, h, w] = skips.last().expect("a level below the first has skips left").dims();
                 upsample.forward(hidden, [h, w])
             }
-            Self::ConvOut(norm, conv) => conv.forward(silu(norm.forward(hidden))),
+            Self::ConvOut(norm, conv) => conv.forward(norm.forward_silu(hidden)),
         };
         if matches!(self, Self::ConvIn(_) | Self::Down(..) | Self::Downsample(_)) {
             skips.push(hidden.clone());

@@ -1,7 +1,6 @@
 //! Encoder and decoder as lists of stages whose folds are their `forward`s. One tensor crosses each boundary.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use crate::layers::{Conv2d, GroupNorm};
 use crate::unet::attention::Attention;
@@ -36,7 +35,7 @@ impl Stage<'_> {
                 let [_, _, h, w] = x.dims();
                 upsample.forward(x, [2 * h, 2 * w])
             }
-            Self::Out(norm, conv) => conv.forward(silu(norm.forward(x))),
+            Self::Out(norm, conv) => conv.forward(norm.forward_silu(x)),
         }
     }
 }

@@ -1,0 +1,86 @@
+//! The same operations composed of Burn's own: what every backend but flex runs, and what the fused ones are held against.
+
+use burn::tensor::activation;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Bool, Tensor};
+
+use crate::Mask;
+
+/// As [`silu`](crate::silu).
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation::silu(x)
+}
+
+/// As [`gelu`](crate::gelu).
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation::gelu(x)
+}
+
+/// As [`quick_gelu`](crate::quick_gelu).
+pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone() * activation::sigmoid(x * 1.702)
+}
+
+/// As [`geglu`](crate::geglu).
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let [value, gate]: [Tensor<D>; 2] = x.chunk(2, D - 1).try_into().expect("two halves of an even width");
+    value * gelu(gate)
+}
+
+/// As [`softmax`](crate::softmax).
+pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation::softmax(x, D - 1)
+}
+
+/// As [`layer_norm`](crate::layer_norm).
+pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<D> {
+    burn::tensor::module::layer_norm(x, weight, Some(bias), eps)
+}
+
+/// As [`group_norm`](crate::group_norm).
+pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
+    let [b, c, h, w] = x.dims();
+    let x = x.reshape([b, groups, c / groups * h * w]);
+    let x = x.clone() - x.mean_dim(2);
+    let variance = x.clone().square().mean_dim(2);
+    let x = (x / (variance + eps).sqrt()).reshape([b, c, h, w]);
+    x * weight.reshape([1, c, 1, 1]) + bias.reshape([1, c, 1, 1])
+}
+
+/// As [`conv2d`](crate::conv2d).
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: (usize, usize)) -> Tensor<4> {
+    burn::tensor::module::conv2d(x, weight, bias, ConvOptions { stride: [stride; 2], padding: [padding; 2], dilation: [1, 1], groups: 1 })
+}
+
+/// As [`linear`](crate::linear).
+pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let mut dims = x.dims();
+    let [d_out, d_in] = weight.dims();
+    let rows = dims[..D - 1].iter().product();
+    let y = x.reshape([rows, d_in]).matmul(weight.transpose());
+    dims[D - 1] = d_out;
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+    .reshape(dims)
+}
+
+/// As [`attention`](crate::attention).
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask<'_>) -> Tensor<3> {
+    let [b, queries, channels] = q.dims();
+    let keys = k.dims()[1];
+    let split = |x: Tensor<3>, tokens| x.reshape([b, tokens, heads, channels / heads]).swap_dims(1, 2);
+    let (q, k, v) = (split(q, queries), split(k, keys), split(v, keys));
+    let scale = ((channels / heads) as f64).powf(-0.5);
+    let scores = (q * scale).matmul(k.transpose());
+    let scores = match mask {
+        Mask::None => scores,
+        Mask::Causal => {
+            let future = Tensor::<2, Bool>::tril_mask([queries, keys], 0, &scores.device());
+            scores.mask_fill(future.reshape([1, 1, queries, keys]), f32::NEG_INFINITY)
+        }
+        Mask::Additive(mask) => scores + mask.clone(),
+    };
+    softmax(scores).matmul(v).swap_dims(1, 2).reshape([b, queries, channels])
+}

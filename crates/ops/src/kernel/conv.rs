@@ -1,0 +1,406 @@
+//! Convolution as a matrix product whose right operand is unfolded while it is packed: the unfolded image never exists as a whole.
+//!
+//! | | rows (m) | columns (n) | terms (k) |
+//! |---|---|---|---|
+//! | output | output channels | output pixels | input channels × kernel |
+//! | gradient of the input | input channels | input pixels | output channels × kernel, turned around |
+//! | gradient of the weight | output channels | input channels × kernel | output pixels |
+
+use std::ops::Range;
+
+use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_into, run, tile, transpose_into};
+use super::{Scratch, Shared, part};
+
+/// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Images.
+    pub batch: usize,
+    /// Input channels.
+    pub d_in: usize,
+    /// Output channels.
+    pub d_out: usize,
+    /// Height and width of the input.
+    pub size: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: usize,
+    /// Step of the kernel.
+    pub stride: usize,
+    /// Zeros above and left, below and right.
+    pub padding: (usize, usize),
+}
+
+impl Geometry {
+    /// Height and width of the output.
+    pub fn out_size(&self) -> [usize; 2] {
+        self.size.map(|size| (size + self.padding.0 + self.padding.1 - self.kernel) / self.stride + 1)
+    }
+
+    fn pixels(&self) -> usize {
+        self.size[0] * self.size[1]
+    }
+
+    fn out_pixels(&self) -> usize {
+        self.out_size().iter().product()
+    }
+
+    /// Terms of an output pixel.
+    fn terms(&self) -> usize {
+        self.d_in * self.kernel * self.kernel
+    }
+
+    /// One pixel in, one pixel out: no image is unfolded.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1 && self.padding == (0, 0)
+    }
+
+    /// The input, unfolded to output pixels.
+    fn unfolded<'a>(&self, x: &'a [f32]) -> Unfolded<'a> {
+        let Self { d_in: channels, size, kernel, stride, padding: (before, _), .. } = *self;
+        Unfolded { values: x, channels, size, to: self.out_size(), kernel, stride, before: before as isize, spread: 1 }
+    }
+}
+
+/// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`.
+pub fn forward(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let start = bias.map_or(Start::Zero, Start::PerRow);
+    let left = Left::Rows(weight, g.terms());
+    if g.is_pointwise() {
+        each_image(g.batch, x, y, |x, y| {
+            product([g.d_out, g.pixels(), g.d_in], left, &RowMajor { values: x, stride: g.pixels() }, y, start)
+        });
+    } else {
+        over_images(g.batch, [g.d_out, g.out_pixels(), g.terms()], left, g.unfolded(x), y, start);
+    }
+}
+
+/// `dx`, given `dy`.
+pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+    if g.is_pointwise() {
+        let (pixels, left) = (g.pixels(), Left::Columns(weight, g.d_in));
+        each_image(g.batch, dy, dx, |dy, dx| {
+            product([g.d_in, pixels, g.d_out], left, &RowMajor { values: dy, stride: pixels }, dx, Start::Zero)
+        });
+        return;
+    }
+    let terms = g.d_out * g.kernel * g.kernel;
+    let mut turned = Scratch::new(g.d_in.next_multiple_of(tile().rows) * terms);
+    turn_around(g, weight, &mut turned);
+    // A convolution of the gradient, its pixels spread by the stride.
+    let before = g.kernel as isize - 1 - g.padding.0 as isize;
+    let unfolded =
+        Unfolded { values: dy, channels: g.d_out, size: g.out_size(), to: g.size, kernel: g.kernel, stride: 1, before, spread: g.stride };
+    over_images(g.batch, [g.d_in, g.pixels(), terms], Left::Panels(&turned), unfolded, dx, Start::Zero);
+}
+
+/// `dw`, given `x` and `dy`.
+pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (pixels, out_pixels) = (g.pixels(), g.out_pixels());
+    for image in 0..g.batch {
+        let x = &x[image * g.d_in * pixels..][..g.d_in * pixels];
+        let left = Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels);
+        let (shape, start) = ([g.d_out, g.terms(), out_pixels], if image == 0 { Start::Zero } else { Start::Keep });
+        if g.is_pointwise() {
+            product(shape, left, &ColumnMajor { values: x, stride: pixels }, dw, start);
+        } else {
+            product(shape, left, &Folded(g.unfolded(x)), dw, start);
+        }
+    }
+}
+
+/// `db[o] = Σ dy[b, o, p]`.
+pub fn bias_gradient(g: &Geometry, dy: &[f32], db: &mut [f32]) {
+    db.fill(0.0);
+    for image in dy.chunks_exact(g.d_out * g.out_pixels()) {
+        for (db, plane) in db.iter_mut().zip(image.chunks_exact(g.out_pixels())) {
+            *db += sum(plane);
+        }
+    }
+}
+
+/// In 16 running sums, for the vector unit and for the rounding.
+fn sum(values: &[f32]) -> f32 {
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut sums = [0.0; 16];
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += value;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
+fn each_image(batch: usize, from: &[f32], to: &mut [f32], work: impl Fn(&[f32], &mut [f32])) {
+    let (from, to) = (from.chunks_exact(from.len() / batch), to.chunks_exact_mut(to.len() / batch));
+    from.zip(to).for_each(|(from, to)| work(from, to));
+}
+
+/// `out[b, m, p]` over a batch of images, as one product where no panel holds pixels of two of them.
+fn over_images(batch: usize, [m, pixels, k]: [usize; 3], left: Left<'_>, right: Unfolded<'_>, out: &mut [f32], start: Start<'_>) {
+    let apart = m * pixels;
+    if pixels.is_multiple_of(tile().columns) {
+        product_into([m, batch * pixels, k], left, &right, (out, pixels, pixels, apart), start);
+        return;
+    }
+    let per_image = right.values.len() / batch;
+    for (image, out) in out.chunks_exact_mut(apart).enumerate() {
+        let right = Unfolded { values: &right.values[image * per_image..][..per_image], ..right };
+        product([m, pixels, k], left, &right, out, start);
+    }
+}
+
+/// The weight for the way back as panels of A: row `c`, term `(o, k)` is `w[o, c, last − k]`.
+fn turn_around(g: &Geometry, weight: &[f32], out: &mut [f32]) {
+    let (area, rows) = (g.kernel * g.kernel, tile().rows);
+    let size = rows * g.d_out * area;
+    let panels = g.d_in.div_ceil(rows);
+    let shared = Shared::new(out);
+    let threads = rayon::current_num_threads();
+    run(threads, threads, |i| {
+        for panel in part(panels, threads, i, 1) {
+            // SAFETY: each panel belongs to one task.
+            let out = unsafe { shared.slice(panel * size..(panel + 1) * size) };
+            let channels = rows.min(g.d_in - panel * rows);
+            for (o, out) in out.chunks_exact_mut(area * rows).enumerate() {
+                let from = &weight[(o * g.d_in + panel * rows) * area..][..channels * area];
+                for (k, out) in out.chunks_exact_mut(rows).rev().enumerate() {
+                    for (c, out) in out[..channels].iter_mut().enumerate() {
+                        *out = from[c * area + k];
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// An image `[b, channels, size]` seen as `[channels × kernel, b × to]`: term `(c, ky, kx)` of pixel `(y, x)` is the value at
+/// `(y·stride + ky − before, x·stride + kx − before)` of the image with `spread − 1` zeros between its pixels.
+#[derive(Clone, Copy)]
+struct Unfolded<'a> {
+    values: &'a [f32],
+    channels: usize,
+    size: [usize; 2],
+    to: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    before: isize,
+    spread: usize,
+}
+
+/// A part of an image with its zeros around it, `[channels, height, width]`: what some pixels need of some channels.
+struct Patch {
+    values: Scratch,
+    height: usize,
+    width: usize,
+    /// First channel, first output row and column.
+    from: (usize, usize, usize),
+}
+
+impl Unfolded<'_> {
+    fn to_pixels(&self) -> usize {
+        self.to[0] * self.to[1]
+    }
+
+    /// What the pixels `n`, of one image, need for the terms `k`.
+    fn patch(&self, k: &Range<usize>, n: &Range<usize>) -> Patch {
+        let (area, across) = (self.kernel * self.kernel, self.to[1]);
+        let (image, first, last) = (n.start / self.to_pixels(), n.start % self.to_pixels(), (n.end - 1) % self.to_pixels());
+        let (rows, channels) = (first / across..last / across + 1, k.start / area..k.end.div_ceil(area));
+        let columns = if rows.len() == 1 { first % across..last % across + 1 } else { 0..across };
+        let [height, width] = [&rows, &columns].map(|range| (range.len() - 1) * self.stride + self.kernel);
+        let mut values = Scratch::new(channels.len() * height * width);
+        let plane = self.size[0] * self.size[1];
+        let corner = [&rows, &columns].map(|range| (range.start * self.stride) as isize - self.before);
+        for (channel, out) in channels.clone().zip(values.chunks_exact_mut(height * width)) {
+            let from = &self.values[(image * self.channels + channel) * plane..][..plane];
+            for (y, out) in out.chunks_exact_mut(width).enumerate() {
+                self.row(from, corner[0] + y as isize, corner[1], out);
+            }
+        }
+        Patch { values, height, width, from: (channels.start, rows.start, columns.start) }
+    }
+
+    /// A row of the image from column `x` on, zero where there is none.
+    fn row(&self, image: &[f32], y: isize, x: isize, out: &mut [f32]) {
+        let spread = self.spread as isize;
+        let (height, width) = (self.size[0] as isize * spread, self.size[1] as isize * spread);
+        let end = x + out.len() as isize;
+        if y < 0 || y >= height || y % spread != 0 || end <= 0 || x >= width {
+            return out.fill(0.0);
+        }
+        let row = &image[(y / spread) as usize * self.size[1]..][..self.size[1]];
+        if spread > 1 {
+            for (x, out) in (x..end).zip(out) {
+                *out = if x >= 0 && x < width && x % spread == 0 { row[(x / spread) as usize] } else { 0.0 };
+            }
+            return;
+        }
+        let inside = x.max(0)..end.min(width);
+        let (left, right) = ((inside.start - x) as usize, (inside.end - x) as usize);
+        out[..left].fill(0.0);
+        out[left..right].copy_from_slice(&row[inside.start as usize..inside.end as usize]);
+        out[right..].fill(0.0);
+    }
+
+    /// Where term `k` of the first pixel stands in the patch.
+    fn term(&self, patch: &Patch, k: usize) -> usize {
+        let area = self.kernel * self.kernel;
+        let (channel, place) = (k / area - patch.from.0, k % area);
+        (channel * patch.height + place / self.kernel) * patch.width + place % self.kernel
+    }
+
+    /// The pixels `n` of one image as runs within rows: the place in the patch of the first, and how many.
+    fn runs(&self, patch: &Patch, n: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+        let (across, stride, width, (_, y0, x0)) = (self.to[1], self.stride, patch.width, patch.from);
+        let (mut next, pixels) = (n.start % self.to_pixels(), n.len());
+        let end = next + pixels;
+        std::iter::from_fn(move || {
+            let (y, x) = (next / across, next % across);
+            let count = (across - x).min(end - next);
+            next += count;
+            (count > 0).then_some(((y - y0) * stride * width + (x - x0) * stride, count))
+        })
+    }
+}
+
+impl Right for Unfolded<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+        let (mut n, mut out) = (n, out);
+        while !n.is_empty() {
+            // Image by image: the caller sees to it that no panel has pixels of two.
+            let end = n.end.min((n.start / self.to_pixels() + 1) * self.to_pixels());
+            let (here, rest) = out.split_at_mut(k.len() * (end - n.start).next_multiple_of(columns).min(out.len() / k.len()));
+            self.pack_image(&k, n.start..end, columns, here);
+            (n, out) = (end..n.end, rest);
+        }
+    }
+}
+
+impl Unfolded<'_> {
+    fn pack_image(&self, k: &Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+        let patch = self.patch(k, &n);
+        let terms: Vec<usize> = k.clone().map(|k| self.term(&patch, k)).collect();
+        for (n, width, out) in panels(n, columns, k.len(), out) {
+            let mut at = 0;
+            if width < columns {
+                out.fill(0.0);
+            }
+            for (from, count) in self.runs(&patch, n..n + width) {
+                let values = &patch.values[from..];
+                match (self.stride, count) {
+                    (1, 16) if columns == 16 => copy_runs::<16>(values, &terms, at, columns, out),
+                    (1, 8) => copy_runs::<8>(values, &terms, at, columns, out),
+                    (1, 32) if columns == 32 => copy_runs::<32>(values, &terms, at, columns, out),
+                    _ => {
+                        for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
+                            let values = values[*term..].iter().step_by(self.stride);
+                            out[at..at + count].iter_mut().zip(values).for_each(|(out, value)| *out = *value);
+                        }
+                    }
+                }
+                at += count;
+            }
+        }
+    }
+}
+
+/// A run of known length, for each term.
+fn copy_runs<const N: usize>(values: &[f32], terms: &[usize], at: usize, columns: usize, out: &mut [f32]) {
+    for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
+        let to: &mut [f32; N] = (&mut out[at..at + N]).try_into().expect("N values");
+        *to = values[*term..term + N].try_into().expect("N values");
+    }
+}
+
+/// The same image seen the other way: `[to, channels × kernel]`.
+struct Folded<'a>(Unfolded<'a>);
+
+impl Right for Folded<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+        let patch = self.0.patch(&n, &k);
+        let depth = k.len();
+        for (n, width, out) in panels(n, columns, depth, out) {
+            if width < columns {
+                out.fill(0.0);
+            }
+            let terms: Vec<usize> = (n..n + width).map(|n| self.0.term(&patch, n)).collect();
+            let mut at = 0;
+            for (from, count) in self.0.runs(&patch, k.clone()) {
+                let out = &mut out[at * columns..(at + count) * columns];
+                if self.0.stride == 1 {
+                    transpose_into(width, columns, |i| &patch.values[from + terms[i]..][..count], out);
+                } else {
+                    for (j, out) in out.chunks_exact_mut(columns).enumerate() {
+                        terms.iter().zip(out).for_each(|(term, out)| *out = patch.values[from + term + j * self.0.stride]);
+                    }
+                }
+                at += count;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
+    }
+
+    /// Every pair of an input and an output value that a weight joins.
+    fn each_path(g: &Geometry, mut path: impl FnMut(usize, usize, usize)) {
+        let ([h, w], [oh, ow]) = (g.size, g.out_size());
+        let outs = (0..g.batch).flat_map(|b| (0..g.d_out).flat_map(move |o| (0..oh).flat_map(move |y| (0..ow).map(move |x| (b, o, y, x)))));
+        for (b, o, y, x) in outs {
+            for (c, ky, kx) in (0..g.d_in).flat_map(|c| (0..g.kernel).flat_map(move |ky| (0..g.kernel).map(move |kx| (c, ky, kx)))) {
+                let (iy, ix) = ((y * g.stride + ky).wrapping_sub(g.padding.0), (x * g.stride + kx).wrapping_sub(g.padding.0));
+                if iy < h && ix < w {
+                    let weight = ((o * g.d_in + c) * g.kernel + ky) * g.kernel + kx;
+                    path(((b * g.d_in + c) * h + iy) * w + ix, weight, ((b * g.d_out + o) * oh + y) * ow + x);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_of_all_shapes() {
+        let geometry = |batch, d_in, d_out, size, kernel, stride, padding| Geometry { batch, d_in, d_out, size, kernel, stride, padding };
+        for g in [
+            geometry(1, 1, 1, [1, 1], 3, 1, (1, 1)),
+            geometry(2, 3, 5, [7, 5], 3, 1, (1, 1)),
+            geometry(1, 50, 7, [4, 4], 3, 1, (1, 1)),
+            geometry(3, 4, 8, [8, 8], 3, 1, (1, 1)),
+            geometry(2, 5, 6, [16, 16], 3, 2, (1, 1)),
+            geometry(2, 5, 6, [9, 11], 3, 2, (0, 1)),
+            geometry(2, 3, 4, [8, 12], 4, 4, (0, 0)),
+            geometry(2, 17, 4, [6, 6], 1, 1, (0, 0)),
+            geometry(1, 2, 3, [40, 33], 3, 1, (1, 1)),
+            geometry(2, 20, 64, [16, 32], 3, 1, (1, 1)),
+        ] {
+            let [oh, ow] = g.out_size();
+            let (x, w) = (noise(g.batch * g.d_in * g.pixels(), 1), noise(g.d_out * g.terms(), 2));
+            let (bias, dy) = (noise(g.d_out, 3), noise(g.batch * g.d_out * oh * ow, 4));
+            let (mut y, mut dx, mut dw, mut db) = (dy.clone(), x.clone(), w.clone(), bias.clone());
+            forward(&g, &x, &w, Some(&bias), &mut y);
+            input_gradient(&g, &dy, &w, &mut dx);
+            weight_gradient(&g, &x, &dy, &mut dw);
+            bias_gradient(&g, &dy, &mut db);
+            let mut sums = [vec![0.0; y.len()], vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; bias.len()]];
+            each_path(&g, |i, j, o| {
+                sums[0][o] += f64::from(x[i]) * f64::from(w[j]);
+                sums[1][i] += f64::from(dy[o]) * f64::from(w[j]);
+                sums[2][j] += f64::from(dy[o]) * f64::from(x[i]);
+            });
+            for (o, dy) in dy.iter().enumerate() {
+                sums[0][o] += f64::from(bias[o / (oh * ow) % g.d_out]);
+                sums[3][o / (oh * ow) % g.d_out] += f64::from(*dy);
+            }
+            for (what, (found, expected)) in ["y", "dx", "dw", "db"].iter().zip([y, dx, dw, db].iter().zip(&sums)) {
+                for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                    assert!((f64::from(*found) - expected).abs() < 2e-4, "{g:?}: {what}[{i}] is {found}, expected {expected}");
+                }
+            }
+        }
+    }
+}
