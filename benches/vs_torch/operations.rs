@@ -5,11 +5,9 @@ use burn::tensor::{Device, Tensor};
 use vp_core::noise::Noise;
 use vp_models::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention};
 use vp_models::parameters::initialize;
+use vp_ops::{silu, softmax};
 
 use crate::{Case, random};
-
-// Operations that no layer of `vp_models` stands for: whoever gives the networks others gives them here too.
-use burn::tensor::activation::{silu, softmax};
 
 /// Batch, channels, height and width of the 3×3 convolutions: three levels and the middle of SD 1.5's UNet, its autoencoder's decoder,
 /// and two of a small network.
@@ -33,7 +31,7 @@ pub fn cases() -> Vec<Case> {
     let norm = |device: &Device| GroupNorm::new(32, 320, 1e-5, device);
     cases.extend(both("group_norm_silu_1x320x64x64", [[1, 320, 64, 64]], norm, |norm, [x]| norm.forward_silu(x)));
     cases.extend(both("layer_norm_4096x320", [[1, 4096, 320]], |d| LayerNorm::new(320, 1e-5, d), |norm, [x]| norm.forward(x)));
-    cases.extend(both("softmax_8x1024x1024", [[8, 1024, 1024]], |_| (), |_, [x]| softmax(x, 2)));
+    cases.extend(both("softmax_8x1024x1024", [[8, 1024, 1024]], |_| (), |_, [x]| softmax(x)));
     cases.extend(both("gelu_4096x1280", [[4096, 1280]], |_| (), |_, [x]| Activation::Gelu.forward(x)));
     cases.extend(both("silu_1x320x64x64", [[1, 320, 64, 64]], |_| (), |_, [x]| silu(x)));
     cases
