@@ -82,9 +82,27 @@ impl WithSimd for Value<'_> {
         let Self(function, x, y) = self;
         // Chosen here, so that each loop holds one function.
         match function {
-            Function::Silu => map(simd, x, y, |x| Function::Silu.value(simd, x)),
-            Function::Gelu => map(simd, x, y, |x| Function::Gelu.value(simd, x)),
-            Function::QuickGelu => map(simd, x, y, |x| Function::QuickGelu.value(simd, x)),
+            Function::Silu => map(
+                simd,
+                x,
+                y,
+                #[inline(always)]
+                |x| Function::Silu.value(simd, x),
+            ),
+            Function::Gelu => map(
+                simd,
+                x,
+                y,
+                #[inline(always)]
+                |x| Function::Gelu.value(simd, x),
+            ),
+            Function::QuickGelu => map(
+                simd,
+                x,
+                y,
+                #[inline(always)]
+                |x| Function::QuickGelu.value(simd, x),
+            ),
         }
     }
 }
@@ -97,9 +115,27 @@ impl WithSimd for Slope<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(function, x, dy) = self;
         match function {
-            Function::Silu => update(simd, x, dy, |x, dy| simd.mul_f32s(dy, Function::Silu.slope(simd, x))),
-            Function::Gelu => update(simd, x, dy, |x, dy| simd.mul_f32s(dy, Function::Gelu.slope(simd, x))),
-            Function::QuickGelu => update(simd, x, dy, |x, dy| simd.mul_f32s(dy, Function::QuickGelu.slope(simd, x))),
+            Function::Silu => update(
+                simd,
+                x,
+                dy,
+                #[inline(always)]
+                |x, dy| simd.mul_f32s(dy, Function::Silu.slope(simd, x)),
+            ),
+            Function::Gelu => update(
+                simd,
+                x,
+                dy,
+                #[inline(always)]
+                |x, dy| simd.mul_f32s(dy, Function::Gelu.slope(simd, x)),
+            ),
+            Function::QuickGelu => update(
+                simd,
+                x,
+                dy,
+                #[inline(always)]
+                |x, dy| simd.mul_f32s(dy, Function::QuickGelu.slope(simd, x)),
+            ),
         }
     }
 }
@@ -134,7 +170,13 @@ impl WithSimd for Gated<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (value, gate) = self.0.split_at(self.1.len());
-        super::lanes::map2(simd, [value, gate], self.1, |value, gate| simd.mul_f32s(value, Function::Gelu.value(simd, gate)));
+        super::lanes::map2(
+            simd,
+            [value, gate],
+            self.1,
+            #[inline(always)]
+            |value, gate| simd.mul_f32s(value, Function::Gelu.value(simd, gate)),
+        );
     }
 }
 
@@ -147,9 +189,27 @@ impl WithSimd for GatedSlope<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, dy, dx) = self;
         let ((value, gate), (dvalue, dgate)) = (x.split_at(dy.len()), dx.split_at_mut(dy.len()));
-        super::lanes::map2(simd, [gate, dy], dvalue, |gate, dy| simd.mul_f32s(dy, Function::Gelu.value(simd, gate)));
-        super::lanes::map2(simd, [value, dy], dgate, |value, dy| simd.mul_f32s(dy, value));
-        update(simd, gate, dgate, |gate, d| simd.mul_f32s(d, Function::Gelu.slope(simd, gate)));
+        super::lanes::map2(
+            simd,
+            [gate, dy],
+            dvalue,
+            #[inline(always)]
+            |gate, dy| simd.mul_f32s(dy, Function::Gelu.value(simd, gate)),
+        );
+        super::lanes::map2(
+            simd,
+            [value, dy],
+            dgate,
+            #[inline(always)]
+            |value, dy| simd.mul_f32s(dy, value),
+        );
+        update(
+            simd,
+            gate,
+            dgate,
+            #[inline(always)]
+            |gate, d| simd.mul_f32s(d, Function::Gelu.slope(simd, gate)),
+        );
     }
 }
 

@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::lanes::{map_in_place, max, sum};
+use super::lanes::{map_in_place, map_in_place_and_sum, max, update};
 use super::math::exp;
 use super::product::{Block, ColumnMajor, Left, Right, RowMajor, Start, Target, run, tile};
 use super::{Scratch, Shared, part};
 
 /// Queries of a tile of scores.
-const QUERIES: usize = 96;
+const QUERIES: usize = 48;
 /// Keys of a tile of scores.
 const KEYS: usize = 128;
 
@@ -198,23 +198,8 @@ fn query_tile(
             break;
         }
         multiply([m, keys.len(), d], Left::Rows(q, stride), keys_packed.tile(i), (&mut scores, KEYS), Start::Zero);
-        for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(m) {
-            let seen = seen(bias, rows.start + row, &keys);
-            let (scores, unseen) = scores[..keys.len()].split_at_mut(seen);
-            unseen.fill(0.0);
-            if seen == 0 {
-                continue;
-            }
-            let top = Arch::new().dispatch(Scaled { scores, scale: shape.scale(), bias: added(bias, &keys) });
-            let new = largest[row].max(top);
-            let total = Arch::new().dispatch(Exponentials { scores, less: new });
-            let kept = (largest[row] - new).exp();
-            totals[row] = totals[row] * kept + total;
-            if kept != 1.0 {
-                sums[row * d..(row + 1) * d].iter_mut().for_each(|sum| *sum *= kept);
-            }
-            largest[row] = new;
-        }
+        let running = Running { largest: &mut largest, totals: &mut totals, sums: &mut sums[..m * d] };
+        Arch::new().dispatch(Softmax { scores: &mut scores, scale: shape.scale(), bias, queries: rows, keys: &keys, running });
         multiply([m, d, keys.len()], Left::Rows(&scores, KEYS), values_packed.tile(i), (&mut sums, d), Start::Keep);
     }
     for (row, sums) in sums.chunks_exact_mut(d).enumerate().take(m) {
@@ -225,41 +210,71 @@ fn query_tile(
     }
 }
 
-/// Scores times the scale plus the bias, and the largest of them.
-struct Scaled<'a> {
+/// The softmax so far of each query of a tile.
+struct Running<'a> {
+    /// The largest score.
+    largest: &'a mut [f32],
+    /// Σ e^(score − largest).
+    totals: &'a mut [f32],
+    /// Σ e^(score − largest) v, `[queries, d]`.
+    sums: &'a mut [f32],
+}
+
+/// A tile of raw scores to e^(score − largest), with what was summed before brought to the new largest.
+struct Softmax<'a> {
     scores: &'a mut [f32],
     scale: f32,
-    bias: Option<&'a [f32]>,
+    bias: Bias<'a>,
+    queries: &'a Range<usize>,
+    keys: &'a Range<usize>,
+    running: Running<'a>,
 }
 
-impl WithSimd for Scaled<'_> {
-    type Output = f32;
+impl WithSimd for Softmax<'_> {
+    type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        let Self { scores, scale, bias } = self;
-        if let Some(bias) = bias {
-            scores.iter_mut().zip(bias).for_each(|(score, bias)| *score = *score * scale + bias);
-        } else {
-            scores.iter_mut().for_each(|score| *score *= scale);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Running { largest, totals, sums } = self.running;
+        let d = sums.len() / self.queries.len();
+        for (row, scores) in self.scores.chunks_exact_mut(KEYS).enumerate().take(self.queries.len()) {
+            let (scores, unseen) = scores[..self.keys.len()].split_at_mut(seen(self.bias, self.queries.start + row, self.keys));
+            unseen.fill(0.0);
+            if scores.is_empty() {
+                continue;
+            }
+            let scale = add_bias(simd, scores, self.scale, added(self.bias, self.keys));
+            let new = largest[row].max(max(simd, scores) * scale);
+            let (factor, less) = (simd.splat_f32s(scale), simd.splat_f32s(-new));
+            let total = map_in_place_and_sum(
+                simd,
+                scores,
+                #[inline(always)]
+                |score| exp(simd, simd.mul_add_e_f32s(score, factor, less)),
+            );
+            if new > largest[row] {
+                let kept = (largest[row] - new).exp();
+                totals[row] *= kept;
+                sums[row * d..(row + 1) * d].iter_mut().for_each(|sum| *sum *= kept);
+                largest[row] = new;
+            }
+            totals[row] += total;
         }
-        max(simd, scores)
     }
 }
 
-/// `e^(score − less)` in place, and their sum.
-struct Exponentials<'a> {
-    scores: &'a mut [f32],
-    less: f32,
-}
-
-impl WithSimd for Exponentials<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        let less = simd.splat_f32s(self.less);
-        map_in_place(simd, self.scores, |score| exp(simd, simd.sub_f32s(score, less)));
-        sum(simd, self.scores)
-    }
+/// Scales scores and adds the bias, if there is one; the scale that is still to be applied.
+#[inline(always)]
+fn add_bias<S: Simd>(simd: S, scores: &mut [f32], scale: f32, bias: Option<&[f32]>) -> f32 {
+    let Some(bias) = bias else { return scale };
+    let factor = simd.splat_f32s(scale);
+    update(
+        simd,
+        bias,
+        scores,
+        #[inline(always)]
+        |bias, score| simd.mul_add_e_f32s(score, factor, bias),
+    );
+    1.0
 }
 
 /// What the forward pass saw and yielded.
@@ -338,14 +353,8 @@ fn head_backward(
             let at = rows.start * stride;
             multiply([m, n, d], Left::Rows(&q[at..], stride), k_columns.tile(0), (&mut p, KEYS), Start::Zero);
             multiply([m, n, d], Left::Rows(&dout[at..], stride), v_columns.tile(0), (&mut ds, KEYS), Start::Zero);
-            for (row, (p, ds)) in p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS)).enumerate().take(m) {
-                let sees = seen(bias, rows.start + row, &tile);
-                let (p, ds) = (&mut p[..n], &mut ds[..n]);
-                p[sees..].fill(0.0);
-                ds[sees..].fill(0.0);
-                let (lse, delta) = (lse[rows.start + row], delta[rows.start + row]);
-                Arch::new().dispatch(Slopes { p: &mut p[..sees], ds: &mut ds[..sees], scale, bias: added(bias, &tile), lse, delta });
-            }
+            let [lse, delta] = [lse, &delta].map(|values| &values[rows.clone()]);
+            Arch::new().dispatch(Slopes { p: &mut p, ds: &mut ds, scale, bias, queries: &rows, keys: &tile, lse, delta });
             multiply([n, d, m], Left::Columns(&p, KEYS), dout_rows.tile(block), (&mut dv_tile, d), Start::Keep);
             multiply([n, d, m], Left::Columns(&ds, KEYS), q_rows.tile(block), (&mut dk_tile, d), Start::Keep);
             let first = shape.head(pair, queries) + at;
@@ -364,27 +373,45 @@ fn head_backward(
     }
 }
 
-/// Scores to probabilities, and their gradients to those of the unscaled scores: `p (dp − delta) · scale`.
+/// A tile of raw scores to probabilities, and of gradients of probabilities to those of raw scores: `p (dp − delta) · scale`.
 struct Slopes<'a> {
     p: &'a mut [f32],
     ds: &'a mut [f32],
     scale: f32,
-    bias: Option<&'a [f32]>,
-    lse: f32,
-    delta: f32,
+    bias: Bias<'a>,
+    queries: &'a Range<usize>,
+    keys: &'a Range<usize>,
+    lse: &'a [f32],
+    delta: &'a [f32],
 }
 
 impl WithSimd for Slopes<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { p, ds, scale, bias, lse, delta } = self;
-        match bias {
-            Some(bias) => p.iter_mut().zip(bias).for_each(|(p, bias)| *p = *p * scale + bias - lse),
-            None => p.iter_mut().for_each(|p| *p = *p * scale - lse),
+        let rows = self.p.chunks_exact_mut(KEYS).zip(self.ds.chunks_exact_mut(KEYS)).zip(self.lse.iter().zip(self.delta));
+        for (row, ((p, ds), (lse, delta))) in rows.enumerate() {
+            let sees = seen(self.bias, self.queries.start + row, self.keys);
+            let [(p, p_unseen), (ds, ds_unseen)] = [p, ds].map(|values| values[..self.keys.len()].split_at_mut(sees));
+            p_unseen.fill(0.0);
+            ds_unseen.fill(0.0);
+            let scale = add_bias(simd, p, self.scale, added(self.bias, self.keys));
+            let (factor, less) = (simd.splat_f32s(scale), simd.splat_f32s(-lse));
+            map_in_place(
+                simd,
+                p,
+                #[inline(always)]
+                |p| exp(simd, simd.mul_add_e_f32s(p, factor, less)),
+            );
+            let (factor, delta) = (simd.splat_f32s(self.scale), simd.splat_f32s(*delta));
+            update(
+                simd,
+                p,
+                ds,
+                #[inline(always)]
+                |p, ds| simd.mul_f32s(simd.mul_f32s(p, factor), simd.sub_f32s(ds, delta)),
+            );
         }
-        map_in_place(simd, p, |p| exp(simd, p));
-        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = *p * (*ds - delta) * scale);
     }
 }
 

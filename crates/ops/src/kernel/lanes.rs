@@ -26,6 +26,27 @@ pub fn map_in_place<S: Simd>(simd: S, x: &mut [f32], f: impl Fn(S::f32s) -> S::f
     }
 }
 
+/// `x = f(x)`, and the sum of that.
+#[inline(always)]
+pub fn map_in_place_and_sum<S: Simd>(simd: S, x: &mut [f32], f: impl Fn(S::f32s) -> S::f32s) -> f32 {
+    let (whole, rest) = S::as_mut_simd_f32s(x);
+    let mut sums = [simd.splat_f32s(0.0); 2];
+    let (pairs, single) = whole.as_chunks_mut::<2>();
+    for pair in pairs {
+        *pair = [f(pair[0]), f(pair[1])];
+        sums = [simd.add_f32s(sums[0], pair[0]), simd.add_f32s(sums[1], pair[1])];
+    }
+    for x in single {
+        *x = f(*x);
+        sums[0] = simd.add_f32s(sums[0], *x);
+    }
+    if !rest.is_empty() {
+        let value = f(simd.partial_load_f32s(rest));
+        simd.partial_store_f32s(rest, value);
+    }
+    simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1])) + rest.iter().sum::<f32>()
+}
+
 /// `y = f(x, y)`.
 #[inline(always)]
 pub fn update<S: Simd>(simd: S, x: &[f32], y: &mut [f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
@@ -76,7 +97,12 @@ pub fn sum2<S: Simd>(simd: S, [x, y]: [&[f32]; 2], f: impl Fn(S::f32s, S::f32s) 
 /// `Σ x`.
 #[inline(always)]
 pub fn sum<S: Simd>(simd: S, x: &[f32]) -> f32 {
-    sum2(simd, [x, x], |x, _| x)
+    sum2(
+        simd,
+        [x, x],
+        #[inline(always)]
+        |x, _| x,
+    )
 }
 
 /// `Σ (x − mean)²`.
@@ -85,10 +111,15 @@ pub fn sum_of_squares<S: Simd>(simd: S, x: &[f32], mean: f32) -> f32 {
     let whole = x.len() / S::F32_LANES * S::F32_LANES;
     let (x, rest) = x.split_at(whole);
     let shift = simd.splat_f32s(mean);
-    let squares = sum2(simd, [x, x], |x, _| {
-        let x = simd.sub_f32s(x, shift);
-        simd.mul_f32s(x, x)
-    });
+    let squares = sum2(
+        simd,
+        [x, x],
+        #[inline(always)]
+        |x, _| {
+            let x = simd.sub_f32s(x, shift);
+            simd.mul_f32s(x, x)
+        },
+    );
     squares + rest.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>()
 }
 

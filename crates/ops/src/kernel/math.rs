@@ -2,27 +2,31 @@
 
 use pulp::Simd;
 
+/// A polynomial, its highest coefficient first.
+#[inline(always)]
+fn horner<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
+    let mut sum = simd.splat_f32s(coefficients[0]);
+    for c in &coefficients[1..] {
+        sum = simd.mul_add_e_f32s(sum, x, simd.splat_f32s(*c));
+    }
+    sum
+}
+
 /// `eˣ`; 0 below −87.3, where single precision is no longer normal, and finite for any finite x.
 ///
 /// Source: range reduction by ln 2 in two parts and the polynomial of Cephes' `expf`; at most 2 units in the last place.
 #[inline(always)]
 pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let splat = |value| simd.splat_f32s(value);
-    let clamped = simd.max_f32s(simd.min_f32s(x, splat(88.0)), splat(-87.3));
+    let clamped = simd.max_f32s(simd.min_f32s(x, simd.splat_f32s(88.0)), simd.splat_f32s(-87.3));
     // 1.5 · 2²³ + 127: the sum is rounded to a whole number, which stands in the last bits with the exponent's bias already added.
-    let shifted = simd.mul_add_e_f32s(clamped, splat(std::f32::consts::LOG2_E), splat(12_582_912.0 + 127.0));
-    let n = simd.sub_f32s(shifted, splat(12_582_912.0 + 127.0));
-    let r = simd.mul_add_e_f32s(n, splat(-0.693_359_375), clamped);
-    let r = simd.mul_add_e_f32s(n, splat(2.121_944_4e-4), r);
-    let p = splat(1.987_569_2e-4);
-    let p = simd.mul_add_e_f32s(p, r, splat(1.398_2e-3));
-    let p = simd.mul_add_e_f32s(p, r, splat(8.333_452e-3));
-    let p = simd.mul_add_e_f32s(p, r, splat(4.166_579_6e-2));
-    let p = simd.mul_add_e_f32s(p, r, splat(1.666_666_5e-1));
-    let p = simd.mul_add_e_f32s(p, r, splat(0.5));
-    let p = simd.add_f32s(simd.mul_add_e_f32s(simd.mul_f32s(r, r), p, r), splat(1.0));
+    let shifted = simd.mul_add_e_f32s(clamped, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(12_582_912.0 + 127.0));
+    let n = simd.sub_f32s(shifted, simd.splat_f32s(12_582_912.0 + 127.0));
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-0.693_359_375), clamped);
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(2.121_944_4e-4), r);
+    let p = horner(simd, r, [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+    let p = simd.add_f32s(simd.mul_add_e_f32s(simd.mul_f32s(r, r), p, r), simd.splat_f32s(1.0));
     let power = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23)));
-    simd.select_f32s(simd.less_than_f32s(x, splat(-87.3)), splat(0.0), simd.mul_f32s(p, power))
+    simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(-87.3)), simd.splat_f32s(0.0), simd.mul_f32s(p, power))
 }
 
 /// `σ(x) = 1 / (1 + e⁻ˣ)`.
@@ -35,19 +39,14 @@ pub fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 /// The error function; a quotient of polynomials in x², as Eigen's `generic_fast_erf` has it: within 4 · 10⁻⁷ of the truth.
 #[inline(always)]
 pub fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let splat = |value| simd.splat_f32s(value);
-    let x = simd.max_f32s(simd.min_f32s(x, splat(4.0)), splat(-4.0));
+    let x = simd.max_f32s(simd.min_f32s(x, simd.splat_f32s(4.0)), simd.splat_f32s(-4.0));
     let z = simd.mul_f32s(x, x);
-    let horner = |coefficients: &[f32]| {
-        let mut sum = splat(coefficients[0]);
-        for c in &coefficients[1..] {
-            sum = simd.mul_add_e_f32s(sum, z, splat(*c));
-        }
-        sum
-    };
-    let above =
-        horner(&[-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2]);
-    let below = horner(&[-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827_e-3, -7.373_329_2e-3, -1.426_473_9e-2]);
+    let above = horner(
+        simd,
+        z,
+        [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2],
+    );
+    let below = horner(simd, z, [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827_e-3, -7.373_329_2e-3, -1.426_473_9e-2]);
     simd.div_f32s(simd.mul_f32s(x, above), below)
 }
 

@@ -16,9 +16,20 @@ impl WithSimd for Softmax<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, y) = self;
         let largest = simd.splat_f32s(max(simd, x));
-        map(simd, x, y, |x| exp(simd, simd.sub_f32s(x, largest)));
+        map(
+            simd,
+            x,
+            y,
+            #[inline(always)]
+            |x| exp(simd, simd.sub_f32s(x, largest)),
+        );
         let share = simd.splat_f32s(1.0 / sum(simd, y));
-        map_in_place(simd, y, |y| simd.mul_f32s(y, share));
+        map_in_place(
+            simd,
+            y,
+            #[inline(always)]
+            |y| simd.mul_f32s(y, share),
+        );
     }
 }
 
@@ -29,8 +40,19 @@ impl WithSimd for SoftmaxSlope<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(y, dy) = self;
-        let mean = simd.splat_f32s(sum2(simd, [y, dy], |y, dy| simd.mul_f32s(y, dy)));
-        update(simd, y, dy, |y, dy| simd.mul_f32s(y, simd.sub_f32s(dy, mean)));
+        let mean = simd.splat_f32s(sum2(
+            simd,
+            [y, dy],
+            #[inline(always)]
+            |y, dy| simd.mul_f32s(y, dy),
+        ));
+        update(
+            simd,
+            y,
+            dy,
+            #[inline(always)]
+            |y, dy| simd.mul_f32s(y, simd.sub_f32s(dy, mean)),
+        );
     }
 }
 
@@ -77,6 +99,12 @@ impl WithSimd for Moments<'_> {
     }
 }
 
+/// `(x − mean) · rstd`.
+#[inline(always)]
+fn normed<S: Simd>(simd: S, x: S::f32s, mean: S::f32s, rstd: S::f32s) -> S::f32s {
+    simd.mul_f32s(simd.sub_f32s(x, mean), rstd)
+}
+
 struct LayerNorm<'a> {
     x: &'a [f32],
     weight: &'a [f32],
@@ -91,8 +119,20 @@ impl WithSimd for LayerNorm<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let moments = Moments(self.x, self.eps).with_simd(simd);
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        map2(simd, [self.x, self.weight], self.y, |x, weight| simd.mul_f32s(simd.mul_f32s(simd.sub_f32s(x, mean), rstd), weight));
-        update(simd, self.bias, self.y, |bias, y| simd.add_f32s(y, bias));
+        map2(
+            simd,
+            [self.x, self.weight],
+            self.y,
+            #[inline(always)]
+            |x, weight| simd.mul_f32s(simd.mul_f32s(simd.sub_f32s(x, mean), rstd), weight),
+        );
+        update(
+            simd,
+            self.bias,
+            self.y,
+            #[inline(always)]
+            |bias, y| simd.add_f32s(y, bias),
+        );
         moments
     }
 }
@@ -127,23 +167,45 @@ impl WithSimd for LayerNormSlope<'_> {
         let Self { x, weight, dy, moments, dx, sums } = self;
         let n = 1.0 / x.len() as f32;
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        let normed = |x| simd.mul_f32s(simd.sub_f32s(x, mean), rstd);
-        map2(simd, [dy, weight], dx, |dy, weight| simd.mul_f32s(dy, weight));
+        map2(
+            simd,
+            [dy, weight],
+            dx,
+            #[inline(always)]
+            |dy, weight| simd.mul_f32s(dy, weight),
+        );
         let average = sum(simd, dx) * n;
-        let along = sum2(simd, [dx, x], |d, x| simd.mul_f32s(d, normed(x))) * n;
+        let along = sum2(
+            simd,
+            [dx, x],
+            #[inline(always)]
+            |d, x| simd.mul_f32s(d, normed(simd, x, mean, rstd)),
+        ) * n;
         let [average, along] = [average, along].map(|value| simd.splat_f32s(value));
-        update(simd, x, dx, |x, d| simd.mul_f32s(simd.sub_f32s(simd.sub_f32s(d, average), simd.mul_f32s(normed(x), along)), rstd));
+        update(
+            simd,
+            x,
+            dx,
+            #[inline(always)]
+            |x, d| simd.mul_f32s(simd.sub_f32s(simd.sub_f32s(d, average), simd.mul_f32s(normed(simd, x, mean, rstd), along)), rstd),
+        );
         if let Some([dweight, dbias]) = sums {
             // The product goes through the bias' sums in two steps, so that no third slice is read at once.
             let ((x, x_rest), (dy_whole, dy_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(dy));
             let (whole, rest) = S::as_mut_simd_f32s(dweight);
             for ((x, dy), sum) in x.iter().zip(dy_whole).zip(whole) {
-                *sum = simd.mul_add_e_f32s(normed(*x), *dy, *sum);
+                *sum = simd.mul_add_e_f32s(normed(simd, *x, mean, rstd), *dy, *sum);
             }
             for ((x, dy), sum) in x_rest.iter().zip(dy_rest).zip(rest) {
                 *sum += (x - moments[0]) * moments[1] * dy;
             }
-            update(simd, dy, dbias, |dy, sum| simd.add_f32s(sum, dy));
+            update(
+                simd,
+                dy,
+                dbias,
+                #[inline(always)]
+                |dy, sum| simd.add_f32s(sum, dy),
+            );
         }
     }
 }
@@ -220,11 +282,22 @@ impl WithSimd for Affine<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
-        let normed = |x| simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift);
         if self.silu {
-            map(simd, self.x, self.y, |x| Function::Silu.value(simd, normed(x)));
+            map(
+                simd,
+                self.x,
+                self.y,
+                #[inline(always)]
+                |x| Function::Silu.value(simd, simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift)),
+            );
         } else {
-            map(simd, self.x, self.y, normed);
+            map(
+                simd,
+                self.x,
+                self.y,
+                #[inline(always)]
+                |x| simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift),
+            );
         }
     }
 }
@@ -263,14 +336,25 @@ impl WithSimd for ChannelSums<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
         if self.silu {
-            map2(simd, [self.x, self.dy], self.dx, |x, dy| {
-                let normed = simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift);
-                simd.mul_f32s(dy, Function::Silu.slope(simd, normed))
-            });
+            map2(
+                simd,
+                [self.x, self.dy],
+                self.dx,
+                #[inline(always)]
+                |x, dy| {
+                    let normed = simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift);
+                    simd.mul_f32s(dy, Function::Silu.slope(simd, normed))
+                },
+            );
         } else {
             self.dx.copy_from_slice(self.dy);
         }
-        let along = sum2(simd, [self.dx, self.x], |d, x| simd.mul_f32s(d, simd.sub_f32s(x, mean)));
+        let along = sum2(
+            simd,
+            [self.dx, self.x],
+            #[inline(always)]
+            |d, x| simd.mul_f32s(d, simd.sub_f32s(x, mean)),
+        );
         [sum(simd, self.dx), along * self.rstd]
     }
 }
@@ -293,7 +377,13 @@ impl WithSimd for Projected<'_> {
         // As `a dx + b (x − mean) + c`.
         let terms = [mean, rstd * self.weight, -rstd * rstd * self.along, -rstd * self.average];
         let [mean, a, b, c] = terms.map(|value| simd.splat_f32s(value));
-        update(simd, self.x, self.dx, |x, d| simd.mul_add_e_f32s(a, d, simd.mul_add_e_f32s(b, simd.sub_f32s(x, mean), c)));
+        update(
+            simd,
+            self.x,
+            self.dx,
+            #[inline(always)]
+            |x, d| simd.mul_add_e_f32s(a, d, simd.mul_add_e_f32s(b, simd.sub_f32s(x, mean), c)),
+        );
     }
 }
 

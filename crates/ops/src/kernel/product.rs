@@ -199,7 +199,15 @@ unsafe fn by_rows<S: Simd, const R: usize>(simd: S, depth: usize, a: [*const f32
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
         // SAFETY: the caller's.
-        unsafe { step(simd, |i| *a[i].add(k), b.add(k * 2 * S::F32_LANES), &mut sums) }
+        unsafe {
+            step(
+                simd,
+                #[inline(always)]
+                |i| *a[i].add(k),
+                b.add(k * 2 * S::F32_LANES),
+                &mut sums,
+            )
+        }
     }
     sums
 }
@@ -210,7 +218,15 @@ unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
         // SAFETY: the caller's.
-        unsafe { step(simd, |i| *a.add(k * stride + i), b.add(k * 2 * S::F32_LANES), &mut sums) }
+        unsafe {
+            step(
+                simd,
+                #[inline(always)]
+                |i| *a.add(k * stride + i),
+                b.add(k * 2 * S::F32_LANES),
+                &mut sums,
+            )
+        }
     }
     sums
 }
@@ -227,7 +243,15 @@ unsafe fn few_columns<S: Simd, const R: usize>(
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
         // SAFETY: the caller's.
-        unsafe { step(simd, |i| *a[i].add(k * stride), b.add(k * 2 * S::F32_LANES), &mut sums) }
+        unsafe {
+            step(
+                simd,
+                #[inline(always)]
+                |i| *a[i].add(k * stride),
+                b.add(k * 2 * S::F32_LANES),
+                &mut sums,
+            )
+        }
     }
     sums
 }
