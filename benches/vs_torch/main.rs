@@ -6,6 +6,9 @@
 //! program is a worker (`--worker`) that is told on its standard input, one line each, to `setup` a case, `run` it for some seconds
 //! (answered by milliseconds), tell its `peak` memory in KiB, and `quit`. What a case is: `docs/reference/performance.md`.
 
+/// The shipped binary's.
+#[path = "../../crates/cli/src/allocator.rs"]
+mod allocator;
 mod models;
 mod operations;
 mod training;
@@ -16,10 +19,6 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
-
-/// The shipped binary's: `crates/cli/src/main.rs`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Rounds of the table that is printed without a peer.
 const ROUNDS: usize = 5;
@@ -147,6 +146,7 @@ fn print_table(filter: &str) {
 }
 
 fn main() {
+    allocator::keep_freed_memory();
     // Cargo tells a benchmark that it is one.
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     match arguments.next().as_deref() {

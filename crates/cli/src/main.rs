@@ -1,5 +1,6 @@
 //! The `visionprefer` binary: arguments in, one command run, one exit code out.
 
+mod allocator;
 mod args;
 mod commands;
 mod device;
@@ -13,12 +14,8 @@ mod stdout;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Tensor code allocates a buffer an operation; the system's allocator gives large ones back and faults them in again each time.
-/// See docs/decisions.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     match commands::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
