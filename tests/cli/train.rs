@@ -157,3 +157,47 @@ fn the_terms_of_a_sum_are_logged() {
     let sum = 2.0 * number("reward/brightness") - (number("reward/saturation") - 0.5) / 0.1;
     assert!((number("reward_mean") - sum).abs() < 1e-4 * sum.abs(), "{sum}: {line}");
 }
+
+const BLOCKS: &str = "model.gradient_checkpointing=blocks";
+
+#[test]
+fn recomputation_changes_no_metric() {
+    let dir = tempfile::tempdir().unwrap();
+    let reward = "reward={vp_score={weights=\"tests/golden/blip_reward_tiny/model\"}}";
+    let everything = short_run(&dir.path().join("none"), &[reward]);
+    let blocks = short_run(&dir.path().join("blocks"), &[reward, BLOCKS]);
+    assert_eq!(everything.len(), blocks.len());
+    for (expected, got) in everything.iter().zip(&blocks) {
+        let timeless = |name: &&String| !name.contains("second");
+        let names: Vec<_> = expected.as_object().unwrap().keys().filter(timeless).collect();
+        assert_eq!(names, got.as_object().unwrap().keys().filter(timeless).collect::<Vec<_>>());
+        for name in names {
+            let [expected, got] = [expected, got].map(|line| line[name].as_f64());
+            let scale = expected.map_or(0.0, f64::abs);
+            let close = expected.zip(got).is_none_or(|(expected, got)| (expected - got).abs() <= 1e-5 * scale);
+            assert!(close, "{name}: {got:?}, expected {expected:?}");
+        }
+    }
+    let norm = everything[1]["grad_norm"].as_f64().unwrap();
+    assert!(norm > 0.0, "{norm}");
+}
+
+#[test]
+fn a_recomputed_run_goes_on_to_the_bit_and_may_stop_recomputing() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = ["run.num_train_steps=2", "scheduler.num_inference_steps=3", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=2"];
+    let sets: Vec<&str> = short.into_iter().chain([BLOCKS, "preview.num_inference_steps=1"]).flat_map(|set| ["--set", set]).collect();
+    let proof = dir.path().join("proof");
+    let finished = run(&[&["train", "--algo", "refl", "--prove-resume", "-o", proof.to_str().unwrap()], &sets[..]].concat()).ok();
+    assert!(finished.stdout().contains("proved"), "{}", finished.stdout());
+    // What is kept of a step is not the run's identity.
+    let again = proof.join("interrupted");
+    run(&["train", "--resume", again.to_str().unwrap(), "--set", "model.gradient_checkpointing=none"]).ok();
+}
+
+#[test]
+fn a_gradient_checkpointing_that_is_none_is_answered_with_those_that_are() {
+    let line = run(&["train", "--algo", "refl", "--set", "model.gradient_checkpointing=block"]).refused();
+    assert!(line.contains("model.gradient_checkpointing=block") && line.contains("`none` or `blocks`"), "{line}");
+    assert!(line.contains("did you mean `blocks`?"), "{line}");
+}

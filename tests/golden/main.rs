@@ -7,6 +7,7 @@ mod dpo;
 mod lora;
 mod optim;
 mod pipelines;
+mod recomputation;
 mod refl;
 mod schedulers;
 mod sd;

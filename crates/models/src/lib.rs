@@ -9,6 +9,7 @@ pub mod clip;
 mod config_json;
 pub mod denoiser;
 mod error;
+mod gradient_checkpointing;
 pub mod layers;
 pub mod lora;
 pub mod parameters;
@@ -21,3 +22,4 @@ pub mod weights;
 
 pub use config_json::{ConfigJson, NetworkConfig};
 pub use error::{Error, Result};
+pub use gradient_checkpointing::GradientCheckpointing;

@@ -17,7 +17,7 @@ type Taped<C> = <Autodiff<Flex, C> as burn::backend::BackendTypes>::FloatTensorP
 
 /// Contiguous f32 values and their shape, cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Values(FlexTensor);
+pub struct Values(FlexTensor);
 
 impl Values {
     fn new(tensor: FlexTensor) -> Self {
@@ -29,6 +29,16 @@ impl Values {
         let shape = shape.into();
         assert_eq!(values.len(), shape.num_elements());
         Self(FlexTensor::new(burn::tensor::Bytes::from_elems(values), Layout::contiguous(shape), DType::F32))
+    }
+
+    /// Of a tensor off the tape.
+    pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        Self::new(tensor.try_into_primitive::<Flex>().expect("a tensor on the CPU, off the tape"))
+    }
+
+    /// As a tensor off the tape.
+    pub(crate) fn tensor<const D: usize>(self) -> Tensor<D> {
+        Tensor::from_primitive::<Flex>(self.0)
     }
 
     /// The shape.
@@ -79,7 +89,7 @@ pub(crate) trait Fused<const N: usize>: Debug + Clone + Send + 'static {
 
 /// An input of any rank.
 #[derive(Debug, Clone)]
-pub(crate) enum Input {
+pub enum Input {
     /// Off the tape.
     Plain(FlexTensor),
     /// On the tape.

@@ -14,12 +14,14 @@ mod fused;
 mod kernel;
 mod linear;
 mod norm;
+mod recompute;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use linear::linear;
 pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
+pub use recompute::{Boundary, recompute, recomputes, trains};
 
 fn refuse_empty<const D: usize>(operation: &str, x: &burn::tensor::Tensor<D>) {
     assert!(x.dims().iter().product::<usize>() > 0, "{operation} of an empty tensor, {:?}", x.dims());

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
+use vp_models::GradientCheckpointing;
 
 /// Images and their prompts to one number each, larger is better.
 pub trait Reward {
@@ -65,6 +66,11 @@ pub trait Reward {
             Ok(f64::from(score.into_scalar::<f32>()))
         };
         images.iter().zip(prompts).map(one).collect()
+    }
+
+    /// Says what the tape keeps of this reward's network, if it has one.
+    fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
+        let _ = kept;
     }
 
     /// What this reward will not see of `prompts`; worth showing once, before a run.

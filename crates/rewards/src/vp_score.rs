@@ -14,6 +14,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
+use vp_models::GradientCheckpointing;
 use vp_models::blip::{BlipConfig, BlipFiles, BlipReward, TextInputs};
 use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
 
@@ -207,6 +208,10 @@ impl Reward for VpScore {
         };
         let pixel_values = Tensor::cat(images.iter().map(pixel_values).collect(), 0);
         Ok(self.score_pixel_values(pixel_values, prompts).into_data().iter::<f64>().collect())
+    }
+
+    fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
+        self.model.gradient_checkpointing = kept;
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
+use vp_models::GradientCheckpointing;
 
 use crate::{Build, Judgement, Result, Reward, RewardConfig, Warning, check_batch, check_pairs};
 
@@ -130,6 +131,10 @@ impl Reward for WeightedSum {
             sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * factor + offset);
         }
         Ok(sums)
+    }
+
+    fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
+        self.terms.iter_mut().for_each(|term| term.reward.set_gradient_checkpointing(kept));
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

@@ -209,9 +209,10 @@ impl TrainConfig {
     }
 
     /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
-    /// What is drawn, saved and tolerated on the way may change.
+    /// What is drawn, saved and tolerated on the way may change, and whether memory is bought with time.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 5] = ["checkpoint", "guard", "preview", "data.validation_every", "preferences.validation_every"];
+        const FREE: [&str; 6] =
+            ["checkpoint", "guard", "preview", "data.validation_every", "preferences.validation_every", "model.gradient_checkpointing"];
         let ours = serde_json::to_value(self).expect("a config is JSON");
         let mut found = Vec::new();
         compare("", &ours, saved, &mut found);

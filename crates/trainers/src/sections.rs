@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::OnProblem;
+use vp_models::GradientCheckpointing;
 use vp_models::lora::Lora;
 use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
 
@@ -82,6 +83,10 @@ pub struct ModelSection {
     /// The networks that train begin with random weights instead of the folder's, which then needs only their `config.json`.
     #[serde(default)]
     pub initialize: bool,
+    /// What a tracked step keeps of the networks: `none` keeps everything its gradient needs, `blocks` what enters each block, which is
+    /// run again on the way back. On the CPU.
+    #[serde(default)]
+    pub gradient_checkpointing: GradientCheckpointing,
 }
 
 /// Factors beside frozen weights: what trains unless `model.trainable` names weights.

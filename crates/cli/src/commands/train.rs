@@ -14,10 +14,11 @@ use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::config;
 use vp_core::run_dir::RunDir;
+use vp_models::GradientCheckpointing;
 use vp_trainers::Error;
 use vp_trainers::checkpoint::{Checkpoint, fingerprint};
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::journal::{Journal, Options, say};
+use vp_trainers::journal::{Journal, Options, say, warn};
 use vp_trainers::run::{Interrupt, Run, Start};
 
 use crate::args::TrainArgs;
@@ -74,6 +75,9 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
 fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     let device = device::parse(&args.device)?;
     let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
+    if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
+        warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.device));
+    }
     Ok(Plan {
         config,
         device,

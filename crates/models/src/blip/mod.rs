@@ -19,6 +19,7 @@ pub use vit::{PatchEmbed, VisionAttention, VisionBlock, VisionMlp, VisionTransfo
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::Linear;
 
 /// The whole reward network; its output is not yet scaled by mean and standard deviation.
@@ -28,6 +29,9 @@ pub struct BlipReward {
     pub blip: Blip,
     /// The head.
     pub mlp: RewardHead,
+    /// What the tape keeps of a block or layer.
+    #[module(skip)]
+    pub gradient_checkpointing: GradientCheckpointing,
 }
 
 /// The encoders under the names of the published file.
@@ -103,7 +107,7 @@ impl BlipReward {
             layers_6: Linear::new(w2, w3, device),
             layers_7: Linear::new(w3, w4, device),
         };
-        Self { blip, mlp }
+        Self { blip, mlp, gradient_checkpointing: GradientCheckpointing::None }
     }
 
     /// The stages in order; running them one after another is [`forward`](Self::forward).
@@ -121,13 +125,17 @@ impl BlipReward {
         let Blip { visual_encoder, text_encoder } = &self.blip;
         match (stage, boundary) {
             (Stage::PatchEmbed, Boundary::Pixels(pixel_values)) => Boundary::Image(visual_encoder.embed(pixel_values)),
-            (Stage::Block(i), Boundary::Image(x)) => Boundary::Image(visual_encoder.blocks[i].forward(x)),
+            (Stage::Block(i), Boundary::Image(x)) => {
+                Boundary::Image(self.gradient_checkpointing.run(&visual_encoder.blocks[i], (x,), |block, (x,)| block.forward(x)))
+            }
             (Stage::Words, Boundary::Image(x)) => Boundary::Fusion {
                 image_embeds: visual_encoder.norm.forward(x),
                 hidden_states: text_encoder.embeddings.forward(text.input_ids.clone()),
             },
             (Stage::Layer(i), Boundary::Fusion { image_embeds, hidden_states }) => {
-                let hidden_states = text_encoder.encoder.layer[i].forward(hidden_states, image_embeds.clone(), text);
+                let (text, boundary) = (text.clone(), (hidden_states, image_embeds.clone()));
+                let layer = move |layer: &BertLayer, (hidden_states, image_embeds)| layer.forward(hidden_states, image_embeds, &text);
+                let hidden_states = self.gradient_checkpointing.run(&text_encoder.encoder.layer[i], boundary, layer);
                 Boundary::Fusion { image_embeds, hidden_states }
             }
             (Stage::Head, Boundary::Fusion { hidden_states, .. }) => Boundary::Rewards(self.mlp.forward(first_token(hidden_states))),

@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::denoiser::{Conditioning, Denoiser};
+use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use attention::{Transformer2DModel, TransformerOptions};
 use embeddings::{TimeEmbedding, sinusoidal};
@@ -54,6 +55,9 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// What the tape keeps of a stage.
+    #[module(skip)]
+    pub gradient_checkpointing: GradientCheckpointing,
     #[module(skip)]
     config: UNetConfig,
 }
@@ -72,6 +76,7 @@ impl UNetConfig {
             up_blocks: (0..=last).map(|step| self.up_block(step, device)).collect(),
             conv_norm_out: GroupNorm::new(self.norm_num_groups, first, self.norm_eps, device),
             conv_out: Conv2d::same(first, self.out_channels, 3, device),
+            gradient_checkpointing: GradientCheckpointing::None,
             config: self.clone(),
         }
     }
@@ -167,8 +172,11 @@ impl UNet2DConditionModel {
 impl UNet2DConditionModel {
     /// What the stages start from: the context they share, and the state that passes through them.
     fn begin(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> (Context, State) {
-        let context =
-            Context { time: self.embed_time(timesteps, conditioning), encoder_hidden_states: conditioning.encoder_hidden_states.clone() };
+        let context = Context {
+            time: self.embed_time(timesteps, conditioning),
+            encoder_hidden_states: conditioning.encoder_hidden_states.clone(),
+            gradient_checkpointing: self.gradient_checkpointing,
+        };
         let sample = if self.config.center_input_sample { sample * 2.0 - 1.0 } else { sample };
         (context, State { hidden: sample, skips: Vec::new() })
     }

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use super::UNet2DConditionModel;
 use super::attention::Transformer2DModel;
 use super::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 
 /// What every stage may read.
@@ -17,6 +18,8 @@ pub struct Context {
     pub time: Tensor<2>,
     /// `[b, tokens, cross_attention_dim]`.
     pub encoder_hidden_states: Tensor<3>,
+    /// What the tape keeps of a stage.
+    pub gradient_checkpointing: GradientCheckpointing,
 }
 
 /// What passes from stage to stage.
@@ -73,30 +76,53 @@ impl UNet2DConditionModel {
 impl Stage<'_> {
     /// Runs the stage.
     pub fn forward(&self, State { hidden, mut skips }: State, context: &Context) -> State {
-        let residual = |resnet: &ResnetBlock2D, attention: Option<&Transformer2DModel>, hidden| {
-            let hidden = resnet.forward(hidden, Some(&context.time));
-            match attention {
-                Some(attention) => attention.forward(hidden, &context.encoder_hidden_states),
-                None => hidden,
-            }
-        };
+        let Context { time, encoder_hidden_states, gradient_checkpointing } = context.clone();
         let hidden = match self {
             Self::ConvIn(conv) => conv.forward(hidden),
-            Self::Down(resnet, attention) | Self::Mid(resnet, attention) => residual(resnet, *attention, hidden),
+            Self::Down(resnet, attention) | Self::Mid(resnet, attention) => {
+                let modules = ((*resnet).clone(), attention.cloned());
+                gradient_checkpointing.run(&modules, (hidden, time, encoder_hidden_states), |modules, (hidden, time, states)| {
+                    residual(modules, hidden, &time, &states)
+                })
+            }
             Self::Downsample(downsample) => downsample.forward(hidden),
             Self::Up(resnet, attention) => {
                 let skip = skips.pop().expect("the way down left one skip for each residual block of the way up");
-                residual(resnet, *attention, Tensor::cat(vec![hidden, skip], 1))
+                let modules = ((*resnet).clone(), attention.cloned());
+                gradient_checkpointing.run(
+                    &modules,
+                    (hidden, time, encoder_hidden_states, skip),
+                    |modules, (hidden, time, states, skip)| residual(modules, Tensor::cat(vec![hidden, skip], 1), &time, &states),
+                )
             }
             Self::Upsample(upsample) => {
                 let [_, _, h, w] = skips.last().expect("a level below the first has skips left").dims();
-                upsample.forward(hidden, [h, w])
+                let kept = gradient_checkpointing.where_trained(*upsample);
+                kept.run(*upsample, (hidden,), move |upsample, (hidden,)| upsample.forward(hidden, [h, w]))
             }
-            Self::ConvOut(norm, conv) => conv.forward(norm.forward_silu(hidden)),
+            Self::ConvOut(norm, conv) => {
+                let modules = ((*norm).clone(), (*conv).clone());
+                let kept = gradient_checkpointing.where_trained(&modules);
+                kept.run(&modules, (hidden,), |(norm, conv), (hidden,)| conv.forward(norm.forward_silu(hidden)))
+            }
         };
         if matches!(self, Self::ConvIn(_) | Self::Down(..) | Self::Downsample(_)) {
             skips.push(hidden.clone());
         }
         State { hidden, skips }
+    }
+}
+
+/// A residual block, and attention if there is any.
+fn residual(
+    (resnet, attention): &(ResnetBlock2D, Option<Transformer2DModel>),
+    hidden: Tensor<4>,
+    time: &Tensor<2>,
+    encoder_hidden_states: &Tensor<3>,
+) -> Tensor<4> {
+    let hidden = resnet.forward(hidden, Some(time));
+    match attention {
+        Some(attention) => attention.forward(hidden, encoder_hidden_states),
+        None => hidden,
     }
 }

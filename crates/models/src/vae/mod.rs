@@ -8,6 +8,7 @@ mod stages;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::unet::attention::Attention;
 use crate::unet::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
@@ -67,6 +68,9 @@ pub struct AutoencoderKL {
     decoder: Decoder,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
+    /// What the tape keeps of a stage.
+    #[module(skip)]
+    pub gradient_checkpointing: GradientCheckpointing,
     #[module(skip)]
     config: AutoencoderConfig,
 }
@@ -121,6 +125,7 @@ impl AutoencoderConfig {
             decoder,
             quant_conv: self.use_quant_conv.then(|| Conv2d::same(2 * latent, 2 * latent, 1, device)),
             post_quant_conv: self.use_post_quant_conv.then(|| Conv2d::same(latent, latent, 1, device)),
+            gradient_checkpointing: GradientCheckpointing::None,
             config: self.clone(),
         }
     }
@@ -214,7 +219,7 @@ impl AutoencoderKL {
 
     /// The encoder's raw moments, mean and log-variance stacked: `[b, 3, h, w]` in [−1, 1] → `[b, 2·latent, h/f, w/f]`.
     pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
-        self.encoder_stages().iter().fold(images, |x, stage| stage.forward(x))
+        self.encoder_stages().iter().fold(images, |x, stage| stage.forward(x, self.gradient_checkpointing))
     }
 
     /// `[b, 3, h, w]` in [−1, 1] → the Gaussian of unscaled latents.
@@ -226,7 +231,7 @@ impl AutoencoderKL {
 
     /// Unscaled latents `[b, latent, h, w]` → `[b, 3, f·h, f·w]`, around [−1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder_stages().iter().fold(latents, |x, stage| stage.forward(x))
+        self.decoder_stages().iter().fold(latents, |x, stage| stage.forward(x, self.gradient_checkpointing))
     }
 
     /// Diffusion's latents to images in [0, 1]: unscale, decode, `(x / 2 + 0.5)` clamped.

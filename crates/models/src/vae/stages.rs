@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::unet::attention::Attention;
 use crate::unet::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
@@ -24,18 +25,23 @@ pub enum Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Runs the stage.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// Runs the stage, of which the tape keeps what `gradient_checkpointing` says.
+    pub fn forward(&self, x: Tensor<4>, gradient_checkpointing: GradientCheckpointing) -> Tensor<4> {
         match self {
             Self::Conv(conv) => conv.forward(x),
-            Self::Resnet(resnet) => resnet.forward(x, None),
-            Self::Attention(attention) => attention.forward_pixels(x),
+            Self::Resnet(resnet) => gradient_checkpointing.run(*resnet, (x,), |resnet, (x,)| resnet.forward(x, None)),
+            Self::Attention(attention) => gradient_checkpointing.run(*attention, (x,), |attention, (x,)| attention.forward_pixels(x)),
             Self::Downsample(downsample) => downsample.forward(x),
             Self::Upsample(upsample) => {
                 let [_, _, h, w] = x.dims();
-                upsample.forward(x, [2 * h, 2 * w])
+                let kept = gradient_checkpointing.where_trained(*upsample);
+                kept.run(*upsample, (x,), move |upsample, (x,)| upsample.forward(x, [2 * h, 2 * w]))
             }
-            Self::Out(norm, conv) => conv.forward(norm.forward_silu(x)),
+            Self::Out(norm, conv) => {
+                let modules = ((*norm).clone(), (*conv).clone());
+                let kept = gradient_checkpointing.where_trained(&modules);
+                kept.run(&modules, (x,), |(norm, conv), (x,)| conv.forward(norm.forward_silu(x)))
+            }
         }
     }
 }

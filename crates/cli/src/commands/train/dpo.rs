@@ -19,7 +19,8 @@ use crate::failure::Failure;
 pub fn train(mut plan: Plan, dpo: &Dpo) -> Result<PathBuf, Failure> {
     let config = plan.config.clone();
     let (folder, mut pairs, noise) = open(&plan)?;
-    let (pipeline, unet) = Pipeline::load(folder, &plan.device).map_err(anyhow::Error::from)?;
+    let (pipeline, mut unet) = Pipeline::load(folder, &plan.device).map_err(anyhow::Error::from)?;
+    unet.gradient_checkpointing = config.model.gradient_checkpointing;
     warn_of_some(pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt)), 3, "more prompts are cut");
     let (base, model) = config.models(&pipeline, unet, &noise).map_err(anyhow::Error::from)?;
     let data = BTreeMap::from([("the list of preference pairs".to_string(), pairs.fingerprint())]);

@@ -62,7 +62,9 @@ fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>
         Some(path) => read_prompts(path).context("[prompts]")?.into_iter().map(|prompt| prompt.text).collect(),
         None => sections.prompts.list.clone(),
     };
-    let reward = sections.reward.build(device).context("[reward]")?;
+    let kept = config.model.gradient_checkpointing;
+    let mut reward = sections.reward.build(device).context("[reward]")?;
+    reward.set_gradient_checkpointing(kept);
     if !reward.differentiable() && config.algo.needs_gradient() {
         bail!(
             "[reward.{}] gives no gradient, which {} needs; train on one that does and watch this one",
@@ -71,7 +73,8 @@ fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>
         );
     }
     let watched = config.watch.iter().map(|watch| watch.build(device)).collect::<Result<Vec<_>, _>>().context("[[watch]]")?;
-    let (pipeline, unet) = Pipeline::load(folder, device)?;
+    let (mut pipeline, mut unet) = Pipeline::load(folder, device)?;
+    (pipeline.vae.gradient_checkpointing, unet.gradient_checkpointing) = (kept, kept);
     warn_of_cut_prompts(&pipeline, &*reward, &prompts);
     let noise = Noise::new(config.run.seed);
     let (base, model) = config.models(&pipeline, unet, &noise)?;

@@ -29,7 +29,8 @@ pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
     }
     let pattern = Regex::new(&config.settings().trainable).context("model.trainable")?;
     let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
-    let (pipeline, unet) = Pipeline::load_or_initialize(folder, &plan.device, anew)?;
+    let (pipeline, mut unet) = Pipeline::load_or_initialize(folder, &plan.device, anew)?;
+    unet.gradient_checkpointing = config.model.gradient_checkpointing;
     warn_of_some(images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption)), 3, "more captions are cut");
     let (base, model) = config.models(&pipeline, unet, &noise)?;
     let start = plan.start(&[&config.model.path], data_checksum(&images))?;
@@ -44,8 +45,9 @@ pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
 pub fn train_vae(mut plan: Plan, vae: &Vae) -> Result<PathBuf, Failure> {
     let config = plan.config.clone();
     let (folder, mut images, noise) = open(&plan, false)?;
-    let base =
+    let mut base =
         if config.model.initialize { initialize(folder.vae_config().init(&plan.device), &noise) } else { load_vae(&folder, &plan.device)? };
+    base.gradient_checkpointing = config.model.gradient_checkpointing;
     let start = plan.start(&[&config.model.path], data_checksum(&images))?;
     plan.say(&arithmetic(&config, vae.batch_size, &images));
     let Some(mut run) = plan.begin(base.clone(), start)? else { return Ok(plan.output) };
