@@ -5,6 +5,7 @@ mod dpo;
 mod list;
 mod lora;
 mod policy_gradient;
+mod profile;
 mod progress;
 mod refused;
 mod sample;

@@ -58,11 +58,14 @@ pub struct TrainArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Train twice, once stopped half-way and resumed, and compare every file to the bit
-    #[arg(long, conflicts_with_all = ["resume", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["resume", "dry_run", "profile"])]
     pub prove_resume: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
+    /// Say at the end where the time went: seconds, share and calls of each stage
+    #[arg(long)]
+    pub profile: bool,
     /// Say nothing but warnings and, at the end, where the tuned model is
     #[arg(short, long)]
     pub quiet: bool,
@@ -125,6 +128,9 @@ pub struct SampleArgs {
     /// Write the unit noise the images started from, for other software
     #[arg(long, value_name = "FILE")]
     pub save_latents: Option<PathBuf>,
+    /// Say at the end where the time went: seconds, share and calls of each stage
+    #[arg(long)]
+    pub profile: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,

@@ -5,6 +5,7 @@
 //! | [`atomic`] | files replaced whole or not at all |
 //! | [`config`] | TOML in, typed configuration out, every error with its line and column |
 //! | [`noise`] | the only source of random numbers: keyed by (run seed, purpose, step, sample) |
+//! | [`profile`] | where a run's time goes, by stage |
 //! | [`registry!`] | one line an entry: a serde enum, its names and its summaries |
 //! | [`run_dir`] | the folder a run writes |
 //! | [`suggest`] | "did you mean …" |
@@ -13,6 +14,7 @@
 pub mod atomic;
 pub mod config;
 pub mod noise;
+pub mod profile;
 mod registry;
 pub mod run_dir;
 pub mod suggest;

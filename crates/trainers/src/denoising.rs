@@ -4,6 +4,7 @@
 
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Guidance, Pipeline, predict};
@@ -41,7 +42,8 @@ impl Noised {
 
     /// What the denoiser answers, `[b, c, h, w]`.
     pub fn predictions<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<4> {
-        predict(denoiser, self.sample.clone(), &self.model_timesteps(), &Guidance::none(conditioning))
+        let guidance = Guidance::none(conditioning);
+        profile::time(Stage::TrackedStep, || predict(denoiser, self.sample.clone(), &self.model_timesteps(), &guidance))
     }
 
     /// The mean squared error of each row's prediction, `[b, c, h, w]` → `[b]`.
@@ -119,7 +121,7 @@ impl DenoisingBatch<'_> {
         timesteps: Vec<usize>,
         (noise, draw, samples): (&Noise, u64, &[u64]),
     ) -> Noised {
-        let posterior = pipeline.vae.encode(self.images.clone() * 2.0 - 1.0);
+        let posterior = profile::time(Stage::Encode, || pipeline.vae.encode(self.images.clone() * 2.0 - 1.0));
         let [_, c, h, w] = posterior.mean.dims();
         let normal = |purpose| noise.normal(purpose, draw, samples, [c, h, w], pipeline.device());
         let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));

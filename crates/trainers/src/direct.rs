@@ -15,6 +15,7 @@
 
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable, predict};
 use vp_models::vae::AutoencoderKL;
@@ -175,8 +176,12 @@ impl<D: Denoiser> TapedChain<'_, D> {
         };
         let input = self.scheduler.scale_model_input(input, &vec![step; rows]);
         match call {
-            Call::Off => predict(&self.denoiser.valid(), input, &timesteps, &self.guidance.without_autodiff()),
-            Call::On | Call::DetachedInput => predict(self.denoiser, input, &timesteps, self.guidance),
+            Call::Off => {
+                profile::time(Stage::Rollout, || predict(&self.denoiser.valid(), input, &timesteps, &self.guidance.without_autodiff()))
+            }
+            Call::On | Call::DetachedInput => {
+                profile::time(Stage::TrackedStep, || predict(self.denoiser, input, &timesteps, self.guidance))
+            }
         }
     }
 }
@@ -213,8 +218,8 @@ pub struct Judged {
 /// # Errors
 /// As the reward.
 pub fn judge(latents: Tensor<4>, vae: &AutoencoderKL, reward: &dyn Reward, prompts: &[String]) -> Result<Judged, Error> {
-    let images = vae.decode_to_images(latents);
-    let Judgement { scores: rewards, terms } = reward.judge(images.clone(), prompts)?;
+    let images = profile::time(Stage::Decode, || vae.decode_to_images(latents));
+    let Judgement { scores: rewards, terms } = profile::time(Stage::Reward, || reward.judge(images.clone(), prompts))?;
     Ok(Judged { images, rewards, terms })
 }
 
@@ -251,7 +256,8 @@ pub fn finish<D: Denoiser>(
 ) -> Result<(), Error> {
     let Beginning { prompts, noise, draw, .. } = beginning;
     let trajectory = Trajectory { visited: &sampled.visited, prompts, size: environment.size };
-    let regularization = regularizer.loss(&run.model, environment, scheduler, trajectory, (noise, *draw))?;
+    let regularize = || regularizer.loss(&run.model, environment, scheduler, trajectory, (noise, *draw));
+    let regularization = profile::time(Stage::TrackedStep, regularize)?;
     let mut observed = observed_rewards(&judged.rewards, &judged.terms);
     observed.extend(environment.watch(judged.images.clone(), prompts)?);
     observed.push(("regularizer".into(), regularization.as_ref().map_or(vec![0.0], values)));

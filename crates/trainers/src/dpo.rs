@@ -14,6 +14,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
 use vp_models::pipeline::Trainable;
@@ -98,7 +99,7 @@ impl Dpo {
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Pairs: cropped, resized, some mirrored, some prompts dropped.
-            let PairBatch { images, captions } = pairs.batch(batch, self.batch_size)?;
+            let PairBatch { images, captions } = profile::time(Stage::Io, || pairs.batch(batch, self.batch_size))?;
             let data = DenoisingBatch { images, captions: &captions, size };
             run.count_images(2 * self.batch_size);
 
@@ -162,7 +163,7 @@ impl Dpo {
         let count = schedule.alphas_cumprod().len();
         let mut validation = Validation::default();
         for held_out in pairs.validation.chunks(self.batch_size) {
-            let (PairBatch { images, captions }, numbers) = pairs.held_out(held_out)?;
+            let (PairBatch { images, captions }, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
             let data = DenoisingBatch { images, captions: &captions, size: pairs.size };
             let (conditioning, reference_conditioning) = (data.conditioning(model, pipeline), data.conditioning(base, pipeline));
             let (mut losses, mut accuracies) = (vec![0.0; held_out.len()], vec![0.0; held_out.len()]);

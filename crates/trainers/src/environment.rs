@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
+use vp_core::profile::{self, Stage};
 use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
@@ -90,7 +91,7 @@ impl<D: Denoiser> Environment<D> {
     /// # Errors
     /// When a reward fails.
     pub fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<(Tensor<1>, Observed), Error> {
-        let Judgement { scores, terms } = self.reward.judge(images.clone(), prompts)?;
+        let Judgement { scores, terms } = profile::time(Stage::Reward, || self.reward.judge(images.clone(), prompts))?;
         let mut observed = observed_rewards(&scores, &terms).split_off(1);
         observed.extend(self.watch(images, prompts)?);
         Ok((scores, observed))
@@ -102,10 +103,10 @@ impl<D: Denoiser> Environment<D> {
     /// When a reward fails.
     pub fn watch(&self, images: Tensor<4>, prompts: &[String]) -> Result<Observed, Error> {
         let images = images.without_autodiff();
-        self.watched
-            .iter()
-            .map(|reward| Ok((format!("watch/{}", reward.name()), values(&reward.score(images.clone(), prompts)?))))
-            .collect()
+        profile::time(Stage::Reward, || {
+            let scored = self.watched.iter().map(|reward| (reward.name(), reward.score(images.clone(), prompts)));
+            scored.map(|(name, scores)| Ok((format!("watch/{name}"), values(&scores?)))).collect()
+        })
     }
 
     /// Draws the preview's prompts and seeds with `model` and lets every reward judge; the trained one first.

@@ -9,6 +9,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::{Noise, Purpose};
+use vp_core::profile::{self, Stage};
 use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Guidance, Request, Trainable, predict};
@@ -176,7 +177,9 @@ pub fn guided_transition<D: Denoiser>(
     let (pipeline, prompts) = (&environment.pipeline, prompts(environment, rollout, rows));
     let RolloutPlan { negative_prompt, guidance_scale, .. } = *plan;
     let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: environment.size };
-    transition(&model.unet, scheduler, &pipeline.encode(&model.text(&pipeline.text), &request), minibatch)
+    profile::time(Stage::TrackedStep, || {
+        transition(&model.unet, scheduler, &pipeline.encode(&model.text(&pipeline.text), &request), minibatch)
+    })
 }
 
 fn prompts<D: Denoiser>(environment: &Environment<D>, rollout: &Rollout, rows: &[usize]) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_core::profile::{self, Stage};
 use vp_data::{RgbImage, from_tensor};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
@@ -70,7 +71,7 @@ pub fn draw<D: Denoiser>(
             return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
         }
         for (reward, (_, scores)) in rewards.iter().zip(&mut scores) {
-            scores.extend(reward.score(drawn.clone(), &prompts)?.into_data().iter::<f64>());
+            scores.extend(profile::time(Stage::Reward, || reward.score(drawn.clone(), &prompts))?.into_data().iter::<f64>());
         }
         images.extend(from_tensor(drawn)?);
     }

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
+use vp_core::profile::{self, Stage};
 use vp_data::{ImageFolder, ImageFolderOptions, OnProblem, ShuffledOrder, to_tensor};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
@@ -164,7 +165,7 @@ impl Regularizer {
             Self::Images { folder, order, weight } => {
                 let rows = prompts.len();
                 let entries = order.entries((draw - 1) * rows as u64, rows);
-                let (images, captions) = read_images(folder, &entries, size, pipeline.device())?;
+                let (images, captions) = profile::time(Stage::Io, || read_images(folder, &entries, size, pipeline.device()))?;
                 let loss = DenoisingBatch { images, captions: &captions, size };
                 Ok(Some(loss.loss(model, pipeline, scheduler, (noise, draw)) * *weight))
             }

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Purpose, chain_step};
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable};
 use vp_schedulers::Scheduler;
@@ -117,8 +118,10 @@ impl Rollout {
                 samples.iter().map(|sample| if plan.share_initial_latents { first_of_group(sample) } else { *sample }).collect();
             let unit = noise.normal(Purpose::InitialLatents, draw, &starts, shape, device);
             let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &samples, shape, device);
-            let trajectory = draw_trajectory(&model.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
-            let images = pipeline.vae.decode_to_images(trajectory.latents.last().expect("a chain has a start").clone());
+            let drawn = || draw_trajectory(&model.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+            let trajectory = profile::time(Stage::Rollout, drawn);
+            let last = trajectory.latents.last().expect("a chain has a start").clone();
+            let images = profile::time(Stage::Decode, || pipeline.vae.decode_to_images(last));
             let (scores, looked_at) = environment.judge(images, &texts)?;
             rewards.extend(values(&scores).into_iter().map(|reward| reward as f32));
             for (name, scores) in looked_at {

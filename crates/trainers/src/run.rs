@@ -15,6 +15,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
 
 use crate::Error;
@@ -238,8 +239,10 @@ impl<M: Module> Run<M> {
         let scale = 1.0 / self.accumulation() as f64;
         self.observe("loss".into(), vec![total]);
         observed.into_iter().for_each(|(name, values)| self.observe(name, values));
-        let mut gradients = loss.backward();
-        self.gradients.add(named_gradients(&self.model, &mut gradients), scale);
+        profile::time(Stage::Backward, || {
+            let mut gradients = loss.backward();
+            self.gradients.add(named_gradients(&self.model, &mut gradients), scale);
+        });
         self.state.cursor.micro += 1;
         if self.state.cursor.micro < self.accumulation() {
             return Ok(None);
@@ -255,20 +258,26 @@ impl<M: Module> Run<M> {
     }
 
     fn update(&mut self) -> Result<Option<u64>, Error> {
-        let grad_norm = match self.gradients.clip_grad_norm(self.settings.optimizer.max_grad_norm) {
-            Ok(norm) => norm,
+        let (grad_norm, lr) = match profile::time(Stage::Optimizer, || self.step()) {
+            Ok(stepped) => stepped,
             Err(Error::NonFiniteGradient { name }) => return self.leave_out(format!("the gradient of {name}")).map(|()| None),
             Err(error) => return Err(error),
         };
+        self.state.cursor = Cursor { step: self.state.cursor.step + 1, micro: 0 };
+        profile::time(Stage::Io, || self.write_down(grad_norm, lr))?;
+        Ok(Some(self.state.cursor.step))
+    }
+
+    /// Clips, updates, follows with the moving average; the norm of the gradients and the learning rate.
+    fn step(&mut self) -> Result<(f64, f64), Error> {
+        let grad_norm = self.gradients.clip_grad_norm(self.settings.optimizer.max_grad_norm)?;
         let lr = self.lr_schedule.rate(self.state.cursor.step);
         let gradients = self.gradients.take();
         self.model = self.optimizer.step(self.model.clone(), &gradients, lr);
         if let Some(ema) = &mut self.ema {
             ema.update(&self.model);
         }
-        self.state.cursor = Cursor { step: self.state.cursor.step + 1, micro: 0 };
-        self.write_down(grad_norm, lr)?;
-        Ok(Some(self.state.cursor.step))
+        Ok((grad_norm, lr))
     }
 
     fn write_down(&mut self, grad_norm: f64, lr: f64) -> Result<(), Error> {
@@ -319,7 +328,7 @@ impl<M: Module> Run<M> {
         if preview.images.is_empty() && preview.scores.is_empty() {
             return Ok(());
         }
-        self.journal.preview(step, preview)?;
+        profile::time(Stage::Io, || self.journal.preview(step, preview))?;
         if step == 0 {
             self.state.first_preview = preview.scores.clone();
         }
@@ -373,6 +382,10 @@ impl<M: Module> Run<M> {
     }
 
     fn save(&mut self) -> Result<PathBuf, Error> {
+        profile::time(Stage::Io, || self.write_checkpoint())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<PathBuf, Error> {
         let tensors = self.tensors();
         for (file, tensors) in &tensors {
             if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !Tensor::clone(tensor).sum().into_scalar::<f32>().is_finite()) {

@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
 use vp_models::pipeline::Trainable;
@@ -69,7 +70,7 @@ impl Sft {
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
-            let read = images.batch(batch, self.batch_size)?;
+            let read = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?;
             let data = DenoisingBatch { images: read.images, captions: &read.captions, size };
             run.count_images(self.batch_size);
 
@@ -142,7 +143,7 @@ impl Sft {
         let count = schedule.alphas_cumprod().len();
         let mut losses = Vec::with_capacity(images.validation.len());
         for entries in images.validation.chunks(self.batch_size) {
-            let (read, numbers) = images.held_out(entries)?;
+            let (read, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
             let data = DenoisingBatch { images: read.images, captions: &read.captions, size: images.size };
             let conditioning = data.conditioning(model, pipeline);
             let mut sums = vec![0.0; entries.len()];

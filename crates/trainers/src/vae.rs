@@ -7,6 +7,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::{Noise, Purpose};
+use vp_core::profile::{self, Stage};
 use vp_data::from_tensor;
 use vp_models::parameters::named_parameters;
 use vp_models::vae::{AutoencoderKL, Posterior};
@@ -90,17 +91,17 @@ impl Vae {
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Images: cropped, resized, some mirrored; pixels in [−1, 1].
-            let pixels = images.batch(batch, self.batch_size)?.images * 2.0 - 1.0;
+            let pixels = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?.images * 2.0 - 1.0;
             run.count_images(self.batch_size);
 
             // 2. To latents and back.
-            let posterior = run.model.encode(pixels.clone());
+            let posterior = profile::time(Stage::Encode, || run.model.encode(pixels.clone()));
             let latents = if self.sample_posterior {
                 posterior.sample(posterior_noise(&noise, batch.draw(), &posterior.mean))
             } else {
                 posterior.mean.clone()
             };
-            let reconstructed = run.model.decode(latents);
+            let reconstructed = profile::time(Stage::Decode, || run.model.decode(latents));
 
             // 3. Reconstruction, edges, KL.
             let loss = self.loss(reconstructed.clone(), pixels, posterior.kl());
@@ -143,9 +144,9 @@ impl Vae {
     pub fn validate(&self, model: &AutoencoderKL, images: &CaptionedImages, step: u64) -> Result<Preview, Error> {
         let (mut losses, mut shown) = (Vec::new(), Vec::new());
         for entries in images.validation.chunks(self.batch_size) {
-            let pixels = images.held_out(entries)?.0.images * 2.0 - 1.0;
-            let posterior = model.encode(pixels.clone());
-            let reconstructed = model.decode(posterior.mean.clone());
+            let pixels = profile::time(Stage::Io, || images.held_out(entries))?.0.images * 2.0 - 1.0;
+            let posterior = profile::time(Stage::Encode, || model.encode(pixels.clone()));
+            let reconstructed = profile::time(Stage::Decode, || model.decode(posterior.mean.clone()));
             losses.extend(values(&self.loss(reconstructed.clone(), pixels.clone(), posterior.kl()).total));
             if !losses.iter().all(|loss| loss.is_finite()) {
                 let what = first_non_finite(model, &posterior, &reconstructed).unwrap_or_else(|| "the validation loss".into());

@@ -8,6 +8,9 @@ mod sample;
 mod score;
 mod train;
 
+use vp_core::profile;
+use vp_trainers::journal::say;
+
 use crate::args::{Args, Command};
 use crate::failure::Failure;
 
@@ -21,5 +24,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
         Command::Docs(args) => docs::run(args),
+    }
+}
+
+/// With `--profile`, where the time went.
+fn say_where_time_went() {
+    if let Some(breakdown) = profile::stop() {
+        say(format_args!("{breakdown}"));
     }
 }

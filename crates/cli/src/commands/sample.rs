@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
@@ -34,17 +35,22 @@ struct Plan {
 /// The top-level entry point for `sample`.
 pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let device = device::parse(&args.device)?;
+    if args.profile {
+        profile::start(&device);
+    }
     let folder = ModelFolder::open(&args.model)?;
     let (entry, mut sampler) = sampler(&args, &folder)?;
     let plan = plan(args, &folder, entry, &device)?;
-    let (pipeline, unet) = Pipeline::load(folder, &device)?;
-    let model = with_loras(&pipeline, unet, &plan.args.loras)?;
+    let (pipeline, unet) = profile::time(Stage::Io, || Pipeline::load(folder, &device))?;
+    let model = profile::time(Stage::Io, || with_loras(&pipeline, unet, &plan.args.loras))?;
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {
-        save_latents(path, &plan.latents)?;
+        profile::time(Stage::Io, || save_latents(path, &plan.latents))?;
     }
-    draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)
+    draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)?;
+    super::say_where_time_went();
+    Ok(())
 }
 
 fn sampler(args: &SampleArgs, folder: &ModelFolder) -> anyhow::Result<(Option<&'static SchedulerEntry>, Box<dyn Sampler>)> {
@@ -114,7 +120,8 @@ fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel
         let images = from_tensor(pipeline.generate(model, sampler, &request, latents, &mut noise))?;
         for ((image, prompt), seed) in images.iter().zip(prompts).zip(&seeds) {
             let path = plan.args.output.join(format!("{next_name:05}-{seed}.png"));
-            write_png(&path, image, &[("parameters", plan.parameters(prompt, *seed).to_text())])?;
+            let parameters = plan.parameters(prompt, *seed).to_text();
+            profile::time(Stage::Io, || write_png(&path, image, &[("parameters", parameters)]))?;
             say(format_args!("{}", path.display()));
             next_name += 1;
         }

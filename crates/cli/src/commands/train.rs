@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::config;
+use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
 use vp_models::GradientCheckpointing;
 use vp_trainers::Error;
@@ -46,7 +47,11 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     }
     let interrupt = Interrupt::default();
     signals::install(&interrupt)?;
-    train(plan(args, interrupt)?).map(|_| ())
+    let ended = train(plan(args, interrupt)?).map(|_| ());
+    if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
+        super::say_where_time_went();
+    }
+    ended
 }
 
 /// Trains what the plan says, to the end; the run's folder.
@@ -74,6 +79,9 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
 
 fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     let device = device::parse(&args.device)?;
+    if args.profile {
+        profile::start(&device);
+    }
     let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
     if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
         warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.device));
@@ -122,7 +130,7 @@ impl Plan {
             let namesakes = files[..i].iter().filter(|other| other.file_name() == path.file_name()).count();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let prefix = if namesakes == 0 { name.into_owned() } else { format!("{name} ({})", namesakes + 1) };
-            base.extend(fingerprint(path)?.into_iter().map(|(name, sum)| (format!("{prefix}/{name}"), sum)));
+            base.extend(profile::time(Stage::Io, || fingerprint(path))?.into_iter().map(|(name, sum)| (format!("{prefix}/{name}"), sum)));
         }
         if let Some(checkpoint) = &self.resume {
             let saved = &checkpoint.state.base;

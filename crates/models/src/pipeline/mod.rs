@@ -11,6 +11,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_schedulers::Sampler;
 
 use crate::clip::ClipTextModel;
@@ -168,6 +169,6 @@ impl Pipeline {
         let guidance = self.encode(&model.text(&self.text), request);
         let (start, steps) = (latents * sampler.init_noise_sigma(), 0..sampler.timesteps().len());
         let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
-        self.vae.decode_to_images(latents)
+        profile::time(Stage::Decode, || self.vae.decode_to_images(latents))
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use vp_core::profile::{self, Stage};
 use vp_schedulers::Sampler;
 
 use crate::denoiser::{Conditioning, Denoiser};
@@ -74,7 +75,11 @@ pub struct Taken<'a> {
 
 impl<D: Denoiser> Chain<'_, D> {
     /// Runs `steps` (indices into the sampler's timesteps) on `latents` `[b, c, h, w]`, which stand where the first of them begins.
-    pub fn run(&mut self, mut latents: Tensor<4>, steps: Range<usize>) -> Tensor<4> {
+    pub fn run(&mut self, latents: Tensor<4>, steps: Range<usize>) -> Tensor<4> {
+        profile::time(Stage::Rollout, || self.steps(latents, steps))
+    }
+
+    fn steps(&mut self, mut latents: Tensor<4>, steps: Range<usize>) -> Tensor<4> {
         let [b, ..] = latents.dims();
         self.sampler.reset();
         let draws = self.sampler.needs_noise();

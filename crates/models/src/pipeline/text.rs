@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use vp_core::profile::{self, Stage};
 
 use super::Anew;
 use super::folder::{Family, ModelFolder};
@@ -91,6 +92,10 @@ impl TextEncoders {
     /// SD 1.x and 2.x: the last hidden states. XL: both encoders' penultimate states side by side, the second's projected pooled
     /// state, and the sizes.
     pub fn encode(&self, prompts: &[String], size: [usize; 2], device: &Device) -> Conditioning {
+        profile::time(Stage::Encode, || self.conditioning(prompts, size, device))
+    }
+
+    fn conditioning(&self, prompts: &[String], size: [usize; 2], device: &Device) -> Conditioning {
         let outputs = self.encoders.iter().map(|encoder| encoder.model.forward(&encoder.tokenize(prompts), device));
         match self.family {
             Family::StableDiffusion => {

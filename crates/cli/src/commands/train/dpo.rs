@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_schedulers::build_sampler;
 use vp_trainers::config::TrainConfig;
@@ -18,8 +19,8 @@ use crate::failure::Failure;
 /// From the list of pairs to the exported model.
 pub fn train(mut plan: Plan, dpo: &Dpo) -> Result<PathBuf, Failure> {
     let config = plan.config.clone();
-    let (folder, mut pairs, noise) = open(&plan)?;
-    let (pipeline, mut unet) = Pipeline::load(folder, &plan.device).map_err(anyhow::Error::from)?;
+    let (folder, mut pairs, noise) = profile::time(Stage::Io, || open(&plan))?;
+    let (pipeline, mut unet) = profile::time(Stage::Io, || Pipeline::load(folder, &plan.device)).map_err(anyhow::Error::from)?;
     unet.gradient_checkpointing = config.model.gradient_checkpointing;
     warn_of_some(pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt)), 3, "more prompts are cut");
     let (base, model) = config.models(&pipeline, unet, &noise).map_err(anyhow::Error::from)?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use vp_core::profile::{self, Stage};
 use vp_models::pipeline::{Family, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::PredictionType;
@@ -17,10 +18,10 @@ pub type Model = Trainable<UNet2DConditionModel>;
 /// Writes what was tuned, a LoRA or a model folder, and says where it is.
 pub fn finish(run: &Run<Model>, (pipeline, base): (&Pipeline, &Model), config: &TrainConfig) -> anyhow::Result<()> {
     let tuned = run.tuned();
-    let exported = match config.lora() {
-        Some(lora) => export_lora((pipeline, base), (&tuned, &lora), run.dir(), &notes(config, &lora, pipeline))?,
-        None => export((pipeline, base), &tuned, &run.dir().join("model"))?,
-    };
+    let exported = profile::time(Stage::Io, || match config.lora() {
+        Some(lora) => export_lora((pipeline, base), (&tuned, &lora), run.dir(), &notes(config, &lora, pipeline)),
+        None => export((pipeline, base), &tuned, &run.dir().join("model")),
+    })?;
     run.summary();
     report(&run.journal, &exported, config);
     Ok(())

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use vp_core::config;
+use vp_core::profile::{self, Stage};
 use vp_trainers::Error;
 use vp_trainers::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::config::TrainConfig;
@@ -59,7 +60,7 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
     if !differences.is_empty() {
         bail!("cannot resume {} with another config: {}", folder.display(), differences.join("; "));
     }
-    let (resume, warnings) = newest_checkpoint(folder, device);
+    let (resume, warnings) = profile::time(Stage::Io, || newest_checkpoint(folder, device));
     warnings.iter().for_each(|line| warn(format_args!("{line}")));
     if resume.is_none() {
         say(format_args!("{} has no checkpoint to go on from; it begins again", folder.display()));

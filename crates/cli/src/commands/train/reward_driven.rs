@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_data::read_prompts;
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
@@ -26,7 +27,7 @@ pub fn train(
     mut plan: Plan,
     algorithm: impl FnOnce(&mut Run<Model>, &mut Environment<UNet2DConditionModel>, &mut Regularizer) -> Result<(), Error>,
 ) -> Result<PathBuf, Failure> {
-    let (mut environment, model) = environment(&plan)?;
+    let (mut environment, model) = profile::time(Stage::Io, || environment(&plan))?;
     let noise = Noise::new(plan.config.run.seed);
     let policy_gradient = plan.config.algo.images_kept();
     let section = match policy_gradient {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use regex::Regex;
 use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
 use vp_models::parameters::initialize;
 use vp_models::pipeline::{Anew, ModelFolder, Pipeline, load_vae};
 use vp_schedulers::build_sampler;
@@ -22,14 +23,14 @@ use crate::failure::Failure;
 /// Supervised fine-tuning, from the folder to the exported model.
 pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
     let config = plan.config.clone();
-    let (folder, mut images, noise) = open(&plan, true)?;
+    let (folder, mut images, noise) = profile::time(Stage::Io, || open(&plan, true))?;
     if let Some(preview) = &config.preview {
         folder.check(images.size, preview.guidance_scale)?;
         build_sampler(&folder.scheduler_config, None, preview.num_inference_steps, 0.0).context("[preview]")?;
     }
     let pattern = Regex::new(&config.settings().trainable).context("model.trainable")?;
     let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
-    let (pipeline, mut unet) = Pipeline::load_or_initialize(folder, &plan.device, anew)?;
+    let (pipeline, mut unet) = profile::time(Stage::Io, || Pipeline::load_or_initialize(folder, &plan.device, anew))?;
     unet.gradient_checkpointing = config.model.gradient_checkpointing;
     warn_of_some(images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption)), 3, "more captions are cut");
     let (base, model) = config.models(&pipeline, unet, &noise)?;
@@ -44,15 +45,19 @@ pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
 /// The autoencoder, from the folder to the exported model.
 pub fn train_vae(mut plan: Plan, vae: &Vae) -> Result<PathBuf, Failure> {
     let config = plan.config.clone();
-    let (folder, mut images, noise) = open(&plan, false)?;
-    let mut base =
-        if config.model.initialize { initialize(folder.vae_config().init(&plan.device), &noise) } else { load_vae(&folder, &plan.device)? };
+    let (folder, mut images, noise) = profile::time(Stage::Io, || open(&plan, false))?;
+    let mut base = if config.model.initialize {
+        initialize(folder.vae_config().init(&plan.device), &noise)
+    } else {
+        profile::time(Stage::Io, || load_vae(&folder, &plan.device))?
+    };
     base.gradient_checkpointing = config.model.gradient_checkpointing;
     let start = plan.start(&[&config.model.path], data_checksum(&images))?;
     plan.say(&arithmetic(&config, vae.batch_size, &images));
     let Some(mut run) = plan.begin(base.clone(), start)? else { return Ok(plan.output) };
     vae.train(&mut run, &mut images).map_err(ended)?;
-    let exported = export_vae(&folder, &base, &run.tuned(), &run.dir().join("model")).map_err(Failure::run)?;
+    let export = || export_vae(&folder, &base, &run.tuned(), &run.dir().join("model"));
+    let exported = profile::time(Stage::Io, export).map_err(Failure::run)?;
     run.summary();
     report(&run.journal, &exported, &config);
     Ok(plan.output)
