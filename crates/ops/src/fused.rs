@@ -125,11 +125,10 @@ pub(crate) fn apply<F: Fused<N>, const N: usize, const D: usize>(operation: F, i
     let inputs = inputs.map(|input| input.expect("all are there"));
     if inputs.iter().any(|input| matches!(input, Input::Balanced(_))) {
         return on_tape::<F, BalancedCheckpointing, N>(operation, inputs)
-            .map(|output| Tensor::from_primitive::<Autodiff<Flex, BalancedCheckpointing>>(output));
+            .map(Tensor::from_primitive::<Autodiff<Flex, BalancedCheckpointing>>);
     }
     if inputs.iter().any(|input| matches!(input, Input::Taped(_))) {
-        return on_tape::<F, NoCheckpointing, N>(operation, inputs)
-            .map(|output| Tensor::from_primitive::<Autodiff<Flex, NoCheckpointing>>(output));
+        return on_tape::<F, NoCheckpointing, N>(operation, inputs).map(Tensor::from_primitive::<Autodiff<Flex, NoCheckpointing>>);
     }
     let inputs = inputs.map(|input| match input {
         Input::Plain(tensor) => Values::new(tensor),

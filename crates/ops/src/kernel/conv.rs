@@ -197,14 +197,14 @@ struct Patch {
 }
 
 impl Unfolded<'_> {
-    fn to_pixels(&self) -> usize {
+    fn target_pixels(&self) -> usize {
         self.to[0] * self.to[1]
     }
 
     /// What the pixels `n`, of one image, need for the terms `k`.
     fn patch(&self, k: &Range<usize>, n: &Range<usize>) -> Patch {
         let (area, across) = (self.kernel * self.kernel, self.to[1]);
-        let (image, first, last) = (n.start / self.to_pixels(), n.start % self.to_pixels(), (n.end - 1) % self.to_pixels());
+        let (image, first, last) = (n.start / self.target_pixels(), n.start % self.target_pixels(), (n.end - 1) % self.target_pixels());
         let (rows, channels) = (first / across..last / across + 1, k.start / area..k.end.div_ceil(area));
         let columns = if rows.len() == 1 { first % across..last % across + 1 } else { 0..across };
         let [height, width] = [&rows, &columns].map(|range| (range.len() - 1) * self.stride + self.kernel);
@@ -252,7 +252,7 @@ impl Unfolded<'_> {
     /// The pixels `n` of one image as runs within rows: the place in the patch of the first, and how many.
     fn runs(&self, patch: &Patch, n: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
         let (across, stride, width, (_, y0, x0)) = (self.to[1], self.stride, patch.width, patch.from);
-        let (mut next, pixels) = (n.start % self.to_pixels(), n.len());
+        let (mut next, pixels) = (n.start % self.target_pixels(), n.len());
         let end = next + pixels;
         std::iter::from_fn(move || {
             let (y, x) = (next / across, next % across);
@@ -268,7 +268,7 @@ impl Right for Unfolded<'_> {
         let (mut n, mut out) = (n, out);
         while !n.is_empty() {
             // Image by image: the caller sees to it that no panel has pixels of two.
-            let end = n.end.min((n.start / self.to_pixels() + 1) * self.to_pixels());
+            let end = n.end.min((n.start / self.target_pixels() + 1) * self.target_pixels());
             let (here, rest) = out.split_at_mut(k.len() * (end - n.start).next_multiple_of(columns).min(out.len() / k.len()));
             self.pack_image(&k, n.start..end, columns, here);
             (n, out) = (end..n.end, rest);

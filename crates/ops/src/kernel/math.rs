@@ -21,7 +21,7 @@ pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // 1.5 · 2²³ + 127: the sum is rounded to a whole number, which stands in the last bits with the exponent's bias already added.
     let shifted = simd.mul_add_e_f32s(clamped, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(12_582_912.0 + 127.0));
     let n = simd.sub_f32s(shifted, simd.splat_f32s(12_582_912.0 + 127.0));
-    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-0.693_359_375), clamped);
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-0.693_359_4), clamped);
     let r = simd.mul_add_e_f32s(n, simd.splat_f32s(2.121_944_4e-4), r);
     let p = horner(simd, r, [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
     let p = simd.add_f32s(simd.mul_add_e_f32s(simd.mul_f32s(r, r), p, r), simd.splat_f32s(1.0));
@@ -44,7 +44,7 @@ pub fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let above = horner(
         simd,
         z,
-        [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2],
+        [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2],
     );
     let below = horner(simd, z, [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827_e-3, -7.373_329_2e-3, -1.426_473_9e-2]);
     simd.div_f32s(simd.mul_f32s(x, above), below)
