@@ -1,4 +1,5 @@
-//! What a training step costs: LoRA factors against the dense sum, and DDPO's memory over timesteps.
+//! What a training step costs: LoRA factors against the dense sum, DDPO's memory over timesteps, and ReFL's with and without
+//! recomputation.
 //!
 //!     cargo bench --bench training_step
 //!
@@ -12,13 +13,17 @@ use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_models::GradientCheckpointing;
 use vp_models::lora::{FACTORS, Lora};
 use vp_models::parameters::{named_gradients, select_trainable};
 use vp_models::pipeline::{Guidance, ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
+use vp_rewards::{Reward, VpScore, VpScoreConfig};
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
+use vp_trainers::direct::{End, TapedChain, judge, reward_loss};
 use vp_trainers::optim::GradientAccumulator;
 use vp_trainers::policy_gradient::{Minibatch, Objective, surrogate, transition};
+use vp_trainers::refl::Refl;
 use vp_trainers::rollout::{Trajectory, draw_trajectory};
 
 struct Counting;
@@ -142,10 +147,53 @@ fn memory_over_timesteps(rows: usize, steps: usize) {
     );
 }
 
+/// ReFL's tracked step, decoding, reward and backward pass, with everything kept and with blocks recomputed.
+fn recomputation(side: usize) {
+    let (device, noise) = (Device::flex(), Noise::new(0));
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let prompts = ["a lighthouse at dusk".to_string()];
+    let step = |kept: GradientCheckpointing| {
+        let (mut pipeline, mut unet) = Pipeline::load(ModelFolder::open(&golden.join("sd15_tiny/pipeline")).unwrap(), &device).unwrap();
+        let mut reward = VpScore::load(&VpScoreConfig::new(golden.join("blip_reward_tiny/model")), &device).unwrap();
+        reward.set_gradient_checkpointing(kept);
+        (pipeline.vae.gradient_checkpointing, unet.gradient_checkpointing) = (kept, kept);
+        let lora = Lora { rank: 4, alpha: 4.0, targets: Regex::new(r"\.attn[12]\.").unwrap() };
+        let (_, model) = pipeline.adapted(unet, &lora, &noise).unwrap();
+        let (model, _) = select_trainable(model.train(), &Regex::new(FACTORS).unwrap());
+        let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 1.0, size: [side; 2] };
+        let guidance = pipeline.encode(&pipeline.text, &request);
+        let unit = noise.normal(Purpose::InitialLatents, 1, &[0], pipeline.latent_shape(request.size), &device);
+        let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
+        move || {
+            let mut step_noise = |_| unreachable!("DDIM without eta draws nothing");
+            let mut chain = TapedChain { denoiser: &model.unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
+            let sampled = chain.run(unit.clone(), &Refl::calls(0), End::Prediction);
+            let judged = judge(sampled.latents, &pipeline.vae, &reward, &["a lighthouse at dusk".to_string()]).unwrap();
+            drop(named_gradients(&model, &mut reward_loss(judged.rewards, 1.0).backward()));
+        }
+    };
+    let (mut everything, mut blocks) = (step(GradientCheckpointing::None), step(GradientCheckpointing::Blocks));
+    everything();
+    blocks();
+    let bytes = [peak(&mut everything), peak(&mut blocks)].map(|bytes| bytes as f64 / 1e6);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..7 {
+        for (form, work) in [&mut everything as &mut dyn FnMut(), &mut blocks].into_iter().enumerate() {
+            let began = Instant::now();
+            work();
+            times[form].push(began.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let ([a, b], [ta, tb]) = (bytes, times.map(median));
+    println!("ReFL step of {side}x{side} pixels with none / blocks: {a:.1} / {b:.1} MB, {ta:.0} / {tb:.0} ms");
+}
+
 fn main() {
     factors_against_the_dense_sum(4096, 320);
     factors_against_the_dense_sum(256, 1280);
     factors_against_the_dense_sum(77, 768);
     memory_over_timesteps(4, 10);
     memory_over_timesteps(4, 50);
+    recomputation(64);
+    recomputation(256);
 }

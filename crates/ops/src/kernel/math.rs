@@ -41,11 +41,8 @@ pub fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 pub fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let x = simd.max_f32s(simd.min_f32s(x, simd.splat_f32s(4.0)), simd.splat_f32s(-4.0));
     let z = simd.mul_f32s(x, x);
-    let above = horner(
-        simd,
-        z,
-        [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2],
-    );
+    let above =
+        horner(simd, z, [-2.726_142_3e-10, 2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2]);
     let below = horner(simd, z, [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827_e-3, -7.373_329_2e-3, -1.426_473_9e-2]);
     simd.div_f32s(simd.mul_f32s(x, above), below)
 }
