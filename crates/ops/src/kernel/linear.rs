@@ -4,7 +4,7 @@ use super::product::{ColumnMajor, Left, RowMajor, Start, product, run};
 use super::{Scratch, Shared, part};
 
 /// Below so many rows the weight is read where it lies and the output is turned: to pack the weight would cost more.
-const FEW: usize = 320;
+const FEW: usize = 160;
 
 /// `y = x Wᵀ + b`.
 pub fn forward([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
@@ -13,6 +13,9 @@ pub fn forward([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], bias:
         return product([rows, d_out, d_in], Left::Rows(x, d_in), &ColumnMajor { values: weight, stride: d_in }, y, start);
     }
     let start = bias.map_or(Start::Zero, Start::PerRow);
+    if rows == 1 {
+        return product([d_out, 1, d_in], Left::Rows(weight, d_in), &ColumnMajor { values: x, stride: d_in }, y, start);
+    }
     let mut turned = Scratch::new(d_out * rows);
     product([d_out, rows, d_in], Left::Rows(weight, d_in), &ColumnMajor { values: x, stride: d_in }, &mut turned, start);
     transpose([d_out, rows], &turned, y);
@@ -20,12 +23,7 @@ pub fn forward([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], bias:
 
 /// `dx = dy W`.
 pub fn input_gradient([rows, d_out, d_in]: [usize; 3], dy: &[f32], weight: &[f32], dx: &mut [f32]) {
-    if rows >= FEW {
-        return product([rows, d_in, d_out], Left::Rows(dy, d_out), &RowMajor { values: weight, stride: d_in }, dx, Start::Zero);
-    }
-    let mut turned = Scratch::new(d_in * rows);
-    product([d_in, rows, d_out], Left::Columns(weight, d_in), &ColumnMajor { values: dy, stride: d_out }, &mut turned, Start::Zero);
-    transpose([d_in, rows], &turned, dx);
+    product([rows, d_in, d_out], Left::Rows(dy, d_out), &RowMajor { values: weight, stride: d_in }, dx, Start::Zero);
 }
 
 /// `dw = dyᵀ x`.
