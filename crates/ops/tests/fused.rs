@@ -264,6 +264,22 @@ fn what_is_kept_is_not_written_over() {
     assert!(apart(&gradient, &expected) < 1e-5);
 }
 
+/// A fault upstream stays visible: the guards of a run look for it.
+#[test]
+fn a_nan_stays_one() {
+    let mut draws = Draws(ChaCha8Rng::seed_from_u64(7));
+    let mut values: Vec<f32> = draws.tensor([40]).into_data().try_to_vec().unwrap();
+    values[11] = f32::NAN;
+    let x = Tensor::<3>::from_data(TensorData::new(values, [1, 2, 20]), &Device::flex());
+    let nans = |y: Tensor<3>| y.is_nan().int().sum().into_scalar::<i32>();
+    assert_eq!((nans(vp_ops::silu(x.clone())), nans(vp_ops::gelu(x.clone())), nans(vp_ops::quick_gelu(x.clone()))), (1, 1, 1));
+    assert_eq!(nans(vp_ops::softmax(x.clone())), 20);
+    let fine = draws.tensor([1, 2, 20]);
+    // The first query's scores are none: its row of each head that holds the fault.
+    assert_eq!(nans(vp_ops::attention(x.clone(), fine.clone(), fine.clone(), 2, Mask::None)), 10);
+    assert_eq!(nans(vp_ops::attention(fine.clone(), x, fine, 2, Mask::None)), 20);
+}
+
 #[test]
 #[should_panic(expected = "conv2d of an empty tensor, [0, 3, 8, 8]")]
 fn an_empty_batch_is_refused() {

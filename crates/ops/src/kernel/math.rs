@@ -12,7 +12,7 @@ fn horner<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; N]) 
     sum
 }
 
-/// `eˣ`; 0 below −87.3, where single precision is no longer normal, and finite for any finite x.
+/// `eˣ`; 0 below −87.3, where single precision is no longer normal, and finite for any finite x; NaN stays NaN.
 ///
 /// Source: range reduction by ln 2 in two parts and the polynomial of Cephes' `expf`; at most 2 units in the last place.
 #[inline(always)]
@@ -26,7 +26,9 @@ pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let p = horner(simd, r, [1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
     let p = simd.add_f32s(simd.mul_add_e_f32s(simd.mul_f32s(r, r), p, r), simd.splat_f32s(1.0));
     let power = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23)));
-    simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(-87.3)), simd.splat_f32s(0.0), simd.mul_f32s(p, power))
+    let y = simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(-87.3)), simd.splat_f32s(0.0), simd.mul_f32s(p, power));
+    // The clamp made a number of what is none: a fault upstream must stay visible.
+    simd.select_f32s(simd.equal_f32s(x, x), y, x)
 }
 
 /// `σ(x) = 1 / (1 + e⁻ˣ)`.
