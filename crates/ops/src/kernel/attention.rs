@@ -68,10 +68,9 @@ impl Shape {
         &values[self.head(pair, self.queries)..]
     }
 
-    fn tasks(&self, per_pair: usize) -> (usize, usize) {
+    fn threads(&self) -> usize {
         let work = self.pairs() * self.queries * self.keys * self.d;
-        let threads = if work < 1 << 16 { 1 } else { rayon::current_num_threads() };
-        (threads, per_pair)
+        if work < 1 << 16 { 1 } else { rayon::current_num_threads() }
     }
 }
 
@@ -114,13 +113,8 @@ impl Packed {
 /// One tile's product, on this thread.
 fn multiply([m, n, k]: [usize; 3], left: Left<'_>, right: &[f32], (out, stride): (&mut [f32], usize), start: Start<'_>) {
     assert!(out.len() >= (m - 1) * stride + n);
-    let needed = match left {
-        Left::Rows(_, stride) => (m - 1) * stride + k,
-        Left::Columns(_, stride) => (k - 1) * stride + m,
-        Left::Panels(_) => m.next_multiple_of(tile().rows) * k,
-    };
-    let (Left::Rows(values, _) | Left::Columns(values, _) | Left::Panels(values)) = left;
-    assert!(values.len() >= needed && right.len() >= n.next_multiple_of(tile().columns) * k);
+    left.check(m, k);
+    assert!(right.len() >= n.next_multiple_of(tile().columns) * k);
     let out = Target { values: Shared::new(out), stride, per: n, apart: 0 };
     Arch::new().dispatch(Block { left, m: 0..m, k: 0..k, whole: k, right, n: 0..n, out, start });
 }
@@ -131,7 +125,7 @@ pub fn forward(shape: &Shape, [q, k, v]: [&[f32]; 3], bias: Bias<'_>, out: &mut 
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     let stride = shape.channels();
     // As many parts of a head's queries as keep all threads busy.
-    let (threads, _) = shape.tasks(1);
+    let threads = shape.threads();
     let parts = if shape.pairs() >= 2 * threads { 1 } else { (2 * threads).div_ceil(shape.pairs()) };
     let each = |pair: usize, range: Range<usize>, packed: &[Packed; 2]| {
         for rows in tiles(range.len(), QUERIES) {
@@ -294,7 +288,7 @@ pub struct Seen<'a> {
 
 /// The gradients of q, k and v, given that of the output (2307.08691, algorithm 2): scores are computed again, tile by tile.
 pub fn backward(shape: &Shape, seen: &Seen<'_>, bias: Bias<'_>, dout: &[f32], [dq, dk, dv]: [&mut [f32]; 3]) {
-    let (threads, _) = shape.tasks(1);
+    let threads = shape.threads();
     // Where heads are too few for the threads, a head's keys are shared out, each part with queries' gradients of its own.
     let parts = if shape.pairs() >= threads { 1 } else { threads.div_ceil(shape.pairs()).min(shape.keys.div_ceil(KEYS)) };
     let mut partial = Scratch::new(if parts > 1 { (parts - 1) * dq.len() } else { 0 });

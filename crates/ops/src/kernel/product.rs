@@ -54,6 +54,21 @@ pub enum Left<'a> {
     Panels(&'a [f32]),
 }
 
+impl Left<'_> {
+    /// # Panics
+    /// When it is shorter than `[m, k]`.
+    pub fn check(&self, m: usize, k: usize) {
+        let needed = match self {
+            _ if m == 0 || k == 0 => 0,
+            Left::Rows(_, stride) => (m - 1) * stride + k,
+            Left::Columns(_, stride) => (k - 1) * stride + m,
+            Left::Panels(_) => m.next_multiple_of(tile().rows) * k,
+        };
+        let (Left::Rows(values, _) | Left::Columns(values, _) | Left::Panels(values)) = self;
+        assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
+    }
+}
+
 /// The right operand, `[k, n]`.
 pub trait Right: Sync {
     /// Packs rows `k` of columns `n` into panels of `columns` columns, `[panel][k][columns]`; columns past the end are zero.
@@ -330,14 +345,7 @@ impl Tasks<'_> {
     /// When A or the start is shorter than the shape says.
     fn check(&self) {
         let Self { m, n, k, .. } = *self;
-        let needed = match self.left {
-            _ if k == 0 => 0,
-            Left::Rows(_, stride) => (m - 1) * stride + k,
-            Left::Columns(_, stride) => (k - 1) * stride + m,
-            Left::Panels(_) => m.next_multiple_of(tile().rows) * k,
-        };
-        let (Left::Rows(values, _) | Left::Columns(values, _) | Left::Panels(values)) = self.left;
-        assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
+        self.left.check(m, k);
         match self.start {
             Start::PerRow(values) => assert_eq!(values.len(), m, "one value a row"),
             Start::PerColumn(values) => assert_eq!(values.len(), n, "one value a column"),
