@@ -48,6 +48,8 @@ pub enum Purpose {
     TrainedSteps = 16,
     /// The noise that DRaFT-LV adds to a drawn image's latents.
     LowVariance = 17,
+    /// A scene of the world of shapes.
+    Scene = 18,
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its

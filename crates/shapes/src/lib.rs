@@ -1,0 +1,18 @@
+//! Floor 1: a small world whose truth is known.
+//!
+//! Pictures of one to three coloured shapes, captions that describe them, and a judge that says, from the pixels alone, which of a
+//! caption's claims hold. Rewards learnt in this world can be checked, and so can what a model learns from them.
+//!
+//! No function draws random numbers of its own: generators are arguments.
+#![deny(missing_docs)]
+
+pub mod description;
+pub mod render;
+pub mod scene;
+pub mod split;
+pub mod words;
+
+pub use description::{Description, Group, NotACaption};
+pub use render::render;
+pub use scene::{Object, Scene};
+pub use split::Split;
