@@ -93,7 +93,7 @@ fn sd15_unet() -> UNetConfig {
         transformer_layers_per_block: vec![1; 4],
         use_linear_projection: false,
         time_embedding_dim: 1280,
-        text_time: None,
+        addition: None,
         raw: Map::new(),
     }
 }

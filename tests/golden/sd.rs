@@ -1,4 +1,4 @@
-//! Stable Diffusion 1.x, 2.x and XL: text encoder, UNet, autoencoder; values and gradients.
+//! Stable Diffusion 1.x, 2.x and XL: text encoder, UNet, autoencoder; values and gradients. A UNet whose time embedding sees the text.
 
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor};
@@ -133,4 +133,52 @@ cases! {
     sd15_tiny: "text_encoder" "";
     sd21_tiny: "text_encoder" "";
     sdxl_tiny: "text_encoder" "", "text_encoder_2" "_2";
+}
+
+mod text_addition_tiny {
+    use burn::tensor::{Device, Tensor};
+    use regex::Regex;
+    use vp_core::noise::Noise;
+    use vp_models::NetworkConfig;
+    use vp_models::denoiser::{Conditioning, Denoiser};
+    use vp_models::parameters::{initialize, map_parameters, named_parameters, select_trainable};
+    use vp_models::unet::UNetConfig;
+
+    #[test]
+    fn golden_unet() {
+        super::check_unet("text_addition_tiny");
+    }
+
+    fn standard_deviation(values: &[f64]) -> f64 {
+        (values.iter().map(|value| value * value).sum::<f64>() / values.len() as f64).sqrt()
+    }
+
+    /// As `nn.Linear` and `torch.randn(1, d) / d**0.5` draw them.
+    #[test]
+    fn the_pooling_begins_as_in_diffusers() {
+        let mut config = UNetConfig::read(&super::case_dir("text_addition_tiny").join("pipeline/unet/config.json")).unwrap();
+        config.cross_attention_dim = vec![96; 2];
+        let drawn = named_parameters(&initialize(config.init(&Device::flex()), &Noise::new(3)));
+        let of = |name: &str| {
+            let parameter = drawn.iter().find(|parameter| parameter.name == format!("add_embedding.{name}")).unwrap();
+            parameter.values.to_data().iter::<f64>().collect::<Vec<_>>()
+        };
+        for (name, expected) in
+            [("pool.positional_embedding", 1.0 / 96.0), ("pool.q_proj.weight", 1.0 / 288.0), ("proj.weight", 1.0 / 288.0)]
+        {
+            let ratio = standard_deviation(&of(name)) / f64::sqrt(expected);
+            assert!((0.75..1.25).contains(&ratio), "{name}: {ratio} of the expected standard deviation");
+        }
+        assert!(of("norm1.weight").iter().all(|value| *value == 1.0) && of("pool.k_proj.bias").iter().all(|value| *value == 0.0));
+    }
+
+    #[test]
+    fn the_pooling_trains_and_is_blamed() {
+        let unet = super::unet("text_addition_tiny");
+        assert!(select_trainable(unet.clone(), &Regex::new(r"^add_embedding\.pool\.positional_embedding$").unwrap()).1 == 24);
+        let broken = map_parameters(unet, |name, _, values| if name == "add_embedding.proj.bias" { values * f32::NAN } else { values });
+        let conditioning = Conditioning { encoder_hidden_states: Tensor::ones([1, 3, 24], &Device::flex()), added: None };
+        let found = broken.first_non_finite(Tensor::zeros([1, 4, 8, 8], &Device::flex()), &[5.0], &conditioning);
+        assert_eq!(found.as_deref(), Some("add_embedding"));
+    }
 }

@@ -8,11 +8,13 @@ use std::{
 use burn::tensor::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-/// The folder of a case: under `VP_REFERENCE_DIR` where that is set, else beside this file.
+/// The folder of a case: under `VP_REFERENCE_DIR` where that is set and has it, else beside this file.
 pub(crate) fn case_dir(name: &str) -> PathBuf {
-    let root =
-        std::env::var_os("VP_REFERENCE_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
-    root.join(name)
+    let elsewhere = std::env::var_os("VP_REFERENCE_DIR").map(|root| {
+        assert!(Path::new(&root).is_dir(), "VP_REFERENCE_DIR={}: no such folder", root.display());
+        Path::new(&root).join(name)
+    });
+    elsewhere.filter(|case| case.is_dir()).unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name))
 }
 
 /// The case's `case.json`.

@@ -235,7 +235,7 @@ pub fn load<M: Module>(module: M, weights: Weights) -> Result<M, LoadError> {
 }
 
 /// `module` with every parameter drawn anew: matrices and kernels normal with the variance 1 / (3 fan_in) of the uniform
-/// distribution PyTorch draws them from, embeddings N(0, 0.02²), norms 1, biases 0.
+/// distribution PyTorch draws them from, tables of embeddings N(0, 0.02²), a pooling's learned vector N(0, 1 / channels), norms 1, biases 0.
 /// Each draw is keyed by the parameter's name, so it does not depend on the device or on the other parameters.
 pub fn initialize<M: Module>(module: M, noise: &Noise) -> M {
     struct Init<'a>(KeyPath, &'a Noise);
@@ -252,13 +252,16 @@ pub fn initialize<M: Module>(module: M, noise: &Noise) -> M {
             }
             let (key, shape) = (self.0.key(), param.lazy_shape());
             let mut values = self.1.normal_values(Purpose::ParameterInit, name_key(&key), 0, shape.num_elements());
-            if key.contains("embedding") && D == 2 && !key.contains("linear") {
-                values.iter_mut().for_each(|v| *v *= 0.02);
-            } else {
-                let fan_in = shape.num_elements() / shape[0];
-                let std = (1.0 / (3.0 * fan_in as f32)).sqrt();
-                values.iter_mut().for_each(|v| *v *= std);
-            }
+            let fan_in = (shape.num_elements() / shape[0]) as f32;
+            // The layer decides, not what it lies in: add_embedding.proj is a matrix.
+            let (layer, parameter) = key.rsplit_once('.').unwrap_or(("", &key));
+            let is_table = D == 2 && layer.rsplit('.').next().is_some_and(|name| name.contains("embedding"));
+            let std = match parameter {
+                "positional_embedding" => (1.0 / fan_in).sqrt(),
+                _ if is_table => 0.02,
+                _ => (1.0 / (3.0 * fan_in)).sqrt(),
+            };
+            values.iter_mut().for_each(|v| *v *= std);
             let value = Tensor::from_data(TensorData::new(values, shape), &param.lazy_device());
             let id = param.id;
             param.transform_for_load(value, id)

@@ -13,7 +13,7 @@ use crate::clip::{ClipTextModel, published_name};
 use crate::config_json::NetworkConfig;
 use crate::error::{Error, Result};
 use crate::parameters::{NamedParameter, named_parameters};
-use crate::unet::{UNet2DConditionModel, UNetConfig};
+use crate::unet::{Addition, UNet2DConditionModel, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
 use crate::weights::{SaveType, component_files, save_safetensors};
 
@@ -92,7 +92,7 @@ impl ModelFolder {
 
     fn check_unet(&self) -> Result<()> {
         let (unet, latent) = (&self.unet_config, self.vae_config.latent_channels);
-        let message = if (self.family == Family::StableDiffusionXl) != unet.text_time.is_some() {
+        let message = if (self.family == Family::StableDiffusionXl) != matches!(unet.addition, Some(Addition::TextTime(_))) {
             format!("addition_embed_type does not fit the class {:?} of model_index.json", self.family)
         } else if (unet.in_channels, unet.out_channels) != (latent, latent) {
             let (in_channels, out_channels) = (unet.in_channels, unet.out_channels);
@@ -274,6 +274,7 @@ pub struct Component {
     stem: &'static str,
     config: Map<String, Value>,
     tensors: Vec<NamedParameter>,
+    save_type: SaveType,
 }
 
 impl Component {
@@ -295,7 +296,12 @@ impl Component {
     }
 
     fn new<M: Module>(name: &'static str, stem: &'static str, config: Map<String, Value>, module: &M) -> Self {
-        Self { name, stem, config, tensors: named_parameters(module) }
+        Self { name, stem, config, tensors: named_parameters(module), save_type: SaveType::F32 }
+    }
+
+    /// The same, its weights written in another type.
+    pub fn with_save_type(self, save_type: SaveType) -> Self {
+        Self { save_type, ..self }
     }
 
     fn write(&self, folder: &Path) -> Result<()> {
@@ -306,7 +312,7 @@ impl Component {
             let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| tensor.values.to_data().try_to_vec().expect("parameters are f32"));
             (tensor.name.as_str(), tensor.shape.as_slice(), values)
         });
-        Ok(save_safetensors(&folder.join(format!("{}.safetensors", self.stem)), tensors, &[], SaveType::F32)?)
+        Ok(save_safetensors(&folder.join(format!("{}.safetensors", self.stem)), tensors, &[], self.save_type)?)
     }
 }
 

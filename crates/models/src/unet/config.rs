@@ -46,10 +46,22 @@ pub struct UNetConfig {
     pub use_linear_projection: bool,
     /// Width of the time embedding.
     pub time_embedding_dim: usize,
-    /// SDXL's pooled text and size conditioning.
-    pub text_time: Option<TextTime>,
+    /// What is added to the time embedding.
+    pub addition: Option<Addition>,
     /// The file as it was read, written again with a tuned model.
     pub raw: Map<String, Value>,
+}
+
+/// What a network adds to its time embedding: `addition_embed_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addition {
+    /// `"text"`: the text embeddings, pooled by attention.
+    Text {
+        /// `addition_embed_type_num_heads`: attention heads of the pooling.
+        heads: usize,
+    },
+    /// `"text_time"`: SDXL's pooled text and size conditioning.
+    TextTime(TextTime),
 }
 
 /// `addition_embed_type = "text_time"`.
@@ -97,7 +109,7 @@ impl NetworkConfig for UNetConfig {
             transformer_layers_per_block: json.take_each("transformer_layers_per_block", levels)?.unwrap_or(vec![1; levels]),
             use_linear_projection: json.take("use_linear_projection", false)?,
             time_embedding_dim: json.take("time_embedding_dim", 4 * block_out_channels[0])?,
-            text_time: text_time(&mut json)?,
+            addition: addition(&mut json)?,
             block_out_channels,
             raw,
         };
@@ -120,6 +132,18 @@ impl UNetConfig {
             }
             if *heads == 0 || channels % heads != 0 {
                 return Err(json.error(format!("block_out_channels {channels} is not divisible by its {heads} attention heads")));
+            }
+        }
+        if let Some(Addition::Text { heads }) = self.addition {
+            let width = self.cross_attention_dim[0];
+            if self.cross_attention_dim.iter().any(|other| *other != width) {
+                let widths = &self.cross_attention_dim;
+                return Err(
+                    json.error(format!("addition_embed_type = \"text\" pools text of one width, found cross_attention_dim {widths:?}"))
+                );
+            }
+            if heads == 0 || width % heads != 0 {
+                return Err(json.error(format!("cross_attention_dim {width} is not divisible by addition_embed_type_num_heads {heads}")));
             }
         }
         Ok(())
@@ -145,19 +169,23 @@ fn attention_flags(
     types.iter().map(flag).collect()
 }
 
-fn text_time(json: &mut ConfigJson) -> Result<Option<TextTime>> {
+fn addition(json: &mut ConfigJson) -> Result<Option<Addition>> {
     let kind: Option<String> = json.take_optional("addition_embed_type")?;
     let embed_dim: Option<usize> = json.take_optional("addition_time_embed_dim")?;
     let input_dim: Option<usize> = json.take_optional("projection_class_embeddings_input_dim")?;
+    let heads = json.take("addition_embed_type_num_heads", 64)?;
     match (kind.as_deref(), embed_dim, input_dim) {
         (None, _, _) => Ok(None),
+        (Some("text"), _, _) => Ok(Some(Addition::Text { heads })),
         (Some("text_time"), Some(addition_time_embed_dim), Some(projection_class_embeddings_input_dim)) => {
-            Ok(Some(TextTime { addition_time_embed_dim, projection_class_embeddings_input_dim }))
+            Ok(Some(Addition::TextTime(TextTime { addition_time_embed_dim, projection_class_embeddings_input_dim })))
         }
         (Some("text_time"), _, _) => {
             Err(json.error("addition_embed_type = \"text_time\" needs addition_time_embed_dim and projection_class_embeddings_input_dim"))
         }
-        (Some(other), _, _) => Err(json.error(format!("addition_embed_type = {other:?} is not supported, expected null or \"text_time\""))),
+        (Some(other), _, _) => {
+            Err(json.error(format!("addition_embed_type = {other:?} is not supported, expected null, \"text\" or \"text_time\"")))
+        }
     }
 }
 
@@ -191,6 +219,6 @@ fn refuse_what_is_not_built(json: &mut ConfigJson) -> Result<()> {
     json.only("conv_out_kernel", &[json!(3)])?;
     json.only("dropout", &[json!(0.0), json!(0)])?;
     // `upcast_attention` asks for f32 scores under half precision; ours are f32 throughout.
-    json.inert(&["upcast_attention", "addition_embed_type_num_heads"]);
+    json.inert(&["upcast_attention"]);
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Embeddings of time and of sizes.
+//! Embeddings of time, of sizes, and of a whole text.
 //!
 //! Source: diffusers `models/embeddings.py`.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::layers::Linear;
+use crate::layers::{LayerNorm, Linear, Mask, attention, parameter};
 
 /// Sinusoidal embedding of `values`: `[values.len(), dim]`, computed on the host in f64.
 ///
@@ -44,5 +44,70 @@ impl TimeEmbedding {
     /// `[b, d_in]` → `[b, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.linear_2.forward(vp_ops::silu(self.linear_1.forward(x)))
+    }
+}
+
+/// What is added to the time embedding; both kinds stand under `add_embedding`.
+#[derive(Module, Debug)]
+pub enum AddEmbedding {
+    /// `addition_embed_type = "text"`: of the text embeddings.
+    Text(TextTimeEmbedding),
+    /// `addition_embed_type = "text_time"`: of SDXL's pooled text and sizes.
+    TextTime(TimeEmbedding),
+}
+
+/// A whole text as one vector beside the time embedding: pooled by attention between two norms.
+#[derive(Module, Debug)]
+pub struct TextTimeEmbedding {
+    norm1: LayerNorm,
+    pool: AttentionPooling,
+    proj: Linear,
+    norm2: LayerNorm,
+}
+
+impl TextTimeEmbedding {
+    /// From text embeddings of width `d_text` to `d_out`, pooled by `heads` heads.
+    pub fn new(d_text: usize, d_out: usize, heads: usize, device: &Device) -> Self {
+        Self {
+            norm1: LayerNorm::new(d_text, 1e-5, device),
+            pool: AttentionPooling::new(d_text, heads, device),
+            proj: Linear::new(d_text, d_out, device),
+            norm2: LayerNorm::new(d_out, 1e-5, device),
+        }
+    }
+
+    /// `[b, tokens, d_text]` → `[b, d_out]`.
+    pub fn forward(&self, text: Tensor<3>) -> Tensor<2> {
+        self.norm2.forward(self.proj.forward(self.pool.forward(self.norm1.forward(text)))).squeeze_dim(1)
+    }
+}
+
+/// Attention of one query, the mean token and a learned vector, over itself and all tokens. No projection of the output.
+///
+/// Source: DeepFloyd IF's `AttentionPooling`, as diffusers has it.
+#[derive(Module, Debug)]
+pub struct AttentionPooling {
+    /// `[1, d]`.
+    positional_embedding: Param<Tensor<2>>,
+    k_proj: Linear,
+    q_proj: Linear,
+    v_proj: Linear,
+    #[module(skip)]
+    heads: usize,
+}
+
+impl AttentionPooling {
+    /// Over tokens of width `d`, which `heads` divides.
+    pub fn new(d: usize, heads: usize, device: &Device) -> Self {
+        let linear = || Linear::new(d, d, device);
+        Self { positional_embedding: parameter([1, d], 0.0, device), k_proj: linear(), q_proj: linear(), v_proj: linear(), heads }
+    }
+
+    /// `[b, tokens, d]` → `[b, 1, d]`.
+    pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+        let class_token = tokens.clone().mean_dim(1) + self.positional_embedding.val().unsqueeze();
+        let all = Tensor::cat(vec![class_token.clone(), tokens], 1);
+        let (q, k, v) = (self.q_proj.forward(class_token), self.k_proj.forward(all.clone()), self.v_proj.forward(all));
+        attention(q, k, v, self.heads, Mask::None)
     }
 }

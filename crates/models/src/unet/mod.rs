@@ -15,10 +15,10 @@ use crate::denoiser::{Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use attention::{Transformer2DModel, TransformerOptions};
-use embeddings::{TimeEmbedding, sinusoidal};
+use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
 use resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 
-pub use config::{TextTime, UNetConfig};
+pub use config::{Addition, TextTime, UNetConfig};
 pub use stages::{Context, Stage, State};
 
 /// One level on the way down.
@@ -48,7 +48,7 @@ pub struct UpBlock {
 #[derive(Module, Debug)]
 pub struct UNet2DConditionModel {
     time_embedding: TimeEmbedding,
-    add_embedding: Option<TimeEmbedding>,
+    add_embedding: Option<AddEmbedding>,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
@@ -66,10 +66,9 @@ impl UNetConfig {
     /// A network of this shape, its weights not loaded yet.
     pub fn init(&self, device: &Device) -> UNet2DConditionModel {
         let (first, last) = (self.block_out_channels[0], self.block_out_channels.len() - 1);
-        let text_time = |t: TextTime| TimeEmbedding::new(t.projection_class_embeddings_input_dim, self.time_embedding_dim, device);
         UNet2DConditionModel {
             time_embedding: TimeEmbedding::new(first, self.time_embedding_dim, device),
-            add_embedding: self.text_time.map(text_time),
+            add_embedding: self.addition.map(|addition| self.add_embedding(addition, device)),
             conv_in: Conv2d::same(self.in_channels, first, 3, device),
             down_blocks: (0..=last).map(|level| self.down_block(level, device)).collect(),
             mid_block: self.mid_block(device),
@@ -78,6 +77,14 @@ impl UNetConfig {
             conv_out: Conv2d::same(first, self.out_channels, 3, device),
             gradient_checkpointing: GradientCheckpointing::None,
             config: self.clone(),
+        }
+    }
+
+    fn add_embedding(&self, addition: Addition, device: &Device) -> AddEmbedding {
+        let time = self.time_embedding_dim;
+        match addition {
+            Addition::Text { heads } => AddEmbedding::Text(TextTimeEmbedding::new(self.cross_attention_dim[0], time, heads, device)),
+            Addition::TextTime(t) => AddEmbedding::TextTime(TimeEmbedding::new(t.projection_class_embeddings_input_dim, time, device)),
         }
     }
 
@@ -150,21 +157,32 @@ impl UNet2DConditionModel {
         &self.config
     }
 
-    /// The time embedding `[b, time]`, with SDXL's additions.
+    /// The sinusoidal embedding of `values`, `[values.len(), dim]`.
+    fn embed(&self, values: &[f32], dim: usize, device: &Device) -> Tensor<2> {
+        sinusoidal(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift, device)
+    }
+
+    /// What the text, and in SDXL the sizes, add to the time embedding: `[b, time]`.
+    fn embed_addition(&self, conditioning: &Conditioning) -> Option<Tensor<2>> {
+        match (self.add_embedding.as_ref()?, self.config.addition, &conditioning.added) {
+            (AddEmbedding::Text(pooled), ..) => Some(pooled.forward(conditioning.encoder_hidden_states.clone())),
+            (AddEmbedding::TextTime(embedding), Some(Addition::TextTime(text_time)), Some(added)) => {
+                let ([b, ids], dim) = (added.time_ids.dims(), text_time.addition_time_embed_dim);
+                let time_ids: Vec<f32> = added.time_ids.to_data().try_to_vec().expect("time ids are f32");
+                let sizes = self.embed(&time_ids, dim, &conditioning.encoder_hidden_states.device()).reshape([b, ids * dim]);
+                Some(embedding.forward(Tensor::cat(vec![added.text_embeds.clone(), sizes], 1)))
+            }
+            (AddEmbedding::TextTime(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
+        }
+    }
+
+    /// The time embedding `[b, time]`, with what is added to it.
     fn embed_time(&self, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<2> {
         let device = conditioning.encoder_hidden_states.device();
-        let UNetConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
-        let embed = |values: &[f32], dim| sinusoidal(values, dim, flip_sin_to_cos, freq_shift, &device);
-        let time = self.time_embedding.forward(embed(timesteps, self.config.block_out_channels[0]));
-        match (&self.add_embedding, self.config.text_time, &conditioning.added) {
-            (Some(add_embedding), Some(text_time), Some(added)) => {
-                let [b, ids] = added.time_ids.dims();
-                let time_ids: Vec<f32> = added.time_ids.to_data().try_to_vec().expect("time ids are f32");
-                let sizes = embed(&time_ids, text_time.addition_time_embed_dim).reshape([b, ids * text_time.addition_time_embed_dim]);
-                time + add_embedding.forward(Tensor::cat(vec![added.text_embeds.clone(), sizes], 1))
-            }
-            (Some(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
-            _ => time,
+        let time = self.time_embedding.forward(self.embed(timesteps, self.config.block_out_channels[0], &device));
+        match self.embed_addition(conditioning) {
+            Some(addition) => time + addition,
+            None => time,
         }
     }
 }
@@ -192,7 +210,8 @@ impl Denoiser for UNet2DConditionModel {
         let finite = |tensor: Tensor<1>| tensor.sum().into_scalar::<f32>().is_finite();
         let (context, mut state) = self.begin(sample, timesteps, conditioning);
         if !finite(context.time.clone().without_autodiff().flatten(0, 1)) {
-            return Some("time_embedding".into());
+            let of_addition = self.embed_addition(conditioning).is_some_and(|added| !finite(added.without_autodiff().flatten(0, 1)));
+            return Some(if of_addition { "add_embedding" } else { "time_embedding" }.into());
         }
         for (name, stage) in self.stages() {
             state = stage.forward(state, &context);

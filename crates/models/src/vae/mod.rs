@@ -191,6 +191,13 @@ impl AutoencoderKL {
         &self.config
     }
 
+    /// The same, its latents multiplied by another factor before diffusion.
+    pub fn with_scaling_factor(mut self, factor: f64) -> Self {
+        self.config.scaling_factor = factor;
+        self.config.raw.insert("scaling_factor".into(), factor.into());
+        self
+    }
+
     /// The encoder's stages in order, from image to moments.
     pub fn encoder_stages(&self) -> Vec<Stage<'_>> {
         let mut stages = vec![Stage::Conv(&self.encoder.conv_in)];
