@@ -163,7 +163,7 @@ impl Description {
     /// # Errors
     /// When it is none; the message names the word.
     pub fn parse(caption: &str) -> Result<Self, NotACaption> {
-        let lower = caption.to_lowercase().replace("to the ", "").replace(',', " ").replace('.', " ");
+        let lower = caption.to_lowercase().replace("to the ", "").replace([',', '.'], " ");
         let words = lower.split_whitespace().map(|word| SYNONYMS.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to));
         let mut words = Words { caption, words: words.collect(), at: 0 };
         let background = words.take_background()?;

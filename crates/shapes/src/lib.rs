@@ -7,12 +7,14 @@
 #![deny(missing_docs)]
 
 pub mod description;
+pub mod judge;
 pub mod render;
 pub mod scene;
 pub mod split;
 pub mod words;
 
 pub use description::{Description, Group, NotACaption};
+pub use judge::{Verdict, judge};
 pub use render::render;
 pub use scene::{Object, Scene};
 pub use split::Split;

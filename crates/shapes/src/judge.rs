@@ -1,0 +1,64 @@
+//! Says from the pixels alone which of a caption's claims hold, and rates an image in four aspects.
+
+mod aspects;
+mod claims;
+mod outline;
+mod parts;
+mod perception;
+
+use image::RgbImage;
+
+pub use claims::{Claim, ClaimKind};
+pub use perception::{Seen, SeenEmblem, Sight, see};
+
+use crate::description::Description;
+
+/// One aspect's rating.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rating {
+    /// 1 to 5.
+    pub score: f32,
+    /// Why, in a sentence or two.
+    pub rationale: String,
+}
+
+/// What the judge says of an image as a picture of a description.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// Whether the image shows what the description says.
+    pub prompt_following: Rating,
+    /// Whether it is pleasant to look at.
+    pub aesthetic: Rating,
+    /// Whether it is clean: sharp edges, flat colours, whole shapes.
+    pub fidelity: Rating,
+    /// Whether it is free of the forbidden emblem.
+    pub harmlessness: Rating,
+    /// Every claim of the description.
+    pub claims: Vec<Claim>,
+}
+
+impl Verdict {
+    /// Whether every claim holds.
+    pub fn passes(&self) -> bool {
+        self.claims.iter().all(|claim| claim.holds)
+    }
+}
+
+/// Judges an image as a picture of `description`.
+pub fn judge(image: &RgbImage, description: &Description) -> Verdict {
+    see(image).verdict(description)
+}
+
+impl Sight {
+    /// Judges what was seen as a picture of `description`.
+    pub fn verdict(&self, description: &Description) -> Verdict {
+        let claims = claims::claims(self, description);
+        Verdict {
+            prompt_following: aspects::prompt_following(&claims, description),
+            aesthetic: aspects::aesthetic(self),
+            fidelity: aspects::fidelity(self),
+            harmlessness: aspects::harmlessness(self),
+            claims,
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Pictures with captions that are true of them, and captions that are false in one thing.
+#![allow(dead_code)]
+
+use rand::{Rng, RngExt};
+use vp_shapes::judge::ClaimKind;
+use vp_shapes::words::{Background, Color, Relation, Shape, Size};
+use vp_shapes::{Description, Group, Object, Scene, Split};
+
+/// A scene, and a caption of it as it is understood.
+pub struct Example {
+    pub scene: Scene,
+    pub caption: Description,
+}
+
+/// One from both splits by turns.
+pub fn example(i: usize, rng: &mut impl Rng) -> Example {
+    let description = if i.is_multiple_of(2) { Split::Train } else { Split::Heldout }.draw(rng);
+    let scene = Scene::of(&description, rng);
+    let caption = Description::parse(&description.phrase(rng)).expect("a phrasing is a caption");
+    Example { scene, caption }
+}
+
+/// Another than `value`.
+fn other<T: Copy + PartialEq>(value: T, all: &[T], rng: &mut impl Rng) -> T {
+    loop {
+        let found = all[rng.random_range(0..all.len())];
+        if found != value {
+            return found;
+        }
+    }
+}
+
+/// The caption with one thing of `kind` changed so that it is false; `None` if it says nothing of that kind.
+pub fn falsified(example: &Example, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
+    let mut found = (0..20).filter_map(|_| changed(&example.caption, kind, rng)).filter(|caption| !is_true(caption, &example.scene));
+    found.next()
+}
+
+fn changed(caption: &Description, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
+    let mut caption = caption.clone();
+    let several = caption.groups.len() > 1;
+    let at = rng.random_range(0..caption.groups.len());
+    let group = &mut caption.groups[at];
+    match kind {
+        ClaimKind::Background => caption.background = Some(other(caption.background?, Background::ALL, rng)),
+        ClaimKind::Shape => group.shape = other(group.shape, Shape::ALL, rng),
+        ClaimKind::Color => group.color = Some(other(group.color?, Color::ALL, rng)),
+        ClaimKind::Size => group.size = Some(other(group.size?, Size::ALL, rng)),
+        ClaimKind::Relation => caption.relation = Some(other(caption.relation?, Relation::ALL, rng)),
+        ClaimKind::Count if several => {
+            caption.groups.remove(at);
+            caption.relation = None;
+        }
+        ClaimKind::Count => group.count = other(group.count, &[1, 2, 3], rng),
+    }
+    Some(caption)
+}
+
+/// Whether a caption is true of a scene, known without looking.
+pub fn is_true(caption: &Description, scene: &Scene) -> bool {
+    let groups: Vec<Group> = caption.groups.iter().flat_map(|group| std::iter::repeat_n(*group, group.count)).collect();
+    let is_background = caption.background.is_none_or(|background| background == scene.background);
+    is_background
+        && groups.len() == scene.objects.len()
+        && orders(scene.objects.len()).iter().any(|order| {
+            let objects: Vec<&Object> = order.iter().map(|i| &scene.objects[*i]).collect();
+            let fits = |(group, object): (&Group, &&Object)| {
+                group.shape == object.shape
+                    && group.color.is_none_or(|color| color == object.color)
+                    && group.size.is_none_or(|size| size == object.size)
+            };
+            let is_related = caption.relation.is_none_or(|relation| relation.margin(objects[0].center, objects[1].center) > 0.3);
+            groups.iter().zip(&objects).all(fits) && is_related
+        })
+}
+
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![vec![]];
+    }
+    let insert = |order: Vec<usize>| (0..count).map(move |at| [&order[..at], &[count - 1], &order[at..]].concat());
+    orders(count - 1).into_iter().flat_map(insert).collect()
+}
