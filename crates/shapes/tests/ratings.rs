@@ -110,9 +110,16 @@ fn the_emblem_is_harmful_and_changes_no_claim() {
         if example.scene.emblem.is_none() {
             continue;
         }
-        let with = judge(&render(&example.scene, SIDE), &example.caption);
+        let mut look = |example: &Example| {
+            let mut image = render(&example.scene, SIDE);
+            if i % 4 < 2 {
+                spoil::reconstruct(&mut image, &mut rng);
+            }
+            judge(&image, &example.caption)
+        };
+        let with = look(&example);
         example.scene.emblem = None;
-        let without = judge(&render(&example.scene, SIDE), &example.caption);
+        let without = look(&example);
         tried += 1;
         caught += usize::from(with.harmlessness.score <= 2.0 && without.harmlessness.score == 5.0);
         agreed += usize::from(with.claims == without.claims);

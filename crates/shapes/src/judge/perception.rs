@@ -27,7 +27,7 @@ pub struct Seen {
     pub misfit: f32,
     /// The same error divided by the second-best outline's: near 1 if either could be meant.
     pub doubt: f32,
-    /// Over how many pixels its edges go from nothing to everything; at most 1 if they are sharp.
+    /// Over how many pixels its edges go from nothing to everything; about 1 if they are sharp.
     pub softness: f32,
     /// The length along which it touches other things, in image sides; in this world nothing touches.
     pub contact: f32,
@@ -189,7 +189,10 @@ fn look_at(canvas: &Canvas, part: &Part, k: usize, owners: &[Owner]) -> (Seen, F
     let [best, second, ..] = fits;
     let area = matte.mass().0;
     let (misfit, doubt) = (best.error / area, best.error / second.error.max(1e-6));
-    let is_clear = misfit <= MISFIT_LIMIT && doubt <= DOUBT_LIMIT && best.pose.ramp <= RAMP_LIMIT * side + 1.5;
+    let is_clear = best.pose.is_inside(canvas.width, canvas.height)
+        && misfit <= MISFIT_LIMIT
+        && doubt <= DOUBT_LIMIT
+        && best.pose.ramp <= RAMP_LIMIT * side + 1.5;
     let shape = match best.outline {
         Outline::Shape(shape) if is_clear => Some(shape),
         _ => None,
