@@ -42,7 +42,9 @@ fn assert_falls(name: &str, (means, falls): (Vec<f32>, f64)) {
 #[test]
 fn fidelity_falls_with_noise() {
     let levels = [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3];
-    assert_falls("noise", fidelity(&levels, 1, |image, level, _, rng| spoil::noise(image, 255.0 * level, rng)));
+    let (means, falls) = fidelity(&levels, 1, |image, level, _, rng| spoil::noise(image, 255.0 * level, rng));
+    assert!(means[2] < 4.0, "little noise counts, too: {means:?}");
+    assert_falls("noise", (means, falls));
 }
 
 #[test]
