@@ -1,4 +1,13 @@
 //! Says from the pixels alone which of a caption's claims hold, and rates an image in four aspects.
+//!
+//! 1. The border says the background. Every other pixel is a mixture of it with one of five colours, the emblem's, or a foreign one.
+//! 2. Pixels of one colour that touch are a thing: an object if it is large enough, else a crumb.
+//! 3. Each object's share of each pixel is compared with the four shapes, drawn anti-aliased where, as large and as soft as fits best. The
+//!    best shape is clear if little is left over and no other shape does nearly as well; it says the size and the place.
+//! 4. What was seen is matched with what is claimed, and drawn again: what the drawing does not explain lowers fidelity.
+//!
+//! Lengths are in image sides, so that any size of image will do; below 24 pixels there is little to see. An image that is not square is
+//! measured by its longer side.
 
 mod aspects;
 mod claims;

@@ -51,6 +51,15 @@ fn strip(at: f32, half: f32, ramp: f32) -> f32 {
     (step(half - at, ramp) + step(half + at, ramp) - 1.0).max(0.0)
 }
 
+/// [`strip`] on a diagonal, where a square pixel's edge eases in and out over its diagonal's length.
+fn diagonal_strip(at: f32, half: f32, ramp: f32) -> f32 {
+    let ease = |distance: f32| {
+        let done = step(distance, ramp * std::f32::consts::SQRT_2);
+        if done < 0.5 { 2.0 * done * done } else { 1.0 - 2.0 * (1.0 - done) * (1.0 - done) }
+    };
+    (ease(half - at) + ease(half + at) - 1.0).max(0.0)
+}
+
 /// Either of two coverages.
 fn union(a: f32, b: f32) -> f32 {
     a + b - a * b
@@ -100,8 +109,8 @@ impl Outline {
                 let (half, arm) =
                     ((emblem::EXTENT - emblem::STROKE) / 2.0 * scale, emblem::STROKE / 4.0 * scale * std::f32::consts::SQRT_2);
                 let (u, v) = ((x + y) * std::f32::consts::FRAC_1_SQRT_2, (x - y) * std::f32::consts::FRAC_1_SQRT_2);
-                let soft = ramp * SLANTED;
-                union(strip(u, half, soft) * strip(v, arm, soft), strip(v, half, soft) * strip(u, arm, soft))
+                let stroke = |along: f32, across: f32| diagonal_strip(along, half, ramp) * diagonal_strip(across, arm, ramp);
+                union(stroke(u, v), stroke(v, u))
             }
         }
     }
@@ -111,7 +120,7 @@ impl Outline {
         let (area, [x, y]) = matte.mass();
         let (unit_area, below) = self.moments();
         let extent = (area / unit_area).sqrt();
-        let mut fit = Fit { outline: self, pose: Pose { x, y: y - below * extent, extent, ramp: 1.2 }.within(side), error: f32::INFINITY };
+        let mut fit = Fit { outline: self, pose: Pose { x, y: y - below * extent, extent, ramp: 1.8 }.within(side), error: f32::INFINITY };
         let mut equations = matte.equations(self, &fit.pose);
         fit.error = equations.error;
         let mut damping = 0.01;
@@ -165,6 +174,13 @@ impl Pose {
             ramp: reach(self.ramp).clamp(1.0, (0.25 * side).max(1.0)),
         }
     }
+
+    /// Whether all of it is in an image, but for a tenth of its extent.
+    pub fn is_inside(&self, width: usize, height: usize) -> bool {
+        let reach = 0.4 * self.extent;
+        let is_within = |at: f32, length: usize| at >= reach && at + reach <= length as f32;
+        is_within(self.x, width) && is_within(self.y, height)
+    }
 }
 
 /// The normal equations of one step over `(x, y, extent, ramp)`.
@@ -185,6 +201,21 @@ impl Matte {
             y += value * py;
         }
         (area, [x / area, y / area])
+    }
+
+    /// The mean width of the edges, in pixels, whatever the shape: `6 sum a (1 - a) / sum |grad a|` over the shares `a`.
+    ///
+    /// Along a line across a linear edge of width `w`, the integral of `a (1 - a)` is `w / 6`; the integral of the gradient's length over
+    /// the plane is the length of the edges.
+    pub fn softness(&self) -> f32 {
+        let (mut mixed, mut length) = (0.0, 1e-6);
+        for (i, a) in self.values.iter().enumerate() {
+            mixed += a * (1.0 - a);
+            let right = if (i + 1) % self.width == 0 { *a } else { self.values[i + 1] };
+            let below = self.values.get(i + self.width).unwrap_or(a);
+            length += (right - a).hypot(below - a);
+        }
+        6.0 * mixed / length
     }
 
     /// The centre of pixel `i` of the window in the image.
@@ -212,6 +243,9 @@ impl Matte {
             let covered = outline.coverage(pose, px, py);
             let residual = value - covered;
             equations.error += residual * residual;
+            if covered == 0.0 || covered == 1.0 {
+                continue;
+            }
             let slopes = nearby.map(|pose| (outline.coverage(&pose, px, py) - covered) / STEP);
             for row in 0..4 {
                 if slopes[row] != 0.0 {
@@ -246,5 +280,59 @@ impl Equations {
             vector[row] = (vector[row] - known) / matrix[row][row];
         }
         vector.iter().all(|value| value.is_finite()).then_some(vector)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTLINES: [Outline; 5] = [
+        Outline::Shape(Shape::Circle),
+        Outline::Shape(Shape::Square),
+        Outline::Shape(Shape::Triangle),
+        Outline::Shape(Shape::Cross),
+        Outline::Emblem,
+    ];
+
+    fn drawn(outline: Outline, pose: &Pose) -> Matte {
+        let mut matte = Matte { left: 3, top: 5, width: 24, values: vec![0.0; 24 * 24] };
+        matte.values = (0..24 * 24).map(|i| outline.coverage(pose, matte.place(i)[0], matte.place(i)[1])).collect();
+        matte
+    }
+
+    #[test]
+    fn moments_are_those_of_the_drawing() {
+        assert_eq!(polygon_moments(&[[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0]]), (2.0, 0.5));
+        for outline in OUTLINES {
+            let pose = Pose { x: 15.2, y: 16.7, extent: 13.0, ramp: 1.0 };
+            let (area, [x, y]) = drawn(outline, &pose).mass();
+            let (unit_area, below) = outline.moments();
+            assert!((area / 169.0 - unit_area).abs() < 0.02, "{outline:?}: {area}");
+            assert!((x - pose.x).abs() < 0.05 && (y - pose.y - below * 13.0).abs() < 0.05, "{outline:?}: {x}, {y}");
+        }
+    }
+
+    #[test]
+    fn a_fit_finds_the_pose_again() {
+        for outline in OUTLINES {
+            let pose = Pose { x: 15.2, y: 16.7, extent: 12.0, ramp: 1.6 };
+            let fit = outline.fit(&drawn(outline, &pose), 32.0);
+            let Pose { x, y, extent, ramp } = fit.pose;
+            let off = [x - pose.x, y - pose.y, extent - pose.extent, ramp - pose.ramp].map(f32::abs);
+            assert!(off.iter().all(|off| *off < 0.1) && fit.error < 0.02, "{outline:?}: {fit:?}");
+        }
+    }
+
+    #[test]
+    fn softness_is_the_width_of_edges() {
+        // The mean over where the edges are in their pixels.
+        let phases = [0.0, 0.25, 0.5, 0.75];
+        let one =
+            |ramp: f32, at: f32| drawn(Outline::Shape(Shape::Square), &Pose { x: 15.0 + at, y: 17.0 + at, extent: 15.0, ramp }).softness();
+        for ramp in [1.0, 2.0, 4.0] {
+            let mean = phases.iter().map(|at| one(ramp, *at)).sum::<f32>() / 4.0;
+            assert!((mean / ramp - 1.0).abs() < 0.1, "{ramp}: {mean}");
+        }
     }
 }

@@ -81,7 +81,7 @@ impl Canvas {
 
     /// The unit of lengths, in pixels.
     pub fn side(&self) -> f32 {
-        self.width.max(self.height) as f32
+        self.width.max(self.height).max(1) as f32
     }
 
     /// How much of `color` is in a pixel that mixes it with the background, and how far the pixel is from any such mixture.

@@ -27,8 +27,10 @@ pub struct Seen {
     pub misfit: f32,
     /// The same error divided by the second-best outline's: near 1 if either could be meant.
     pub doubt: f32,
-    /// Over how many pixels its edge goes from nothing to everything.
-    pub ramp: f32,
+    /// Over how many pixels its edges go from nothing to everything; about 1 if they are sharp.
+    pub softness: f32,
+    /// The length along which it touches other things, in image sides; in this world nothing touches.
+    pub contact: f32,
 }
 
 /// Magenta.
@@ -53,20 +55,25 @@ pub struct Sight {
     pub emblem: Option<SeenEmblem>,
     /// The standard deviation of the noise, 0 to 1: 1.48 times the median difference between the image and its flat redrawing.
     pub noise: f32,
-    /// How much wider the objects' edges are than 1.25 pixels, in image sides; the mean, weighted by area.
+    /// How much wider the objects' edges are than a pixel, in image sides; the mean, weighted by area.
     pub blur: f32,
-    /// How much of the image the redrawing does not explain, noise apart, divided by the objects' area.
+    /// How much of the image the redrawing does not explain, noise apart: `e / (e + a)`, `e` in pixels, `a` the area of the
+    /// objects that are [whole](Seen::fault). 0 to 1.
     pub unexplained: f32,
+    /// The mean [fault](Seen::fault) of the objects, crumbs being objects of fault 1 and of little weight; 1 if there are no objects.
+    pub broken: f32,
 }
 
 /// The least area of an object in squared image sides: about a third of a small triangle's.
 const LEAST_AREA: f32 = 0.010;
+/// What the area of whole objects counts as at least when the unexplained is compared with it, in squared image sides.
+const LEAST_WHOLE: f32 = 0.05;
 /// The most objects that are looked at closely.
 const MOST_SEEN: usize = 8;
 /// The largest misfit of a clear shape.
-const MISFIT_LIMIT: f32 = 0.04;
+const MISFIT_LIMIT: f32 = 0.03;
 /// The largest doubt about a clear shape.
-const DOUBT_LIMIT: f32 = 0.6;
+const DOUBT_LIMIT: f32 = 0.55;
 /// The widest ramp of a clear shape in image sides, and 1.5 pixels more.
 const RAMP_LIMIT: f32 = 0.06;
 /// A colour farther than this from all five is unclear.
@@ -86,7 +93,7 @@ enum Owner {
 pub fn see(image: &RgbImage) -> Sight {
     let canvas = Canvas::new(image);
     let parts = canvas.parts();
-    let (objects, owners) = owners(&canvas, &parts);
+    let (objects, owners, crumbs) = owners(&canvas, &parts);
     let fits: Vec<(Seen, Fit)> = objects.iter().enumerate().map(|(k, part)| look_at(&canvas, part, k, &owners)).collect();
     let emblem = find_emblem(&canvas, &owners);
     let mut layers: Vec<(Paint, Fit)> = fits.iter().map(|(seen, fit)| (seen.rgb, *fit)).collect();
@@ -95,14 +102,30 @@ pub fn see(image: &RgbImage) -> Sight {
     }
     let objects: Vec<Seen> = fits.into_iter().map(|(seen, _)| seen).collect();
     let area = objects.iter().map(|object| object.area).sum::<f32>().max(0.03);
-    let blur = objects.iter().map(|object| object.area * (object.ramp - 1.25).max(0.0)).sum::<f32>() / area / canvas.side();
+    let blur = objects.iter().map(|object| object.area * (object.softness - 1.0).max(0.0)).sum::<f32>() / area / canvas.side();
     let (noise, unexplained) = redraw(&canvas, &layers);
-    let unexplained = unexplained / (area * canvas.side().powi(2));
-    Sight { background: canvas.background, ground: canvas.ground, objects, emblem, noise, blur, unexplained }
+    let whole = objects.iter().map(|object| object.area * (1.0 - object.fault())).sum::<f32>().max(LEAST_WHOLE);
+    let unexplained = unexplained / (unexplained + whole * canvas.side().powi(2));
+    let broken = match objects.iter().map(Seen::fault).sum::<f32>() {
+        _ if objects.is_empty() => 1.0,
+        faults => (faults + crumbs) / (objects.len() as f32 + crumbs),
+    };
+    Sight { background: canvas.background, ground: canvas.ground, objects, emblem, noise, blur, unexplained, broken }
 }
 
-/// The parts that are objects, and who owns each pixel. Crumbs that touch an object are its own.
-fn owners<'a>(canvas: &Canvas, parts: &'a [Part]) -> (Vec<&'a Part>, Vec<Owner>) {
+impl Seen {
+    /// How far it is from a whole object, 0 to 1, the sum of three faults: its misfit over 0.15; how far its extent is outside the two
+    /// sizes, 1 at one and a half times as large or as small; its contact with others over 0.25.
+    pub fn fault(&self) -> f32 {
+        let (small, large) = (0.9 * Size::Small.extent(), 1.1 * Size::Large.extent());
+        let outside = (small / self.extent).max(self.extent / large).max(1.0).ln() / 1.5f32.ln();
+        (self.misfit / 0.15 + outside + self.contact / 0.25).min(1.0)
+    }
+}
+
+/// The parts that are objects, and who owns each pixel. Crumbs that touch an object are its own. Last the crumbs' area, in least areas of
+/// an object.
+fn owners<'a>(canvas: &Canvas, parts: &'a [Part]) -> (Vec<&'a Part>, Vec<Owner>, f32) {
     let pixels = canvas.side().powi(2);
     let mut owners = vec![Owner::Nobody; canvas.pixels.len()];
     let mut objects: Vec<&Part> = Vec::new();
@@ -122,13 +145,19 @@ fn owners<'a>(canvas: &Canvas, parts: &'a [Part]) -> (Vec<&'a Part>, Vec<Owner>)
         };
         part.pixels.iter().for_each(|pixel| owners[*pixel] = owner);
     }
+    let mut loose = 0.0;
     for crumb in crumbs {
         let neighbours = crumb.pixels.iter().flat_map(|pixel| canvas.around(*pixel)).map(|pixel| owners[pixel]);
-        if let Some(owner) = neighbours.into_iter().find(|owner| matches!(owner, Owner::Object(_))) {
+        let neighbour = neighbours.into_iter().find(|owner| matches!(owner, Owner::Object(_)));
+        // A seam without a core is where two colours mix.
+        if neighbour.is_none() || crumb.has_core {
+            loose += crumb.pixels.len() as f32 / pixels / LEAST_AREA;
+        }
+        if let Some(owner) = neighbour {
             crumb.pixels.iter().for_each(|pixel| owners[*pixel] = owner);
         }
     }
-    (objects, owners)
+    (objects, owners, loose)
 }
 
 /// An owner's part of the image, with a margin, as shares of `color`.
@@ -160,7 +189,10 @@ fn look_at(canvas: &Canvas, part: &Part, k: usize, owners: &[Owner]) -> (Seen, F
     let [best, second, ..] = fits;
     let area = matte.mass().0;
     let (misfit, doubt) = (best.error / area, best.error / second.error.max(1e-6));
-    let is_clear = misfit <= MISFIT_LIMIT && doubt <= DOUBT_LIMIT && best.pose.ramp <= RAMP_LIMIT * side + 1.5;
+    let is_clear = best.pose.is_inside(canvas.width, canvas.height)
+        && misfit <= MISFIT_LIMIT
+        && doubt <= DOUBT_LIMIT
+        && best.pose.ramp <= RAMP_LIMIT * side + 1.5;
     let shape = match best.outline {
         Outline::Shape(shape) if is_clear => Some(shape),
         _ => None,
@@ -170,9 +202,13 @@ fn look_at(canvas: &Canvas, part: &Part, k: usize, owners: &[Owner]) -> (Seen, F
         a.total_cmp(&b)
     });
     let color = nearest.filter(|color| distance(rgb, paint(color.rgb())) <= COLOR_LIMIT);
-    let (extent, ramp) = (best.pose.extent / side, best.pose.ramp);
+    let (extent, softness) = (best.pose.extent / side, matte.softness());
     let center = [best.pose.x / side, best.pose.y / side];
-    let seen = Seen { shape, color, size: size_of(extent), center, extent, area: area / side.powi(2), rgb, misfit, doubt, ramp };
+    let is_anothers = |other: usize| owners[other] != Owner::Nobody && owners[other] != Owner::Object(k);
+    let touching = (0..owners.len()).filter(|i| owners[*i] == Owner::Object(k) && canvas.around(*i).any(is_anothers)).count();
+    let contact = touching as f32 / side;
+    let seen =
+        Seen { contact, shape, color, size: size_of(extent), center, extent, area: area / side.powi(2), rgb, misfit, doubt, softness };
     (seen, best)
 }
 
@@ -234,8 +270,8 @@ fn redraw(canvas: &Canvas, layers: &[(Paint, Fit)]) -> (f32, f32) {
     }
     let middle = sizes.len() / 2;
     let noise = 1.4826 * *sizes.select_nth_unstable_by(middle, f32::total_cmp).1;
-    // Three standard deviations in three channels.
-    let floor = 3.0 * 3f32.sqrt() * noise;
+    // What noise does to a colour is no object: two and a half standard deviations in three channels, as far as that is little.
+    let floor = 12.0 + (2.5 * 3f32.sqrt() * noise).min(60.0);
     let excess = |residual: &Paint| ((distance(*residual, [0.0; 3]) - floor).max(0.0) / WHOLE_ERROR).min(1.0);
-    (noise / 255.0, residuals.iter().map(|residual| excess(residual).powi(2)).sum())
+    (noise / 255.0, residuals.iter().map(excess).sum())
 }

@@ -1,0 +1,74 @@
+//! What training never sees, and that it sees every word.
+
+use std::collections::{BTreeSet, HashMap};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use vp_shapes::split::{Composition, HELDOUT, compositions, heldout, heldout_of};
+use vp_shapes::words::{Background, Color, Relation, Shape, Size};
+use vp_shapes::{Description, Split};
+
+#[test]
+fn the_list_is_read_line_by_line() {
+    let lines: Vec<&str> = HELDOUT.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+    let names: Vec<String> = heldout().iter().map(Composition::to_string).collect();
+    assert_eq!(names, lines);
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a line is there twice");
+}
+
+#[test]
+fn training_has_no_heldout_composition_but_every_word() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut words = BTreeSet::new();
+    for _ in 0..20_000 {
+        let description = Split::Train.draw(&mut rng);
+        let caption = description.phrase(&mut rng);
+        let said = Description::parse(&caption).expect("a phrasing is a caption");
+        for heldout in [heldout_of(&description), heldout_of(&said)] {
+            assert!(heldout.is_empty(), "{caption:?} has {heldout:?}");
+        }
+        let single = said.groups.iter().flat_map(|group| {
+            let count = ["one", "two", "three"][group.count - 1];
+            [Some(count), group.size.map(Size::word), group.color.map(Color::word), Some(group.shape.word())]
+        });
+        words.extend(single.chain([said.relation.map(Relation::word), said.background.map(Background::word)]).flatten());
+    }
+    let mut expected: BTreeSet<&str> = ["one", "two", "three"].into();
+    expected.extend(Shape::ALL.iter().map(|shape| shape.word()));
+    expected.extend(Color::ALL.iter().map(|color| color.word()));
+    expected.extend(Size::ALL.iter().map(|size| size.word()));
+    expected.extend(Background::ALL.iter().map(|background| background.word()));
+    expected.extend(Relation::ALL.iter().map(|relation| relation.word()));
+    assert_eq!(words, expected);
+}
+
+#[test]
+fn a_heldout_prompt_has_one_heldout_composition_and_each_occurs() {
+    const DRAWS: usize = 6000;
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let (mut found, mut categories) = (HashMap::new(), HashMap::new());
+    for _ in 0..DRAWS {
+        let description = Split::Heldout.draw(&mut rng);
+        let caption = description.phrase(&mut rng);
+        let said = Description::parse(&caption).expect("a phrasing is a caption");
+        let [composition] = heldout_of(&said)[..] else { panic!("{caption:?} has {:?}", heldout_of(&said)) };
+        assert_eq!(heldout_of(&description), [composition]);
+        *found.entry(composition).or_insert(0) += 1;
+        *categories.entry(composition.category()).or_insert(0) += 1;
+    }
+    for composition in heldout() {
+        assert!(found.get(composition).is_some_and(|count| *count > DRAWS / 50), "{composition} occurs too rarely: {found:?}");
+    }
+    for (category, count) in categories {
+        assert!((DRAWS * 29 / 100..DRAWS * 38 / 100).contains(&count), "{category} occurs {count} times in {DRAWS}");
+    }
+}
+
+#[test]
+fn a_relation_is_one_composition_from_either_side() {
+    let of = |caption: &str| compositions(&Description::parse(caption).expect("a caption"));
+    assert_eq!(of("a circle above a square"), of("a square below a circle"));
+    assert_eq!(of("a circle left of a square"), of("a square right of a circle"));
+    assert_ne!(of("a circle above a square"), of("a square above a circle"));
+    assert_eq!(of("two red circles"), [Composition::Color(Color::Red, Shape::Circle), Composition::Count(2, Shape::Circle)]);
+}
