@@ -14,7 +14,7 @@ pub mod split;
 pub mod words;
 
 pub use description::{Description, Group, NotACaption};
-pub use judge::{Verdict, judge};
+pub use judge::{Claim, ClaimKind, Rating, Verdict, judge};
 pub use render::render;
 pub use scene::{Object, Scene};
 pub use split::Split;

@@ -92,6 +92,22 @@ fn a_reconstruction_changes_no_verdict() {
 }
 
 #[test]
+fn who_says_nothing_is_not_contradicted() {
+    let nothing = Description { groups: vec![], relation: None, background: None };
+    let background = Description { background: Some(Background::White), ..nothing.clone() };
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    for i in 0..20 {
+        let example = example(i, &mut rng);
+        let image = render(&example.scene, 32);
+        let verdict = judge(&image, &nothing);
+        assert!(verdict.passes() && verdict.claims.is_empty() && verdict.prompt_following.score == 5.0, "{verdict:?}");
+        let verdict = judge(&image, &background);
+        let score = if example.scene.background == Background::White { 5.0 } else { 1.0 };
+        assert!(verdict.claims.len() == 1 && verdict.prompt_following.score == score, "{verdict:?}");
+    }
+}
+
+#[test]
 fn strange_images_are_judged_without_panic() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let caption = Description::parse("a large red circle above a small blue square on a white background").expect("a caption");

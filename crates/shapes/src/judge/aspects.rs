@@ -6,15 +6,16 @@ use super::parts::distance;
 use super::perception::{Seen, Sight};
 use crate::description::{Description, Group};
 
-/// `1 + 4 s`, `s` the share of the claims that hold.
+/// `1 + 4 s`, `s` the share of the claims that hold; 5 if nothing is claimed.
 pub(super) fn prompt_following(claims: &[Claim], description: &Description) -> Rating {
     let held = claims.iter().filter(|claim| claim.holds).count();
-    let score = 1.0 + 4.0 * held as f32 / claims.len().max(1) as f32;
+    let score = if claims.is_empty() { 5.0 } else { 1.0 + 4.0 * held as f32 / claims.len() as f32 };
     let groups: Vec<Group> = description.groups.iter().flat_map(|group| std::iter::repeat_n(*group, group.count)).collect();
     let mut failures: Vec<String> =
         claims.iter().filter(|claim| !claim.holds && claim.object.is_none()).map(|claim| failure(claim, &groups)).collect();
     failures.extend(groups.iter().enumerate().filter_map(|(i, group)| object_failure(i, group, claims)));
     let rationale = match &failures[..] {
+        [] if claims.is_empty() => "The caption says nothing that could be checked.".into(),
         [] => "Everything that the caption says is there.".into(),
         _ => format!("{} of {} claims hold: {}.", held, claims.len(), failures.join("; ")),
     };

@@ -43,7 +43,8 @@ const LEAST_SLOPE: f32 = 0.5;
 /// The most objects that are matched.
 const MOST_MATCHED: usize = 6;
 
-/// Every claim of a description, in its order: background, count, then each object's shape, colour and size, then the relation.
+/// Every claim of a description, in its order: background, count, then each object's shape, colour and size, then the relation. One
+/// without groups says nothing of objects, not that there are none.
 ///
 /// Seen objects are matched to described ones in the way that fulfils most claims; of two such ways, the one in which the relation holds.
 pub(super) fn claims(sight: &Sight, description: &Description) -> Vec<Claim> {
@@ -58,16 +59,18 @@ pub(super) fn claims(sight: &Sight, description: &Description) -> Vec<Claim> {
             found: word(sight.background.map(|found| found.word())),
         });
     }
-    claims.push(Claim {
-        kind: ClaimKind::Count,
-        object: None,
-        text: match groups.len() {
-            1 => "there is one object".into(),
-            count => format!("there are {} objects", number(count)),
-        },
-        holds: sight.objects.len() == groups.len(),
-        found: number(sight.objects.len()),
-    });
+    if !groups.is_empty() {
+        claims.push(Claim {
+            kind: ClaimKind::Count,
+            object: None,
+            text: match groups.len() {
+                1 => "there is one object".into(),
+                count => format!("there are {} objects", number(count)),
+            },
+            holds: sight.objects.len() == groups.len(),
+            found: number(sight.objects.len()),
+        });
+    }
     let matches = best_match(sight, &groups, description.relation);
     for (i, (group, seen)) in groups.iter().zip(&matches).enumerate() {
         claims.extend(of_object(i, group, *seen));
