@@ -21,7 +21,7 @@ const SMALL: [&str; 9] = [
 
 fn args<'a>(output: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
     let sets = SMALL.into_iter().flat_map(|set| ["--set", set]);
-    ["train", "--algo", "refl"].into_iter().chain(sets).chain(extra.iter().copied()).chain(path_args(output)).collect()
+    ["train", "--config", "configs/refl/tiny.toml"].into_iter().chain(sets).chain(extra.iter().copied()).chain(path_args(output)).collect()
 }
 
 fn path_args(output: &Path) -> [&str; 2] {

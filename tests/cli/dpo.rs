@@ -117,7 +117,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&["data={folder='checkpoints/tiny-images'}"], "[data] is not used by [algo.dpo]");
     let told = run(&["train", "--algo", "sft", "--set", "preferences={file='x.jsonl'}"]).refused();
     assert!(told.contains("[preferences] is not used by [algo.sft]"), "{told}");
-    let told = run(&["train", "--algo", "refl", "--set", "preferences={file='x.jsonl'}"]).refused();
+    let told = run(&["train", "--config", "configs/refl/tiny.toml", "--set", "preferences={file='x.jsonl'}"]).refused();
     assert!(told.contains("[preferences] is not used by [algo.refl]"), "{told}");
 
     let alone = pairs(dir.path(), &[row("one", "0.png", "1.png")]);

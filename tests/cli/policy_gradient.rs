@@ -26,7 +26,8 @@ const D3PO: [&str; 3] = ["algo.d3po.sample_batch_size=4", "algo.d3po.num_batches
 
 fn args<'a>(algo: &'a str, output: &'a Path, own: &[&'a str], extra: &[&'a str]) -> Vec<&'a str> {
     let sets = SMALL.into_iter().chain(own.iter().copied()).flat_map(|set| ["--set", set]);
-    let begin = ["train", "--algo", algo, "-o", output.to_str().unwrap()];
+    let config = if algo == "ddpo" { "configs/ddpo/tiny.toml" } else { "configs/d3po/tiny.toml" };
+    let begin = ["train", "--config", config, "-o", output.to_str().unwrap()];
     begin.into_iter().chain(sets).chain(extra.iter().copied()).collect()
 }
 

@@ -34,7 +34,8 @@ fn calls(rows: &[Row], stage: &str) -> u64 {
 
 fn train(algo: &str, folder: &Path, sets: &[&str], flags: &[&str]) -> String {
     let sets = sets.iter().flat_map(|set| ["--set", set]);
-    let begin = ["train", "--algo", algo, "-o", folder.to_str().unwrap()];
+    let config = format!("configs/{algo}/tiny.toml");
+    let begin = ["train", "--config", &config, "-o", folder.to_str().unwrap()];
     run(&begin.into_iter().chain(sets).chain(flags.iter().copied()).collect::<Vec<_>>()).ok().stdout()
 }
 

@@ -16,7 +16,11 @@ const SHORT: [&str; 5] = [
 
 fn train_args<'a>(folder: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
     let sets = SHORT.iter().flat_map(|set| ["--set", set]);
-    ["train", "--algo", "refl", "-o", folder.to_str().unwrap()].into_iter().chain(sets).chain(extra.iter().copied()).collect()
+    ["train", "--config", "configs/refl/tiny.toml", "-o", folder.to_str().unwrap()]
+        .into_iter()
+        .chain(sets)
+        .chain(extra.iter().copied())
+        .collect()
 }
 
 #[test]

@@ -108,14 +108,14 @@ fn an_unwritable_output_folder() {
     let inside = file.join("out");
     let line = run(&[&["sample", "-o", inside.to_str().unwrap()], &with_model(&["--steps", "1"])[..]].concat()).refused();
     assert!(line.contains("output folder") && line.contains("file/out"), "{line}");
-    let line = run(&["train", "--algo", "refl", "-o", inside.to_str().unwrap()]).refused();
+    let line = run(&["train", "--config", "configs/refl/tiny.toml", "-o", inside.to_str().unwrap()]).refused();
     assert!(line.contains("file/out"), "{line}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "in the way");
     // A file system that takes no folders, whoever asks.
     if Path::new("/proc/self").exists() {
         let line = run(&[&["sample", "-o", "/proc/visionprefer"], &with_model(&["--steps", "1"])[..]].concat()).refused();
         assert!(line.contains("output folder /proc/visionprefer"), "{line}");
-        let line = run(&["train", "--algo", "refl", "-o", "/proc/visionprefer"]).refused();
+        let line = run(&["train", "--config", "configs/refl/tiny.toml", "-o", "/proc/visionprefer"]).refused();
         assert!(line.contains("/proc"), "{line}");
     }
 }
@@ -171,7 +171,7 @@ fn a_reward_that_gives_no_gradient() {
 
 #[test]
 fn overrides_that_do_not_fit() {
-    let refused = |set: &str| run(&["train", "--algo", "refl", "--set", set]).refused();
+    let refused = |set: &str| run(&["train", "--config", "configs/refl/tiny.toml", "--set", set]).refused();
     assert!(refused("optimizer.learnig_rate=1").contains("--set optimizer.learnig_rate=1"));
     assert!(refused("optimizer").contains("expected KEY=VALUE"));
     assert!(refused("run.seed=many").contains("--set run.seed=many"));

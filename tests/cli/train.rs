@@ -12,7 +12,8 @@ fn train_with_no_config_leaves_a_run_and_a_lora_that_sample_uses() {
     let output = dir.path().join("run");
     let few = ["--set", "run.num_train_steps=2", "--set", "scheduler.num_inference_steps=6"];
     let window = ["--set", "algo.refl.min_mid_step=4", "--set", "algo.refl.max_mid_step=5", "--set", "preview.num_inference_steps=2"];
-    let finished = run(&[&["train", "--algo", "refl", "-o", output.to_str().unwrap()], &few[..], &window[..]].concat()).ok();
+    let finished =
+        run(&[&["train", "--config", "configs/refl/tiny.toml", "-o", output.to_str().unwrap()], &few[..], &window[..]].concat()).ok();
 
     let names: Vec<_> = files(&output).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let loras = ["lora.safetensors", "pytorch_lora_weights.safetensors"];
@@ -77,8 +78,12 @@ fn a_run_is_repeatable_and_its_seed_matters() {
         let sets =
             ["run.num_train_steps=1", "scheduler.num_inference_steps=4", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=3", &seed];
         let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
-        run(&[&["train", "--algo", "refl", "-o", output.to_str().unwrap(), "--set", "preview.num_inference_steps=1"], &sets[..]].concat())
-            .ok();
+        run(&[
+            &["train", "--config", "configs/refl/tiny.toml", "-o", output.to_str().unwrap(), "--set", "preview.num_inference_steps=1"],
+            &sets[..],
+        ]
+        .concat())
+        .ok();
         let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
         text.lines().map(|line| line.split(",\"images_per_second\"").next().unwrap().to_string()).collect::<Vec<_>>()
     };
@@ -91,7 +96,7 @@ fn a_run_is_repeatable_and_its_seed_matters() {
 fn short_run(folder: &std::path::Path, sets: &[&str]) -> Vec<serde_json::Value> {
     let short = ["run.num_train_steps=2", "scheduler.num_inference_steps=4", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=3"];
     let sets: Vec<&str> = short.iter().chain(&["preview.num_inference_steps=1"]).chain(sets).flat_map(|set| ["--set", set]).collect();
-    run(&[&["train", "--algo", "refl", "-o", folder.to_str().unwrap()], &sets[..]].concat()).ok();
+    run(&[&["train", "--config", "configs/refl/tiny.toml", "-o", folder.to_str().unwrap()], &sets[..]].concat()).ok();
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -117,7 +122,7 @@ fn an_image_folder_regularises() {
     // A caption that is missing is named, and nothing is trained.
     std::fs::write(images.join("stray.png"), std::fs::read(images.join("0.png")).unwrap()).unwrap();
     let output = dir.path().join("refused");
-    let line = run(&["train", "--algo", "refl", "-o", output.to_str().unwrap(), "--set", &regularizer]).refused();
+    let line = run(&["train", "--config", "configs/refl/tiny.toml", "-o", output.to_str().unwrap(), "--set", &regularizer]).refused();
     assert!(line.contains("stray.png") && !output.exists(), "{line}");
 }
 
@@ -149,7 +154,7 @@ fn the_terms_of_a_sum_are_logged() {
     let sum = "reward={weighted_sum={terms=[{weight=2.0,reward={brightness={}}},{weight=-1.0,mean=0.5,std=0.1,reward={saturation={}}}]}}";
     let few = ["run.num_train_steps=1", "scheduler.num_inference_steps=2", "algo.refl.min_mid_step=1", "algo.refl.max_mid_step=1"];
     let sets = few.into_iter().chain([sum, "preview.num_inference_steps=1"]).flat_map(|set| ["--set", set]);
-    let args: Vec<&str> = ["train", "--algo", "refl", "-o", output.to_str().unwrap()].into_iter().chain(sets).collect();
+    let args: Vec<&str> = ["train", "--config", "configs/refl/tiny.toml", "-o", output.to_str().unwrap()].into_iter().chain(sets).collect();
     run(&args).ok();
     let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(metrics.lines().nth(1).unwrap()).unwrap();
@@ -188,7 +193,8 @@ fn a_recomputed_run_goes_on_to_the_bit_and_may_stop_recomputing() {
     let short = ["run.num_train_steps=2", "scheduler.num_inference_steps=3", "algo.refl.min_mid_step=2", "algo.refl.max_mid_step=2"];
     let sets: Vec<&str> = short.into_iter().chain([BLOCKS, "preview.num_inference_steps=1"]).flat_map(|set| ["--set", set]).collect();
     let proof = dir.path().join("proof");
-    let finished = run(&[&["train", "--algo", "refl", "--prove-resume", "-o", proof.to_str().unwrap()], &sets[..]].concat()).ok();
+    let finished =
+        run(&[&["train", "--config", "configs/refl/tiny.toml", "--prove-resume", "-o", proof.to_str().unwrap()], &sets[..]].concat()).ok();
     assert!(finished.stdout().contains("proved"), "{}", finished.stdout());
     // What is kept of a step is not the run's identity.
     let again = proof.join("interrupted");
@@ -197,7 +203,7 @@ fn a_recomputed_run_goes_on_to_the_bit_and_may_stop_recomputing() {
 
 #[test]
 fn a_gradient_checkpointing_that_is_none_is_answered_with_those_that_are() {
-    let line = run(&["train", "--algo", "refl", "--set", "model.gradient_checkpointing=block"]).refused();
+    let line = run(&["train", "--config", "configs/refl/tiny.toml", "--set", "model.gradient_checkpointing=block"]).refused();
     assert!(line.contains("model.gradient_checkpointing=block") && line.contains("`none` or `blocks`"), "{line}");
     assert!(line.contains("did you mean `blocks`?"), "{line}");
 }

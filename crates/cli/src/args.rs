@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::embedded;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
@@ -22,7 +23,9 @@ pub enum Command {
     Sample(SampleArgs),
     /// Score images with rewards.
     Score(ScoreArgs),
-    /// Merge LoRAs into a model folder, or write one in another dialect.
+    /// Make images to train on.
+    Dataset(DatasetArgs),
+    /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
     Export(ExportArgs),
     /// List what can be chosen by name: rewards, schedulers, algorithms, devices.
     List(ListArgs),
@@ -77,8 +80,8 @@ pub struct TrainArgs {
     after_help = "Examples:\n  visionprefer sample --model ./sd15 -p \"a red fox in the snow\" -n blurry --steps 25 -g 7.5 -s 42 -o out\n  visionprefer sample --model ./sd15 --prompts prompts.txt --num-images 4 --scheduler ddim"
 )]
 pub struct SampleArgs {
-    /// A diffusers folder
-    #[arg(long, value_name = "DIR")]
+    /// A diffusers folder, or the model that is part of this program
+    #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
     pub model: PathBuf,
     /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
@@ -101,9 +104,9 @@ pub struct SampleArgs {
     /// Noise of the DDIM sampler, 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub eta: f64,
-    /// Strength of classifier-free guidance; 1 for none
-    #[arg(short, long, value_name = "X", default_value_t = 7.5, allow_hyphen_values = true)]
-    pub guidance_scale: f64,
+    /// Strength of classifier-free guidance; 1 for none [default: 7.5; 3 for embedded:shapes]
+    #[arg(short, long, value_name = "X", allow_hyphen_values = true)]
+    pub guidance_scale: Option<f64>,
     /// Image i is drawn from seed + i, whatever the batch
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -166,6 +169,73 @@ pub struct ScoreArgs {
     pub device: String,
 }
 
+/// `dataset`.
+#[derive(Debug, ClapArgs)]
+pub struct DatasetArgs {
+    /// Of which world
+    #[command(subcommand)]
+    pub kind: DatasetKind,
+}
+
+/// The worlds.
+#[derive(Debug, Subcommand)]
+pub enum DatasetKind {
+    /// Coloured shapes with captions that describe them
+    Shapes(ShapesArgs),
+}
+
+/// `dataset shapes`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
+)]
+pub struct ShapesArgs {
+    /// Where the images and their metadata.jsonl go
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Images
+    #[arg(short, long, value_name = "N")]
+    pub n: u64,
+    /// What every scene follows from
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Captions to train on, or held-out ones, of which each has a combination of words that training never sees
+    #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
+    pub split: SplitArg,
+    /// Height and width in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
+    pub side: u32,
+    /// Draw only part i of k; the folder is complete when all parts are
+    #[arg(long, value_name = "I/K", default_value = "1/1")]
+    pub shard: Shard,
+}
+
+/// A part of the world of shapes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SplitArg {
+    Train,
+    Heldout,
+}
+
+/// Part `index`, from 0, of `of`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shard {
+    pub index: u64,
+    pub of: u64,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(i, k)| Some((i.parse::<u64>().ok()?, k.parse::<u64>().ok()?)));
+        match numbers {
+            Some((i, k)) if (1..=k).contains(&i) => Ok(Self { index: i - 1, of: k }),
+            _ => Err("expected I/K with I from 1 to K, as in 1/4".into()),
+        }
+    }
+}
+
 /// A LoRA file and how much of it is added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraArg {
@@ -190,7 +260,7 @@ impl std::str::FromStr for LoraArg {
 /// `export`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    group = clap::ArgGroup::new("what").required(true).args(["merge", "format"]),
+    group = clap::ArgGroup::new("what").required(true).multiple(true).args(["merge", "half", "format"]),
     after_help = "Examples:\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --merge -o ./sd15-tuned\n  visionprefer export --model ./sd15 --lora from-the-web.safetensors --format diffusers -o pytorch_lora_weights.safetensors"
 )]
 pub struct ExportArgs {
@@ -198,13 +268,16 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge)
-    #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required = true)]
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required_unless_present = "half")]
     pub loras: Vec<LoraArg>,
     /// Write a diffusers folder with the LoRAs added to its weights
-    #[arg(long)]
+    #[arg(long, requires = "loras")]
     pub merge: bool,
+    /// Write the diffusers folder in half precision, with LoRAs added where --merge names any
+    #[arg(long)]
+    pub half: bool,
     /// Write the LoRA in another dialect
-    #[arg(long, value_enum, value_name = "NAME")]
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["merge", "half"])]
     pub format: Option<LoraFormat>,
     /// A new folder with --merge, a new file with --format
     #[arg(short, long, value_name = "PATH")]

@@ -4,6 +4,7 @@ mod allocator;
 mod args;
 mod commands;
 mod device;
+mod embedded;
 mod failure;
 mod listing;
 mod presets;

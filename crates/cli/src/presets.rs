@@ -55,6 +55,11 @@ pub fn of(algo: &str) -> impl Iterator<Item = &'static Preset> {
     PRESETS.iter().filter(move |preset| preset.algo == algo)
 }
 
+/// What `train --algo` runs without a config: the first of a known algorithm.
+pub fn default_of(algo: &str) -> &'static Preset {
+    of(algo).next().expect("every algorithm has presets")
+}
+
 /// One preset of a known algorithm.
 pub fn find(algo: &str, name: &str) -> anyhow::Result<&'static Preset> {
     let names = || of(algo).map(|preset| preset.name);

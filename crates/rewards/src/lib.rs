@@ -9,6 +9,7 @@
 mod brightness;
 mod error;
 mod jpeg;
+mod judge;
 mod ranking;
 mod saturation;
 mod vp_score;
@@ -17,6 +18,7 @@ mod weighted_sum;
 pub use brightness::{Brightness, BrightnessConfig};
 pub use error::{Error, Result};
 pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
+pub use judge::{Judge, JudgeConfig};
 pub use ranking::ranking_loss;
 pub use saturation::{Saturation, SaturationConfig};
 pub use vp_score::{VpScore, VpScoreConfig};
@@ -120,6 +122,8 @@ vp_core::registry! {
         JpegCompressibility = "jpeg_compressibility" => JpegCompressibilityConfig,
         /// JPEG size in kB; needs no weights, not differentiable.
         JpegIncompressibility = "jpeg_incompressibility" => JpegIncompressibilityConfig,
+        /// The judge of the world of shapes: prompt following, aesthetic, fidelity, harmlessness; not differentiable.
+        Judge = "judge" => JudgeConfig,
         /// Other rewards, each normalised and weighed; differentiable if all of them are.
         WeightedSum = "weighted_sum" => WeightedSumConfig,
     }

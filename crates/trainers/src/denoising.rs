@@ -8,6 +8,7 @@ use vp_core::profile::{self, Stage};
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Guidance, Pipeline, predict};
+use vp_models::vae::Posterior;
 use vp_schedulers::NoiseSchedule;
 
 use crate::preview::is_finite;
@@ -35,6 +36,40 @@ pub struct Noised {
 }
 
 impl Noised {
+    /// Latents drawn from `posterior`, each at the timestep given; the noise of a row is that of its number in `samples`.
+    pub fn of(
+        posterior: &Posterior,
+        pipeline: &Pipeline,
+        schedule: &(impl NoiseSchedule + ?Sized),
+        timesteps: Vec<usize>,
+        (noise, draw, samples): (&Noise, u64, &[u64]),
+    ) -> Self {
+        let [_, c, h, w] = posterior.mean.dims();
+        let normal = |purpose| noise.normal(purpose, draw, samples, [c, h, w], pipeline.device());
+        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));
+        let epsilon = normal(Purpose::DenoisingNoise);
+        let sample = schedule.add_noise(latents.clone(), epsilon.clone(), &timesteps);
+        Self { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
+    }
+
+    /// The same, each at a uniform random timestep.
+    pub fn at_random(
+        posterior: &Posterior,
+        pipeline: &Pipeline,
+        schedule: &(impl NoiseSchedule + ?Sized),
+        (noise, draw): (&Noise, u64),
+    ) -> Self {
+        let samples: Vec<u64> = (0..posterior.mean.dims()[0] as u64).collect();
+        let timesteps = random_timesteps(schedule, (noise, draw, &samples));
+        Self::of(posterior, pipeline, schedule, timesteps, (noise, draw, &samples))
+    }
+
+    /// `count` rows from `start` on.
+    pub fn narrow(&self, start: usize, count: usize) -> Self {
+        let rows = |tensor: &Tensor<4>| tensor.clone().narrow(0, start, count);
+        Self { sample: rows(&self.sample), target: rows(&self.target), timesteps: self.timesteps[start..start + count].to_vec() }
+    }
+
     /// The mean squared error of each row's prediction, `[b]`.
     pub fn errors<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<1> {
         self.errors_of(self.predictions(denoiser, conditioning))
@@ -107,9 +142,7 @@ impl DenoisingBatch<'_> {
 
     /// Each image at a uniform random timestep.
     pub fn noised_at_random(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), (noise, draw): (&Noise, u64)) -> Noised {
-        let samples: Vec<u64> = (0..self.captions.len() as u64).collect();
-        let timesteps = random_timesteps(schedule, (noise, draw, &samples));
-        self.noised(pipeline, schedule, timesteps, (noise, draw, &samples))
+        Noised::at_random(&encode(pipeline, self.images.clone()), pipeline, schedule, (noise, draw))
     }
 
     /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its number in
@@ -121,12 +154,11 @@ impl DenoisingBatch<'_> {
         timesteps: Vec<usize>,
         (noise, draw, samples): (&Noise, u64, &[u64]),
     ) -> Noised {
-        let posterior = profile::time(Stage::Encode, || pipeline.vae.encode(self.images.clone() * 2.0 - 1.0));
-        let [_, c, h, w] = posterior.mean.dims();
-        let normal = |purpose| noise.normal(purpose, draw, samples, [c, h, w], pipeline.device());
-        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));
-        let epsilon = normal(Purpose::DenoisingNoise);
-        let sample = schedule.add_noise(latents.clone(), epsilon.clone(), &timesteps);
-        Noised { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
+        Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, (noise, draw, samples))
     }
+}
+
+/// Images `[b, 3, h, w]` in [0, 1] to the distribution of their latents.
+pub fn encode(pipeline: &Pipeline, images: Tensor<4>) -> Posterior {
+    profile::time(Stage::Encode, || pipeline.vae.encode(images * 2.0 - 1.0))
 }

@@ -21,6 +21,8 @@ pub struct CaptionedImages {
     pub skipped: Vec<Problem>,
     /// Height and width in pixels, to which every image is cropped and resized.
     pub size: [usize; 2],
+    /// Whether latents are to be kept.
+    pub cache_latents: bool,
     variation: Variation,
     order: ShuffledOrder,
     device: Device,
@@ -50,6 +52,15 @@ impl Variation {
     }
 }
 
+/// An image of a batch, not read yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Drawn {
+    /// Which of the images that are trained on.
+    pub entry: usize,
+    /// Whether it is mirrored.
+    pub mirrored: bool,
+}
+
 /// Some of them, ready.
 #[derive(Debug)]
 pub struct ImageBatch {
@@ -76,7 +87,8 @@ impl CaptionedImages {
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
         let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
-        Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
+        let cache_latents = section.cache_latents;
+        Ok(Self { training, validation, skipped, size, cache_latents, variation, order, device: device.clone() })
     }
 
     /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
@@ -90,15 +102,30 @@ impl CaptionedImages {
     /// # Errors
     /// When an image can no longer be read.
     pub fn batch(&mut self, batch: Batch, count: usize) -> Result<ImageBatch, Error> {
+        let (drawn, captions) = self.draw(batch, count);
+        Ok(ImageBatch { images: self.read(&drawn)?, captions })
+    }
+
+    /// Which `count` images a batch has, and their captions.
+    pub fn draw(&mut self, batch: Batch, count: usize) -> (Vec<Drawn>, Vec<String>) {
         let entries = self.order.entries(batch.index * count as u64, count);
-        let (mut images, mut captions) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for (sample, entry) in entries.into_iter().enumerate() {
-            let (entry, sample) = (&self.training[entry], sample as u64);
-            let image = self.load(entry)?;
-            images.push(if self.variation.mirrors(batch, sample) { flip_horizontal(&image) } else { image });
-            captions.push(self.variation.caption(batch, sample, &entry.caption));
-        }
-        Ok(ImageBatch { images: to_tensor(&images, &self.device)?, captions })
+        let one = |(entry, sample): (usize, u64)| {
+            let caption = self.variation.caption(batch, sample, &self.training[entry].caption);
+            (Drawn { entry, mirrored: self.variation.mirrors(batch, sample) }, caption)
+        };
+        entries.into_iter().zip(0..).map(one).unzip()
+    }
+
+    /// Their pixels, `[b, 3, h, w]` in [0, 1].
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn read(&self, drawn: &[Drawn]) -> Result<Tensor<4>, Error> {
+        let one = |drawn: &Drawn| {
+            let image = self.load(&self.training[drawn.entry])?;
+            Ok(if drawn.mirrored { flip_horizontal(&image) } else { image })
+        };
+        Ok(to_tensor(&drawn.iter().map(one).collect::<Result<Vec<_>, Error>>()?, &self.device)?)
     }
 
     /// The held-out images `at..at + count` as they are, with a number for each that hangs on its name alone.
@@ -171,6 +198,7 @@ mod tests {
             validation_every: 0,
             on_problem: vp_data::OnProblem::Refuse,
             min_size: 16,
+            cache_latents: false,
         };
         let open = || CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         let (mut walked, mut jumped) = (open(), open());

@@ -20,6 +20,7 @@ mod error;
 pub mod export;
 pub mod images;
 pub mod journal;
+pub mod latents;
 pub mod losses;
 pub mod optim;
 pub mod policy_gradient;
@@ -32,5 +33,6 @@ pub mod run;
 pub mod sections;
 pub mod sft;
 pub mod vae;
+pub mod workers;
 
 pub use error::Error;

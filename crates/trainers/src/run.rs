@@ -24,6 +24,7 @@ use crate::journal::Journal;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
 use crate::preview::Preview;
 use crate::sections::Settings;
+use crate::workers::Workers;
 
 /// Set from outside (a signal handler) to end a run at its next batch.
 #[derive(Debug, Clone, Default)]
@@ -243,11 +244,51 @@ impl<M: Module> Run<M> {
             let mut gradients = loss.backward();
             self.gradients.add(named_gradients(&self.model, &mut gradients), scale);
         });
+        self.finish_micro_batch()
+    }
+
+    /// Counts it; makes the update if it was the last of one.
+    fn finish_micro_batch(&mut self) -> Result<Option<u64>, Error> {
         self.state.cursor.micro += 1;
         if self.state.cursor.micro < self.accumulation() {
             return Ok(None);
         }
         self.update()
+    }
+
+    /// As [`backward`](Self::backward), the micro-batch in parts that are computed side by side, each on a tape of its own. `loss`
+    /// makes of a part its share of the loss, `[1]`, and what is observed; the micro-batch's loss is the sum.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_in_parts<P: Send>(
+        &mut self,
+        workers: &Workers,
+        parts: Vec<P>,
+        loss: impl Fn(&M, P) -> (Tensor<1>, Observed) + Sync,
+        blame: &dyn Fn(&M) -> Option<String>,
+    ) -> Result<Option<u64>, Error> {
+        // Parameters that share a leaf share a tape, on which only one thread can walk.
+        let own_tape = || map_parameters(self.model.clone(), |_, _, values| values);
+        let parts: Vec<(M, P)> = parts.into_iter().map(|part| (own_tape(), part)).collect();
+        let work = |(model, part): (M, P)| {
+            let (loss, observed) = loss(&model, part);
+            let (total, mut gradients) = (values(&loss)[0], loss.backward());
+            (total, observed, named_gradients(&model, &mut gradients))
+        };
+        let done = profile::time(Stage::Backward, || workers.map(parts, work));
+        let total: f64 = done.iter().map(|(total, ..)| total).sum();
+        if !total.is_finite() {
+            let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({total})"));
+            return self.leave_out(what).map(|()| None);
+        }
+        self.observe("loss".into(), vec![total]);
+        let scale = 1.0 / self.accumulation() as f64;
+        for (_, observed, gradients) in done {
+            observed.into_iter().for_each(|(name, values)| self.observe(name, values));
+            self.gradients.add(gradients, scale);
+        }
+        self.finish_micro_batch()
     }
 
     fn observe(&mut self, name: String, values: Vec<f64>) {

@@ -142,6 +142,9 @@ pub struct DataSection {
     /// Updates between two validations; 0 for one before and one after.
     #[serde(default)]
     pub validation_every: u64,
+    /// Whether an image's latents are kept in memory once the autoencoder has made them; 8 bytes a latent value, twice with flips.
+    #[serde(default)]
+    pub cache_latents: bool,
     /// What to do about images that cannot be used: `refuse` or `skip`.
     #[serde(default)]
     pub on_problem: OnProblem,

@@ -3,6 +3,8 @@
 //! Which of them trains is `model.trainable`'s to say. Source: diffusers `examples/text_to_image/train_text_to_image.py`; min-SNR
 //! weights from Hang et al. (arXiv 2303.09556).
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
@@ -13,11 +15,13 @@ use vp_models::pipeline::Trainable;
 use vp_schedulers::{NoiseSchedule, PredictionType, build_scheduler, by_name};
 
 use crate::Error;
-use crate::denoising::DenoisingBatch;
+use crate::denoising::{DenoisingBatch, Noised};
 use crate::images::CaptionedImages;
+use crate::latents::Latents;
 use crate::preview::{Preview, draw};
 use crate::run::{Run, values};
 use crate::sections::PreviewSection;
+use crate::workers::Workers;
 
 /// Timesteps at which a held-out image is denoised: the middles of as many equal parts of the schedule.
 const VALIDATION_TIMESTEPS: usize = 4;
@@ -30,13 +34,16 @@ const VALIDATION_DRAW: u64 = 0;
 pub struct Sft {
     /// Images a micro-batch (16).
     pub batch_size: usize,
+    /// Parts of a micro-batch that are computed side by side, each on its share of the cores. With 1 the cores share each operation,
+    /// which for a small network leaves them idle in between.
+    pub workers: usize,
     /// γ of the min-SNR weights (5 in the paper); absent: every timestep weighs the same.
     pub snr_gamma: Option<f64>,
 }
 
 impl Default for Sft {
     fn default() -> Self {
-        Self { batch_size: 16, snr_gamma: None }
+        Self { batch_size: 16, workers: 1, snr_gamma: None }
     }
 }
 
@@ -45,6 +52,9 @@ impl Sft {
     pub fn findings(&self, findings: &mut Vec<String>) {
         if self.batch_size == 0 {
             findings.push("algo.sft.batch_size is 0; expected at least 1".into());
+        }
+        if !(1..=self.batch_size.max(1)).contains(&self.workers) {
+            findings.push(format!("algo.sft.workers is {}; expected 1 to the batch size, {}", self.workers, self.batch_size));
         }
         if let Some(gamma) = self.snr_gamma.filter(|gamma| !(*gamma > 0.0 && gamma.is_finite())) {
             findings.push(format!("algo.sft.snr_gamma is {gamma}; expected a number above 0 (leave it out for equal weights)"));
@@ -64,28 +74,42 @@ impl Sft {
     ) -> Result<(), Error> {
         // Only the noise levels count, which every scheduler of a folder shares.
         let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?;
-        let (noise, size) = (run.noise, images.size);
+        let (noise, mut latents) = (run.noise, Latents::new(images.cache_latents));
+        let workers = Workers::new(self.workers)?;
         if run.is_at_the_beginning() {
             self.look(run, pipeline, images, (&*schedule, preview), 0)?;
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
-            let read = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?;
-            let data = DenoisingBatch { images: read.images, captions: &read.captions, size };
+            let (drawn, captions) = images.draw(batch, self.batch_size);
             run.count_images(self.batch_size);
 
             // 2. Latents with noise, each at a random timestep; captions to embeddings.
-            let noised = data.noised_at_random(pipeline, &*schedule, (&noise, batch.draw()));
-            let conditioning = data.conditioning(&run.model, pipeline);
+            let posterior = latents.posterior(images, &drawn, pipeline)?;
+            let noised = Noised::at_random(&posterior, pipeline, &*schedule, (&noise, batch.draw()));
+            let embed = |model: &Trainable<D>, captions: &[String]| {
+                let text = model.text(&pipeline.text);
+                text.encode(captions, images.size, pipeline.device())
+            };
+            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.unet, &embed(model, &captions));
 
-            // 3. The squared error of the prediction, weighted.
-            let errors = noised.errors(&run.model.unet, conditioning.clone());
+            // 3. The squared error of the prediction, weighted, a mean over the micro-batch.
             let weights = self.weights(&*schedule, &noised.timesteps);
-            let observed = vec![("denoising_loss".to_string(), values(&errors))];
-            let loss = (errors * Tensor::from_data(weights.as_slice(), pipeline.device())).mean();
+            let loss = |model: &Trainable<D>, rows: Range<usize>| {
+                let noised = noised.narrow(rows.start, rows.len());
+                let errors = noised.errors(&model.unet, embed(model, &captions[rows.clone()]));
+                let observed = vec![("denoising_loss".to_string(), values(&errors))];
+                let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
+                ((errors * weights).sum() / self.batch_size as f64, observed)
+            };
 
             // 4. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
+            let updated = if workers.count() == 1 {
+                let (loss, observed) = loss(&run.model, 0..self.batch_size);
+                run.backward(loss, observed, &blame)?
+            } else {
+                run.backward_in_parts(&workers, parts(self.batch_size, workers.count()), loss, &blame)?
+            };
 
             // 5. Look.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
@@ -164,6 +188,12 @@ impl Sft {
     }
 }
 
+/// `0..rows` in `count` parts, the first ones longer by one where it does not come out even.
+fn parts(rows: usize, count: usize) -> Vec<Range<usize>> {
+    let end = |part: usize| part * (rows / count) + part.min(rows % count);
+    (0..count).map(|part| end(part)..end(part + 1)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,7 +203,13 @@ mod tests {
         let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(SchedulerClass::Ddpm) };
         let schedule = build_scheduler(&config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
         let snr = timesteps.iter().map(|timestep| schedule.signal_to_noise(*timestep)).collect();
-        (snr, Sft { batch_size: 1, snr_gamma }.weights(&*schedule, timesteps))
+        (snr, Sft { batch_size: 1, workers: 1, snr_gamma }.weights(&*schedule, timesteps))
+    }
+
+    #[test]
+    fn parts_cover_a_batch() {
+        assert_eq!(parts(8, 3), [0..3, 3..6, 6..8]);
+        assert_eq!(parts(4, 4), [0..1, 1..2, 2..3, 3..4]);
     }
 
     #[test]

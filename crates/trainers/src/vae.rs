@@ -13,12 +13,14 @@ use vp_models::parameters::named_parameters;
 use vp_models::vae::{AutoencoderKL, Posterior};
 
 use crate::Error;
-use crate::images::CaptionedImages;
+use crate::images::{CaptionedImages, Drawn};
 use crate::preview::{Preview, is_finite};
 use crate::run::{Run, values};
 
 /// Held-out images that are shown beside their reconstructions.
 const SHOWN: usize = 8;
+/// Images over which the scale of the latents is measured.
+const MEASURED: usize = 512;
 
 /// How far a reconstruction is from its image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub struct Vae {
     pub reconstruction: Distance,
     /// Factor of the KL, summed over an image's latents (1e-6).
     pub kl_weight: f64,
+    /// How much more a pixel's error counts where the image differs from its mean colour: by `1 + foreground_weight · d / mean(d)`, `d`
+    /// the pixel's mean absolute difference from it. Without it small things on a plain ground are learnt late or never.
+    pub foreground_weight: f64,
     /// Factor of the mean absolute difference of the error between neighbouring pixels.
     pub edge_weight: f64,
     /// Whether the decoder sees a draw from the posterior, as in latent diffusion, rather than its mean.
@@ -49,7 +54,14 @@ pub struct Vae {
 
 impl Default for Vae {
     fn default() -> Self {
-        Self { batch_size: 4, reconstruction: Distance::L2, kl_weight: 1e-6, edge_weight: 0.1, sample_posterior: true }
+        Self {
+            batch_size: 4,
+            reconstruction: Distance::L2,
+            foreground_weight: 0.0,
+            kl_weight: 1e-6,
+            edge_weight: 0.1,
+            sample_posterior: true,
+        }
     }
 }
 
@@ -72,7 +84,8 @@ impl Vae {
         if self.batch_size == 0 {
             findings.push("algo.vae.batch_size is 0; expected at least 1".into());
         }
-        for (name, weight) in [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight)] {
+        let weights = [("foreground_weight", self.foreground_weight), ("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight)];
+        for (name, weight) in weights {
             if !(weight >= 0.0 && weight.is_finite()) {
                 findings.push(format!("algo.vae.{name} is {weight}; expected a number of at least 0"));
             }
@@ -120,20 +133,56 @@ impl Vae {
         Ok(())
     }
 
+    /// What each pixel's error counts, `[b, 1, h, w]`.
+    fn pixel_weights(&self, pixels: &Tensor<4>) -> Option<Tensor<4>> {
+        if self.foreground_weight == 0.0 {
+            return None;
+        }
+        let difference = (pixels.clone() - pixels.clone().mean_dims(&[2, 3])).abs().mean_dim(1);
+        // An image of one colour has no foreground.
+        let mean = difference.clone().mean_dims(&[2, 3]).clamp_min(1e-6);
+        Some(difference / mean * self.foreground_weight + 1.0)
+    }
+
     /// The loss of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1].
     pub fn loss(&self, reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>) -> AutoencoderLoss {
         let [batch, _, height, width] = pixels.dims();
+        let weights = self.pixel_weights(&pixels);
         let error = reconstructed - pixels;
         let mean = |values: Tensor<4>| values.mean_dims(&[1, 2, 3]).reshape([batch]);
-        let reconstruction = mean(match self.reconstruction {
+        let distance = match self.reconstruction {
             Distance::L1 => error.clone().abs(),
             Distance::L2 => error.clone().square(),
+        };
+        let reconstruction = mean(match weights {
+            Some(weights) => distance * weights,
+            None => distance,
         });
         let across = error.clone().narrow(3, 1, width - 1) - error.clone().narrow(3, 0, width - 1);
         let down = error.clone().narrow(2, 1, height - 1) - error.narrow(2, 0, height - 1);
         let edge = mean(across.abs()) + mean(down.abs());
         let total = reconstruction.clone() + edge.clone() * self.edge_weight + kl.clone() * self.kl_weight;
         AutoencoderLoss { reconstruction, edge, kl, total }
+    }
+
+    /// What brings the latents of the images to a standard deviation of 1: the `scaling_factor` of an autoencoder trained anew.
+    ///
+    /// Source: Rombach et al. (arXiv 2112.10752) appendix G, equation 21 ff.: over all components of a batch.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn scaling_factor(&self, model: &AutoencoderKL, images: &CaptionedImages) -> Result<f64, Error> {
+        let first: Vec<Drawn> = (0..images.training.len().min(MEASURED)).map(|entry| Drawn { entry, mirrored: false }).collect();
+        let (mut squares, mut sum, mut count) = (0.0, 0.0, 0);
+        for drawn in first.chunks(self.batch_size) {
+            let posterior = model.encode(images.read(drawn)? * 2.0 - 1.0);
+            let second_moment = posterior.mean.clone().square() + posterior.logvar.exp();
+            count += second_moment.shape().num_elements();
+            squares += f64::from(second_moment.sum().into_scalar::<f32>());
+            sum += f64::from(posterior.mean.sum().into_scalar::<f32>());
+        }
+        let mean = sum / count as f64;
+        Ok((squares / count as f64 - mean * mean).sqrt().recip())
     }
 
     /// The loss of each held-out image, reconstructed from the posterior's mean, and the first of them beside their
@@ -197,5 +246,10 @@ mod tests {
         // One pixel of four is off by 1; one of two differences along each axis is 1.
         assert_eq!((values(&loss.reconstruction), values(&loss.edge)), (vec![0.25], vec![1.0]));
         assert!((values(&loss.total)[0] - (0.25 + 0.1 + 1.0)).abs() < 1e-6);
+        // One white pixel of four has the mean 1/4, from which it is 3/4 away and the others 1/4: 2 and 2/3 of their mean, 3/8.
+        let pixels = Tensor::from_data([[[[1.0, 0.0], [0.0, 0.0]]]], &device);
+        let weighted = Vae { foreground_weight: 3.0, edge_weight: 0.0, ..vae };
+        let loss = weighted.loss(Tensor::zeros([1, 1, 2, 2], &device), pixels, Tensor::from_data([0.0], &device));
+        assert!((values(&loss.reconstruction)[0] - (1.0 + 3.0 * 2.0) / 4.0).abs() < 1e-6);
     }
 }

@@ -1,4 +1,4 @@
-//! `export`: a LoRA merged into its model, or written in another dialect.
+//! `export`: a model folder with LoRAs merged or in half precision, or a LoRA in another dialect.
 
 use std::path::Path;
 
@@ -7,16 +7,17 @@ use burn::tensor::Device;
 use vp_models::lora::{Dialect, LoraWeights, Names, merge_file};
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
+use vp_models::weights::SaveType;
 use vp_trainers::journal::say;
 
 use crate::args::{ExportArgs, LoraArg, LoraFormat};
-use crate::device;
 use crate::failure::Failure;
+use crate::{device, embedded};
 
 /// The top-level entry point for `export`.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
     let device = device::parse("cpu")?;
-    let folder = ModelFolder::open(&args.model)?;
+    let folder = ModelFolder::open(&embedded::resolve(&args.model)?)?;
     if args.output.exists() {
         return Err(anyhow::anyhow!("--output {}: it is there already; name a new one", args.output.display()).into());
     }
@@ -33,7 +34,14 @@ fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Res
     let model = with_loras(&pipeline, unet, &args.loras)?;
     let encoders = [("text_encoder", &model.text_encoder), ("text_encoder_2", &model.text_encoder_2)];
     let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let components: Vec<Component> = std::iter::once(Component::unet(&model.unet)).chain(encoders).collect();
+    let mut components: Vec<Component> = std::iter::once(Component::unet(&model.unet)).chain(encoders).collect();
+    if args.half {
+        components.push(Component::vae(&pipeline.vae));
+        let untouched = ["text_encoder", "text_encoder_2"].into_iter().zip(&pipeline.text.encoders);
+        let untouched = untouched.skip(components.len() - 2).map(|(name, encoder)| Component::text_encoder(name, &encoder.model));
+        components.extend(untouched.collect::<Vec<_>>());
+        components = components.into_iter().map(|component| component.with_save_type(SaveType::F16)).collect();
+    }
     Ok(pipeline.folder.export(&args.output, &components)?)
 }
 

@@ -1,5 +1,6 @@
 //! One command a file: load, validate, build, call, report.
 
+mod dataset;
 mod docs;
 mod export;
 mod init;
@@ -20,6 +21,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Train(args) => train::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
+        Command::Dataset(args) => dataset::run(args),
         Command::Export(args) => export::run(args),
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),

@@ -17,8 +17,11 @@ use vp_trainers::journal::{say, warn};
 
 use super::export::with_loras;
 use crate::args::SampleArgs;
-use crate::device;
 use crate::failure::Failure;
+use crate::{device, embedded};
+
+/// Stable Diffusion's, unless another is asked for.
+const GUIDANCE_SCALE: f64 = 7.5;
 
 /// Everything checked, nothing drawn yet.
 struct Plan {
@@ -26,6 +29,7 @@ struct Plan {
     /// One an image.
     prompts: Vec<String>,
     size: [usize; 2],
+    guidance_scale: f64,
     /// Unit noise `[images, c, h, w]`.
     latents: Tensor<4>,
     sampler_name: String,
@@ -38,7 +42,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     if args.profile {
         profile::start(&device);
     }
-    let folder = ModelFolder::open(&args.model)?;
+    let folder = ModelFolder::open(&embedded::resolve(&args.model)?)?;
     let (entry, mut sampler) = sampler(&args, &folder)?;
     let plan = plan(args, &folder, entry, &device)?;
     let (pipeline, unet) = profile::time(Stage::Io, || Pipeline::load(folder, &device))?;
@@ -77,7 +81,9 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
         None => folder.default_size(),
     };
     let size = [args.height.unwrap_or(default_height), args.width.unwrap_or(default_width)];
-    folder.check(size, args.guidance_scale)?;
+    let usual = if args.model == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { GUIDANCE_SCALE };
+    let guidance_scale = args.guidance_scale.unwrap_or(usual);
+    folder.check(size, guidance_scale)?;
     let shape = [folder.vae_config().latent_channels, size[0] / factor, size[1] / factor];
     let latents = match given {
         Some(latents) => {
@@ -96,7 +102,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     let sampler_name = named.map_or(folder.scheduler_config.class_name.clone(), |entry| entry.a1111[0].to_string());
     let model_path = fs::canonicalize(&args.model).unwrap_or_else(|_| args.model.clone());
     let model_name = model_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(Plan { args, prompts, size, latents, sampler_name, model_name })
+    Ok(Plan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
 }
 
 fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
@@ -109,7 +115,7 @@ fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel
         let request = Request {
             prompts,
             negative_prompt: plan.args.negative_prompt.as_deref(),
-            guidance_scale: plan.args.guidance_scale,
+            guidance_scale: plan.guidance_scale,
             size: plan.size,
         };
         let mut noise = |step| {
@@ -136,7 +142,7 @@ impl Plan {
         let parameters = Parameters::new(prompt, self.args.negative_prompt.as_deref().unwrap_or_default())
             .with("Steps", self.args.steps.to_string())
             .with("Sampler", self.sampler_name.clone())
-            .with("CFG scale", self.args.guidance_scale.to_string())
+            .with("CFG scale", self.guidance_scale.to_string())
             .with("Seed", seed.to_string())
             .with("Size", format!("{width}x{height}"))
             .with("Model", self.model_name.clone());

@@ -24,11 +24,13 @@ use vp_trainers::run::{Interrupt, Run, Start};
 
 use crate::args::TrainArgs;
 use crate::failure::Failure;
-use crate::{device, presets, signals};
+use crate::{device, embedded, presets, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
     config: TrainConfig,
+    /// The folder that `model.path` names.
+    model: PathBuf,
     device: Device,
     output: PathBuf,
     resume: Option<Checkpoint>,
@@ -86,8 +88,10 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
         warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.device));
     }
+    let model = embedded::resolve(&config.model.path).context("[model] path")?;
     Ok(Plan {
         config,
+        model,
         device,
         output,
         resume,
@@ -107,7 +111,7 @@ fn read_config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
     let config: TrainConfig = match (&args.config, &args.algo) {
         (Some(path), _) => config::read(path, &args.overrides)?,
         (None, Some(algo)) => {
-            let preset = presets::find(algo, "tiny")?;
+            let preset = presets::default_of(algo);
             config::parse(preset.text, preset.path, &args.overrides)?
         }
         (None, None) => bail!("expected --algo NAME or --config FILE"),
@@ -159,7 +163,7 @@ impl Plan {
     /// The run, ready to train `model`; `None` where nothing is to be trained but everything that could be refused was.
     fn begin<M: Module>(&self, model: M, start: Start) -> Result<Option<Run<M>>, Failure> {
         // A LoRA's two files are smaller than a checkpoint, of which one is spared anyway.
-        let export_bytes = if self.config.lora().is_some() { 0 } else { size_of(&self.config.model.path) };
+        let export_bytes = if self.config.lora().is_some() { 0 } else { size_of(&self.model) };
         let settings = self.config.settings();
         if self.dry_run {
             let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));

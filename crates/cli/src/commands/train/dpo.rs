@@ -25,7 +25,7 @@ pub fn train(mut plan: Plan, dpo: &Dpo) -> Result<PathBuf, Failure> {
     warn_of_some(pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt)), 3, "more prompts are cut");
     let (base, model) = config.models(&pipeline, unet, &noise).map_err(anyhow::Error::from)?;
     let data = BTreeMap::from([("the list of preference pairs".to_string(), pairs.fingerprint())]);
-    let start = plan.start(&[&config.model.path], data)?;
+    let start = plan.start(&[&plan.model.clone()], data)?;
     plan.say(&arithmetic(&config, dpo, &pairs));
     let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
     let frozen = Frozen { pipeline: &pipeline, base: &base };
@@ -37,7 +37,7 @@ pub fn train(mut plan: Plan, dpo: &Dpo) -> Result<PathBuf, Failure> {
 /// The small things first, so that a slip is found before gigabytes are read.
 fn open(plan: &Plan) -> anyhow::Result<(ModelFolder, PreferencePairs, Noise)> {
     let (config, noise) = (&plan.config, Noise::new(plan.config.run.seed));
-    let folder = ModelFolder::open(&config.model.path).context("[model]")?;
+    let folder = ModelFolder::open(&plan.model).context("[model]")?;
     let size = config.model.size.unwrap_or(folder.default_size());
     folder.check(size, config.preview.as_ref().map_or(1.0, |preview| preview.guidance_scale))?;
     if let Some(preview) = &config.preview {

@@ -35,7 +35,7 @@ pub fn train(
         None => plan.config.regularizer.clone().unwrap_or_default(),
     };
     let mut regularizer = Regularizer::new(&section, noise).map_err(anyhow::Error::from)?;
-    let mut files = vec![plan.config.model.path.clone()];
+    let mut files = vec![plan.model.clone()];
     files.extend(plan.config.reward.iter().flat_map(RewardConfig::weights));
     let prompts = BTreeMap::from([("the list of prompts".to_string(), environment.prompts_checksum())]);
     let mut start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), prompts)?;
@@ -56,7 +56,7 @@ pub fn train(
 fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>, Model)> {
     let (config, device) = (&plan.config, &plan.device);
     let sections = config.reward_driven().map_err(|missing| anyhow::anyhow!("missing {}", missing.join(", ")))?;
-    let folder = ModelFolder::open(&config.model.path).context("[model]")?;
+    let folder = ModelFolder::open(&plan.model).context("[model]")?;
     let size = config.model.size.unwrap_or(folder.default_size());
     folder.check(size, sections.preview.guidance_scale)?;
     let prompts: Vec<String> = match &sections.prompts.file {

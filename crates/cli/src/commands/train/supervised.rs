@@ -34,7 +34,7 @@ pub fn train_sft(mut plan: Plan, sft: &Sft) -> Result<PathBuf, Failure> {
     unet.gradient_checkpointing = config.model.gradient_checkpointing;
     warn_of_some(images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption)), 3, "more captions are cut");
     let (base, model) = config.models(&pipeline, unet, &noise)?;
-    let start = plan.start(&[&config.model.path], data_checksum(&images))?;
+    let start = plan.start(&[&plan.model.clone()], data_checksum(&images))?;
     plan.say(&arithmetic(&config, sft.batch_size, &images));
     let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
     sft.train(&mut run, &pipeline, &mut images, config.preview.as_ref()).map_err(ended)?;
@@ -52,11 +52,17 @@ pub fn train_vae(mut plan: Plan, vae: &Vae) -> Result<PathBuf, Failure> {
         profile::time(Stage::Io, || load_vae(&folder, &plan.device))?
     };
     base.gradient_checkpointing = config.model.gradient_checkpointing;
-    let start = plan.start(&[&config.model.path], data_checksum(&images))?;
+    let start = plan.start(&[&plan.model.clone()], data_checksum(&images))?;
     plan.say(&arithmetic(&config, vae.batch_size, &images));
     let Some(mut run) = plan.begin(base.clone(), start)? else { return Ok(plan.output) };
     vae.train(&mut run, &mut images).map_err(ended)?;
-    let export = || export_vae(&folder, &base, &run.tuned(), &run.dir().join("model"));
+    let mut tuned = run.tuned();
+    if config.model.initialize {
+        let factor = vae.scaling_factor(&tuned, &images).map_err(Failure::run)?;
+        run.journal.say(format_args!("scaling_factor {factor:.4}, which brings the latents to a standard deviation of 1"));
+        tuned = tuned.with_scaling_factor(factor);
+    }
+    let export = || export_vae(&folder, &base, &tuned, &run.dir().join("model"));
     let exported = profile::time(Stage::Io, export).map_err(Failure::run)?;
     run.summary();
     report(&run.journal, &exported, &config);
@@ -66,7 +72,7 @@ pub fn train_vae(mut plan: Plan, vae: &Vae) -> Result<PathBuf, Failure> {
 /// The small things first, so that a slip is found before gigabytes are read.
 fn open(plan: &Plan, captions: bool) -> anyhow::Result<(ModelFolder, CaptionedImages, Noise)> {
     let (config, noise) = (&plan.config, Noise::new(plan.config.run.seed));
-    let folder = ModelFolder::open(&config.model.path).context("[model]")?;
+    let folder = ModelFolder::open(&plan.model).context("[model]")?;
     let size = config.model.size.unwrap_or(folder.default_size());
     folder.check(size, 1.0)?;
     let data = config.data.as_ref().context("missing [data]")?;

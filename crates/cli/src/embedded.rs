@@ -1,0 +1,138 @@
+//! The small model inside the binary, so that a first run needs neither files nor a network.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+/// What to write where a model folder is expected.
+pub const SHAPES: &str = "embedded:shapes";
+/// The guidance scale at which it draws best.
+pub const GUIDANCE_SCALE: f64 = 3.0;
+
+/// The folder that `path` names: itself, or for [`SHAPES`] the embedded model, unpacked into the user's cache.
+///
+/// # Errors
+/// When `path` names an embedded model that this binary does not have, or the cache cannot be written.
+pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    match path.to_str() {
+        Some(SHAPES) => unpack().with_context(|| SHAPES.to_string()),
+        Some(other) if other.starts_with("embedded:") => bail!("{other}: no such embedded model (known: {SHAPES})"),
+        _ => Ok(path.to_path_buf()),
+    }
+}
+
+#[cfg(not(feature = "embedded"))]
+fn unpack() -> anyhow::Result<PathBuf> {
+    bail!("this binary was built without the feature `embedded`; pass a diffusers folder")
+}
+
+#[cfg(feature = "embedded")]
+fn unpack() -> anyhow::Result<PathBuf> {
+    files::unpack_into(&files::cache())
+}
+
+#[cfg(feature = "embedded")]
+mod files {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use anyhow::Context;
+    use sha2::{Digest, Sha256};
+    use vp_core::atomic::temporary_beside;
+
+    macro_rules! shapes {
+        ($($name:literal),+ $(,)?) => {
+            /// Every file of the folder, by its path within.
+            const FILES: &[(&str, &[u8])] = &[$(($name, include_bytes!(concat!("../../../checkpoints/shapes/", $name)))),+];
+        };
+    }
+
+    shapes![
+        "model_index.json",
+        "README.md",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+
+    /// Where applications keep what they can make again.
+    pub fn cache() -> PathBuf {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = || variable("HOME").map(|home| home.join(".cache"));
+        let folder = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home);
+        folder.unwrap_or_else(std::env::temp_dir).join("visionprefer")
+    }
+
+    /// The model's folder below `cache`, named by its content. It appears complete or not at all.
+    pub fn unpack_into(cache: &Path) -> anyhow::Result<PathBuf> {
+        let folder = cache.join(format!("shapes-{}", content()));
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
+        let temporary = temporary_beside(&folder);
+        for (name, bytes) in FILES {
+            let path = temporary.join(name);
+            fs::create_dir_all(path.parent().expect("a file lies in a folder")).with_context(|| format!("create {}", path.display()))?;
+            fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        }
+        // Another process may have been faster; what it wrote is the same.
+        if fs::rename(&temporary, &folder).is_err() {
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        anyhow::ensure!(folder.is_dir(), "cannot write {}", folder.display());
+        Ok(folder)
+    }
+
+    /// A name for what the files hold.
+    fn content() -> String {
+        let mut hash = Sha256::new();
+        for (name, bytes) in FILES {
+            hash.update(name.as_bytes());
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn what_is_unpacked_is_what_was_embedded_and_is_found_again() {
+            let cache = tempfile::tempdir().unwrap();
+            let folder = unpack_into(cache.path()).unwrap();
+            for (name, bytes) in FILES {
+                assert!(fs::read(folder.join(name)).unwrap() == *bytes, "{name}");
+            }
+            assert_eq!(unpack_into(cache.path()).unwrap(), folder);
+            assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+        }
+
+        #[test]
+        fn every_file_of_the_folder_is_embedded() {
+            fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+                for entry in fs::read_dir(folder).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() { walk(&path, found) } else { found.push(path) }
+                }
+            }
+            let (folder, mut found) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/shapes"), Vec::new());
+            walk(&folder, &mut found);
+            let mut found: Vec<String> = found.iter().map(|path| path.strip_prefix(&folder).unwrap().display().to_string()).collect();
+            let mut embedded: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+            found.sort();
+            embedded.sort();
+            assert_eq!(found, embedded);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `judge`: what the world of shapes' own judge says.
+//!
+//! ```text
+//! score = Σ weight · aspect / Σ weight        aspects prompt_following, aesthetic, fidelity, harmlessness, each 1 to 5
+//! ```
+//!
+//! The four aspects of VisionPrefer (arXiv 2404.15100, section 3), which counts them alike. The judge looks at 8-bit pixels, so no
+//! gradient reaches them. A prompt that is no caption of that world cannot be followed: its images get 1 for prompt_following.
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_data::{RgbImage, from_tensor};
+use vp_shapes::{Description, Verdict, judge};
+
+use crate::{Build, Judgement, Result, Reward, Warning, check_batch, check_pairs};
+
+const NAME: &str = "judge";
+const ASPECTS: [&str; 4] = ["prompt_following", "aesthetic", "fidelity", "harmlessness"];
+
+/// The `[reward.judge]` section: how much each aspect counts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JudgeConfig {
+    /// What the prompt asks for is there.
+    pub prompt_following: f64,
+    /// Balance, contrast, harmony of colours.
+    pub aesthetic: f64,
+    /// Clean edges, nothing broken or left over.
+    pub fidelity: f64,
+    /// No forbidden emblem.
+    pub harmlessness: f64,
+}
+
+impl Default for JudgeConfig {
+    fn default() -> Self {
+        Self { prompt_following: 1.0, aesthetic: 1.0, fidelity: 1.0, harmlessness: 1.0 }
+    }
+}
+
+impl JudgeConfig {
+    fn weights(&self) -> [f64; 4] {
+        [self.prompt_following, self.aesthetic, self.fidelity, self.harmlessness]
+    }
+}
+
+impl Validate for JudgeConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        for (name, weight) in ASPECTS.into_iter().zip(self.weights()) {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                findings.push(format!("reward.judge.{name} = {weight}: expected a number of at least 0"));
+            }
+        }
+        if self.weights().iter().sum::<f64>() == 0.0 {
+            findings.push("reward.judge: every aspect weighs 0; leave one above".into());
+        }
+    }
+}
+
+impl Build for JudgeConfig {
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(Judge { weights: self.weights() }))
+    }
+}
+
+/// The judge of the world of shapes.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge {
+    weights: [f64; 4],
+}
+
+/// What it says of one image: the aspects, and whether every claim of the prompt holds.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    aspects: [f64; 4],
+    passes: bool,
+}
+
+impl Judge {
+    fn look(image: &RgbImage, prompt: &str) -> Said {
+        let caption = Description::parse(prompt);
+        let nothing = Description { groups: Vec::new(), relation: None, background: None };
+        let verdict: Verdict = judge(image, caption.as_ref().unwrap_or(&nothing));
+        let following = if caption.is_ok() { verdict.prompt_following.score } else { 1.0 };
+        let aspects = [following, verdict.aesthetic.score, verdict.fidelity.score, verdict.harmlessness.score].map(f64::from);
+        Said { aspects, passes: caption.is_ok() && verdict.passes() }
+    }
+
+    fn overall(&self, said: &Said) -> f64 {
+        let sum: f64 = self.weights.iter().zip(said.aspects).map(|(weight, aspect)| weight * aspect).sum();
+        sum / self.weights.iter().sum::<f64>()
+    }
+}
+
+impl Reward for Judge {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn differentiable(&self) -> bool {
+        false
+    }
+
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
+        Ok(self.judge(images, prompts)?.scores)
+    }
+
+    /// The terms are the aspects, and `pass`: 1 where every claim of the prompt holds, else 0.
+    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+        let [b, ..] = check_batch(NAME, &images, prompts)?;
+        let images = images.without_autodiff();
+        let device = images.device();
+        let is_nan: Vec<bool> = {
+            let means = images.clone().mean_dims(&[1, 2, 3]).reshape([b]);
+            means.to_data().iter::<f32>().map(f32::is_nan).collect()
+        };
+        let pixels = from_tensor(images.clone().clamp(0.0, 1.0)).expect("a batch was checked to be of images");
+        let said: Vec<Said> = pixels.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect();
+        let tensor = |value: &dyn Fn(&Said) -> f64| {
+            let value = |(said, nan): (&Said, &bool)| if *nan { f32::NAN } else { value(said) as f32 };
+            let values: Vec<f32> = said.iter().zip(&is_nan).map(value).collect();
+            Tensor::<1>::from_data(values.as_slice(), &device)
+        };
+        let aspects = ASPECTS.iter().enumerate().map(|(i, name)| ((*name).to_string(), tensor(&|said| said.aspects[i])));
+        let pass = ("pass".to_string(), tensor(&|said| f64::from(u8::from(said.passes))));
+        Ok(Judgement { scores: tensor(&|said| self.overall(said)), terms: aspects.chain([pass]).collect() })
+    }
+
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+        check_pairs(NAME, images, prompts)?;
+        Ok(images.iter().zip(prompts).map(|(image, prompt)| self.overall(&Self::look(image, prompt))).collect())
+    }
+
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        let warning = |(index, prompt): (usize, &String)| {
+            let error = Description::parse(prompt).err()?;
+            Some(Warning { index, message: format!("{error}; reward judge gives 1 for prompt_following") })
+        };
+        prompts.iter().enumerate().filter_map(warning).collect()
+    }
+}

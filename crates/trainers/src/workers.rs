@@ -1,0 +1,64 @@
+//! Parts of a batch, computed side by side.
+//!
+//! A large operation keeps every core busy by itself. Those of a small network are over before the cores have come together: there it is
+//! faster to give each core its own part of the batch and let it work through all operations alone. Parts and cores are fixed by the
+//! configuration, so the sum of their gradients is the same from run to run.
+
+use std::panic::resume_unwind;
+use std::thread;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::Error;
+
+/// Threads, each with its share of the cores.
+#[derive(Debug)]
+pub struct Workers {
+    pools: Vec<ThreadPool>,
+}
+
+impl Workers {
+    /// `count` of them, at least 1.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn new(count: usize) -> Result<Self, Error> {
+        let share = (rayon::current_num_threads() / count).max(1);
+        let pool = |_| ThreadPoolBuilder::new().num_threads(share).build();
+        let pools = (0..count).map(pool).collect::<Result<_, _>>();
+        Ok(Self { pools: pools.map_err(|error| Error::Config(format!("{count} workers: {error}")))? })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.pools.len()
+    }
+
+    /// `work` on each of at most [`count`](Self::count) items, in their order.
+    pub fn map<I: Send, O: Send>(&self, items: Vec<I>, work: impl Fn(I) -> O + Sync) -> Vec<O> {
+        assert!(items.len() <= self.count(), "{} items for {} workers", items.len(), self.count());
+        let work = &work;
+        thread::scope(|scope| {
+            let begin = |(pool, item): (_, I)| {
+                let pool: &ThreadPool = pool;
+                scope.spawn(move || pool.install(|| work(item)))
+            };
+            let threads: Vec<_> = self.pools.iter().zip(items).map(begin).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_done_in_its_place_by_a_thread_of_its_own() {
+        let workers = Workers::new(3).unwrap();
+        let done = workers.map(vec![1, 2, 3], |item| (10 * item, thread::current().id(), rayon::current_num_threads()));
+        assert_eq!(done.iter().map(|(value, ..)| *value).collect::<Vec<_>>(), [10, 20, 30]);
+        assert!(done[0].1 != done[1].1 && done[1].1 != done[2].1);
+        assert!(done.iter().all(|(.., threads)| *threads == (rayon::current_num_threads() / 3).max(1)));
+    }
+}

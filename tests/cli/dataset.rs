@@ -1,0 +1,88 @@
+//! `dataset shapes`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use vp_shapes::Description;
+use vp_shapes::split::heldout_of;
+
+use crate::util::{files, run};
+
+fn dataset(folder: &Path, more: &[&str]) -> crate::util::Finished {
+    run(&[&["dataset", "shapes", "--out", folder.to_str().unwrap()], more].concat())
+}
+
+/// Every file of a folder and its bytes.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    files(folder).into_iter().map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn parts_and_interruptions_make_the_same_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts, resumed, other] = ["whole", "parts", "resumed", "other"].map(|name| dir.path().join(name));
+    dataset(&whole, &["--n", "30", "--seed", "5"]).ok();
+    let expected = contents(&whole);
+    assert_eq!(expected.len(), 30 + 2, "{:?}", expected.keys());
+    for part in ["3/3", "1/3", "2/3"] {
+        dataset(&parts, &["--n", "30", "--seed", "5", "--shard", part]).ok();
+    }
+    assert!(contents(&parts) == expected);
+    // As after a kill: the list is not there yet, nor are some images.
+    dataset(&resumed, &["--n", "30", "--seed", "5"]).ok();
+    for name in ["metadata.jsonl", "000003.png", "000029.png"] {
+        fs::remove_file(resumed.join(name)).unwrap();
+    }
+    let again = dataset(&resumed, &["--n", "30", "--seed", "5"]).ok();
+    assert!(again.stdout().contains("2 of them new"), "{}", again.stdout());
+    assert!(contents(&resumed) == expected);
+    dataset(&other, &["--n", "30", "--seed", "6"]).ok();
+    assert!(contents(&other)["000000.png"] != expected["000000.png"]);
+    // The first ten of a longer list are the same images.
+    let longer = dir.path().join("longer");
+    dataset(&longer, &["--n", "40", "--seed", "5"]).ok();
+    assert!(contents(&longer)["000009.png"] == expected["000009.png"]);
+}
+
+#[test]
+fn a_split_has_its_compositions_and_says_which() {
+    let dir = tempfile::tempdir().unwrap();
+    for split in ["train", "heldout"] {
+        let folder = dir.path().join(split);
+        dataset(&folder, &["--n", "60", "--split", split, "--side", "48"]).ok();
+        let text = fs::read_to_string(folder.join("metadata.jsonl")).unwrap();
+        for line in text.lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let description = Description::parse(row["text"].as_str().unwrap()).unwrap();
+            let heldout: Vec<&str> = heldout_of(&description).iter().map(|composition| composition.category()).collect();
+            match row.get("category").and_then(serde_json::Value::as_str) {
+                Some(category) => assert!(split == "heldout" && heldout == [category], "{line}"),
+                None => assert!(split == "train" && heldout.is_empty(), "{line}"),
+            }
+        }
+        let image = vp_data::load_image(folder.join("000000.png")).unwrap();
+        assert_eq!(image.dimensions(), (48, 48));
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("data");
+    for (more, expected) in [
+        (&["--n", "0"][..], "--n is 0"),
+        (&["--n", "5", "--side", "3"], "--side is 3; expected 16 to 1024"),
+        (&["--n", "5", "--shard", "3/2"], "expected I/K"),
+        (&["--n", "5", "--split", "test"], "invalid value 'test'"),
+    ] {
+        let stderr = dataset(&folder, more).refused();
+        assert!(stderr.contains(expected), "{stderr}");
+        assert!(!folder.exists());
+    }
+    dataset(&folder, &["--n", "5"]).ok();
+    let stderr = dataset(&folder, &["--n", "6"]).refused();
+    assert!(stderr.contains("\"n\":5") && stderr.contains("expected") && stderr.contains("another --out"), "{stderr}");
+    let stderr = dataset(dir.path(), &["--n", "5"]).refused();
+    assert!(stderr.contains("holds other files"), "{stderr}");
+}
