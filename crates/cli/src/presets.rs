@@ -9,7 +9,7 @@ use vp_trainers::config::AlgorithmConfig;
 pub struct Preset {
     /// The algorithm that it configures.
     pub algo: &'static str,
-    /// `tiny` runs offline in a minute; the others are for published models and need their weights.
+    /// `tiny` and `shapes` run offline in minutes; `sd15` is for published models and needs their weights.
     pub name: &'static str,
     /// Where it lies in the repository.
     pub path: &'static str,
@@ -28,8 +28,9 @@ macro_rules! preset {
     };
 }
 
-/// Every shipped config; an algorithm's first line is its `tiny`.
+/// Every shipped config; an algorithm's first line is what it runs without a config.
 pub const PRESETS: &[Preset] = &[
+    preset!("refl", "shapes"),
     preset!("refl", "tiny"),
     preset!("refl", "sd15"),
     preset!("draft", "tiny"),
@@ -38,6 +39,7 @@ pub const PRESETS: &[Preset] = &[
     preset!("align_prop", "sd15"),
     preset!("drtune", "tiny"),
     preset!("drtune", "sd15"),
+    preset!("ddpo", "shapes"),
     preset!("ddpo", "tiny"),
     preset!("ddpo", "sd15"),
     preset!("d3po", "tiny"),
@@ -45,8 +47,10 @@ pub const PRESETS: &[Preset] = &[
     preset!("dpo", "tiny"),
     preset!("dpo", "sd15"),
     preset!("sft", "tiny"),
+    preset!("sft", "shapes"),
     preset!("sft", "sd15"),
     preset!("vae", "tiny"),
+    preset!("vae", "shapes"),
     preset!("vae", "sd15"),
 ];
 
