@@ -3,6 +3,7 @@
 mod crash;
 mod dataset;
 mod dpo;
+mod embedded;
 mod list;
 mod lora;
 mod policy_gradient;

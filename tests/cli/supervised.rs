@@ -46,6 +46,35 @@ fn sft_resumes_to_the_bit() {
     assert!(finished.stdout().contains("proved: stopped before batch 3 of 6"), "{}", finished.stdout());
 }
 
+/// Latents that are kept come back as they were, in whatever batch they were made; parts computed side by side add up.
+#[test]
+fn cached_latents_and_workers_change_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = pictures(dir.path());
+    let data = format!("data.folder={}", images.display());
+    let losses = |name: &str, sets: &[&str]| -> Vec<f64> {
+        let output = dir.path().join(name);
+        // Six images in batches of five: from the second on, some are kept and some are new.
+        let sets = [&["run.num_train_steps=4", "algo.sft.batch_size=5", r"model.trainable=^(unet|text_encoder)\.", &data], sets].concat();
+        train("sft", &output, &sets, &[]).ok();
+        metrics(&output).iter().filter_map(|line| line["loss"].as_f64()).collect()
+    };
+    let plain = losses("plain", &[]);
+    assert_eq!(plain.len(), 4);
+    for (name, sets) in
+        [("cached", &["data.cache_latents=true"][..]), ("parts", &["algo.sft.workers=2"]), ("single", &["algo.sft.workers=5"])]
+    {
+        let others = losses(name, sets);
+        for (a, b) in plain.iter().zip(&others) {
+            assert!((a - b).abs() < 1e-5 * a.abs(), "{name}: {others:?}, expected {plain:?}");
+        }
+    }
+    let proof = dir.path().join("proof");
+    let sets = [&SHORT[..], &["algo.sft.batch_size=4", "algo.sft.workers=2", "data.cache_latents=true", &data]].concat();
+    let finished = train("sft", &proof, &sets, &["--prove-resume"]).ok();
+    assert!(finished.stdout().contains("proved: stopped before batch 3 of 6"), "{}", finished.stdout());
+}
+
 #[test]
 fn vae_resumes_to_the_bit() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,61 @@
+//! What works in an empty folder, with nothing but the binary.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::util::files;
+
+fn run(folder: &Path, args: &[&str]) -> std::process::Output {
+    let binary = env!("CARGO_BIN_EXE_visionprefer");
+    Command::new(binary).current_dir(folder).env("XDG_CACHE_HOME", folder.join("cache")).args(args).output().expect("the binary runs")
+}
+
+fn ok(folder: &Path, args: &[&str]) -> String {
+    let output = run(folder, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn sample_and_score_need_no_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = "a large red circle on a white background";
+    ok(dir.path(), &["sample", "-p", prompt, "--num-images", "2", "--batch-size", "2"]);
+    let images = files(&dir.path().join("samples"));
+    assert_eq!(images.len(), 2);
+    let image = vp_data::load_image(&images[0]).unwrap();
+    assert_eq!(image.dimensions(), (32, 32));
+    let table = ok(dir.path(), &["score", "--reward", "judge", "-p", prompt, images[0].to_str().unwrap()]);
+    assert!(table.contains("judge"), "{table}");
+    let warned = run(dir.path(), &["score", "--reward", "judge", "-p", "a red fox", images[0].to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&warned.stderr).contains("found \"fox\""));
+    let refused = run(dir.path(), &["sample", "--model", "embedded:shape", "-p", prompt]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("known: embedded:shapes"));
+}
+
+#[test]
+fn training_with_no_arguments_needs_no_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["run.num_train_steps=2", "preview.seeds=[1]", "preview.num_inference_steps=2", "scheduler.num_inference_steps=2"];
+    let ddpo = [
+        "algo.ddpo.sample_batch_size=8",
+        "algo.ddpo.num_batches_per_epoch=1",
+        "algo.ddpo.images_per_prompt=4",
+        "algo.ddpo.train_batch_size=2",
+    ];
+    let refl = ["algo.refl.batch_size=1", "algo.refl.min_mid_step=1", "algo.refl.max_mid_step=1"];
+    for (algo, own) in [("ddpo", &ddpo[..]), ("refl", &refl[..])] {
+        let sets = small.iter().chain(own).flat_map(|set| ["--set", set]);
+        let args: Vec<&str> = ["train", "--algo", algo, "-o", algo].into_iter().chain(sets).collect();
+        let told = ok(dir.path(), &args);
+        let lora = dir.path().join(algo).join("lora.safetensors");
+        assert!(lora.is_file() && told.contains("sample --model 'embedded:shapes' --lora"), "{told}");
+        ok(dir.path(), &["sample", "--lora", lora.to_str().unwrap(), "--steps", "2", "-p", "two red circles", "-o", "tuned"]);
+        let metrics = std::fs::read_to_string(dir.path().join(algo).join("metrics.jsonl")).unwrap();
+        let judged = if algo == "ddpo" { "reward/pass" } else { "watch/judge" };
+        assert!(metrics.contains(judged), "{metrics}");
+    }
+    ok(dir.path(), &["export", "--model", "embedded:shapes", "--half", "-o", "model"]);
+    ok(dir.path(), &["sample", "--model", "model", "--steps", "1", "-p", "a circle", "-o", "exported"]);
+}
