@@ -33,10 +33,9 @@ fn calls(rows: &[Row], stage: &str) -> u64 {
 }
 
 fn train(algo: &str, folder: &Path, sets: &[&str], flags: &[&str]) -> String {
-    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     let config = format!("configs/{algo}/tiny.toml");
-    let begin = ["train", "--config", &config, "-o", folder.to_str().unwrap()];
-    run(&begin.into_iter().chain(sets).chain(flags.iter().copied()).collect::<Vec<_>>()).ok().stdout()
+    run(&[&["train", "--config", &config, "-o", folder.to_str().unwrap()], &sets[..], flags].concat()).ok().stdout()
 }
 
 const ALL: [&str; 9] = ["encode", "rollout", "tracked step", "decode", "reward", "backward", "optimizer", "I/O", "other"];
