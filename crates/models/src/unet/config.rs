@@ -142,7 +142,7 @@ impl UNetConfig {
                     json.error(format!("addition_embed_type = \"text\" pools text of one width, found cross_attention_dim {widths:?}"))
                 );
             }
-            if heads == 0 || width % heads != 0 {
+            if heads == 0 || !width.is_multiple_of(heads) {
                 return Err(json.error(format!("cross_attention_dim {width} is not divisible by addition_embed_type_num_heads {heads}")));
             }
         }

@@ -48,6 +48,8 @@ impl TimeEmbedding {
 }
 
 /// What is added to the time embedding; both kinds stand under `add_embedding`.
+// There is one of it in a network: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AddEmbedding {
     /// `addition_embed_type = "text"`: of the text embeddings.
