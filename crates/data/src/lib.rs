@@ -7,6 +7,7 @@
 //! - [`write_png`] saves an image with its [`Parameters`] in the text that AUTOMATIC1111's web UI reads.
 //! - [`ImageFolder`] is a folder of captioned images, checked before the first of them is used;
 //!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred.
+//! - [`Record`] is what an annotator said of the images of one prompt; [`Aggregation`] makes strict pairs of it.
 
 mod error;
 mod image_folder;
@@ -17,6 +18,7 @@ mod parameters;
 mod png_file;
 mod preferences;
 mod prompts;
+mod records;
 mod utf8;
 
 pub use error::{Error, Result};
@@ -30,3 +32,4 @@ pub use parameters::Parameters;
 pub use png_file::{read_png_text, write_png};
 pub use preferences::{PreferencePair, Preferences};
 pub use prompts::{Prompt, read_prompts};
+pub use records::{Aggregation, AnnotatorId, Aspect, Comparison, Completion, Preferred, Rating, Ratings, Record};
