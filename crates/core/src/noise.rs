@@ -50,6 +50,12 @@ pub enum Purpose {
     LowVariance = 17,
     /// A scene of the world of shapes.
     Scene = 18,
+    /// What dropout keeps.
+    Dropout = 19,
+    /// How a scene is spoilt.
+    Spoiling = 20,
+    /// The guidance scale of an image that is to be annotated.
+    GuidanceScale = 21,
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its
@@ -109,8 +115,17 @@ impl Noise {
 
     /// A uniform number in `[0, 1)`.
     pub fn uniform(&self, purpose: Purpose, step: u64, sample: u64) -> f64 {
-        let word: u64 = self.stream(purpose, step, sample).random();
-        (word >> 11) as f64 / (1u64 << 53) as f64
+        self.uniform_values(purpose, step, sample, 1)[0]
+    }
+
+    /// As many of them.
+    pub fn uniform_values(&self, purpose: Purpose, step: u64, sample: u64, count: usize) -> Vec<f64> {
+        let mut stream = self.stream(purpose, step, sample);
+        let mut next = || {
+            let word: u64 = stream.random();
+            (word >> 11) as f64 / (1u64 << 53) as f64
+        };
+        (0..count).map(|_| next()).collect()
     }
 }
 

@@ -11,6 +11,8 @@ pub mod judge;
 pub mod render;
 pub mod scene;
 pub mod split;
+pub mod spoil;
+pub mod variant;
 pub mod words;
 
 pub use description::{Description, Group, NotACaption};
@@ -18,3 +20,4 @@ pub use judge::{Claim, ClaimKind, Rating, Verdict, judge};
 pub use render::render;
 pub use scene::{Object, Scene};
 pub use split::Split;
+pub use variant::Variant;

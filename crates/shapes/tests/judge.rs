@@ -8,9 +8,10 @@ use image::{Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use vp_shapes::judge::{Claim, ClaimKind};
+use vp_shapes::spoil;
 use vp_shapes::words::{Background, Color, Shape, Size, emblem};
 use vp_shapes::{Description, Object, Scene, Verdict, judge, render};
-use world::{example, falsified, spoil};
+use world::{example, falsified};
 
 const KINDS: [ClaimKind; 6] =
     [ClaimKind::Background, ClaimKind::Count, ClaimKind::Shape, ClaimKind::Color, ClaimKind::Size, ClaimKind::Relation];

@@ -5,9 +5,10 @@ mod world;
 use image::{Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use vp_shapes::spoil;
 use vp_shapes::words::Color;
 use vp_shapes::{Object, judge, render};
-use world::{Example, example, spoil};
+use world::{Example, example};
 
 const SIDE: u32 = 32;
 

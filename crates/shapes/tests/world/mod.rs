@@ -1,8 +1,6 @@
 //! Pictures with captions that are true of them, and captions that are false in one thing.
 #![allow(dead_code)]
 
-pub mod spoil;
-
 use rand::{Rng, RngExt};
 use vp_shapes::judge::ClaimKind;
 use vp_shapes::words::{Background, Color, Relation, Shape, Size};

@@ -4,7 +4,7 @@ use image::{Rgb, RgbImage};
 use rand::{Rng, RngExt};
 
 /// A standard normal number (Box-Muller).
-pub fn normal(rng: &mut impl Rng) -> f32 {
+fn normal(rng: &mut impl Rng) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (std::f32::consts::TAU * rng.random::<f32>()).cos()
 }

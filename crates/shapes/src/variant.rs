@@ -1,0 +1,126 @@
+//! Images of a caption that are not all as good as they could be: what a judge can rank.
+
+use image::{Rgb, RgbImage};
+use rand::{Rng, RngExt};
+
+use crate::description::Description;
+use crate::render::render;
+use crate::scene::{Scene, pick};
+use crate::spoil;
+use crate::words::{Background, Color, Relation, Shape, Size};
+
+/// An image, and how it came to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    /// `side` pixels high and wide.
+    pub image: RgbImage,
+    /// What was done: `clean`, or `one claim changed, blur 0.8`.
+    pub made: String,
+}
+
+/// An image for `description`: of a scene that it is true of, of one where one thing is otherwise, or of another altogether; half of
+/// them noised, blurred, blotted or partly covered. The generator alone decides.
+pub fn variant(description: &Description, side: u32, rng: &mut impl Rng) -> Variant {
+    let (scene, scene_is) = match rng.random_range(0..20) {
+        0..9 => (description.clone(), None),
+        9..16 => (changed(description, rng), Some("one claim changed")),
+        _ => (Description::draw(rng), Some("another scene")),
+    };
+    let scene = Scene::of(&scene, rng);
+    let mut image = render(&scene, side);
+    let spoilt = spoilt(&mut image, &scene, rng);
+    let made: Vec<String> = scene_is.map(String::from).into_iter().chain(spoilt).collect();
+    Variant { image, made: if made.is_empty() { "clean".into() } else { made.join(", ") } }
+}
+
+/// A clean image of a scene that `description` is true of.
+pub fn clean(description: &Description, side: u32, rng: &mut impl Rng) -> Variant {
+    Variant { image: render(&Scene::of(description, rng), side), made: "clean".into() }
+}
+
+fn spoilt(image: &mut RgbImage, scene: &Scene, rng: &mut impl Rng) -> Option<String> {
+    match rng.random_range(0..20) {
+        0..4 => {
+            let sigma = rng.random_range(5.0..60.0);
+            spoil::noise(image, sigma, rng);
+            Some(format!("noise {sigma:.0}"))
+        }
+        4..7 => {
+            // Of a pixel at 32 pixels a side.
+            let sigma = rng.random_range(0.4..1.6);
+            spoil::blur(image, sigma * image.width() as f32 / 32.0);
+            Some(format!("blur {sigma:.1}"))
+        }
+        7..9 => {
+            spoil::reconstruct(image, rng);
+            Some("blotted".into())
+        }
+        9..11 => {
+            let object = pick(rng, &scene.objects);
+            let color = if rng.random_bool(0.5) { scene.background.rgb() } else { pick(rng, Color::ALL).rgb() };
+            let share = rng.random_range(0.25..0.7);
+            spoil::cover(image, object.center, object.extent, 0.02, share, Rgb(color));
+            Some(format!("{:.0} % of an object covered", 100.0 * share))
+        }
+        _ => None,
+    }
+}
+
+/// `description` with one thing otherwise.
+fn changed(description: &Description, rng: &mut impl Rng) -> Description {
+    let mut changed = description.completed(rng);
+    let several = changed.groups.len() > 1;
+    let at = rng.random_range(0..changed.groups.len());
+    let group = &mut changed.groups[at];
+    match rng.random_range(0..6) {
+        0 => changed.background = changed.background.map(|is| other(is, Background::ALL, rng)),
+        1 => group.size = group.size.map(|is| other(is, Size::ALL, rng)),
+        2 => group.shape = other(group.shape, Shape::ALL, rng),
+        3 if several => changed.relation = changed.relation.map(|is| other(is, Relation::ALL, rng)),
+        4 if several => {
+            changed.groups.remove(at);
+            changed.relation = None;
+        }
+        4 => group.count = other(group.count, &[1, 2, 3], rng),
+        _ => group.color = group.color.map(|is| other(is, Color::ALL, rng)),
+    }
+    changed
+}
+
+/// One of `all` that is not `value`.
+fn other<T: Copy + PartialEq>(value: T, all: &[T], rng: &mut impl Rng) -> T {
+    let others: Vec<T> = all.iter().copied().filter(|other| *other != value).collect();
+    pick(rng, &others)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::judge::judge;
+    use crate::split::Split;
+
+    #[test]
+    fn clean_images_pass_and_the_others_fail_where_they_should() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let (mut of_claims, mut of_fidelity) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            let description = Split::Train.draw(&mut rng);
+            assert!(judge(&clean(&description, 32, &mut rng).image, &description).passes());
+            let variant = variant(&description, 32, &mut rng);
+            let verdict = judge(&variant.image, &description);
+            match variant.made.as_str() {
+                "clean" => assert!(verdict.passes()),
+                "one claim changed" => of_claims.push(!verdict.passes()),
+                made if made.starts_with("noise") || made.starts_with("blur") => of_fidelity.push(verdict.fidelity.score),
+                _ => {}
+            }
+        }
+        // A relation said otherwise may still be true of the new scene.
+        let rejected = of_claims.iter().filter(|rejected| **rejected).count();
+        assert!(of_claims.len() > 20 && rejected * 10 >= of_claims.len() * 9, "{rejected} of {}", of_claims.len());
+        assert!(of_fidelity.len() > 20 && of_fidelity.iter().filter(|score| **score < 5.0).count() * 2 > of_fidelity.len());
+    }
+}
