@@ -2,6 +2,7 @@
 //! `tensors.safetensors`. `VP_REFERENCE_DIR` points the same tests at another folder of the same layout.
 
 mod blip;
+mod clip;
 mod ddpo;
 mod dpo;
 mod lora;

@@ -80,6 +80,11 @@ impl Conv2d {
         Self { weight: parameter([d_out, d_in, k, k], 0.0, device), bias: Some(parameter([d_out], 0.0, device)), stride, padding }
     }
 
+    /// The same without a bias.
+    pub fn without_bias(self) -> Self {
+        Self { bias: None, ..self }
+    }
+
     /// `[b, in, h, w]` → `[b, out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (bias, stride, padding) = (self.bias.as_ref().map(Param::val), self.stride, self.padding);
@@ -90,6 +95,21 @@ impl Conv2d {
         let up = factors.up.val().reshape([d_out, rank, 1, 1]);
         let low_rank = conv2d(conv2d(x.clone(), down, None, stride, padding), up, None, 1, (0, 0));
         conv2d(x, self.weight.base(), bias, stride, padding) + low_rank * factors.scale
+    }
+
+    /// A convolution whose kernel is as large as its stride, as the matrix product it is (and so is its gradient):
+    /// `[b, in, h, w]` → `[b, h/k · w/k, out]`, row by row.
+    pub fn forward_patches(&self, x: Tensor<4>) -> Tensor<3> {
+        let [b, channels, h, w] = x.dims();
+        let [width, _, patch, _] = self.weight.dims();
+        let (rows, columns, pixels) = (h / patch, w / patch, channels * patch * patch);
+        let x = x.reshape([b, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([b * rows * columns, pixels]);
+        let y = x.matmul(self.weight.val().reshape([width, pixels]).transpose());
+        let y = match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        };
+        y.reshape([b, rows * columns, width])
     }
 
     /// A 1×1 convolution as the matrix product it is: `[b, tokens, in]` → `[b, tokens, out]`.

@@ -207,6 +207,20 @@ impl Weights {
         self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
     }
 
+    /// Takes the tensors whose names begin with `prefix`, under what is left of their names.
+    pub fn split_off(&mut self, prefix: &str) -> Self {
+        let (taken, left) = std::mem::take(&mut self.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
+        self.tensors = left;
+        let mut taken = Self { origin: self.origin.clone(), tensors: taken, metadata: HashMap::new() };
+        taken.rename(|name| name[prefix.len()..].into());
+        taken
+    }
+
+    /// Whether no tensor is left.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
     /// Drops the tensors of these names: what published files carry and nobody uses. Named one by one, so that a stray tensor
     /// still shows.
     pub fn ignore(&mut self, names: &[&str]) {
@@ -219,6 +233,15 @@ impl Weights {
             && matches!(shape[..], [_, _, 1, 1])
         {
             shape.truncate(2);
+        }
+    }
+
+    /// Lets a scalar pass for a tensor of one value, `[1]`.
+    pub fn unsqueeze_scalar(&mut self, name: &str) {
+        if let Some(Stored { shape, .. }) = self.tensors.get_mut(name)
+            && shape.is_empty()
+        {
+            shape.push(1);
         }
     }
 }

@@ -17,6 +17,9 @@ pub enum Error {
     /// Weights, config or vocabulary on disk.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A network's folder.
+    #[error(transparent)]
+    Model(#[from] vp_models::Error),
     /// The text encoder would be given tokens it has no embedding for.
     #[error(
         "{vocab} has {words} words, but the text encoder of {weights} has embeddings for {embeddings}; \

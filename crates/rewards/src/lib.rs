@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 mod brightness;
+mod clip_score;
 mod error;
 mod jpeg;
 mod judge;
@@ -16,10 +17,11 @@ mod vp_score;
 mod weighted_sum;
 
 pub use brightness::{Brightness, BrightnessConfig};
+pub use clip_score::{ClipScore, ClipScoreConfig};
 pub use error::{Error, Result};
 pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
 pub use judge::{Judge, JudgeConfig};
-pub use ranking::ranking_loss;
+pub use ranking::{pair_losses, ranking_loss, tie_losses};
 pub use saturation::{Saturation, SaturationConfig};
 pub use vp_score::{VpScore, VpScoreConfig};
 pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
@@ -114,6 +116,8 @@ vp_core::registry! {
     pub enum RewardConfig: Build {
         /// A BLIP reward model (VP-Score, ImageReward): how well an image fits its prompt and pleases people.
         VpScore = "vp_score" => VpScoreConfig,
+        /// A CLIP's image and prompt embeddings, compared: CLIP score, PickScore, HPS v2.
+        ClipScore = "clip_score" => ClipScoreConfig,
         /// Mean luma; needs no weights.
         Brightness = "brightness" => BrightnessConfig,
         /// Mean colour saturation; needs no weights.
@@ -134,6 +138,7 @@ impl RewardConfig {
     pub fn weights(&self) -> Vec<PathBuf> {
         match self {
             Self::VpScore(config) => config.paths(),
+            Self::ClipScore(config) => vec![config.weights.clone()],
             Self::WeightedSum(sum) => {
                 let mut paths: Vec<PathBuf> = Vec::new();
                 for path in sum.terms.iter().flat_map(|term| term.reward.weights()) {

@@ -19,14 +19,42 @@ pub fn ranking_loss(scores: Tensor<1>, ranks: &[u32]) -> Tensor<1> {
     assert_eq!(scores.dims()[0], ranks.len(), "one rank for each score");
     let indices = || 0..ranks.len();
     let pairs = indices().flat_map(|better| indices().map(move |worse| (better, worse)));
-    let (better, worse): (Vec<i64>, Vec<i64>) =
-        pairs.filter(|(better, worse)| ranks[*better] < ranks[*worse]).map(|(better, worse)| (better as i64, worse as i64)).unzip();
-    let device = scores.device().without_autodiff();
-    if better.is_empty() {
-        return Tensor::zeros([1], &device);
+    let pairs: Vec<(usize, usize)> = pairs.filter(|(better, worse)| ranks[*better] < ranks[*worse]).collect();
+    if pairs.is_empty() {
+        return Tensor::zeros([1], &scores.device().without_autodiff());
     }
+    pair_losses(scores, &pairs).mean()
+}
+
+/// `−log σ(score[better] − score[worse])` of each pair of indices `(better, worse)` into `scores` `[k]`; as many as there are pairs.
+///
+/// # Panics
+/// When there is no pair, or an index is out of range.
+pub fn pair_losses(scores: Tensor<1>, pairs: &[(usize, usize)]) -> Tensor<1> {
+    -log_sigmoid(differences(scores, pairs))
+}
+
+/// What a tie costs: 0 where both scores are equal, more the further apart they are.
+///
+/// ```text
+/// −½ log σ(d) − ½ log σ(−d) + ln ½,   d = score[a] − score[b]
+/// ```
+///
+/// Source: PickScore (arXiv 2305.01569), `trainer/criterions/clip_criterion.py` with both labels ½.
+///
+/// # Panics
+/// As [`pair_losses`].
+pub fn tie_losses(scores: Tensor<1>, ties: &[(usize, usize)]) -> Tensor<1> {
+    let difference = differences(scores, ties);
+    (log_sigmoid(difference.clone()) + log_sigmoid(-difference)) * -0.5 - std::f64::consts::LN_2
+}
+
+/// `score[a] − score[b]` of each pair.
+fn differences(scores: Tensor<1>, pairs: &[(usize, usize)]) -> Tensor<1> {
+    let device = scores.device().without_autodiff();
     let pick = |indices: Vec<i64>| scores.clone().select(0, Tensor::<1, Int>::from_data(indices.as_slice(), &device));
-    -log_sigmoid(pick(better) - pick(worse)).mean()
+    let (first, second) = pairs.iter().map(|(a, b)| (*a as i64, *b as i64)).unzip();
+    pick(first) - pick(second)
 }
 
 #[cfg(test)]
@@ -41,5 +69,14 @@ mod tests {
         let loss = ranking_loss(scores.clone(), &[1, 2, 2]);
         loss.into_data().assert_approx_eq::<f32>(&[2.165706].into(), Tolerance::default());
         ranking_loss(scores, &[3, 3, 3]).into_data().assert_eq(&[0.0f32].into(), true);
+    }
+
+    #[test]
+    fn a_tie_costs_what_tells_its_images_apart() {
+        let scores = Tensor::<1>::from_data([1.0, 1.0, 3.0], &Device::flex());
+        // ½ ln(1 + e²) + ½ ln(1 + e⁻²) − ln 2 = 0.433781.
+        tie_losses(scores, &[(0, 1), (0, 2), (2, 0)])
+            .into_data()
+            .assert_approx_eq::<f32>(&[0.0, 0.433781, 0.433781].into(), Tolerance::default());
     }
 }

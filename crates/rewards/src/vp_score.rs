@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_data::RgbImage;
+use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
-use vp_models::blip::{BlipConfig, BlipFiles, BlipReward, TextInputs};
+use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
 use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
 
-use crate::{Build, Error, Result, Reward, Warning, check_batch, check_pairs};
+use crate::{Build, Error, Judgement, Result, Reward, Warning, check_batch, check_pairs};
 use vp_models::tokenizer::BertTokenizer;
 
 const NAME: &str = "vp_score";
@@ -170,6 +170,21 @@ impl VpScore {
     /// # Panics
     /// When the size is another, or there is not one prompt for each image.
     pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
+        let raw = self.model.forward(pixel_values, &self.text(prompts));
+        (raw.reshape([prompts.len()]) - self.config.mean) / self.config.std
+    }
+
+    /// The scores together with those of the aspects, as their heads leave them, where there are heads.
+    fn judge_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Judgement {
+        let features = self.model.features(pixel_values, &self.text(prompts));
+        let of = |head: &RewardHead| head.forward(features.clone()).reshape([prompts.len()]);
+        let scores = (of(&self.model.mlp) - self.config.mean) / self.config.std;
+        let heads = self.model.aspect_heads.as_ref().map(AspectHeads::all);
+        let named = heads.into_iter().flat_map(|heads| Aspect::ALL.into_iter().zip(heads));
+        Judgement { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
+    }
+
+    fn text(&self, prompts: &[String]) -> TextInputs {
         let (ids, masks): (Vec<_>, Vec<_>) = prompts
             .iter()
             .map(|prompt| {
@@ -177,8 +192,7 @@ impl VpScore {
                 (encoding.ids, encoding.attention_mask)
             })
             .unzip();
-        let raw = self.model.forward(pixel_values, &TextInputs::new(&ids, &masks, &self.device));
-        (raw.reshape([prompts.len()]) - self.config.mean) / self.config.std
+        TextInputs::new(&ids, &masks, &self.device)
     }
 }
 
@@ -194,6 +208,11 @@ impl Reward for VpScore {
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
         check_batch(NAME, &images, prompts)?;
         Ok(self.score_pixel_values(preprocess(images, self.config.image_size, self.antialias), prompts))
+    }
+
+    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+        check_batch(NAME, &images, prompts)?;
+        Ok(self.judge_pixel_values(preprocess(images, self.config.image_size, self.antialias), prompts))
     }
 
     /// Pillow's resize and rounding, as `ImageReward.py`'s `score` of files; always antialiased.

@@ -1,13 +1,18 @@
-//! A BLIP reward on disk: a folder as this project writes it, or `ImageReward.pt` alone.
+//! A BLIP reward on disk: a folder as this project writes it, `ImageReward.pt` alone, or BLIP itself, whose head is still to be made.
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::{BlipConfig, BlipReward};
-use crate::parameters::load;
-use crate::weights::{LoadError, Weights, component_files};
+use vp_core::atomic;
+use vp_core::noise::Noise;
+
+use super::{AspectHeads, Blip, BlipConfig, BlipReward, RewardHead};
+use crate::gradient_checkpointing::GradientCheckpointing;
+use crate::parameters::{initialize, load, named_parameters};
+use crate::weights::{LoadError, SaveType, Weights, component_files, save_safetensors};
 
 /// What published files carry and the reward does not use.
 const UNUSED: &[&str] = &[
@@ -82,6 +87,62 @@ impl BlipFiles {
     }
 }
 
+impl BlipFiles {
+    /// What training starts from: a reward, or BLIP as published (`model_large.pth`: the encoders' tensors under `model.` or bare, with
+    /// momentum copies, queues and a decoder that are left where they are). Heads that the file lacks are drawn from `noise`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_to_train(&self, aspects: bool, noise: &Noise, device: &Device) -> Result<BlipCheckpoint, LoadError> {
+        let mut weights = Weights::open(&self.weights)?;
+        weights.ignore(UNUSED);
+        weights.rename(|name| {
+            let name = name.strip_prefix("model.").unwrap_or(name);
+            let is_encoder = name.starts_with("visual_encoder.") || name.starts_with("text_encoder.");
+            if is_encoder { format!("blip.{name}") } else { name.into() }
+        });
+        weights.ignore(UNUSED);
+        let config = match &self.config {
+            Some(path) => BlipConfig::read(path)?,
+            None => BlipConfig::from_weights(&weights)?,
+        };
+        let blip = load(Blip::new(&config, device), weights.split_off("blip."))?;
+        let mlp = load_or_draw(RewardHead::new(&config, device), weights.split_off("mlp."), noise)?;
+        let heads = |weights| load_or_draw(AspectHeads::new(&config, device), weights, noise);
+        let aspect_heads = aspects.then(|| heads(weights.split_off("aspect_heads."))).transpose()?;
+        let model = BlipReward { blip, mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None };
+        Ok(BlipCheckpoint { model, config: BlipConfig { aspects, ..config } })
+    }
+}
+
+fn load_or_draw<M: Module>(module: M, weights: Weights, noise: &Noise) -> Result<M, LoadError> {
+    if weights.is_empty() { Ok(initialize(module, noise)) } else { load(module, weights) }
+}
+
+impl BlipCheckpoint {
+    /// A network of `config`'s sizes with weights drawn from `noise`.
+    pub fn initialize(config: BlipConfig, noise: &Noise, device: &Device) -> Self {
+        Self { model: initialize(BlipReward::new(&config, device), noise), config }
+    }
+
+    /// Writes `model.safetensors` under ImageReward's keys and `config.json` into `folder`, which [`BlipFiles::find`] finds.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, folder: &Path, kind: SaveType) -> Result<(), LoadError> {
+        let parameters = named_parameters(&self.model);
+        let tensors = parameters.iter().map(|parameter| {
+            let values = parameter.values.clone();
+            let read: Box<dyn FnOnce() -> Vec<f32>> = Box::new(move || values.into_data().iter::<f32>().collect());
+            (parameter.name.as_str(), parameter.shape.as_slice(), read)
+        });
+        save_safetensors(&folder.join("model.safetensors"), tensors, &[], kind)?;
+        let path = folder.join("config.json");
+        let text = serde_json::to_string_pretty(&self.config).expect("a config is JSON") + "\n";
+        atomic::write(&path, text.as_bytes()).map_err(|source| LoadError::Io { path: path.display().to_string(), source })
+    }
+}
+
 fn with_scale(config: BlipConfig, path: &Path) -> Result<BlipConfig, LoadError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -103,8 +164,6 @@ fn with_scale(config: BlipConfig, path: &Path) -> Result<BlipConfig, LoadError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parameters::named_parameters;
-    use crate::weights::{SaveType, save_safetensors};
 
     fn tiny() -> BlipConfig {
         BlipConfig {
@@ -164,6 +223,45 @@ mod tests {
         std::fs::remove_file(folder.join("ImageReward.safetensors")).unwrap();
         let error = BlipFiles::find(&folder).unwrap_err().to_string();
         assert!(error.contains("model.safetensors") && error.contains("ImageReward.pt"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+    #[test]
+    fn training_starts_from_a_reward_or_from_blip_itself() {
+        let folder = scratch("to-train");
+        let (device, noise) = (Device::flex(), Noise::new(0));
+        let weights = write(&folder, "");
+        let of = |checkpoint: &BlipCheckpoint, name: &str| {
+            let found = named_parameters(&checkpoint.model).into_iter().find(|parameter| parameter.name == name);
+            found.map(|parameter| parameter.values.into_data().iter::<f32>().sum::<f32>())
+        };
+        let (head, aspect) = ("mlp.layers.0.weight", "aspect_heads.fidelity.layers.0.weight");
+        // The file's parameters are all 0, drawn ones are not.
+        let reward = BlipFiles::find(&weights).unwrap().load_to_train(true, &noise, &device).unwrap();
+        assert_eq!(of(&reward, head), Some(0.0));
+        assert!(of(&reward, aspect).unwrap() != 0.0 && reward.config.aspects);
+
+        // BLIP's own names, with tensors of its other parts, and no head.
+        let parameters = named_parameters(&BlipReward::new(&tiny(), &device));
+        let named = parameters.iter().filter_map(|p| Some((format!("model.{}", p.name.strip_prefix("blip.")?), p.shape.clone())));
+        let named: Vec<_> = named.chain([("model.image_queue".to_string(), vec![3])]).collect();
+        let tensors = named.iter().map(|(name, shape)| {
+            let count = shape.iter().product();
+            let read: Box<dyn FnOnce() -> Vec<f32>> = Box::new(move || vec![0.0; count]);
+            (name.as_str(), shape.as_slice(), read)
+        });
+        let path = folder.join("model_large.safetensors");
+        save_safetensors(&path, tensors, &[], SaveType::F32).unwrap();
+        let blip = BlipFiles::find(&path).unwrap().load_to_train(false, &noise, &device).unwrap();
+        assert_eq!(blip.config, BlipConfig { mlp: BlipConfig::image_reward().mlp, ..tiny() });
+        assert!(of(&blip, head).unwrap() != 0.0);
+
+        // What is written is found again, aspects included.
+        let saved = folder.join("saved");
+        std::fs::create_dir(&saved).unwrap();
+        reward.save(&saved, SaveType::F32).unwrap();
+        let again = BlipFiles::find(&saved).unwrap().load(&device).unwrap();
+        assert_eq!(again.config, reward.config);
+        assert_eq!(of(&again, aspect), of(&reward, aspect));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

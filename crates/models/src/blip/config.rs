@@ -53,6 +53,9 @@ pub struct BlipConfig {
     /// Prompts are padded or cut to this many tokens.
     #[serde(default = "max_length")]
     pub max_length: usize,
+    /// Whether there is a head for each aspect beside the published one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aspects: bool,
 }
 
 fn bert_eps() -> f64 {
@@ -92,6 +95,7 @@ impl BlipConfig {
             mean: image_reward_mean(),
             std: image_reward_std(),
             max_length: max_length(),
+            aspects: false,
         }
     }
 
@@ -136,6 +140,7 @@ impl BlipConfig {
         let patches = size("blip.visual_encoder.pos_embed", 1)?.saturating_sub(1);
         let word_embeddings = "blip.text_encoder.embeddings.word_embeddings.weight";
         let hidden_size = size(word_embeddings, 1)?;
+        let has_head = weights.names().any(|name| name.starts_with("mlp."));
         let mlp = [0, 2, 4, 6, 7].map(|layer| size(&format!("mlp.layers.{layer}.weight"), 0));
         let config = Self {
             image_size: patches.isqrt() * patch_size,
@@ -149,7 +154,8 @@ impl BlipConfig {
             intermediate_size: size("blip.text_encoder.encoder.layer.0.intermediate.dense.weight", 0)?,
             vocab_size: size(word_embeddings, 0)?,
             max_position_embeddings: size("blip.text_encoder.embeddings.position_embeddings.weight", 0)?,
-            mlp: mlp.into_iter().collect::<Result<_, _>>()?,
+            mlp: if has_head { mlp.into_iter().collect::<Result<_, _>>()? } else { Self::image_reward().mlp },
+            aspects: weights.names().any(|name| name.starts_with("aspect_heads.")),
             ..Self::image_reward()
         };
         config.checked(weights.origin())

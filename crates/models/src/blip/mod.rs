@@ -16,7 +16,7 @@ pub use med::{
 };
 pub use vit::{PatchEmbed, VisionAttention, VisionBlock, VisionMlp, VisionTransformer};
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::gradient_checkpointing::GradientCheckpointing;
@@ -29,6 +29,8 @@ pub struct BlipReward {
     pub blip: Blip,
     /// The head.
     pub mlp: RewardHead,
+    /// A head for each aspect, whose weighted sum [`mlp`](Self::mlp) then is.
+    pub aspect_heads: Option<AspectHeads>,
     /// What the tape keeps of a block or layer.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
@@ -56,6 +58,19 @@ pub struct RewardHead {
     pub layers_6: Linear,
     /// `[1, w3]`.
     pub layers_7: Linear,
+}
+
+/// One head an aspect, beside the published one: a reader that does not know them passes them over.
+#[derive(Module, Debug)]
+pub struct AspectHeads {
+    /// The image shows what the prompt asks for.
+    pub prompt_following: RewardHead,
+    /// It pleases the eye.
+    pub aesthetic: RewardHead,
+    /// Nothing in it is broken or out of place.
+    pub fidelity: RewardHead,
+    /// It shows nothing harmful.
+    pub harmlessness: RewardHead,
 }
 
 /// A step of the forward pass that can be recomputed on its own.
@@ -92,22 +107,22 @@ pub enum Boundary {
     Rewards(Tensor<2>),
 }
 
+impl Blip {
+    /// The encoders that `config` describes.
+    pub fn new(config: &BlipConfig, device: &Device) -> Self {
+        Self { visual_encoder: VisionTransformer::new(config, device), text_encoder: BertModel::new(config, device) }
+    }
+}
+
 impl BlipReward {
     /// The network that `config` describes.
     ///
     /// # Panics
     /// When the config was not checked: see [`BlipConfig::read`].
     pub fn new(config: &BlipConfig, device: &Device) -> Self {
-        let blip = Blip { visual_encoder: VisionTransformer::new(config, device), text_encoder: BertModel::new(config, device) };
-        let [w0, w1, w2, w3, w4] = config.mlp[..] else { panic!("the head has five layers, not {}", config.mlp.len()) };
-        let mlp = RewardHead {
-            layers_0: Linear::new(config.hidden_size, w0, device),
-            layers_2: Linear::new(w0, w1, device),
-            layers_4: Linear::new(w1, w2, device),
-            layers_6: Linear::new(w2, w3, device),
-            layers_7: Linear::new(w3, w4, device),
-        };
-        Self { blip, mlp, gradient_checkpointing: GradientCheckpointing::None }
+        let aspect_heads = config.aspects.then(|| AspectHeads::new(config, device));
+        let mlp = RewardHead::new(config, device);
+        Self { blip: Blip::new(config, device), mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None }
     }
 
     /// The stages in order; running them one after another is [`forward`](Self::forward).
@@ -171,18 +186,105 @@ fn first_token(hidden_states: Tensor<3>) -> Tensor<2> {
     hidden_states.narrow(1, 0, 1).reshape([b, hidden])
 }
 
+impl AspectHeads {
+    /// Four heads of `config`'s widths.
+    pub fn new(config: &BlipConfig, device: &Device) -> Self {
+        let head = || RewardHead::new(config, device);
+        Self { prompt_following: head(), aesthetic: head(), fidelity: head(), harmlessness: head() }
+    }
+
+    /// All four, in the order of VisionPrefer's aspects.
+    pub fn all(&self) -> [&RewardHead; 4] {
+        [&self.prompt_following, &self.aesthetic, &self.fidelity, &self.harmlessness]
+    }
+}
+
+/// The probabilities with which ImageReward's head drops what comes out of its first three layers.
+pub const HEAD_DROPOUT: [f64; 3] = [0.2, 0.2, 0.1];
+
 impl RewardHead {
+    /// A head of `config`'s widths.
+    ///
+    /// # Panics
+    /// When it has not five layers; configs are checked before this is called.
+    pub fn new(config: &BlipConfig, device: &Device) -> Self {
+        let [w0, w1, w2, w3, w4] = config.mlp[..] else { panic!("the head has five layers, not {}", config.mlp.len()) };
+        Self {
+            layers_0: Linear::new(config.hidden_size, w0, device),
+            layers_2: Linear::new(w0, w1, device),
+            layers_4: Linear::new(w1, w2, device),
+            layers_6: Linear::new(w2, w3, device),
+            layers_7: Linear::new(w3, w4, device),
+        }
+    }
+
+    fn layers(&self) -> [&Linear; 5] {
+        let Self { layers_0, layers_2, layers_4, layers_6, layers_7 } = self;
+        [layers_0, layers_2, layers_4, layers_6, layers_7]
+    }
+
     /// `[b, hidden]` → `[b, 1]`.
     pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
-        let Self { layers_0, layers_2, layers_4, layers_6, layers_7 } = self;
-        [layers_0, layers_2, layers_4, layers_6, layers_7].into_iter().fold(features, |x, layer| layer.forward(x))
+        self.layers().into_iter().fold(features, |x, layer| layer.forward(x))
+    }
+
+    /// The widths of the layers that [`HEAD_DROPOUT`] is for.
+    pub fn dropped_widths(&self) -> [usize; 3] {
+        [&self.layers_0, &self.layers_2, &self.layers_4].map(|layer| layer.weight.dims()[0])
+    }
+
+    /// As [`forward`](Self::forward), what comes out of the first three layers times a mask each, `[b, width]`.
+    pub fn forward_dropped(&self, features: Tensor<2>, masks: [Tensor<2>; 3]) -> Tensor<2> {
+        let [first, second, third, rest @ ..] = self.layers();
+        let dropped = [first, second, third].into_iter().zip(masks).fold(features, |x, (layer, mask)| layer.forward(x) * mask);
+        rest.into_iter().fold(dropped, |x, layer| layer.forward(x))
+    }
+
+    /// The vector `[1, hidden]` and the number that the linear layers amount to.
+    fn folded(&self) -> (Tensor<2>, Tensor<1>) {
+        let [first, rest @ ..] = self.layers();
+        let bias = |layer: &Linear| layer.bias.as_ref().expect("a head's layers have biases").val();
+        let start = (first.weight.val(), bias(first));
+        rest.into_iter().fold(start, |(weight, offset), layer| {
+            let [width] = offset.dims();
+            let out = layer.weight.dims()[0];
+            let offset = layer.weight.val().matmul(offset.reshape([width, 1])).reshape([out]) + bias(layer);
+            (layer.weight.val().matmul(weight), offset)
+        })
+    }
+
+    /// A head of these widths that yields `Σ weight · head`: linear layers sum to linear layers. The first unit of each layer carries
+    /// the value, the others nothing.
+    ///
+    /// # Panics
+    /// When there is no head.
+    pub fn weighted_sum(heads: &[(&Self, f64)], config: &BlipConfig, device: &Device) -> Self {
+        let folded = heads.iter().map(|(head, weight)| {
+            let (vector, offset) = head.folded();
+            (vector * *weight, offset * *weight)
+        });
+        let (vector, offset) = folded.reduce(|(vector, offset), (v, o)| (vector + v, offset + o)).expect("at least one head");
+        let mut head = Self::new(config, device);
+        let carry = |layer: &mut Linear| {
+            let [out, width] = layer.weight.dims();
+            let unit = Tensor::<2>::ones([1, 1], device).pad([(0, out - 1), (0, width - 1)], 0.0);
+            layer.weight = Param::from_tensor(unit);
+        };
+        let out = head.layers_0.weight.dims()[0];
+        head.layers_0.weight = Param::from_tensor(vector.pad([(0, out - 1), (0, 0)], 0.0));
+        [&mut head.layers_2, &mut head.layers_4, &mut head.layers_6, &mut head.layers_7].into_iter().for_each(carry);
+        head.layers_7.bias = Some(Param::from_tensor(offset));
+        head
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Tolerance;
+    use vp_core::noise::{Noise, Purpose};
+
     use super::*;
-    use crate::parameters::named_parameters;
+    use crate::parameters::{initialize, named_parameters};
 
     #[test]
     fn paths_are_imagerewards_keys() {
@@ -197,7 +299,24 @@ mod tests {
         assert_eq!(shape("blip.text_encoder.encoder.layer.0.crossattention.self.key.weight"), [768, 1024]);
         assert_eq!(shape("blip.text_encoder.encoder.layer.0.output.LayerNorm.bias"), [768]);
         assert_eq!(shape("mlp.layers.7.weight"), [1, 16]);
+        let with_heads = named_parameters(&BlipReward::new(&BlipConfig { aspects: true, ..config }, &Device::flex()));
+        assert!(with_heads.iter().any(|p| p.name == "aspect_heads.fidelity.layers.0.weight"));
         // Twelve in a ViT block, six around them; 26 in a text layer, four in its embeddings; ten in the head.
         assert_eq!(found.len(), 12 + 6 + 26 + 4 + 10);
+    }
+    #[test]
+    fn a_weighted_sum_of_heads_is_a_head() {
+        let config = BlipConfig { hidden_size: 6, mlp: vec![5, 4, 3, 2, 1], ..BlipConfig::image_reward() };
+        let device = Device::flex();
+        let head = |seed| initialize(RewardHead::new(&config, &device), &Noise::new(seed));
+        let offset = |mut head: RewardHead, by: f64| {
+            head.layers_2.bias = Some(Param::from_tensor(Tensor::full([4], by, &device)));
+            head
+        };
+        let (a, b) = (offset(head(1), 0.5), offset(head(2), -2.0));
+        let features = Noise::new(3).normal(Purpose::InitialLatents, 0, &[0], [1, 3, 6], &device).reshape([3, 6]);
+        let expected = a.forward(features.clone()) * 0.25 + b.forward(features.clone()) * 3.0;
+        let sum = RewardHead::weighted_sum(&[(&a, 0.25), (&b, 3.0)], &config, &device);
+        sum.forward(features).into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());
     }
 }

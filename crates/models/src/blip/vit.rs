@@ -105,17 +105,7 @@ impl VisionTransformer {
 impl PatchEmbed {
     /// `[b, 3, h, w]` → `[b, h/patch · w/patch, width]`, row by row.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
-        let [b, channels, h, w] = x.dims();
-        let [width, _, patch, _] = self.proj.weight.dims();
-        let (rows, columns, pixels) = (h / patch, w / patch, channels * patch * patch);
-        // Patches do not overlap, so the convolution is a matrix product, and so is its gradient.
-        let x = x.reshape([b, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([b * rows * columns, pixels]);
-        let y = x.matmul(self.proj.weight.val().reshape([width, pixels]).transpose());
-        let y = match &self.proj.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        };
-        y.reshape([b, rows * columns, width])
+        self.proj.forward_patches(x)
     }
 }
 

@@ -1,8 +1,9 @@
-//! CLIP's text encoder.
+//! CLIP: its text encoder alone, and [whole](ClipModel).
 //!
 //! Source: transformers `models/clip/modeling_clip.py`.
 
 mod config;
+mod dual;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -11,6 +12,7 @@ use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
 use crate::weights::Weights;
 
 pub use config::ClipTextConfig;
+pub use dual::{ClipCheckpoint, ClipConfig, ClipModel, ClipVisionConfig, ClipVisionEmbeddings, ClipVisionModel, clip_weights, is_clip};
 
 /// Token and position embeddings.
 #[derive(Module, Debug)]

@@ -1,0 +1,126 @@
+//! `clip_score`: a CLIP's image and prompt embeddings, compared: CLIP score, PickScore, HPS v2, or a CLIP of `train-reward`.
+//!
+//! ```text
+//! score = cos(image, prompt)  or  exp(logit_scale) · cos(image, prompt)
+//! ```
+//!
+//! Source: PickScore (arXiv 2305.01569) scores with the temperature, HPS v2 (arXiv 2306.09341) and CLIPScore (arXiv 2104.08718)
+//! without. A folder as transformers writes a `CLIPModel`, with its tokenizer.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_data::RgbImage;
+use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
+use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
+use vp_models::tokenizer::ClipTokenizer;
+
+use crate::{Build, Result, Reward, Warning, check_batch, check_pairs};
+
+const NAME: &str = "clip_score";
+
+/// The `[reward.clip_score]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipScoreConfig {
+    /// A folder with `config.json`, weights and tokenizer.
+    pub weights: PathBuf,
+    /// Whether cosines are multiplied with the learnt temperature, as PickScore does (about 100); CLIP score and HPS v2 do not.
+    #[serde(default)]
+    pub logit_scale: bool,
+}
+
+impl Validate for ClipScoreConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let folder = &self.weights;
+        if !folder.is_dir() {
+            findings.push(format!(
+                "reward.{NAME}.weights: there is no folder {}; expected a CLIPModel's, as transformers writes it",
+                folder.display()
+            ));
+        } else if let Err(error) = ClipConfig::read(&folder.join("config.json")) {
+            findings.push(format!("reward.{NAME}.weights: {error}"));
+        }
+    }
+}
+
+impl Build for ClipScoreConfig {
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(ClipScore::load(self, device)?))
+    }
+}
+
+/// A loaded CLIP. Its weights are constants: gradients reach images only.
+#[derive(Debug)]
+pub struct ClipScore {
+    model: ClipModel,
+    image_size: usize,
+    tokenizer: ClipTokenizer,
+    logit_scale: bool,
+    device: Device,
+}
+
+impl ClipScore {
+    /// Reads the folder onto `device`'s plain form.
+    ///
+    /// # Errors
+    /// When a file is missing, cannot be read, or does not fit the others.
+    pub fn load(section: &ClipScoreConfig, device: &Device) -> Result<Self> {
+        let device = device.clone().without_autodiff();
+        let tokenizer = ClipTokenizer::from_folder(&section.weights)?;
+        let ClipCheckpoint { model, config } = ClipCheckpoint::load(&section.weights, &device)?;
+        Ok(Self { model, image_size: config.vision.image_size, tokenizer, logit_scale: section.logit_scale, device })
+    }
+
+    /// Scores of images that are preprocessed already: `[b, 3, image_size, image_size]`, normalised.
+    ///
+    /// # Panics
+    /// When the size is another, or there is not one prompt for each image.
+    pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
+        let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| self.tokenizer.encode(prompt).ids).collect();
+        if self.logit_scale {
+            self.model.logits(pixel_values, &ids, &self.device)
+        } else {
+            self.model.cosine(pixel_values, &ids, &self.device)
+        }
+    }
+}
+
+impl Reward for ClipScore {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn differentiable(&self) -> bool {
+        true
+    }
+
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
+        check_batch(NAME, &images, prompts)?;
+        Ok(self.score_pixel_values(preprocess(images, self.image_size, Antialias::On), prompts))
+    }
+
+    /// Pillow's resize and rounding, as transformers' `CLIPImageProcessor`.
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+        check_pairs(NAME, images, prompts)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pixel_values = |image: &RgbImage| {
+            let size = [image.height() as usize, image.width() as usize];
+            preprocess_bytes(image.as_raw(), size, self.image_size, &self.device)
+        };
+        let pixel_values = Tensor::cat(images.iter().map(pixel_values).collect(), 0);
+        Ok(self.score_pixel_values(pixel_values, prompts).into_data().iter::<f64>().collect())
+    }
+
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        let lost = |(index, prompt): (usize, &String)| {
+            let message = format!("{NAME}: {}", self.tokenizer.encode(prompt).warning()?);
+            Some(Warning { index, message })
+        };
+        prompts.iter().enumerate().filter_map(lost).collect()
+    }
+}
