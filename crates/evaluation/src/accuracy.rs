@@ -9,6 +9,7 @@
 //! | [`pickscore_accuracy`] | pair | a third label | when probabilities are within τ | over all pairs |
 //! | [`recall_at`], [`filter_at`] | prompt | any of the tied | counts against | over prompts |
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -227,8 +228,9 @@ fn extreme_found(prompts: &[Ranked], k: usize, protocol: Protocol, view: impl Fn
         let best = prompt.ranks.iter().min();
         let images = || prompt.scores.iter().zip(&prompt.ranks);
         let highest = images().filter(|(score, rank)| Some(*rank) == best && !score.is_nan()).map(|(score, _)| *score).reduce(f64::max);
+        let is_lower = |score: &f64, highest| score.partial_cmp(&highest) == Some(Ordering::Less);
         // Only images that are not best can push the highest of the best out.
-        highest.is_some_and(|highest| images().filter(|(score, rank)| Some(*rank) != best && !(**score < highest)).count() < k)
+        highest.is_some_and(|highest| images().filter(|(score, rank)| Some(*rank) != best && !is_lower(score, highest)).count() < k)
     };
     let value = ratio(ordered.iter().filter(is_found).count(), ordered.len())?;
     Some(Accuracy { protocol, value, prompts: ordered.len(), pairs: 0, ties_dropped: prompts.len() - ordered.len() })
