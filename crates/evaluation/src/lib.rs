@@ -1,13 +1,20 @@
 //! The statistics of preferences: pure functions from numbers to numbers, each with its formula and source.
 //!
 //! - [`accuracy`]: how often a reward agrees with people, under the protocols in use.
-//! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do.
+//! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator
+//!   agrees with itself.
+//! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
 pub mod accuracy;
 pub mod agreement;
+pub mod bootstrap;
+pub mod consistency;
 pub mod correlation;
 mod error;
+pub mod interval;
+mod normal;
+pub mod significance;
 
 pub use error::{Error, Result};
