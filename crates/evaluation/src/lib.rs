@@ -4,6 +4,7 @@
 //! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator
 //!   agrees with itself.
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
+//! - [`ranking`]: strengths of many models from comparisons of two.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
@@ -15,6 +16,7 @@ pub mod correlation;
 mod error;
 pub mod interval;
 mod normal;
+pub mod ranking;
 pub mod significance;
 
 pub use error::{Error, Result};
