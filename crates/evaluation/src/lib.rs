@@ -1,0 +1,22 @@
+//! The statistics of preferences: pure functions from numbers to numbers, each with its formula and source.
+//!
+//! - [`accuracy`]: how often a reward agrees with people, under the protocols in use.
+//! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator
+//!   agrees with itself.
+//! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
+//! - [`ranking`]: strengths of many models from comparisons of two.
+//!
+//! What is undefined on the data at hand is `None`, not NaN.
+
+pub mod accuracy;
+pub mod agreement;
+pub mod bootstrap;
+pub mod consistency;
+pub mod correlation;
+mod error;
+pub mod interval;
+mod normal;
+pub mod ranking;
+pub mod significance;
+
+pub use error::{Error, Result};
