@@ -114,7 +114,9 @@ impl Reward for Judge {
             let means = images.clone().mean_dims(&[1, 2, 3]).reshape([b]);
             means.to_data().iter::<f32>().map(f32::is_nan).collect()
         };
-        let pixels = from_tensor(images.clone().clamp(0.0, 1.0)).expect("a batch was checked to be of images");
+        // An image that is not finite has no score; here it only has to be one.
+        let finite = images.clone().mask_fill(images.is_nan(), 0.0).clamp(0.0, 1.0);
+        let pixels = from_tensor(finite).expect("a batch was checked to be of images, and is finite");
         let said: Vec<Said> = pixels.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect();
         let tensor = |value: &dyn Fn(&Said) -> f64| {
             let value = |(said, nan): (&Said, &bool)| if *nan { f32::NAN } else { value(said) as f32 };
