@@ -197,9 +197,15 @@ mod tests {
         let options = Bootstrap { resamples: 50, ..Bootstrap::default() };
         assert_eq!(bootstrap_mean(&[], &options), None);
         assert_eq!(bootstrap_mean(&[1.0], &options), None);
-        assert_eq!(bootstrap_mean(&[1.0, f64::NAN], &options), None);
-        assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { resamples: 0, ..options }), None);
-        assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { level: 1.0, ..options }), None);
+        for method in [Method::Percentile, Method::Bca] {
+            let options = Bootstrap { resamples: 50, method, ..Bootstrap::default() };
+            assert_eq!(bootstrap_mean(&[1.0, f64::NAN, 2.0], &options), None);
+            assert_eq!(bootstrap_mean(&[1.0, f64::INFINITY, 2.0], &options), None);
+            assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { resamples: 0, ..options }), None);
+            for level in [0.0, 1.0, -0.5, f64::NAN] {
+                assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { level, ..options }), None);
+            }
+        }
         // Every resampled value lies above the estimate: the bias is infinite.
         assert_eq!(interval_from(&VALUES, mean, vec![9.0; 20], 0.95, Method::Bca), None);
         assert!(interval_from(&VALUES, mean, vec![9.0; 20], 0.95, Method::Percentile).is_some());
