@@ -276,6 +276,8 @@ mod tests {
         assert_eq!(pickscore_accuracy(&nan, 0.5).unwrap().value, 0.0);
         assert_eq!(pickscore_accuracy(&[ranked(&[f64::NAN, 1.0], &[1, 1])], 1.0).unwrap().value, 0.0);
         assert_eq!(recall_at(&nan, 1).unwrap().value, 0.0);
+        // Nor is it among all the images that there are.
+        assert_eq!(recall_at(&nan[..1], 2).unwrap().value, 0.0);
         assert_eq!(filter_at(&nan, 1).unwrap().value, 0.0);
     }
 

@@ -74,7 +74,7 @@ pub fn cohen_kappa(pairs: &[(f64, f64)], weights: Weights) -> Option<f64> {
 ///
 /// 1 is full agreement, 0 what chance gives, negative less than chance. `None` with fewer than 2 units that count, and where all values are equal.
 ///
-/// Source: Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011); the ordinal δ² is that of section E there.
+/// Source: Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), its δ² among it.
 pub fn krippendorff_alpha(units: &[Vec<f64>], scale: Scale) -> Option<f64> {
     let units: Vec<_> = units.iter().filter(|unit| unit.len() > 1).collect();
     if units.len() < 2 || units.iter().any(|unit| unit.iter().any(|value| value.is_nan())) {
@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn negative_zero_is_zero() {
         assert_eq!(cohen_kappa(&[(0.0, -0.0), (-0.0, 0.0), (1.0, 1.0)], Weights::Unweighted), Some(1.0));
-        assert_eq!(krippendorff_alpha(&[vec![0.0, -0.0], vec![1.0, 1.0]], Scale::Nominal), Some(1.0));
+        let alpha = |zero: f64| krippendorff_alpha(&[vec![0.0, zero, 1.0], vec![1.0, 2.0], vec![zero, 0.0]], Scale::Ordinal);
+        assert_eq!(alpha(-0.0), alpha(0.0));
     }
 
     #[test]

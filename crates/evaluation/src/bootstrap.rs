@@ -92,6 +92,9 @@ pub fn interval_from<T: Copy>(
     level: f64,
     method: Method,
 ) -> Option<Interval> {
+    if items.len() < 2 {
+        return None;
+    }
     let estimate = statistic(items);
     if resampled.is_empty() || !is_level(level) || !estimate.is_finite() || resampled.iter().any(|value| !value.is_finite()) {
         return None;
@@ -197,9 +200,18 @@ mod tests {
         let options = Bootstrap { resamples: 50, ..Bootstrap::default() };
         assert_eq!(bootstrap_mean(&[], &options), None);
         assert_eq!(bootstrap_mean(&[1.0], &options), None);
-        assert_eq!(bootstrap_mean(&[1.0, f64::NAN], &options), None);
-        assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { resamples: 0, ..options }), None);
-        assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { level: 1.0, ..options }), None);
+        for method in [Method::Percentile, Method::Bca] {
+            let options = Bootstrap { resamples: 50, method, ..Bootstrap::default() };
+            assert_eq!(bootstrap_mean(&[1.0, f64::NAN, 2.0], &options), None);
+            assert_eq!(bootstrap_mean(&[1.0, f64::INFINITY, 2.0], &options), None);
+            assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { resamples: 0, ..options }), None);
+            for level in [0.0, 1.0, -0.5, f64::NAN] {
+                assert_eq!(bootstrap_mean(&VALUES, &Bootstrap { level, ..options }), None);
+            }
+        }
+        let count = |items: &[f64]| items.len() as f64;
+        assert_eq!(interval_from(&[], count, vec![0.0; 20], 0.95, Method::Bca), None);
+        assert_eq!(interval_from(&[1.0], count, vec![1.0; 20], 0.95, Method::Bca), None);
         // Every resampled value lies above the estimate: the bias is infinite.
         assert_eq!(interval_from(&VALUES, mean, vec![9.0; 20], 0.95, Method::Bca), None);
         assert!(interval_from(&VALUES, mean, vec![9.0; 20], 0.95, Method::Percentile).is_some());

@@ -56,7 +56,7 @@ pub struct PermutationTest {
     pub exact: bool,
 }
 
-/// Up to how many differing pairs all assignments of signs are counted: 2²⁰, a few milliseconds.
+/// Up to how many differing pairs all assignments of signs are counted: 2²⁰, some tens of milliseconds.
 const EXACT_PAIRS: usize = 20;
 
 /// The paired permutation test of the mean difference: if the models do not differ, every difference might as well have the opposite sign, and
@@ -140,6 +140,10 @@ mod tests {
         // Standard deviation of a share of 40 000: at most 0.0025.
         assert!((counted.p_value - drawn.p_value).abs() < 0.01, "{} and {}", counted.p_value, drawn.p_value);
         assert_eq!(Some(drawn), permutation_test(&against_zero(&differences), 40_000, 3));
+        // Of differences of one size only the signs are left: 55 against 45, more than one draw of 64 bits.
+        let even: Vec<_> = (0..100).map(|i| if i < 45 { -1.0 } else { 1.0 }).collect();
+        let (drawn, counted) = (permutation_test(&against_zero(&even), 40_000, 0).unwrap(), sign_test(&against_zero(&even)).unwrap());
+        assert!((drawn.p_value - counted.p_value).abs() < 0.01, "{} and {}", drawn.p_value, counted.p_value);
         let certain = permutation_test(&against_zero(&[1.0; 100]), 999, 0).unwrap();
         assert_eq!(certain.p_value, 0.001);
     }
