@@ -8,7 +8,8 @@
 //! - [`ImageFolder`] is a folder of captioned images, checked before the first of them is used;
 //!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred.
 //! - [`Record`] is what an annotator said of the images of one prompt; [`Aggregation`] makes strict pairs of it.
-//!   [`read_records`] and [`write_records`] are its file, [`to_imagereward`] and [`write_pairs`] its exports; [`stats`](stats()) counts.
+//!   [`read_records`] and [`write_records`] are its file, [`to_imagereward`] and [`write_pairs`] its exports; [`stats`](stats()) counts,
+//!   [`split`](split()) holds prompts out.
 //! - [`open_dataset`] reads ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic and image folders as records, with their images in files, zip
 //!   or parquet.
 
@@ -20,6 +21,7 @@ mod image_source;
 mod images;
 mod json_list;
 mod manifest;
+mod near_duplicates;
 mod order;
 mod parameters;
 mod parquet_file;
@@ -29,6 +31,7 @@ mod prompts;
 mod published;
 mod record_file;
 mod records;
+mod split;
 mod stats;
 mod utf8;
 mod zip_file;
@@ -50,4 +53,5 @@ pub use prompts::{Prompt, read_prompts};
 pub use published::hpd::records_by_annotator;
 pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, Comparison, Completion, Preferred, Rating, Ratings, Record};
+pub use split::{Split, split};
 pub use stats::{AspectStats, Stats, stats};
