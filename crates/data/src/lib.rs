@@ -11,7 +11,7 @@
 //!   [`read_records`] and [`write_records`] are its file, [`to_imagereward`] and [`write_pairs`] its exports; [`stats`](stats()) counts,
 //!   [`split`](split()) holds prompts out.
 //! - [`open_dataset`] reads ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic and image folders as records, with their images in files, zip
-//!   or parquet.
+//!   or parquet; [`validate`](validate()) decodes every one.
 
 mod dataset;
 mod error;
@@ -34,6 +34,7 @@ mod records;
 mod split;
 mod stats;
 mod utf8;
+mod validate;
 mod zip_file;
 
 pub use dataset::{Dataset, Format, ReadRecords, Records, open_dataset};
@@ -55,3 +56,4 @@ pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, Comparison, Completion, Preferred, Rating, Ratings, Record};
 pub use split::{Split, split};
 pub use stats::{AspectStats, Stats, stats};
+pub use validate::{Validation, validate};
