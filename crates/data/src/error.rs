@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::Format;
 use crate::image_folder::Problem;
 
 /// What can go wrong between the disk and a tensor. Every message names the file, what is wrong and the way out.
@@ -64,6 +65,54 @@ pub enum Error {
     NoPrompts {
         /// The prompt file.
         path: PathBuf,
+    },
+
+    // ---- preference records ----
+    /// A path holds no preference data in a layout that is known.
+    #[error("{}: {reason}; known are{}", path.display(), Format::list())]
+    UnknownFormat {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// Preference records are refused for what was found in them.
+    #[error("preference records {}: {} problem(s), {usable} usable record(s){}", path.display(), problems.len(), Problem::list(problems))]
+    ProblemsInRecords {
+        /// The file or folder.
+        path: PathBuf,
+        /// Every finding, in the order of the lines, entries or rows.
+        problems: Vec<Problem>,
+        /// How many records have none.
+        usable: usize,
+    },
+    /// A set of preference records holds none.
+    #[error("preference records {}: no records in it", path.display())]
+    NoRecords {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A zip or parquet file cannot be read, or is refused for what is in it.
+    #[error("archive {}: {} problem(s){}", path.display(), problems.len(), Problem::list(problems))]
+    BadArchive {
+        /// The file.
+        path: PathBuf,
+        /// Every finding, by the names of the entries.
+        problems: Vec<Problem>,
+    },
+    /// A record does not have the form that an export can hold.
+    #[error("record {id}: {reason}")]
+    NotExportable {
+        /// The record's id.
+        id: String,
+        /// What the format cannot say, and the way out.
+        reason: String,
+    },
+    /// A set cannot be split into such parts.
+    #[error("cannot hold out {fraction} of the records: expected a fraction above 0 and below 1")]
+    BadFraction {
+        /// The part that was to be held out.
+        fraction: f64,
     },
 
     // ---- images ----

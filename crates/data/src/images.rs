@@ -25,19 +25,30 @@ const MAX_BYTES: u64 = 512 << 20;
 /// is larger than 16,384 pixels a side or 512 MiB decoded (a few bytes of PNG can claim terabytes of pixels).
 pub fn load_image(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
+    decode_image(&read_image(path)?, path)
+}
+
+/// The bytes of an image file, if they are not too many.
+pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>> {
     let read_error = |error| Error::Read { path: path.into(), error };
-    let refused = |reason: String| Error::BadImage { path: path.into(), reason };
     let size = fs::metadata(path).map_err(read_error)?.len();
     if size > MAX_BYTES {
-        return Err(refused(format!("the file takes {} MiB, more than the {} that are read", size >> 20, MAX_BYTES >> 20)));
+        let reason = format!("the file takes {} MiB, more than the {} that are read", size >> 20, MAX_BYTES >> 20);
+        return Err(Error::BadImage { path: path.into(), reason });
     }
-    let bytes = fs::read(path).map_err(read_error)?;
+    fs::read(path).map_err(read_error)
+}
+
+/// The image in `bytes`, which messages call `path`; see [`load_image`].
+pub(crate) fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+    let refused = |reason: String| Error::BadImage { path: path.into(), reason };
     if bytes.is_empty() {
         return Err(refused("the file is empty".into()));
     }
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(read_error)?;
+    let reader = ImageReader::new(Cursor::new(bytes));
+    let reader = reader.with_guessed_format().map_err(|error| Error::Read { path: path.into(), error })?;
     match reader.format() {
-        Some(ImageFormat::Jpeg) if !jpeg_is_complete(&bytes) => return Err(refused("the JPEG is cut off before its end".into())),
+        Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => return Err(refused("the JPEG is cut off before its end".into())),
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp) => {}
         _ => return Err(refused("not an image that is read; expected PNG, JPEG, WebP or BMP".into())),
     }
@@ -47,7 +58,7 @@ pub fn load_image(path: impl AsRef<Path>) -> Result<RgbImage> {
     })
 }
 
-fn decode(mut reader: ImageReader<Cursor<&Vec<u8>>>) -> ImageResult<RgbImage> {
+fn decode(mut reader: ImageReader<Cursor<&[u8]>>) -> ImageResult<RgbImage> {
     let mut limits = Limits::no_limits();
     (limits.max_image_width, limits.max_image_height, limits.max_alloc) = (Some(MAX_SIDE), Some(MAX_SIDE), Some(MAX_BYTES));
     reader.limits(limits.clone());

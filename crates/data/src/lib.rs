@@ -8,23 +8,42 @@
 //! - [`ImageFolder`] is a folder of captioned images, checked before the first of them is used;
 //!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred.
 //! - [`Record`] is what an annotator said of the images of one prompt; [`Aggregation`] makes strict pairs of it.
+//!   [`read_records`] and [`write_records`] are its file, [`to_imagereward`] and [`write_pairs`] its exports; [`stats`](stats()) counts,
+//!   [`split`](split()) holds prompts out.
+//! - [`open_dataset`] reads ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic and image folders as records, with their images in files, zip
+//!   or parquet; [`validate`](validate()) decodes every one.
 
+mod dataset;
 mod error;
+mod export;
 mod image_folder;
+mod image_source;
 mod images;
+mod json_list;
 mod manifest;
+mod near_duplicates;
 mod order;
 mod parameters;
+mod parquet_file;
 mod png_file;
 mod preferences;
 mod prompts;
+mod published;
+mod record_file;
 mod records;
+mod split;
+mod stats;
 mod utf8;
+mod validate;
+mod zip_file;
 
+pub use dataset::{Dataset, Format, ReadRecords, Records, open_dataset};
 pub use error::{Error, Result};
+pub use export::{to_imagereward, write_pairs};
 pub use image::RgbImage;
 pub use image::imageops::flip_horizontal;
 pub use image_folder::{ImageEntry, ImageFolder, ImageFolderOptions, OnProblem, Problem, ProblemKind, check_images};
+pub use image_source::ImageSource;
 pub use images::{center_crop_resize, from_tensor, grid, load_image, to_tensor};
 pub use manifest::read_manifest;
 pub use order::ShuffledOrder;
@@ -32,4 +51,9 @@ pub use parameters::Parameters;
 pub use png_file::{read_png_text, write_png};
 pub use preferences::{PreferencePair, Preferences};
 pub use prompts::{Prompt, read_prompts};
+pub use published::hpd::records_by_annotator;
+pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, Comparison, Completion, Preferred, Rating, Ratings, Record};
+pub use split::{Split, split};
+pub use stats::{AspectStats, Stats, stats};
+pub use validate::{Validation, validate};

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 /// What an image is rated on, in the paper's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Aspect {
     /// The image shows what the prompt asks for.
     PromptFollowing,
@@ -41,6 +41,16 @@ impl Aspect {
             Self::Fidelity => "fidelity",
             Self::Harmlessness => "harmlessness",
         }
+    }
+}
+
+/// Read as text and not as a variant, so that an error within a rating can name its aspect.
+impl TryFrom<String> for Aspect {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL.into_iter().find(|aspect| aspect.name() == name).ok_or_else(|| format!("unknown aspect {name:?}; there are {}", known()))
     }
 }
 
@@ -84,7 +94,7 @@ pub struct Comparison {
 /// Who annotated, so that records of several annotators can lie in one file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AnnotatorId {
-    /// Its kind: `openai`, `judge`, `reward`, `replay`, `human`.
+    /// Its kind: `openai`, `judge`, `reward`, `replay`, `human`; one person of many is `human:` and the name that the set gives them.
     pub name: String,
     /// The model behind it, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,6 +107,13 @@ pub struct AnnotatorId {
     pub repeat: u32,
 }
 
+impl AnnotatorId {
+    /// People, without saying which.
+    pub fn human() -> Self {
+        Self { name: "human".into(), model: None, rubric: None, repeat: 0 }
+    }
+}
+
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -104,7 +121,8 @@ fn is_zero(value: &u32) -> bool {
 /// An image drawn for a prompt, how it was drawn, and what was said of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
-    /// Relative to the file's folder, or absolute.
+    /// Relative to the file's folder, with `/` between folders. `set.zip!/entry` is a file inside a zip, `set.parquet!/column/row` bytes
+    /// in a table: see [`Dataset::image`](crate::Dataset::image).
     pub image_path: String,
     /// The model that drew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +213,12 @@ impl Aggregation {
 }
 
 impl Record {
+    /// Images of a prompt, of which nothing is said yet.
+    pub fn new(id: impl Into<String>, prompt: impl Into<String>, completions: Vec<Completion>) -> Self {
+        let (id, prompt) = (id.into(), prompt.into());
+        Self { id, prompt, prompt_raw: None, source: None, completions, comparisons: Vec::new(), annotator: None, extra: Map::new() }
+    }
+
     /// The pairs `(better, worse)` of completions, as indices, that are strictly ordered, in the order of the indices: by ratings under
     /// `aggregation`, else by rank, else by comparisons (a pair shown in both orders must be preferred in both).
     pub fn pairs(&self, aggregation: &Aggregation) -> Vec<(usize, usize)> {
@@ -217,6 +241,14 @@ impl Record {
             }
         };
         said - self.pairs(aggregation).len()
+    }
+
+    /// The ranks that people gave, if it is them that order the images.
+    pub(crate) fn own_ranks(&self, aggregation: &Aggregation) -> Option<Vec<u32>> {
+        match self.ordered_by(aggregation) {
+            OrderedBy::Ranks(ranks) => Some(ranks),
+            OrderedBy::Ratings(_) | OrderedBy::Comparisons => None,
+        }
     }
 
     fn ordered_by(&self, aggregation: &Aggregation) -> OrderedBy {
