@@ -1,0 +1,344 @@
+//! Settles questions: several threads take one after the other, look it up, and ask only if nobody answered it before.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use serde::Serialize;
+
+use crate::cache::Cache;
+use crate::journal::{Journal, Known, Line, Said};
+use crate::questions::Question;
+use crate::{Annotator, Answered, Ask, Budget, Error, Picture, Result, RunOptions, Task, Unanswered, Usage};
+
+/// So many questions in a row that fail for no fault of theirs end the run, and twice as many as there are threads.
+const LEAST_GIVEN_UP: usize = 5;
+
+/// What a run tells while it runs; from several threads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// Another question is settled.
+    Settled {
+        /// Questions settled so far.
+        done: usize,
+        /// Questions in all.
+        of: usize,
+        /// Spent by this run so far.
+        usd: f64,
+    },
+    /// Something worth showing once.
+    Notice(&'a str),
+}
+
+/// A question without an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SetAside {
+    /// The record's id.
+    pub id: String,
+    /// What was asked.
+    pub task: Task,
+    /// Indices of the completions, as shown.
+    pub shown: Vec<usize>,
+    /// Which of several independent answers it would have been.
+    pub repeat: u32,
+    /// Why there is none.
+    pub reason: String,
+}
+
+/// Why a run ended before its last question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stopped {
+    /// The caller's flag said so.
+    Told,
+    /// The budget allows for no further request: which limit, and how far it is used.
+    BudgetSpent(String),
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Summary {
+    /// Questions in all.
+    pub questions: usize,
+    /// Answered by the annotator in this run.
+    pub asked: usize,
+    /// Answered, or set aside, before: in an earlier run, or as an equal question of this one.
+    pub known: usize,
+    /// Answered from the cache folder.
+    pub cached: usize,
+    /// Of those asked, how many were put right after a first reply that was of no use.
+    pub repaired: usize,
+    /// Requests sent to a server, those that failed included.
+    pub requests: u64,
+    /// Questions without an answer, in the input's order; the next run leaves them alone unless it is told otherwise.
+    pub set_aside: Vec<SetAside>,
+    /// Questions to which no reply was to be had; the next run asks them again.
+    pub unreached: Vec<SetAside>,
+    /// Questions that are neither answered nor set aside; those unreached included.
+    pub open: usize,
+    /// What this run's replies took, those of no use included.
+    pub usage: Usage,
+    /// Why it ended early, if it did.
+    pub stopped: Option<Stopped>,
+    /// Of `max_usd`.
+    pub usd_left: Option<f64>,
+    /// Of `max_requests`.
+    pub requests_left: Option<u64>,
+}
+
+/// Where a question's answer is to be found.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// Under this key, if it was settled.
+    Key(String),
+    /// Nowhere: an image cannot be read.
+    Unreadable(String),
+    /// Nowhere: the run ended before.
+    Open,
+}
+
+/// Every question's place, and what is known by key.
+pub(crate) struct Settled {
+    pub(crate) places: Vec<Place>,
+    pub(crate) known: Known,
+    pub(crate) summary: Summary,
+    /// What ended the run; what was settled before is good.
+    pub(crate) failure: Option<Error>,
+}
+
+struct Desk<'a> {
+    questions: &'a [Question<'a>],
+    annotator: &'a dyn Annotator,
+    options: &'a RunOptions,
+    progress: &'a (dyn Fn(Event) + Sync),
+    stop: &'a AtomicBool,
+    cache: Cache,
+    budget: Budget,
+    journal: Mutex<Journal>,
+    /// Keys that a thread of this run has taken on.
+    claimed: Mutex<HashSet<String>>,
+    tally: Mutex<Tally>,
+    next: AtomicUsize,
+    failures_in_a_row: AtomicUsize,
+    failed: AtomicBool,
+    budget_is_spent: AtomicBool,
+}
+
+#[derive(Default)]
+struct Tally {
+    summary: Summary,
+    settled: usize,
+    failure: Option<Error>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Settles `questions` with the journal in `output`.
+pub(crate) fn settle(
+    questions: &[Question],
+    annotator: &dyn Annotator,
+    options: &RunOptions,
+    output: &Path,
+    progress: &(dyn Fn(Event) + Sync),
+    stop: &AtomicBool,
+) -> Result<Settled> {
+    let (journal, notice) = Journal::open(output)?;
+    if let Some(notice) = notice {
+        progress(Event::Notice(&notice));
+    }
+    let earlier = (journal.known.usage.usd, journal.known.replies);
+    let desk = Desk {
+        questions,
+        annotator,
+        options,
+        progress,
+        stop,
+        cache: Cache(options.cache.clone()),
+        budget: Budget::new(options.max_usd, options.max_requests, earlier.0, earlier.1),
+        journal: Mutex::new(journal),
+        claimed: Mutex::default(),
+        tally: Mutex::default(),
+        next: AtomicUsize::new(0),
+        failures_in_a_row: AtomicUsize::new(0),
+        failed: AtomicBool::new(false),
+        budget_is_spent: AtomicBool::new(false),
+    };
+    let places: Vec<Mutex<Place>> = questions.iter().map(|_| Mutex::new(Place::Open)).collect();
+    thread::scope(|scope| {
+        for _ in 0..options.concurrency.min(questions.len()) {
+            scope.spawn(|| desk.work(&places));
+        }
+    });
+    let places = places.into_iter().map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+    Ok(desk.close(places, earlier.1))
+}
+
+impl Desk<'_> {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
+    }
+
+    fn work(&self, places: &[Mutex<Place>]) {
+        while !self.stopped() && !self.budget_is_spent.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(question) = self.questions.get(index) else { return };
+            match self.take(question) {
+                Ok(place) => *locked(&places[index]) = place,
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        self.failed.store(true, Ordering::Relaxed);
+        locked(&self.tally).failure.get_or_insert(error);
+    }
+
+    /// One question, from its images to its place.
+    fn take(&self, question: &Question) -> Result<Place> {
+        let pictures = match question.pictures() {
+            Ok(pictures) => pictures,
+            Err(error) => {
+                self.settled(|_| {});
+                return Ok(Place::Unreadable(error.to_string()));
+            }
+        };
+        let key = question.key(self.annotator, &pictures);
+        let is_first = locked(&self.claimed).insert(key.clone());
+        let known = match locked(&self.journal).known.settled.get(&key) {
+            Some(Said::SetAside(_)) => !(self.options.retry_set_aside && is_first),
+            other => other.is_some(),
+        };
+        if known || !is_first {
+            self.settled(|summary| summary.known += 1);
+        } else if let Some(line) = self.cache.find(&key)? {
+            // Whoever put it there has paid for it.
+            self.append(Line { item: question.id.to_owned(), usage: Usage::default(), ..line })?;
+            self.settled(|summary| summary.cached += 1);
+        } else {
+            self.ask(question, &pictures, &key)?;
+        }
+        Ok(Place::Key(key))
+    }
+
+    fn ask(&self, question: &Question, pictures: &[Picture], key: &str) -> Result<()> {
+        let line = |said: Said, usage: Usage, repaired: bool| Line {
+            key: key.to_owned(),
+            item: question.id.to_owned(),
+            task: question.task,
+            said,
+            usage,
+            repaired,
+        };
+        let unusable = match locked(&self.journal).known.unusable.get(key) {
+            Some(unusable) => unusable.clone(),
+            None => Vec::new(),
+        };
+        let keep = |unusable: &crate::Unusable, usage: Usage| {
+            locked(&self.tally).summary.usage += usage;
+            self.append(line(Said::Unusable(unusable.clone()), usage, false))
+        };
+        let stopped = || self.stopped();
+        let ask = Ask { key, repeat: question.repeat, stopped: &stopped, budget: &self.budget, unusable: &unusable, keep: &keep };
+        match self.put(question, pictures, &ask) {
+            Ok(Answered { value, usage, repaired }) => {
+                let line = line(value, usage, repaired);
+                self.cache.store(&line)?;
+                self.append(line)?;
+                self.failures_in_a_row.store(0, Ordering::Relaxed);
+                self.settled(|summary| {
+                    summary.asked += 1;
+                    summary.repaired += usize::from(repaired);
+                    summary.usage += usage;
+                });
+            }
+            Err(Unanswered::SetAside(reason)) => {
+                self.append(line(Said::SetAside(reason), Usage::default(), false))?;
+                self.settled(|_| {});
+            }
+            Err(Unanswered::Rejected(reason)) => {
+                self.append(line(Said::SetAside(reason.clone()), Usage::default(), false))?;
+                self.settled(|_| {});
+                self.count_failure(reason);
+            }
+            Err(Unanswered::Unreachable(reason)) => {
+                locked(&self.tally).summary.unreached.push(set_aside(question, reason.clone()));
+                self.count_failure(reason);
+            }
+            Err(Unanswered::BudgetSpent(reason)) => {
+                self.budget_is_spent.store(true, Ordering::Relaxed);
+                locked(&self.tally).summary.stopped.get_or_insert(Stopped::BudgetSpent(reason));
+            }
+            Err(Unanswered::Stopped) => {}
+            Err(Unanswered::Fatal(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn put(&self, question: &Question, pictures: &[Picture], ask: &Ask) -> Result<Answered<Said>, Unanswered> {
+        fn said<T>(answered: Answered<T>, said: impl Fn(T) -> Said) -> Answered<Said> {
+            Answered { value: said(answered.value), usage: answered.usage, repaired: answered.repaired }
+        }
+        match (question.task, pictures) {
+            (Task::Rate, images) => Ok(said(self.annotator.rate(question.prompt, images, ask)?, Said::Rated)),
+            (Task::Compare, [first, second]) => Ok(said(self.annotator.compare(question.prompt, [first, second], ask)?, Said::Compared)),
+            (Task::Compare, _) => unreachable!("pairs are of two"),
+            (Task::Polish, _) => Ok(said(self.annotator.polish(question.prompt, ask)?, Said::Polished)),
+        }
+    }
+
+    fn append(&self, line: Line) -> Result<()> {
+        locked(&self.journal).append(line)
+    }
+
+    fn settled(&self, count: impl FnOnce(&mut Summary)) {
+        let event = {
+            let mut tally = locked(&self.tally);
+            count(&mut tally.summary);
+            tally.settled += 1;
+            Event::Settled { done: tally.settled, of: self.questions.len(), usd: tally.summary.usage.usd }
+        };
+        (self.progress)(event);
+    }
+
+    /// If it is not this question but all of them, going on would only set them aside.
+    fn count_failure(&self, reason: String) {
+        let count = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        if count >= LEAST_GIVEN_UP.max(2 * self.options.concurrency) {
+            self.fail(Error::GivenUp { count, reason });
+        }
+    }
+
+    fn close(self, places: Vec<Place>, earlier_replies: u64) -> Settled {
+        let (Tally { mut summary, failure, .. }, known) = {
+            let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (tally, self.journal.into_inner().unwrap_or_else(PoisonError::into_inner).known)
+        };
+        summary.questions = self.questions.len();
+        for (question, place) in self.questions.iter().zip(&places) {
+            match place {
+                Place::Unreadable(reason) => summary.set_aside.push(set_aside(question, reason.clone())),
+                Place::Open => summary.open += 1,
+                Place::Key(key) => match known.settled.get(key) {
+                    None => summary.open += 1,
+                    Some(Said::SetAside(reason)) => summary.set_aside.push(set_aside(question, reason.clone())),
+                    Some(_) => {}
+                },
+            }
+        }
+        if summary.open > 0 && summary.stopped.is_none() && self.stop.load(Ordering::Relaxed) {
+            summary.stopped = Some(Stopped::Told);
+        }
+        summary.requests = self.budget.requests() - earlier_replies;
+        (summary.usd_left, summary.requests_left) = (self.budget.usd_left(), self.budget.requests_left());
+        Settled { places, known, summary, failure }
+    }
+}
+
+fn set_aside(question: &Question, reason: String) -> SetAside {
+    let Question { id, task, repeat, shown, .. } = question;
+    SetAside { id: (*id).to_owned(), task: *task, shown: shown.clone(), repeat: *repeat, reason }
+}

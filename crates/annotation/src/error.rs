@@ -1,0 +1,98 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What ends an annotation run, or keeps it from starting. What concerns one question alone is [`Unanswered`](crate::Unanswered).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The values of a configuration cannot work together.
+    #[error("annotator {annotator}: {}", findings.join("\n  and "))]
+    Invalid {
+        /// Which annotator, or `options` for those of the run.
+        annotator: &'static str,
+        /// One sentence each.
+        findings: Vec<String>,
+    },
+    /// A prompt, image or record could not be read.
+    #[error(transparent)]
+    Data(#[from] vp_data::Error),
+    /// Another process annotates into the same folder.
+    #[error("{}: another process is writing this journal; wait for it to end, or choose another output folder", path.display())]
+    JournalInUse {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// A journal holds a line, not the last, that is none of its own.
+    #[error(
+        "{}, line {line}: {reason}; it was changed by hand or by another program. Remove that line (its question is asked again), or choose another output folder",
+        path.display()
+    )]
+    BadJournal {
+        /// The journal.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of earlier records or scores holds a line that is no such thing.
+    #[error("{}, line {line}: {reason}", path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// The server refuses every request of this kind; asking again is of no use.
+    #[error("{url}: {status}: {said}\n  {advice}")]
+    Refused {
+        /// Where the request went.
+        url: String,
+        /// The HTTP status, with its meaning.
+        status: String,
+        /// What the server said, cut short and without the key.
+        said: String,
+        /// What to check.
+        advice: String,
+    },
+    /// Question after question failed.
+    #[error(
+        "{count} questions in a row went unanswered, the last one because: {reason}\n  What was answered is kept: see to the cause, then start again with the same output folder"
+    )]
+    GivenUp {
+        /// How many.
+        count: usize,
+        /// Why the last of them failed.
+        reason: String,
+    },
+    /// An annotator was asked for what it cannot do.
+    #[error("annotator {annotator}: {reason}")]
+    Unable {
+        /// Which.
+        annotator: &'static str,
+        /// What is missing, and the way out.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// The result of anything here that can end a run.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,164 @@
+//! Floor 5: images and prompts to ratings.
+//!
+//! 1. An [`Annotator`] rates all images of a prompt at once on VisionPrefer's four aspects (arXiv 2404.15100, section 3), compares two of
+//!    them, or polishes a prompt. A model behind an OpenAI-compatible server, the judge of the world of shapes, a reward, earlier records.
+//! 2. [`run`] puts every question of a list of prompts to it, several at a time, and writes each answer to a journal before it counts: a
+//!    run that was killed goes on where it was, asks nothing twice, and its records are those of a run that was never disturbed.
+//! 3. [`dry_run`] says what that would cost.
+//!
+//! A new annotator is one file (a config that is [`Build`] and [`Validate`], a type that is [`Annotator`]) and one line in the table below.
+#![deny(missing_docs)]
+
+mod answer;
+mod budget;
+mod cache;
+mod client;
+mod clock;
+mod desk;
+mod error;
+mod estimate;
+mod journal;
+mod judge;
+mod limiter;
+mod openai;
+mod picture;
+mod polish;
+mod questions;
+mod records;
+mod replay;
+mod reply;
+mod retry;
+mod reward;
+pub mod rubric;
+mod run;
+mod secret;
+
+pub use answer::{Answered, Ask, Choice, Estimate, Polished, Task, Unanswered, Unusable, Usage};
+pub use budget::Budget;
+pub use clock::Clock;
+pub use desk::{Event, SetAside, Stopped, Summary};
+pub use error::{Error, Result};
+pub use estimate::{DryRun, dry_run};
+pub use judge::{Judge, JudgeConfig};
+pub use openai::{Detail, OpenAi, OpenAiConfig};
+pub use picture::Picture;
+pub use polish::polish;
+pub use replay::{Replay, ReplayConfig};
+pub use reward::{Reward, RewardConfig, Score, bands_at};
+pub use run::{Job, RunOptions, run};
+pub use secret::ApiKey;
+
+use serde_json::Value;
+use vp_core::config::Validate;
+use vp_data::Ratings;
+
+/// Images and their prompt to ratings.
+///
+/// Questions are put from several threads at once. What an answer depends on must be in [`model`](Self::model),
+/// [`rubric`](Self::rubric) or [`settings`](Self::settings): answers are kept under these.
+pub trait Annotator: Sync {
+    /// The name under which it is registered.
+    fn name(&self) -> &'static str;
+
+    /// The model behind it, if there is one; written to records.
+    fn model(&self) -> Option<&str> {
+        None
+    }
+
+    /// The version of the instructions that it follows, if it follows any; written to records.
+    fn rubric(&self, task: Task) -> Option<&'static str> {
+        let _ = task;
+        None
+    }
+
+    /// Whatever else its answers depend on.
+    fn settings(&self) -> Value {
+        Value::Null
+    }
+
+    /// Rates every image of one prompt, in one go so that they are measured by one yardstick; as many ratings as images, in their order.
+    ///
+    /// # Errors
+    /// [`Unanswered`] says what becomes of the question.
+    fn rate(&self, prompt: &str, images: &[Picture], ask: &Ask) -> Result<Answered<Vec<Ratings>>, Unanswered>;
+
+    /// Says which of two images of a prompt is better, in the order in which they are shown.
+    ///
+    /// # Errors
+    /// As [`rate`](Self::rate).
+    fn compare(&self, prompt: &str, pair: [&Picture; 2], ask: &Ask) -> Result<Answered<Choice>, Unanswered>;
+
+    /// Takes from a prompt what is biased, inconsistent or unsafe, and keeps its meaning. Only language models can.
+    ///
+    /// # Errors
+    /// As [`rate`](Self::rate).
+    fn polish(&self, prompt: &str, ask: &Ask) -> Result<Answered<Polished>, Unanswered> {
+        let _ = (prompt, ask);
+        let reason = "it cannot polish prompts; choose `openai`, which asks a language model".into();
+        Err(Unanswered::Fatal(Error::Unable { annotator: self.name(), reason }))
+    }
+
+    /// What a question will probably cost; nothing for an annotator that asks nobody.
+    fn estimate(&self, task: Task, prompt: &str, images: &[Picture]) -> Estimate {
+        let _ = (task, prompt, images);
+        Estimate::default()
+    }
+}
+
+/// What some annotators need and no configuration can hold.
+pub struct Supplies {
+    /// The scores of images for a prompt: what `reward` makes ratings of.
+    pub score: Option<Score>,
+    /// What waits are measured by.
+    pub clock: Clock,
+}
+
+impl Default for Supplies {
+    fn default() -> Self {
+        Self { score: None, clock: Clock::system() }
+    }
+}
+
+/// A configuration that an annotator is made from.
+pub trait Build: Validate {
+    /// Makes the annotator, ready to be asked.
+    ///
+    /// # Errors
+    /// When a file that it reads, or something that it needs, is missing or wrong.
+    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>>;
+}
+
+vp_core::registry! {
+    /// The `[annotator.<name>]` section.
+    pub enum AnnotatorConfig: Build {
+        /// A multimodal language model behind an OpenAI-compatible server (OpenAI, vLLM, Ollama, llama.cpp).
+        OpenAi = "openai" => OpenAiConfig,
+        /// The judge of the world of shapes: exact, free, for its captions only.
+        Judge = "judge" => JudgeConfig,
+        /// Pseudo-labels: a reward's scores, cut into five bands.
+        Reward = "reward" => RewardConfig,
+        /// Earlier records, found again by prompt and image content.
+        Replay = "replay" => ReplayConfig,
+    }
+}
+
+impl AnnotatorConfig {
+    /// Checks the configuration, then makes the annotator.
+    ///
+    /// # Errors
+    /// When the configuration has findings, or a file that it reads is missing or wrong.
+    pub fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
+        let mut findings = Vec::new();
+        self.findings(&mut findings);
+        if !findings.is_empty() {
+            return Err(Error::Invalid { annotator: self.name(), findings });
+        }
+        self.chosen().build(supplies)
+    }
+}
+
+impl Validate for AnnotatorConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        self.chosen().findings(findings);
+    }
+}

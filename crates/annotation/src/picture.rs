@@ -1,0 +1,137 @@
+//! An image file, by its content.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::imageops::{self, FilterType};
+use image::{ImageFormat, ImageReader};
+use sha2::{Digest, Sha256};
+use vp_data::{RgbImage, load_image};
+
+/// SHA-256 in lower-case hexadecimal.
+pub(crate) fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An image file that was read.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    hash: String,
+}
+
+impl Picture {
+    /// Reads the file; it is not decoded yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(path: &Path) -> vp_data::Result<Self> {
+        let bytes = fs::read(path).map_err(|error| vp_data::Error::Read { path: path.into(), error })?;
+        let hash = hex_digest(&bytes);
+        Ok(Self { path: path.into(), bytes, hash })
+    }
+
+    /// SHA-256 of the file, 64 hexadecimal digits: two files with the same bytes are the same image.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Its pixels.
+    ///
+    /// # Errors
+    /// When the file is no whole PNG, JPEG, WebP or BMP.
+    pub fn pixels(&self) -> vp_data::Result<RgbImage> {
+        load_image(&self.path)
+    }
+
+    /// Width and height in pixels as its header says; none if it has no such header.
+    pub fn size(&self) -> Option<(u32, u32)> {
+        ImageReader::new(Cursor::new(&self.bytes)).with_guessed_format().ok()?.into_dimensions().ok()
+    }
+
+    /// `data:image/…;base64,…`: the file's own bytes if it is a PNG, JPEG or WebP with no side over `max_side` pixels, else a PNG with its
+    /// longer side of `max_side`.
+    ///
+    /// # Errors
+    /// When the file is no whole image: nobody is to be paid for looking at half of one.
+    pub(crate) fn data_url(&self, max_side: Option<u32>) -> vp_data::Result<String> {
+        let pixels = self.pixels()?;
+        let (width, height) = pixels.dimensions();
+        let limit = max_side.unwrap_or(u32::MAX);
+        if width.max(height) <= limit
+            && let Some(kind) = self.kind_understood()
+        {
+            return Ok(format!("data:image/{kind};base64,{}", STANDARD.encode(&self.bytes)));
+        }
+        let (width, height) = fitted((width, height), limit);
+        let pixels =
+            if pixels.dimensions() == (width, height) { pixels } else { imageops::resize(&pixels, width, height, FilterType::Lanczos3) };
+        let mut png = Vec::new();
+        pixels.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).expect("8-bit RGB can be written to memory as PNG");
+        Ok(format!("data:image/png;base64,{}", STANDARD.encode(png)))
+    }
+
+    fn kind_understood(&self) -> Option<&'static str> {
+        match image::guess_format(&self.bytes).ok()? {
+            ImageFormat::Png => Some("png"),
+            ImageFormat::Jpeg => Some("jpeg"),
+            ImageFormat::WebP => Some("webp"),
+            _ => None,
+        }
+    }
+}
+
+/// Width and height scaled down so that neither is over `limit`; proportions are kept.
+pub(crate) fn fitted((width, height): (u32, u32), limit: u32) -> (u32, u32) {
+    let longer = width.max(height);
+    if longer <= limit {
+        return (width, height);
+    }
+    let scaled = |side: u32| ((f64::from(side) * f64::from(limit) / f64::from(longer)).round() as u32).max(1);
+    (scaled(width), scaled(height))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(name: &str, width: u32, height: u32) -> (tempfile::TempDir, Picture) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 7])).save(&path).unwrap();
+        let picture = Picture::read(&path).unwrap();
+        (folder, picture)
+    }
+
+    #[test]
+    fn files_are_sent_as_they_are_or_as_png() {
+        let (_folder, png) = picture("a.png", 30, 20);
+        assert_eq!(png.data_url(None).unwrap(), format!("data:image/png;base64,{}", STANDARD.encode(&png.bytes)));
+        assert_eq!(png.data_url(Some(30)).unwrap(), png.data_url(None).unwrap());
+        let (_folder, jpeg) = picture("a.jpg", 30, 20);
+        assert!(jpeg.data_url(None).unwrap().starts_with("data:image/jpeg;base64,/9j/"));
+        let (_folder, bmp) = picture("a.bmp", 30, 20);
+        assert!(bmp.data_url(None).unwrap().starts_with("data:image/png;base64,iVBOR"));
+    }
+
+    #[test]
+    fn a_longer_side_is_shrunk_to_the_limit() {
+        let (_folder, picture) = picture("a.png", 30, 20);
+        let url = picture.data_url(Some(15)).unwrap();
+        let png = STANDARD.decode(url.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
+        assert_eq!(image::load_from_memory(&png).unwrap().to_rgb8().dimensions(), (15, 10));
+        assert_eq!((fitted((3000, 1), 100), picture.size()), ((100, 1), Some((30, 20))));
+    }
+
+    #[test]
+    fn half_an_image_is_not_sent() {
+        let (folder, picture) = picture("a.png", 64, 64);
+        let path = folder.path().join("half.png");
+        fs::write(&path, &picture.bytes[..picture.bytes.len() / 2]).unwrap();
+        assert!(Picture::read(&path).unwrap().data_url(None).unwrap_err().to_string().contains("half.png"));
+    }
+}

@@ -1,0 +1,97 @@
+//! Records of what was settled, in the input's order: a function of the input and the answers, whenever and in whichever order these came.
+
+use std::path::{self, Path};
+
+use vp_data::{AnnotatorId, Comparison, Completion, Record};
+
+use crate::desk::{Place, Settled};
+use crate::journal::Said;
+use crate::questions::Question;
+use crate::{Annotator, Error, Result, Task};
+
+/// One record for each item, repeat and task whose questions are all settled and of which one at least has an answer.
+///
+/// Of a pair that was to be shown in both orders and has an answer to one alone, neither counts: it could not show a bias for a place.
+pub(crate) fn records(items: &[Record], questions: &[Question], settled: &Settled, annotator: &dyn Annotator, swap: bool) -> Vec<Record> {
+    let asked: Vec<(&Question, Option<&Said>)> =
+        questions.iter().zip(&settled.places).map(|(question, place)| (question, said(settled, place))).collect();
+    let is_open = |(_, place): &(&Question, &Place)| {
+        matches!(place, Place::Open) || matches!(place, Place::Key(key) if !settled.known.settled.contains_key(key))
+    };
+    let open: Vec<bool> = questions.iter().zip(&settled.places).map(|pair| is_open(&pair)).collect();
+    let mut records = Vec::new();
+    let mut at = 0;
+    let same = |a: &(&Question, Option<&Said>), b: &(&Question, Option<&Said>)| {
+        (a.0.item, a.0.repeat, a.0.task) == (b.0.item, b.0.repeat, b.0.task)
+    };
+    for group in asked.chunk_by(same) {
+        let is_settled = !open[at..at + group.len()].contains(&true);
+        at += group.len();
+        let question = group[0].0;
+        let mut record = unsaid(&items[question.item], annotator, question);
+        let has_answer = match question.task {
+            Task::Rate => rate(&mut record, group[0].1),
+            Task::Compare => compare(&mut record, group, swap),
+            Task::Polish => false,
+        };
+        if is_settled && has_answer {
+            records.push(record);
+        }
+    }
+    records
+}
+
+fn said<'a>(settled: &'a Settled, place: &Place) -> Option<&'a Said> {
+    match place {
+        Place::Key(key) => settled.known.settled.get(key),
+        Place::Unreadable(_) | Place::Open => None,
+    }
+}
+
+/// The item without what others said of it.
+fn unsaid(item: &Record, annotator: &dyn Annotator, question: &Question) -> Record {
+    let mut record = item.clone();
+    record.comparisons.clear();
+    for Completion { annotations, rank, .. } in &mut record.completions {
+        annotations.clear();
+        *rank = None;
+    }
+    record.annotator = Some(AnnotatorId {
+        name: annotator.name().to_owned(),
+        model: annotator.model().map(str::to_owned),
+        rubric: annotator.rubric(question.task).map(str::to_owned),
+        repeat: question.repeat,
+    });
+    record
+}
+
+fn rate(record: &mut Record, said: Option<&Said>) -> bool {
+    let Some(Said::Rated(ratings)) = said else { return false };
+    for (completion, ratings) in record.completions.iter_mut().zip(ratings) {
+        completion.annotations.clone_from(ratings);
+    }
+    true
+}
+
+fn compare(record: &mut Record, group: &[(&Question, Option<&Said>)], swap: bool) -> bool {
+    for orders in group.chunks(if swap { 2 } else { 1 }) {
+        let comparison = |(question, said): &(&Question, Option<&Said>)| match (said, question.shown[..].try_into()) {
+            (Some(Said::Compared(choice)), Ok(shown)) => {
+                Some(Comparison { shown, preferred: choice.preferred, rationale: choice.rationale.clone() })
+            }
+            _ => None,
+        };
+        let both: Option<Vec<Comparison>> = orders.iter().map(comparison).collect();
+        record.comparisons.extend(both.unwrap_or_default());
+    }
+    !record.comparisons.is_empty()
+}
+
+/// Where an image is, as a record in `folder` says it: relative to it if it lies in it, else absolute.
+pub(crate) fn image_path(images_root: &Path, image: &str, folder: &Path) -> Result<String> {
+    let image = images_root.join(image);
+    let absolute = |path: &Path| path::absolute(path).map_err(Error::io("find the folder of", path));
+    let (image, folder) = (absolute(&image)?, absolute(folder)?);
+    let path = image.strip_prefix(&folder).unwrap_or(&image);
+    Ok(path.to_string_lossy().into_owned())
+}
