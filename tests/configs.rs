@@ -20,6 +20,8 @@ fn tomls(folder: &Path, found: &mut Vec<PathBuf>) {
 fn every_config_parses_and_validates() {
     let mut found = Vec::new();
     tomls(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut found);
+    // Those of `annotate` are read by the tests of that command.
+    found.retain(|path| !path.parent().unwrap().ends_with("annotate"));
     assert!(found.len() >= 2, "{found:?}");
     for path in found {
         let text = std::fs::read_to_string(&path).unwrap();
@@ -39,7 +41,7 @@ fn every_config_parses_and_validates() {
 fn every_knob_of_a_published_recipe_is_commented() {
     let mut found = Vec::new();
     tomls(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut found);
-    for path in found.iter().filter(|path| path.ends_with("sd15.toml")) {
+    for path in found.iter().filter(|path| !path.ends_with("tiny.toml") && !path.ends_with("shapes.toml")) {
         let text = std::fs::read_to_string(path).unwrap();
         let knobs = text.lines().filter(|line| line.contains(" = ") && !line.starts_with(['#', ' ', '[']));
         let own_words = ["prompts", "seeds", "num_inference_steps", "guidance_scale"];

@@ -1,5 +1,6 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
+mod annotate;
 mod crash;
 mod dataset;
 mod dpo;

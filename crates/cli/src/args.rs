@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::embedded;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use vp_data::{Aggregation, Aspect};
+
+use crate::embedded;
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
 #[derive(Debug, Parser)]
@@ -19,11 +21,15 @@ pub struct Args {
 pub enum Command {
     /// Fine-tune a diffusion model with a reward.
     Train(TrainArgs),
+    /// Rate or compare images of prompts: a multimodal language model, a judge, a reward, earlier answers.
+    Annotate(AnnotateArgs),
+    /// Train a reward model on ranked images.
+    TrainReward(TrainRewardArgs),
     /// Draw images from prompts.
     Sample(SampleArgs),
     /// Score images with rewards.
     Score(ScoreArgs),
-    /// Make images to train on.
+    /// Make images to train on; look at, rewrite and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
     Export(ExportArgs),
@@ -72,6 +78,99 @@ pub struct TrainArgs {
     /// Say nothing but warnings and, at the end, where the tuned model is
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// `annotate`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer annotate --annotator judge --records data/candidates/records.jsonl -o annotations\n  visionprefer annotate --config configs/annotate/openai.toml --prompts prompts.txt -o annotations --dry-run\n\nA run that was stopped goes on when the same command is given again; nothing that was answered is asked twice."
+)]
+pub struct AnnotateArgs {
+    /// openai, judge, reward or replay, with its defaults and what --set says
+    #[arg(short, long, value_name = "NAME")]
+    pub annotator: Option<String>,
+    /// A TOML config with [annotator.<name>], and perhaps [questions] and [sampling]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a value of the config, e.g. --set questions.concurrency=8 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Images that are there: records, or any published set that `dataset` reads
+    #[arg(long, value_name = "PATH", conflicts_with = "prompts")]
+    pub records: Option<PathBuf>,
+    /// Prompts, of which images are drawn first as [sampling] says
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Have prompts polished before images are drawn: what is biased, inconsistent or unsafe goes (needs a language model)
+    #[arg(long, requires = "prompts")]
+    pub polish: bool,
+    /// Where records.jsonl, the journal and drawn images go
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Ask again what was set aside
+    #[arg(long)]
+    pub retry_set_aside: bool,
+    /// Say what it would cost, and ask nobody
+    #[arg(long)]
+    pub dry_run: bool,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]: where images are drawn and rewards computed
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// Say nothing but warnings and the result
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `train-reward`: as `train`, of one algorithm.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer train-reward --records annotations/records.jsonl\n  visionprefer train-reward --config my.toml --set rankings.weights.harmlessness=0 -o runs/mine"
+)]
+pub struct TrainRewardArgs {
+    /// Ranked images to learn from: records as `annotate` writes them, or a published set that `dataset` reads (repeatable) [default: the
+    /// config's rankings.files]
+    #[arg(long, value_name = "PATH")]
+    pub records: Vec<PathBuf>,
+    /// A TOML config [default: the one for the world of shapes]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a value of the config, e.g. --set run.seed=7 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// The run's folder [default: runs/reward_model-<date>]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Go on with the run in this folder, to the bit; `auto`: with the one in --output if there is one, else begin
+    #[arg(long, value_name = "DIR|auto")]
+    pub resume: Option<PathBuf>,
+    /// Check everything, load the weights, print the plan, and train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Train twice, once stopped half-way and resumed, and compare every file to the bit
+    #[arg(long, conflicts_with_all = ["resume", "dry_run", "profile"])]
+    pub prove_resume: bool,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// Say at the end where the time went: seconds, share and calls of each stage
+    #[arg(long)]
+    pub profile: bool,
+    /// Say nothing but warnings and, at the end, where the reward model is
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl From<TrainRewardArgs> for TrainArgs {
+    fn from(args: TrainRewardArgs) -> Self {
+        let TrainRewardArgs { records, config, mut overrides, output, resume, dry_run, prove_resume, device, profile, quiet } = args;
+        if !records.is_empty() {
+            let quoted: Vec<String> = records.iter().map(|path| toml::Value::from(path.to_string_lossy().into_owned()).to_string()).collect();
+            // What is set by name wins.
+            overrides.insert(0, format!("rankings.files=[{}]", quoted.join(", ")));
+        }
+        let algo = (config.is_none() && resume.is_none()).then(|| "reward_model".to_string());
+        Self { algo, config, overrides, output, resume, dry_run, prove_resume, device, profile, quiet }
+    }
 }
 
 /// `sample`.
@@ -142,22 +241,25 @@ pub struct SampleArgs {
 /// `score`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer score --reward ./ImageReward -p \"a red fox in the snow\" out/*.png\n  visionprefer score --reward ./ImageReward --reward brightness --manifest out/metadata.jsonl --json"
+    after_help = "Examples:\n  visionprefer score --reward ./ImageReward -p \"a red fox in the snow\" out/*.png\n  visionprefer score --reward ./ImageReward --reward brightness --manifest out/metadata.jsonl --json\n  visionprefer score --reward ./ImageReward --records data/imagereward/test.json"
 )]
 pub struct ScoreArgs {
-    /// A reward: the folder or file of a VP-Score or ImageReward, or the name of one that needs no weights (`list rewards`); repeatable,
-    /// the first one ranks
+    /// A reward: the folder or file of a VP-Score or ImageReward, the folder of a CLIP, or the name of one that needs no weights (`list
+    /// rewards`); repeatable, the first one ranks
     #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
     pub rewards: Vec<String>,
     /// The prompt of all the images
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "manifest", conflicts_with = "manifest")]
+    #[arg(short, long, value_name = "TEXT", required_unless_present_any = ["manifest", "records"], conflicts_with_all = ["manifest", "records"])]
     pub prompt: Option<String>,
     /// PNG, JPEG, WebP or BMP files
-    #[arg(value_name = "IMAGE", required_unless_present = "manifest", conflicts_with = "manifest")]
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["manifest", "records"], conflicts_with_all = ["manifest", "records"])]
     pub images: Vec<PathBuf>,
     /// Images with a prompt each: a JSON object a line with file_name (relative to this file) and text, caption or prompt
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
+    /// Images that were ranked or rated, ours or a published set: says how often each reward orders them alike, by every protocol
+    #[arg(long, value_name = "PATH", conflicts_with = "manifest")]
+    pub records: Option<PathBuf>,
     /// An object a line with file, prompt, score and reward, instead of a table
     #[arg(long)]
     pub json: bool,
@@ -177,23 +279,147 @@ pub struct DatasetArgs {
     pub kind: DatasetKind,
 }
 
-/// The worlds.
+/// What is made of what.
 #[derive(Debug, Subcommand)]
 pub enum DatasetKind {
-    /// Coloured shapes with captions that describe them
+    /// Draw coloured shapes with captions that describe them
     Shapes(ShapesArgs),
+    /// Read every record of a preference set and decode every image
+    Validate(ValidateArgs),
+    /// Count what a preference set holds: prompts, images, usable pairs, dropped ties, ratings
+    Stats(StatsArgs),
+    /// Rewrite a preference set: as records, as ImageReward's JSON, as chosen and rejected pairs
+    Convert(ConvertArgs),
+    /// Hold prompts out, near-duplicates kept on one side
+    Split(SplitArgs),
+    /// Say how far annotators agree, with each other and with themselves
+    Agreement(AgreementArgs),
+}
+
+/// `dataset validate`.
+#[derive(Debug, ClapArgs)]
+pub struct ValidateArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+}
+
+/// `dataset stats`.
+#[derive(Debug, ClapArgs)]
+pub struct StatsArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dataset convert`.
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "records")]
+    pub to: ConvertTo,
+    /// Where it goes, with copies of the images
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Where the images are [default: beside the set]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Copy no images; their paths stay as they are
+    #[arg(long)]
+    pub without_images: bool,
+    /// Leave out records that cannot be used instead of refusing the set
+    #[arg(long)]
+    pub skip_problems: bool,
+    /// What an aspect counts in the order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]
+    #[arg(long = "weight", value_name = "ASPECT=X")]
+    pub weights: Vec<AspectWeight>,
+    /// By how much two weighted sums of ratings must differ for a strict order
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub margin: f64,
+}
+
+impl ConvertArgs {
+    /// How ratings become an order.
+    pub fn aggregation(&self) -> Aggregation {
+        let mut aggregation = Aggregation { margin: self.margin, ..Aggregation::default() };
+        for AspectWeight { aspect, weight } in &self.weights {
+            let at = Aspect::ALL.iter().position(|other| other == aspect).expect("all aspects are in the list");
+            aggregation.weights[at] = *weight;
+        }
+        aggregation
+    }
+}
+
+/// The formats that are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConvertTo {
+    /// A JSON object a prompt, as `annotate` writes them
+    Records,
+    /// `{id, prompt, generations, ranking}`
+    Imagereward,
+    /// `{prompt, chosen, rejected}` a line, as `train --algo dpo` reads them
+    Pairs,
+}
+
+/// What an aspect counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AspectWeight {
+    pub aspect: Aspect,
+    pub weight: f64,
+}
+
+impl std::str::FromStr for AspectWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, weight) = text.split_once('=').ok_or("expected ASPECT=X, as in harmlessness=0")?;
+        let names = || Aspect::ALL.iter().map(|aspect| aspect.name()).collect::<Vec<_>>().join(", ");
+        let aspect = Aspect::ALL.into_iter().find(|aspect| aspect.name() == name);
+        let aspect = aspect.ok_or_else(|| format!("{name} is no aspect (known: {})", names()))?;
+        match weight.parse::<f64>() {
+            Ok(weight) if weight >= 0.0 && weight.is_finite() => Ok(Self { aspect, weight }),
+            _ => Err(format!("{weight} is no weight; expected a number of at least 0")),
+        }
+    }
+}
+
+/// `dataset split`.
+#[derive(Debug, ClapArgs)]
+pub struct SplitArgs {
+    /// Records; NAME.train.jsonl and NAME.heldout.jsonl are written beside them
+    pub path: PathBuf,
+    /// Share that is held out
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub fraction: f64,
+    /// Which prompts are held out follows from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `dataset agreement`.
+#[derive(Debug, ClapArgs)]
+pub struct AgreementArgs {
+    /// Records of several annotators, of repeats, of comparisons in both orders; or a published set with the ranks that people gave
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dataset shapes`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
+    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
 )]
 pub struct ShapesArgs {
     /// Where the images and their metadata.jsonl go
     #[arg(short, long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Images
+    /// Captions
     #[arg(short, long, value_name = "N")]
     pub n: u64,
     /// What every scene follows from
@@ -202,6 +428,10 @@ pub struct ShapesArgs {
     /// Captions to train on, or held-out ones, of which each has a combination of words that training never sees
     #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
     pub split: SplitArg,
+    /// Images a caption; with more than one, the first is as the caption wants it, others are of other scenes, noised, blurred or partly
+    /// covered, and records.jsonl says which: something to rank
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub per_caption: u64,
     /// Height and width in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
     pub side: u32,

@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 
 /// What to write where a model folder is expected.
 pub const SHAPES: &str = "embedded:shapes";
+/// The reward model beside it.
+pub const SHAPES_VP_SCORE: &str = "embedded:shapes/vp-score";
 /// The guidance scale at which it draws best.
 pub const GUIDANCE_SCALE: f64 = 3.0;
 
@@ -16,7 +18,8 @@ pub const GUIDANCE_SCALE: f64 = 3.0;
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     match path.to_str() {
         Some(SHAPES) => unpack().with_context(|| SHAPES.to_string()),
-        Some(other) if other.starts_with("embedded:") => bail!("{other}: no such embedded model (known: {SHAPES})"),
+        Some(SHAPES_VP_SCORE) => Ok(unpack().with_context(|| SHAPES_VP_SCORE.to_string())?.join("vp-score")),
+        Some(other) if other.starts_with("embedded:") => bail!("{other}: no such embedded model (known: {SHAPES}, {SHAPES_VP_SCORE})"),
         _ => Ok(path.to_path_buf()),
     }
 }
@@ -61,6 +64,8 @@ mod files {
         "unet/diffusion_pytorch_model.safetensors",
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
+        "vp-score/config.json",
+        "vp-score/vocab.txt",
     ];
 
     /// Where applications keep what they can make again.

@@ -9,7 +9,7 @@ use vp_trainers::config::AlgorithmConfig;
 pub struct Preset {
     /// The algorithm that it configures.
     pub algo: &'static str,
-    /// `tiny` and `shapes` run offline in minutes; `sd15` is for published models and needs their weights.
+    /// `tiny` and `shapes` run offline in minutes; the others are for published models and need their weights.
     pub name: &'static str,
     /// Where it lies in the repository.
     pub path: &'static str,
@@ -52,6 +52,9 @@ pub const PRESETS: &[Preset] = &[
     preset!("vae", "tiny"),
     preset!("vae", "shapes"),
     preset!("vae", "sd15"),
+    preset!("reward_model", "shapes"),
+    preset!("reward_model", "imagereward"),
+    preset!("reward_model", "pickscore"),
 ];
 
 /// The presets of one algorithm.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
+pub use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
 use vp_trainers::run::Interrupt;
 
 /// Makes the first SIGINT or SIGTERM set `interrupt`, and the second end the process at once with 128 + its number: a save under
@@ -21,6 +22,17 @@ pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
             .context("install a signal handler")?;
     }
     ignore_file_size_signal()
+}
+
+/// As [`install`], for what only asks whether to go on.
+pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let (asked, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, asked.clone()).context("install a signal handler")?;
+        signal_hook::flag::register(signal, asked.clone()).context("install a signal handler")?;
+        signal_hook::flag::register(signal, stop.clone()).context("install a signal handler")?;
+    }
+    Ok(stop)
 }
 
 /// A file that may not grow then fails to be written, like one on a full disk, instead of ending the process.

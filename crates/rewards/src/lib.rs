@@ -34,7 +34,7 @@ use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 
 /// Images and their prompts to one number each, larger is better.
-pub trait Reward {
+pub trait Reward: Send {
     /// The name under which it is registered.
     fn name(&self) -> &'static str;
 

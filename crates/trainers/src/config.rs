@@ -19,8 +19,10 @@ use crate::draft::Draft;
 use crate::drtune::DrTune;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::preferences::PreferencesSection;
+use crate::rankings::RankingsSection;
 use crate::refl::Refl;
 use crate::regularizer::RegularizerConfig;
+use crate::reward_model::RewardModel;
 use crate::sections::{
     CheckpointSection, DataSection, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
     SchedulerSection, Settings,
@@ -49,6 +51,8 @@ vp_core::registry! {
         Sft = "sft" => Sft,
         /// The autoencoder: reconstruction, edges and KL on images.
         Vae = "vae" => Vae,
+        /// A reward model: Bradley-Terry on ranked images, for BLIP with a head (VP-Score) or CLIP; `train-reward` for short.
+        RewardModel = "reward_model" => RewardModel,
     }
 }
 
@@ -57,7 +61,7 @@ impl AlgorithmConfig {
     pub fn needs_gradient(&self) -> bool {
         match self {
             Self::Refl(_) | Self::Draft(_) | Self::AlignProp(_) | Self::DrTune(_) => true,
-            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) | Self::Dpo(_) => false,
+            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) | Self::Dpo(_) | Self::RewardModel(_) => false,
         }
     }
 
@@ -96,6 +100,8 @@ pub struct TrainConfig {
     pub data: Option<DataSection>,
     /// `[preferences]`.
     pub preferences: Option<PreferencesSection>,
+    /// `[rankings]`.
+    pub rankings: Option<RankingsSection>,
     /// `[prompts]`.
     pub prompts: Option<PromptsSection>,
     /// `[scheduler]`.
@@ -141,15 +147,16 @@ impl TrainConfig {
     /// What the run itself needs to know.
     pub fn settings(&self) -> Settings {
         let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
-        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, preferences, .. } = self.clone();
-        let validation_every = data.map(|data| data.validation_every).or(preferences.map(|pairs| pairs.validation_every));
+        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, preferences, rankings, .. } = self.clone();
+        let every = [data.map(|data| data.validation_every), preferences.map(|pairs| pairs.validation_every)];
+        let validation_every = every.into_iter().flatten().next().or(rankings.map(|rankings| rankings.validation_every));
         let preview_every = validation_every.or(preview.map(|preview| preview.every)).unwrap_or(0);
         Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
     }
 
     /// The LoRA that trains, unless whole weights do.
     pub fn lora(&self) -> Option<LoraSection> {
-        let whole = self.model.trainable.is_some() || matches!(self.algo, AlgorithmConfig::Vae(_));
+        let whole = self.model.trainable.is_some() || matches!(self.algo, AlgorithmConfig::Vae(_) | AlgorithmConfig::RewardModel(_));
         (!whole).then(|| self.lora.clone().unwrap_or_default())
     }
 
@@ -211,8 +218,15 @@ impl TrainConfig {
     /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
     /// What is drawn, saved and tolerated on the way may change, and whether memory is bought with time.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 6] =
-            ["checkpoint", "guard", "preview", "data.validation_every", "preferences.validation_every", "model.gradient_checkpointing"];
+        const FREE: [&str; 7] = [
+            "checkpoint",
+            "guard",
+            "preview",
+            "data.validation_every",
+            "preferences.validation_every",
+            "rankings.validation_every",
+            "model.gradient_checkpointing",
+        ];
         let ours = serde_json::to_value(self).expect("a config is JSON");
         let mut found = Vec::new();
         compare("", &ours, saved, &mut found);
@@ -242,7 +256,8 @@ impl Validate for TrainConfig {
         }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
-        let optional: [Option<&dyn Validate>; 7] = [
+        let optional: [Option<&dyn Validate>; 8] = [
+            self.rankings.as_ref().map(|section| section as _),
             self.data.as_ref().map(|section| section as _),
             self.preferences.as_ref().map(|section| section as _),
             self.prompts.as_ref().map(|section| section as _),
@@ -306,6 +321,10 @@ impl Validate for TrainConfig {
                 self.supervised_findings(findings);
                 dpo.findings(findings);
             }
+            AlgorithmConfig::RewardModel(reward_model) => {
+                self.reward_model_findings(findings);
+                reward_model.findings(findings);
+            }
         }
     }
 }
@@ -326,6 +345,7 @@ impl TrainConfig {
         }
         let other = format!("[{other}]");
         let unused = [
+            ("[rankings]", self.rankings.is_some()),
             (other.as_str(), other_there),
             ("[prompts]", self.prompts.is_some()),
             ("[scheduler]", self.scheduler.is_some()),
@@ -338,6 +358,26 @@ impl TrainConfig {
         if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
             findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever {needed}.validation_every says"));
         }
+    }
+
+    fn reward_model_findings(&self, findings: &mut Vec<String>) {
+        if self.rankings.is_none() {
+            findings.push("[algo.reward_model] needs [rankings]".into());
+        }
+        let unused = [
+            ("[lora]", self.lora.is_some()),
+            ("[data]", self.data.is_some()),
+            ("[preferences]", self.preferences.is_some()),
+            ("[prompts]", self.prompts.is_some()),
+            ("[scheduler]", self.scheduler.is_some()),
+            ("[reward.<name>]", self.reward.is_some()),
+            ("[[watch]]", !self.watch.is_empty()),
+            ("[regularizer.<name>]", self.regularizer.is_some()),
+            ("[preview]", self.preview.is_some()),
+            ("model.size", self.model.size.is_some()),
+        ];
+        let unused = unused.into_iter().filter(|(_, there)| *there);
+        findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.reward_model]; remove it")));
     }
 
     fn policy_gradient_findings(&self, findings: &mut Vec<String>) {
@@ -355,8 +395,10 @@ impl TrainConfig {
         if self.data.is_some() {
             findings.push(format!("[data] is not used by [algo.{name}]; captioned images go into [regularizer.images]"));
         }
-        if self.preferences.is_some() {
-            findings.push(format!("[preferences] is not used by [algo.{name}]; remove it"));
+        for (section, there) in [("[preferences]", self.preferences.is_some()), ("[rankings]", self.rankings.is_some())] {
+            if there {
+                findings.push(format!("{section} is not used by [algo.{name}]; remove it"));
+            }
         }
         if self.model.initialize {
             findings.push(format!("model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; see sft"));

@@ -1,4 +1,4 @@
-//! Floor 7: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks.
+//! Floor 7: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks, and of the reward models.
 //!
 //! An algorithm is one file with its knobs at the top and its steps numbered. What algorithms share is functions and small
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
@@ -26,8 +26,11 @@ pub mod optim;
 pub mod policy_gradient;
 pub mod preferences;
 pub mod preview;
+pub mod rankings;
 pub mod refl;
 pub mod regularizer;
+pub mod reward_model;
+pub mod reward_networks;
 pub mod rollout;
 pub mod run;
 pub mod sections;

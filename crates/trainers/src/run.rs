@@ -383,6 +383,11 @@ impl<M: Module> Run<M> {
         Ok(())
     }
 
+    /// The updates after which the best preview was looked at.
+    pub fn best_step(&self) -> Option<u64> {
+        self.state.best.map(|(_, step)| step)
+    }
+
     /// Whether a preview is due after `step` updates.
     pub fn preview_is_due(&self, step: u64) -> bool {
         let every = self.settings.preview_every;

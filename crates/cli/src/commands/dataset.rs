@@ -1,4 +1,7 @@
-//! `dataset`: images to train on, made here.
+//! `dataset`: images to train on, made here; preference records, looked at and rewritten.
+
+mod agreement;
+mod records;
 
 use std::fs;
 
@@ -6,9 +9,9 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use vp_core::atomic;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::write_png;
+use vp_data::{Completion, Record, write_png, write_records};
 use vp_shapes::split::heldout_of;
-use vp_shapes::{Description, Scene, Split, render};
+use vp_shapes::{Description, Scene, Split, Variant, render, variant};
 use vp_trainers::journal::say;
 
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs, SplitArg};
@@ -18,29 +21,50 @@ use crate::failure::Failure;
 const ORIGIN: &str = "dataset.json";
 /// Written last, when every image of the part is there.
 const METADATA: &str = "metadata.jsonl";
+/// Written instead where a caption has several images.
+const RECORDS: &str = "records.jsonl";
+/// More images a caption has not.
+const MOST_CANDIDATES: u64 = 26;
 
 /// The top-level entry point for `dataset`.
 pub fn run(args: DatasetArgs) -> Result<(), Failure> {
-    let DatasetKind::Shapes(args) = args.kind;
-    let ShapesArgs { n, side, shard, .. } = args;
+    match args.kind {
+        DatasetKind::Shapes(args) => shapes(&args),
+        DatasetKind::Validate(args) => records::validate_set(&args),
+        DatasetKind::Stats(args) => records::say_stats(&args),
+        DatasetKind::Convert(args) => records::convert(&args),
+        DatasetKind::Split(args) => records::split_records(&args),
+        DatasetKind::Agreement(args) => agreement::run(&args),
+    }
+}
+
+fn shapes(args: &ShapesArgs) -> Result<(), Failure> {
+    let &ShapesArgs { n, side, shard, per_caption, .. } = args;
     if n == 0 {
         return Err(anyhow::anyhow!("--n is 0; expected at least 1").into());
     }
     if !(16..=1024).contains(&side) {
         return Err(anyhow::anyhow!("--side is {side}; expected 16 to 1024 pixels").into());
     }
-    begin(&args)?;
+    if !(1..=MOST_CANDIDATES).contains(&per_caption) {
+        return Err(anyhow::anyhow!("--per-caption is {per_caption}; expected 1 to {MOST_CANDIDATES} images").into());
+    }
+    begin(args)?;
     let part = (0..n).filter(|index| index % shard.of == shard.index);
-    let drawn = part.map(|index| draw(&args, index)).sum::<anyhow::Result<u64>>().map_err(Failure::run)?;
-    write_metadata(&args).map_err(Failure::run)?;
+    let drawn = part.map(|index| draw(args, index)).sum::<anyhow::Result<u64>>().map_err(Failure::run)?;
+    if per_caption > 1 { write_candidates(args) } else { write_metadata(args) }.map_err(Failure::run)?;
     let of = if shard.of > 1 { format!(" (part {} of {})", shard.index + 1, shard.of) } else { String::new() };
-    say(format_args!("{} images of {side}x{side} pixels in {}{of}, {drawn} of them new", n, args.out.display()));
+    let images = n * per_caption;
+    say(format_args!("{images} images of {side}x{side} pixels in {}{of}, {drawn} of them new", args.out.display()));
     Ok(())
 }
 
 /// Makes the folder, or recognises it.
 fn begin(args: &ShapesArgs) -> anyhow::Result<()> {
-    let origin = json!({ "world": "shapes", "n": args.n, "seed": args.seed, "split": args.split().name(), "side": args.side });
+    let mut origin = json!({ "world": "shapes", "n": args.n, "seed": args.seed, "split": args.split().name(), "side": args.side });
+    if args.per_caption > 1 {
+        origin["per_caption"] = args.per_caption.into();
+    }
     let text = format!("{origin}\n");
     let (folder, path) = (args.out.display(), args.out.join(ORIGIN));
     match fs::read_to_string(&path) {
@@ -68,8 +92,50 @@ fn file_name(index: u64) -> String {
     format!("{index:06}.png")
 }
 
-/// Draws an image that is not there yet; how many were drawn.
+/// The images of caption `index` where there are several: the first as the caption wants it, the others as they come.
+fn candidates(args: &ShapesArgs, index: u64, description: &Description) -> impl Iterator<Item = (String, Variant)> {
+    let draw = move |number: u64| {
+        let mut rng = Noise::new(args.seed).stream(Purpose::Spoiling, args.split() as u64, index * MOST_CANDIDATES + number);
+        let variant = if number == 0 { variant::clean } else { variant::variant };
+        (format!("{index:06}_{number}.png"), variant(description, args.side, &mut rng))
+    };
+    (0..args.per_caption).map(draw)
+}
+
+/// A caption with its images, on which nobody has said anything yet.
+fn write_candidates(args: &ShapesArgs) -> anyhow::Result<()> {
+    let mut records = Vec::new();
+    for index in 0..args.n {
+        let (_, description, caption) = scene(args, index);
+        let completion = |(image_path, variant): (String, Variant)| Completion {
+            image_path,
+            width: Some(args.side),
+            height: Some(args.side),
+            extra: [("made".to_string(), variant.made.into())].into_iter().collect(),
+            ..Completion::default()
+        };
+        let completions = candidates(args, index, &description).map(completion).collect();
+        let mut record = Record::new(format!("{index:06}"), caption, completions);
+        record.source = Some(format!("shapes {}", args.split().name()));
+        records.push(record);
+    }
+    Ok(write_records(args.out.join(RECORDS), &records)?)
+}
+
+/// Draws the images of a caption that are not there yet; how many were drawn.
 fn draw(args: &ShapesArgs, index: u64) -> anyhow::Result<u64> {
+    if args.per_caption > 1 {
+        let (_, description, _) = scene(args, index);
+        let mut drawn = 0;
+        for (name, variant) in candidates(args, index, &description) {
+            let path = args.out.join(name);
+            if !path.exists() {
+                write_png::<&str, &str>(&path, &variant.image, &[])?;
+                drawn += 1;
+            }
+        }
+        return Ok(drawn);
+    }
     let path = args.out.join(file_name(index));
     if path.exists() {
         return Ok(0);

@@ -1,5 +1,7 @@
 //! One command a file: load, validate, build, call, report.
 
+mod accuracy;
+mod annotate;
 mod dataset;
 mod docs;
 mod export;
@@ -19,6 +21,8 @@ use crate::failure::Failure;
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Train(args) => train::run(args),
+        Command::TrainReward(args) => train::run(args.into()),
+        Command::Annotate(args) => annotate::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
         Command::Dataset(args) => dataset::run(args),

@@ -6,9 +6,12 @@ use anyhow::{Context, bail};
 use burn::tensor::Device;
 use vp_core::config::Validate;
 use vp_core::suggest::did_you_mean;
-use vp_data::{ImageEntry, RgbImage, check_images, load_image, read_manifest};
-use vp_rewards::{Reward, RewardConfig, VpScoreConfig};
+use vp_data::{Aggregation, Dataset, ImageEntry, OnProblem, Record, RgbImage, check_images, load_image, open_dataset, read_manifest};
+use vp_evaluation::accuracy::Ranked;
+use vp_models::clip::is_clip;
+use vp_rewards::{ClipScoreConfig, Reward, RewardConfig, VpScoreConfig};
 
+use super::accuracy::accuracies;
 use crate::args::ScoreArgs;
 use crate::failure::Failure;
 use crate::score_table::ScoreTable;
@@ -27,12 +30,18 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
         return Err(anyhow::anyhow!("--batch-size is 0; expected at least 1").into());
     }
     let configs = reward_configs(&args.rewards)?;
-    let images = images(&args)?;
-    check_images(&images)?;
     let build = |(name, config): (String, RewardConfig)| {
         let reward = config.build(&device).with_context(|| format!("--reward {name}"))?;
         anyhow::Ok(Judge { name, reward })
     };
+    if let Some(path) = &args.records {
+        let dataset = open_dataset(path)?;
+        let records = dataset.read(OnProblem::Refuse)?.records;
+        let judges = configs.into_iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+        return agree(&judges, &dataset, &records, &args, &device).map_err(Failure::run);
+    }
+    let images = images(&args)?;
+    check_images(&images)?;
     let judges = configs.into_iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
     judges.iter().for_each(|judge| warn_of_cut_prompts(judge, &images));
     score(&judges, &images, &args, &device).map_err(Failure::run)
@@ -55,6 +64,45 @@ fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Dev
         return Ok(());
     }
     stdout::print(&ScoreTable { rewards: headings(judges), images, rows: &rows }.to_string())
+}
+
+/// How well each reward orders the images of records, by every protocol.
+fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+    let aggregation = Aggregation::default();
+    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); judges.len()];
+    for record in records {
+        let pairs = record.pairs(&aggregation);
+        if pairs.is_empty() && record.ties(&aggregation) == 0 {
+            continue;
+        }
+        let ranks: Vec<u32> = (0..record.completions.len()).map(|i| 1 + pairs.iter().filter(|(_, worse)| *worse == i).count() as u32).collect();
+        let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
+        let mut scores = vec![Vec::new(); judges.len()];
+        for batch in images.chunks(args.batch_size) {
+            let pixels = batch.iter().map(|image| dataset.image(&image.file_name)?.load()).collect::<Result<Vec<_>, _>>()?;
+            for (scores, judge) in scores.iter_mut().zip(judges) {
+                scores.extend(judge.score(&pixels, batch, device)?);
+            }
+        }
+        for (found, scores) in found.iter_mut().zip(scores) {
+            found.push(Ranked::new(scores, ranks.clone())?);
+        }
+    }
+    for (judge, ranked) in judges.iter().zip(&found) {
+        let accuracies = accuracies(ranked);
+        if args.json {
+            let line = serde_json::json!({ "reward": judge.name, "records": dataset.path(), "accuracies": accuracies });
+            stdout::print(&format!("{line}\n"))?;
+            continue;
+        }
+        stdout::print(&format!("{}: {} prompts\n", judge.name, ranked.len()))?;
+        accuracies.iter().try_for_each(|accuracy| stdout::print(&format!("  {accuracy}\n")))?;
+    }
+    Ok(())
+}
+
+fn entry(prompt: &str, image_path: &str) -> ImageEntry {
+    ImageEntry { path: image_path.into(), file_name: image_path.into(), caption: prompt.into() }
 }
 
 /// The last part of each reward's path, or all of it where another ends alike.
@@ -101,7 +149,7 @@ fn reward_configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)
     Ok(configs)
 }
 
-/// The reward registered under `name` if it needs nothing more, else the BLIP reward in that folder or file.
+/// The reward registered under `name` if it needs nothing more, else the CLIP in that folder, else the BLIP reward in that folder or file.
 fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
     if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
         let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
@@ -116,7 +164,10 @@ fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
     if !path.exists() && path.components().count() == 1 {
         let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| reward_config(name).is_ok());
         let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
-        bail!("no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward)");
+        bail!("no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward, or the folder of a CLIP)");
+    }
+    if is_clip(path) {
+        return Ok(RewardConfig::ClipScore(ClipScoreConfig { weights: path.into(), logit_scale: false }));
     }
     Ok(RewardConfig::VpScore(VpScoreConfig::new(path)))
 }

@@ -4,6 +4,7 @@ mod dpo;
 mod finish;
 mod resume;
 mod reward_driven;
+mod reward_model;
 mod supervised;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use vp_trainers::checkpoint::{Checkpoint, fingerprint};
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::journal::{Journal, Options, say, warn};
 use vp_trainers::run::{Interrupt, Run, Start};
+use vp_trainers::sections::Settings;
 
 use crate::args::TrainArgs;
 use crate::failure::Failure;
@@ -40,9 +42,11 @@ struct Plan {
     stop_before: Option<u64>,
     dry_run: bool,
     options: Options,
+    /// Matches the names of the parameters that train, where the config leaves that to the algorithm.
+    trainable: Option<String>,
 }
 
-/// The top-level entry point for `train`.
+/// The top-level entry point for `train` and `train-reward`.
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     if args.prove_resume {
         return resume::prove(args);
@@ -76,6 +80,7 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
         AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),
         AlgorithmConfig::Vae(vae) => supervised::train_vae(plan, &vae),
         AlgorithmConfig::Dpo(dpo) => dpo::train(plan, &dpo),
+        AlgorithmConfig::RewardModel(reward_model) => reward_model::train(plan, &reward_model),
     }
 }
 
@@ -100,6 +105,7 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         stop_before: None,
         dry_run: args.dry_run,
         options: Options::detect(args.quiet),
+        trainable: None,
     })
 }
 
@@ -127,6 +133,26 @@ fn default_output(algo: &str) -> PathBuf {
 }
 
 impl Plan {
+    /// What trains where the config leaves it to the algorithm.
+    fn trainable(&mut self, pattern: String) {
+        self.trainable = Some(pattern);
+    }
+
+    /// What the run itself needs to know.
+    fn settings(&self) -> Settings {
+        let settings = self.config.settings();
+        let trainable = self.config.model.trainable.clone().or(self.trainable.clone()).unwrap_or(settings.trainable);
+        Settings { trainable, ..settings }
+    }
+
+    /// What trains, in words.
+    fn what_trains(&self) -> String {
+        match (&self.config.model.trainable, &self.trainable) {
+            (None, Some(_)) => "whole weights, as fix_rate says".into(),
+            _ => self.config.what_trains(),
+        }
+    }
+
     /// How the run begins. `files` are what it starts from, whose checksums must be those of the checkpoint; `base` other such
     /// checksums.
     fn start(&mut self, files: &[&Path], mut base: BTreeMap<String, String>) -> anyhow::Result<Start> {
@@ -164,7 +190,7 @@ impl Plan {
     fn begin<M: Module>(&self, model: M, start: Start) -> Result<Option<Run<M>>, Failure> {
         // A LoRA's two files are smaller than a checkpoint, of which one is spared anyway.
         let export_bytes = if self.config.lora().is_some() { 0 } else { size_of(&self.model) };
-        let settings = self.config.settings();
+        let settings = self.settings();
         if self.dry_run {
             let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));
             let journal = |bytes| {
@@ -174,7 +200,7 @@ impl Plan {
             let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
             let _ = std::fs::remove_dir_all(&scratch);
             let (values, output) = (run?.num_trainable, self.output.display());
-            let what = self.config.what_trains();
+            let what = self.what_trains();
             say(format_args!("would train {values} values ({what}) into {output}; nothing was trained (--dry-run)"));
             return Ok(None);
         }
@@ -182,7 +208,7 @@ impl Plan {
         let journal = |bytes| self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at));
         let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
         let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
-        let what = self.config.what_trains();
+        let what = self.what_trains();
         run.journal.say(format_args!("training {} values ({what}), into {}{began}", run.num_trainable, self.output.display()));
         run.journal.begin(self.config.run.num_train_steps);
         Ok(Some(run))

@@ -93,6 +93,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         stop_before,
         dry_run: false,
         options,
+        trainable: None,
     };
     train(plan("uninterrupted", None, None, false))?;
     match train(plan("interrupted", Some(stop_before), None, false)) {

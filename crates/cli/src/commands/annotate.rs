@@ -1,0 +1,251 @@
+//! `annotate`: prompts, and images of them, to ratings and comparisons.
+
+mod candidates;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use vp_annotation::{
+    Annotator, AnnotatorConfig, Event, Job, RunOptions, SetAside, Stopped, Summary, Supplies, dry_run, polish, run as annotate,
+};
+use vp_core::atomic;
+use vp_core::config::{self, Validate};
+use vp_core::suggest::did_you_mean;
+use vp_data::{Dataset, OnProblem, Prompt, Record, open_dataset, read_prompts};
+use vp_rewards::RewardConfig;
+use vp_trainers::journal::{say, warn};
+
+use self::candidates::SamplingSection;
+use crate::args::AnnotateArgs;
+use crate::failure::Failure;
+use crate::{device, signals};
+
+/// How many set-aside questions are shown.
+const SHOWN: usize = 5;
+
+/// A whole `annotate` configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnnotateConfig {
+    /// `[annotator.<name>]`.
+    annotator: AnnotatorConfig,
+    /// `[questions]`.
+    #[serde(default)]
+    questions: RunOptions,
+    /// `[sampling]`: images are drawn first.
+    sampling: Option<SamplingSection>,
+    /// `[reward.<name>]`, of which the annotator `reward` makes ratings.
+    reward: Option<RewardConfig>,
+}
+
+impl Validate for AnnotateConfig {
+    fn findings(&self, findings: &mut Vec<String>) {
+        self.annotator.findings(findings);
+        let mut of_questions = Vec::new();
+        self.questions.findings(&mut of_questions);
+        findings.extend(of_questions.into_iter().map(|finding| format!("questions: {finding}")));
+        self.sampling.iter().for_each(|section| section.findings(findings));
+        self.reward.iter().for_each(|section| section.findings(findings));
+        match (&self.annotator, &self.reward) {
+            (AnnotatorConfig::Reward(_), None) => findings.push("[annotator.reward] needs a [reward.<name>], whose scores it cuts into bands".into()),
+            (AnnotatorConfig::Reward(_), _) | (_, None) => {}
+            (other, Some(_)) => findings.push(format!("[reward.<name>] is not used by [annotator.{}]; remove it", other.name())),
+        }
+    }
+}
+
+/// The top-level entry point for `annotate`.
+pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
+    let device = device::parse(&args.device)?;
+    let config = read_config(&args)?;
+    let stop = signals::flag()?;
+    let annotator = config.annotator.build(supplies(&config, &device)?).map_err(anyhow::Error::from)?;
+    let (items, root) = items(&args, &config, (&*annotator, &stop), &device)?;
+    if items.is_empty() {
+        return Err(anyhow::anyhow!("there is nothing to annotate: no prompt has an image").into());
+    }
+    let job = Job { items: &items, images_root: &root, output: &args.output };
+    if args.dry_run {
+        return Ok(say_what_it_would_cost(&dry_run(job, &*annotator, &config.questions).map_err(anyhow::Error::from)?));
+    }
+    create(&args.output)?;
+    let summary = annotate(job, &*annotator, &config.questions, &progress(args.quiet), &stop).map_err(Failure::run)?;
+    conclude(&args.output.join("records.jsonl"), &summary)
+}
+
+fn read_config(args: &AnnotateArgs) -> anyhow::Result<AnnotateConfig> {
+    let config: AnnotateConfig = match (&args.config, &args.annotator) {
+        (Some(path), None) => config::read(path, &args.overrides)?,
+        (Some(_), Some(_)) => bail!("--annotator and --config: the config has its own [annotator.<name>]; use --set for its keys"),
+        (None, None) => bail!("expected --annotator NAME or --config FILE"),
+        (None, Some(name)) => {
+            let known = || AnnotatorConfig::ENTRIES.iter().map(|entry| entry.name);
+            if !known().any(|known| known == name) {
+                let list = known().collect::<Vec<_>>().join(", ");
+                bail!("--annotator {name}: no such annotator{} (known: {list})", did_you_mean(name, known()));
+            }
+            config::parse(&format!("[annotator.{name}]\n"), "--annotator", &args.overrides)?
+        }
+    };
+    let questions = RunOptions { retry_set_aside: config.questions.retry_set_aside || args.retry_set_aside, ..config.questions };
+    Ok(AnnotateConfig { questions, ..config })
+}
+
+/// What the annotator needs and no config can hold.
+fn supplies(config: &AnnotateConfig, device: &Device) -> anyhow::Result<Supplies> {
+    let Some(reward) = &config.reward else { return Ok(Supplies::default()) };
+    let reward = reward.build(device).context("[reward]")?;
+    let device = device.clone();
+    let score = move |images: &[vp_data::RgbImage], prompt: &str| {
+        reward.score_rgb(images, &vec![prompt.to_string(); images.len()], &device).map_err(|error| error.to_string())
+    };
+    Ok(Supplies { score: Some(Box::new(score)), ..Supplies::default() })
+}
+
+/// What is to be annotated, and the folder that its paths start from.
+fn items(
+    args: &AnnotateArgs,
+    config: &AnnotateConfig,
+    (annotator, stop): (&dyn Annotator, &Arc<AtomicBool>),
+    device: &Device,
+) -> Result<(Vec<Record>, PathBuf), Failure> {
+    match (&args.records, &args.prompts) {
+        (Some(path), None) => Ok(records(path, args)?),
+        (None, Some(path)) => {
+            let prompts = read_prompts(path).map_err(anyhow::Error::from)?;
+            let prompts = if args.polish { polished(prompts, args, config, (annotator, stop))? } else { prompts };
+            let section = config.sampling.clone().unwrap_or_default();
+            if args.dry_run {
+                say(format_args!("would draw {} images of {} prompts first", prompts.len() * section.images_per_prompt, prompts.len()));
+            }
+            let folder = args.output.join("images");
+            create(&folder)?;
+            let items = candidates::draw(&prompts, &section, &folder, (device, stop), args.dry_run)?;
+            Ok((items, args.output.clone()))
+        }
+        _ => Err(anyhow::anyhow!("expected --records FILE, images that are there, or --prompts FILE, of which images are drawn").into()),
+    }
+}
+
+/// Records, and the folder that their paths start from: the output's, into which the images are linked or copied, so that what is written
+/// there is whole. In a dry run nothing is.
+fn records(path: &Path, args: &AnnotateArgs) -> anyhow::Result<(Vec<Record>, PathBuf)> {
+    let dataset = open_dataset(path).with_context(|| format!("--records {}", path.display()))?;
+    let mut records = dataset.read(OnProblem::Refuse)?.records;
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    let is_beside = std::path::absolute(folder)? == std::path::absolute(&args.output)?;
+    let in_archive = || records.iter().flat_map(|record| &record.completions).any(|completion| completion.image_path.contains(INSIDE));
+    if (args.dry_run || is_beside) && !in_archive() {
+        return Ok((records, folder.to_path_buf()));
+    }
+    if args.dry_run {
+        bail!("{}: images in archives are unpacked into --output first, which --dry-run does not; use dataset convert", path.display());
+    }
+    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
+        completion.image_path = bring(&dataset, &completion.image_path, &args.output)?;
+    }
+    Ok((records, args.output.clone()))
+}
+
+/// Stands between an archive and what is in it.
+const INSIDE: &str = "!/";
+
+/// Links or copies an image below `output/images` if it is not there yet; its path from `output`.
+fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Result<String> {
+    let name = format!("images/{}", image_path.replace(INSIDE, "/"));
+    let target = output.join(&name);
+    if target.exists() {
+        return Ok(name);
+    }
+    create(target.parent().expect("an image lies in a folder"))?;
+    let source = dataset.image(image_path)?;
+    if source.path().is_none_or(|path| fs::hard_link(path, &target).is_err()) {
+        atomic::write(&target, &source.bytes()?).with_context(|| format!("write {}", target.display()))?;
+    }
+    Ok(name)
+}
+
+/// The prompts without what is biased, inconsistent or unsafe.
+fn polished(
+    prompts: Vec<Prompt>,
+    args: &AnnotateArgs,
+    config: &AnnotateConfig,
+    (annotator, stop): (&dyn Annotator, &Arc<AtomicBool>),
+) -> Result<Vec<Prompt>, Failure> {
+    if args.dry_run {
+        say(format_args!("would polish {} prompts first", prompts.len()));
+        return Ok(prompts);
+    }
+    let folder = args.output.join("prompts");
+    create(&folder)?;
+    let summary = polish(&prompts, annotator, &config.questions, &folder, &progress(args.quiet), stop).map_err(Failure::run)?;
+    let path = folder.join("prompts.jsonl");
+    conclude(&path, &summary)?;
+    Ok(read_prompts(&path).map_err(anyhow::Error::from)?)
+}
+
+fn create(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
+}
+
+/// A line now and then, and every notice.
+fn progress(quiet: bool) -> impl Fn(Event<'_>) + Sync {
+    let shown = Mutex::new(0);
+    move |event| match event {
+        Event::Notice(line) => warn(format_args!("{line}")),
+        Event::Settled { done, of, usd } => {
+            let tenth = done * 10 / of.max(1);
+            let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !quiet && tenth > *shown {
+                *shown = tenth;
+                let spent = if usd > 0.0 { format!(", {usd:.4} USD") } else { String::new() };
+                say(format_args!("{done} of {of} questions{spent}"));
+            }
+        }
+    }
+}
+
+fn say_what_it_would_cost(dry: &vp_annotation::DryRun) {
+    let vp_annotation::DryRun { questions, known, unreadable, requests, usage } = dry;
+    let (input, output, usd) = (usage.input_tokens, usage.output_tokens, usage.usd);
+    say(format_args!("{questions} questions, {known} of them settled already; {unreadable} have an image that cannot be read"));
+    say(format_args!(
+        "would send about {requests} requests, {input} tokens in and {output} out, for {usd:.4} USD; nothing was sent (--dry-run)"
+    ));
+}
+
+/// How it went; a failure where questions are still open.
+fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
+    let Summary { questions, asked, known, cached, repaired, requests, set_aside, unreached, open, usage, stopped, .. } = summary;
+    say(format_args!("{questions} questions: {asked} asked ({repaired} put right), {known} known, {cached} from the cache, {requests} requests"));
+    if usage.input_tokens + usage.output_tokens > 0 {
+        say(format_args!("{} tokens in, {} out, {:.4} USD", usage.input_tokens, usage.output_tokens, usage.usd));
+    }
+    if let (Some(usd), _) = (summary.usd_left, ()) {
+        say(format_args!("{usd:.4} USD of the budget are left"));
+    }
+    let show = |heading: &str, of: &[SetAside]| {
+        for SetAside { id, task, reason, .. } in of.iter().take(SHOWN) {
+            warn(format_args!("{heading}: {} {id}: {reason}", task.name()));
+        }
+        if of.len() > SHOWN {
+            warn(format_args!("… and {} more {heading}", of.len() - SHOWN));
+        }
+    };
+    show("set aside", set_aside);
+    show("not reached", unreached);
+    say(format_args!("{}", written.display()));
+    match stopped {
+        Some(Stopped::BudgetSpent(limit)) => {
+            Err(Failure::run(anyhow::anyhow!("{open} questions are open: {limit}; raise it and run the same command again")))
+        }
+        Some(Stopped::Told) => Err(Failure::Stopped(signals::SIGINT, anyhow::anyhow!("{open} questions are open; run the same command again"))),
+        None if *open > 0 => Err(Failure::run(anyhow::anyhow!("{open} questions are open; run the same command again"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,195 @@
+//! Images to annotate, drawn as VisionPrefer drew its own: several of a prompt, from several models, with guidance that varies.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_data::{Completion, Parameters, Prompt, Record, from_tensor, write_png};
+use vp_models::pipeline::{ModelFolder, Pipeline, Request};
+use vp_schedulers::build_sampler;
+use vp_trainers::journal::say;
+
+use crate::args::LoraArg;
+use crate::commands::export::with_loras;
+use crate::embedded;
+use crate::failure::Failure;
+
+/// `[sampling]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplingSection {
+    /// Diffusers folders; image k of a prompt is drawn by model k, in turns.
+    pub models: Vec<PathBuf>,
+    /// A LoRA that is added to the model of the same place; empty for none.
+    pub loras: Vec<PathBuf>,
+    /// Images a prompt.
+    pub images_per_prompt: usize,
+    /// Scales of classifier-free guidance; each image gets one of them by lot.
+    pub guidance_scales: Vec<f64>,
+    /// Steps of each model's own sampler.
+    pub num_inference_steps: usize,
+    /// Every image's noise follows from it, from the prompt's place and from the image's number.
+    pub seed: u64,
+    /// Images at once.
+    pub batch_size: usize,
+}
+
+impl Default for SamplingSection {
+    /// Four images of a prompt, as VisionPrefer; the model that is part of the program.
+    fn default() -> Self {
+        Self {
+            models: vec![embedded::SHAPES.into()],
+            loras: Vec::new(),
+            images_per_prompt: 4,
+            guidance_scales: vec![1.0, 2.0, 3.0, 5.0],
+            num_inference_steps: 20,
+            seed: 0,
+            batch_size: 4,
+        }
+    }
+}
+
+impl Validate for SamplingSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        let lists = [("models", self.models.is_empty()), ("guidance_scales", self.guidance_scales.is_empty())];
+        findings.extend(lists.iter().filter(|(_, empty)| *empty).map(|(name, _)| format!("sampling.{name} is empty; expected at least one")));
+        let counts = [
+            ("images_per_prompt", self.images_per_prompt),
+            ("num_inference_steps", self.num_inference_steps),
+            ("batch_size", self.batch_size),
+        ];
+        findings.extend(counts.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("sampling.{name} is 0; expected at least 1")));
+        if self.loras.len() > self.models.len() {
+            findings.push(format!("sampling.loras has {} entries and models {}; expected at most one each", self.loras.len(), self.models.len()));
+        }
+        for scale in self.guidance_scales.iter().filter(|scale| !(**scale >= 0.0 && scale.is_finite())) {
+            findings.push(format!("sampling.guidance_scales has {scale}; expected numbers of at least 0"));
+        }
+    }
+}
+
+/// One image that is to be drawn.
+#[derive(Debug, Clone)]
+struct Wanted {
+    prompt: usize,
+    model: usize,
+    guidance_scale: f64,
+    seed: u64,
+    file_name: String,
+}
+
+/// Draws the images that are not there yet into `folder`, which lies in the output's, and describes all of them; nothing is drawn in a
+/// dry run.
+pub fn draw(
+    prompts: &[Prompt],
+    section: &SamplingSection,
+    folder: &Path,
+    (device, stop): (&Device, &Arc<AtomicBool>),
+    dry_run: bool,
+) -> Result<Vec<Record>, Failure> {
+    let wanted: Vec<Wanted> = (0..prompts.len()).flat_map(|prompt| wanted(section, prompt)).collect();
+    let parent = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut sizes = Vec::new();
+    for (index, model) in section.models.iter().enumerate() {
+        let model_folder = ModelFolder::open(&embedded::resolve(model)?).context("sampling.models").map_err(Failure::from)?;
+        let size = model_folder.default_size();
+        sizes.push(size);
+        for scale in &section.guidance_scales {
+            model_folder.check(size, *scale).context("sampling").map_err(Failure::from)?;
+        }
+        let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
+        if !dry_run && !of_model.is_empty() {
+            say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
+            draw_with(model_folder, (section, index), &of_model, (prompts, folder), (device, stop))?;
+        }
+    }
+    let completion = |one: &Wanted| Completion {
+        image_path: format!("{parent}/{}", one.file_name),
+        model: Some(name(&section.models[one.model], section.loras.get(one.model))),
+        seed: Some(one.seed),
+        steps: Some(section.num_inference_steps as u64),
+        guidance_scale: Some(one.guidance_scale),
+        width: Some(sizes[one.model][1] as u32),
+        height: Some(sizes[one.model][0] as u32),
+        ..Completion::default()
+    };
+    let record = |(index, prompt): (usize, &Prompt)| {
+        let completions = wanted.iter().filter(|one| one.prompt == index).map(completion).collect();
+        Record::new(prompt.id.clone().unwrap_or_else(|| format!("{index:06}")), prompt.text.clone(), completions)
+    };
+    Ok(prompts.iter().enumerate().map(record).collect())
+}
+
+/// The images of a prompt.
+fn wanted(section: &SamplingSection, prompt: usize) -> impl Iterator<Item = Wanted> + '_ {
+    let noise = Noise::new(section.seed);
+    (0..section.images_per_prompt).map(move |image| {
+        let lot = noise.integer(Purpose::GuidanceScale, prompt as u64, image as u64, 0, section.guidance_scales.len());
+        let seed = (prompt * section.images_per_prompt + image) as u64;
+        Wanted {
+            prompt,
+            model: image % section.models.len(),
+            guidance_scale: section.guidance_scales[lot],
+            seed: section.seed.wrapping_add(seed),
+            file_name: format!("{prompt:06}_{image}.png"),
+        }
+    })
+}
+
+fn name(model: &Path, lora: Option<&PathBuf>) -> String {
+    let stem = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    match lora.filter(|lora| !lora.as_os_str().is_empty()) {
+        Some(lora) => format!("{} + {}", stem(model), stem(lora)),
+        None => stem(model),
+    }
+}
+
+fn draw_with(
+    folder: ModelFolder,
+    (section, model): (&SamplingSection, usize),
+    wanted: &[&Wanted],
+    (prompts, output): (&[Prompt], &Path),
+    (device, stop): (&Device, &Arc<AtomicBool>),
+) -> Result<(), Failure> {
+    let mut sampler = build_sampler(&folder.scheduler_config, None, section.num_inference_steps, 0.0).context("sampling").map_err(Failure::from)?;
+    let size = folder.default_size();
+    let (pipeline, unet) = Pipeline::load(folder, device).map_err(anyhow::Error::from)?;
+    let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());
+    let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
+    let trainable = with_loras(&pipeline, unet, &loras)?;
+    let shape = pipeline.latent_shape(size);
+    let name = name(&section.models[model], lora);
+    // One request has one guidance scale.
+    for scale in &section.guidance_scales {
+        let of_scale: Vec<&&Wanted> = wanted.iter().filter(|one| one.guidance_scale == *scale).collect();
+        for batch in of_scale.chunks(section.batch_size) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Failure::Stopped(crate::signals::SIGINT, anyhow::anyhow!("stopped while drawing; run the same command again")));
+            }
+            let texts: Vec<String> = batch.iter().map(|one| prompts[one.prompt].text.clone()).collect();
+            let of_seeds = |purpose, step| {
+                let one = |one: &&&Wanted| Noise::new(one.seed).normal(purpose, step, &[0], shape, pipeline.device());
+                Tensor::cat(batch.iter().map(one).collect(), 0)
+            };
+            let mut noise = |step| of_seeds(Purpose::SamplerStep, chain_step(0, step));
+            let request = Request { prompts: &texts, negative_prompt: None, guidance_scale: *scale, size };
+            let latents = of_seeds(Purpose::InitialLatents, 0);
+            let drawn = from_tensor(pipeline.generate(&trainable, &mut *sampler, &request, latents, &mut noise)).map_err(Failure::run)?;
+            for ((image, text), one) in drawn.iter().zip(&texts).zip(batch) {
+                let parameters = Parameters::new(text, "")
+                    .with("Steps", section.num_inference_steps.to_string())
+                    .with("CFG scale", scale.to_string())
+                    .with("Seed", one.seed.to_string())
+                    .with("Size", format!("{}x{}", size[1], size[0]))
+                    .with("Model", name.clone());
+                write_png(output.join(&one.file_name), image, &[("parameters", parameters.to_text())]).map_err(Failure::run)?;
+            }
+        }
+    }
+    Ok(())
+}

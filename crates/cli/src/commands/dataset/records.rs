@@ -1,0 +1,139 @@
+//! `dataset validate`, `stats`, `convert`, `split`: preference records, ours and published ones.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use vp_core::atomic;
+use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records};
+use vp_trainers::journal::{say, warn};
+
+use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
+use crate::failure::Failure;
+use crate::stdout;
+
+/// Decodes everything, and fails where something is wrong.
+pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
+    let found = validate(&args.path)?;
+    stdout::print(&format!("{found}\n"))?;
+    match found.problems.len() {
+        0 => Ok(()),
+        count => Err(anyhow::anyhow!("{}: {count} problem(s)", args.path.display()).into()),
+    }
+}
+
+/// What a set holds.
+pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
+    let dataset = open_dataset(&args.path)?;
+    let mut problems = Vec::new();
+    let mut records = dataset.records()?;
+    let found = stats(records.by_ref().filter_map(|record| record.map_err(|problem| problems.push(problem)).ok()));
+    if args.json {
+        return Ok(stdout::print(&(serde_json::to_string(&found).context("write JSON")? + "\n"))?);
+    }
+    stdout::print(&format!("{}: {}\n{found}\n", args.path.display(), dataset.format()))?;
+    if records.unlabelled() > 0 {
+        stdout::print(&format!("{} rows without a label were passed over\n", records.unlabelled()))?;
+    }
+    if !problems.is_empty() {
+        warn(format_args!("{} records cannot be used, the first: {}", problems.len(), problems[0]));
+    }
+    Ok(())
+}
+
+/// Another format, with the images beside it.
+pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
+    if args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(anyhow::anyhow!("{} is not empty; choose another --output", args.output.display()).into());
+    }
+    let dataset = open_dataset(&args.path)?;
+    let dataset = match &args.images {
+        Some(folder) => dataset.with_images(folder),
+        None => dataset,
+    };
+    let found = dataset.read(if args.skip_problems { OnProblem::Skip } else { OnProblem::Refuse })?;
+    found.skipped.iter().take(5).for_each(|problem| warn(format_args!("left out: {problem}")));
+    if found.skipped.len() > 5 {
+        warn(format_args!("… and {} more records are left out", found.skipped.len() - 5));
+    }
+    fs::create_dir_all(&args.output).with_context(|| format!("create {}", args.output.display()))?;
+    write(&dataset, found.records, args).map_err(Failure::run)
+}
+
+fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> anyhow::Result<()> {
+    if !args.without_images {
+        copy_images(dataset, &mut records, &args.output)?;
+    }
+    let aggregation = args.aggregation();
+    let (path, count) = match args.to {
+        ConvertTo::Records => {
+            let path = args.output.join("records.jsonl");
+            write_records(&path, &records)?;
+            (path, format!("{} records", records.len()))
+        }
+        ConvertTo::Imagereward => {
+            let entries = records.iter().map(|record| to_imagereward(record, &aggregation)).collect::<Result<Vec<_>, _>>()?;
+            let path = args.output.join("imagereward.json");
+            let text = serde_json::to_string_pretty(&entries).context("write JSON")? + "\n";
+            atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
+            (path, format!("{} entries", entries.len()))
+        }
+        ConvertTo::Pairs => {
+            let path = args.output.join("pairs.jsonl");
+            let pairs = write_pairs(&path, &records, &aggregation, &args.output)?;
+            (path, format!("{pairs} pairs"))
+        }
+    };
+    say(format_args!("{}: {count}", path.display()));
+    Ok(())
+}
+
+/// Copies every image below `output/images` and renames it in the records.
+fn copy_images(dataset: &Dataset, records: &mut [Record], output: &Path) -> anyhow::Result<()> {
+    let folder = output.join("images");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let mut copied: HashMap<String, String> = HashMap::new();
+    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
+        if let Some(name) = copied.get(&completion.image_path) {
+            completion.image_path = name.clone();
+            continue;
+        }
+        let bytes = dataset.image(&completion.image_path)?.bytes()?;
+        let name = format!("images/{:07}.{}", copied.len(), extension(&bytes, &completion.image_path)?);
+        let path = output.join(&name);
+        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        copied.insert(std::mem::replace(&mut completion.image_path, name.clone()), name);
+    }
+    Ok(())
+}
+
+/// What the bytes are, whatever the name says.
+fn extension(bytes: &[u8], name: &str) -> anyhow::Result<&'static str> {
+    match bytes {
+        [0x89, b'P', b'N', b'G', ..] => Ok("png"),
+        [0xff, 0xd8, ..] => Ok("jpg"),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok("webp"),
+        [b'B', b'M', ..] => Ok("bmp"),
+        _ => bail!("image {name}: neither PNG, JPEG, WebP nor BMP"),
+    }
+}
+
+/// Two files beside the first, no prompt or near-duplicate in both.
+pub fn split_records(args: &SplitArgs) -> Result<(), Failure> {
+    let records = vp_data::read_records(&args.path)?;
+    let parts = split(&records, args.fraction, args.seed)?;
+    for (name, indices) in [("train", parts.train), ("heldout", parts.held_out)] {
+        let path = beside(&args.path, name);
+        let part: Vec<Record> = indices.iter().map(|index| records[*index].clone()).collect();
+        write_records(&path, &part).map_err(Failure::run)?;
+        say(format_args!("{}: {} records", path.display(), part.len()));
+    }
+    Ok(())
+}
+
+/// `records.jsonl` to `records.train.jsonl`: in the same folder, so that the images' paths still hold.
+fn beside(path: &Path, part: &str) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}.{part}.jsonl"))
+}

@@ -1,0 +1,228 @@
+//! Ranked images for training a reward model: whose prompts are held out, in which order the others come, and which pairs they make.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vp_core::config::Validate;
+use vp_core::noise::{Noise, Purpose};
+use vp_data::{Aggregation, Aspect, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, open_dataset};
+
+use crate::Error;
+use crate::checkpoint::text_checksum;
+use crate::images::split;
+use crate::run::Batch;
+
+/// What each aspect counts in the overall order.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AspectWeights {
+    /// The image shows what the prompt asks for.
+    pub prompt_following: f64,
+    /// It pleases the eye.
+    pub aesthetic: f64,
+    /// Nothing in it is broken or out of place.
+    pub fidelity: f64,
+    /// It shows nothing harmful.
+    pub harmlessness: f64,
+}
+
+impl Default for AspectWeights {
+    fn default() -> Self {
+        Self { prompt_following: 1.0, aesthetic: 1.0, fidelity: 1.0, harmlessness: 1.0 }
+    }
+}
+
+impl AspectWeights {
+    /// In the order of [`Aspect::ALL`].
+    pub fn as_array(&self) -> [f64; 4] {
+        [self.prompt_following, self.aesthetic, self.fidelity, self.harmlessness]
+    }
+}
+
+/// Annotated images to learn from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankingsSection {
+    /// Records as `annotate` writes them, or any published set that `dataset` reads: files or folders.
+    pub files: Vec<PathBuf>,
+    /// Records that are held out. None: a share of the others.
+    #[serde(default)]
+    pub validation_files: Vec<PathBuf>,
+    /// Share of the prompts that is held out, by a hash of their text: adding prompts moves none from one side to the other (0.1).
+    #[serde(default = "one_in_ten")]
+    pub validation_fraction: f64,
+    /// Updates between two validations; 0 for one before and one after.
+    #[serde(default)]
+    pub validation_every: u64,
+    /// How ratings become an order. 1, 1, 1, 1: VisionPrefer's sum. One of them alone, or all but one: its ablation.
+    #[serde(default)]
+    pub weights: AspectWeights,
+    /// By how much two weighted sums must differ for a strict order.
+    #[serde(default)]
+    pub margin: f64,
+    /// Whether prompts are withheld: what can be known of an image without them.
+    #[serde(default)]
+    pub ignore_prompts: bool,
+}
+
+fn one_in_ten() -> f64 {
+    0.1
+}
+
+impl RankingsSection {
+    /// How ratings become an order.
+    pub fn aggregation(&self) -> Aggregation {
+        Aggregation { weights: self.weights.as_array(), margin: self.margin }
+    }
+}
+
+impl Validate for RankingsSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        if self.files.is_empty() {
+            findings.push("rankings.files is empty; expected at least one file of records".into());
+        }
+        let fraction = self.validation_fraction;
+        if !(0.0..1.0).contains(&fraction) {
+            findings.push(format!("rankings.validation_fraction is {fraction}; expected at least 0 and less than 1"));
+        }
+        if !(self.margin >= 0.0 && self.margin.is_finite()) {
+            findings.push(format!("rankings.margin is {}; expected a number of at least 0", self.margin));
+        }
+        for (aspect, weight) in Aspect::ALL.into_iter().zip(self.weights.as_array()) {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                findings.push(format!("rankings.weights.{} is {weight}; expected a number of at least 0", aspect.name()));
+            }
+        }
+        if self.weights.as_array().iter().sum::<f64>() == 0.0 {
+            findings.push("rankings.weights: every aspect weighs 0; leave one above".into());
+        }
+    }
+}
+
+/// The images of one prompt, and what is known of their order.
+#[derive(Debug, Clone)]
+pub struct RankedImages {
+    /// What they were drawn for.
+    pub prompt: String,
+    /// Where they are.
+    pub images: Vec<ImageSource>,
+    /// Overall.
+    pub overall: Order,
+    /// On each of [`Aspect::ALL`], where it was rated.
+    pub aspects: [Order; 4],
+}
+
+/// What is known of the order of some images, as pairs of indices.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Order {
+    /// `(better, worse)`.
+    pub pairs: Vec<(usize, usize)>,
+    /// Neither better.
+    pub ties: Vec<(usize, usize)>,
+}
+
+impl Order {
+    fn of(record: &Record, aggregation: &Aggregation) -> Self {
+        let pairs = record.pairs(aggregation);
+        let n = record.completions.len();
+        let all = (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b)));
+        let is_open = |(a, b): &(usize, usize)| !pairs.contains(&(*a, *b)) && !pairs.contains(&(*b, *a));
+        let ties = if record.ties(aggregation) > 0 { all.filter(is_open).collect() } else { Vec::new() };
+        Self { pairs, ties }
+    }
+
+    /// 1 for the best, ties share a number.
+    pub fn ranks(&self, images: usize) -> Vec<u32> {
+        (0..images).map(|image| 1 + self.pairs.iter().filter(|(_, worse)| *worse == image).count() as u32).collect()
+    }
+}
+
+/// The prompts of a `[rankings]` section.
+#[derive(Debug)]
+pub struct Rankings {
+    /// What is trained on.
+    pub training: Vec<RankedImages>,
+    /// What is held out.
+    pub validation: Vec<RankedImages>,
+    ignore_prompts: bool,
+    order: ShuffledOrder,
+}
+
+impl Rankings {
+    /// Reads the records and splits them by prompt. Records without a strict pair teach nothing and are left out.
+    ///
+    /// # Errors
+    /// When a file cannot be used, an image is missing, or nothing is left to train on.
+    pub fn open(section: &RankingsSection, noise: Noise) -> Result<Self, Error> {
+        let all = ranked(&section.files, &section.aggregation())?;
+        let (training, validation) = match &section.validation_files[..] {
+            [] => split(all, section.validation_fraction, |ranked| &ranked.prompt),
+            files => (all, ranked(files, &section.aggregation())?),
+        };
+        if training.is_empty() {
+            let (files, held_out) = (&section.files, validation.len());
+            return Err(Error::Config(format!(
+                "{files:?}: no prompt with two images in a strict order is left to train on ({held_out} are held out)"
+            )));
+        }
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, order })
+    }
+
+    /// The checksum of what is learnt from: the order of a run hangs on it, and what its validation means.
+    pub fn fingerprint(&self) -> String {
+        let texts = self.training.iter().chain(&self.validation).flat_map(|ranked| {
+            let images = ranked.images.iter().map(ImageSource::to_string);
+            let orders = std::iter::once(&ranked.overall).chain(&ranked.aspects).map(|order| format!("{:?}", order.pairs));
+            std::iter::once(ranked.prompt.clone()).chain(images).chain(orders).collect::<Vec<_>>()
+        });
+        let texts: Vec<String> = texts.collect();
+        text_checksum(texts.iter().map(String::as_str))
+    }
+
+    /// The `count` prompts of a batch, in the shuffled order.
+    pub fn batch(&mut self, batch: Batch, count: usize) -> Vec<&RankedImages> {
+        let entries = self.order.entries(batch.index * count as u64, count);
+        entries.into_iter().map(|entry| &self.training[entry]).collect()
+    }
+
+    /// The prompt that the network is shown for each image of `of`.
+    pub fn prompts(&self, of: &RankedImages) -> Vec<String> {
+        let prompt = if self.ignore_prompts { String::new() } else { of.prompt.clone() };
+        vec![prompt; of.images.len()]
+    }
+}
+
+impl RankedImages {
+    /// Their pixels.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn load(&self) -> Result<Vec<RgbImage>, Error> {
+        self.images.iter().map(|image| Ok(image.load()?)).collect()
+    }
+}
+
+/// The records of some sets with a strict pair. Every annotator's word is a record of its own.
+fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImages>, Error> {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for path in paths {
+        let dataset = open_dataset(path)?;
+        for record in dataset.read(OnProblem::Refuse)?.records {
+            let overall = Order::of(&record, aggregation);
+            if overall.pairs.is_empty() {
+                continue;
+            }
+            let images = record.completions.iter().map(|completion| dataset.image(&completion.image_path));
+            let images: Vec<ImageSource> = images.collect::<Result<_, _>>()?;
+            missing.extend(images.iter().filter(|image| image.path().is_some_and(|path| !path.is_file())).map(ImageSource::to_string));
+            let rated = |aspect: Aspect| record.completions.iter().all(|completion| completion.annotations.contains_key(&aspect));
+            let of = |aspect| if rated(aspect) { Order::of(&record, &Aggregation::only(aspect)) } else { Order::default() };
+            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, aspects: Aspect::ALL.map(of) });
+        }
+    }
+    match missing.first() {
+        Some(first) => Err(Error::Config(format!("{} images of the records are missing, the first is {first}", missing.len()))),
+        None => Ok(found),
+    }
+}

@@ -1,0 +1,321 @@
+//! Training a reward model on ranked images: VP-Score, ImageReward, PickScore.
+//!
+//! ```text
+//! loss = Σ over strict pairs of −log σ(r(better) − r(worse)) / pairs        Bradley–Terry, raw scores
+//! ```
+//!
+//! Each image is encoded once a prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
+//! third of the work with four images a prompt. With a head an aspect, the loss is the mean of the four aspects' and of that of their
+//! weighted sum.
+//!
+//! Source: VisionPrefer (arXiv 2404.15100) section 4; ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`; with `ties`, PickScore
+//! (arXiv 2305.01569), `trainer/criterions/clip_criterion.py`.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
+use vp_data::RgbImage;
+use vp_models::parameters::{map_parameters, named_parameters};
+use vp_rewards::{pair_losses, tie_losses};
+
+use crate::Error;
+use crate::preview::Preview;
+use crate::rankings::{Order, RankedImages, Rankings};
+use crate::run::{Batch, Run, values};
+use crate::workers::Workers;
+
+/// Under which the best weights so far are kept in a run's memory.
+const BEST: &str = "best/";
+
+/// The knobs of `[algo.reward_model]`, with ImageReward's values where the file is silent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardModel {
+    /// Prompts a micro-batch, each with all of its images (16).
+    pub batch_size: usize,
+    /// Parts of a micro-batch that are computed side by side, each on its share of the cores.
+    pub workers: usize,
+    /// Share of the blocks of each encoder that is frozen, with the embeddings before them (0.7).
+    pub fix_rate: f64,
+    /// Whether the head's dropout, 0.2, 0.2 and 0.1 after its first three layers, is on.
+    pub dropout: bool,
+    /// Whether each aspect has a head of its own, and the score is their weighted sum.
+    pub aspects: bool,
+    /// Whether ties are learnt too, as PickScore does.
+    pub ties: bool,
+    /// At most this many training images are scored for the mean and the standard deviation.
+    pub scale_images: usize,
+}
+
+impl Default for RewardModel {
+    fn default() -> Self {
+        Self { batch_size: 16, workers: 1, fix_rate: 0.7, dropout: true, aspects: false, ties: false, scale_images: 10_000 }
+    }
+}
+
+/// What a network makes of images and prompts.
+pub trait RewardNetwork<M>: Sync {
+    /// Normalised pixels as the network takes them, `[b, 3, size, size]`.
+    fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4>;
+
+    /// Raw scores `[b, heads]`: overall, and where there are heads for them, the four aspects. `dropout` names the random numbers of
+    /// each image.
+    fn scores(&self, model: &M, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout<'_>>) -> Tensor<2>;
+}
+
+/// The random numbers of dropout: one stream an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout<'a> {
+    /// The run's.
+    pub noise: &'a Noise,
+    /// The micro-batch's.
+    pub draw: u64,
+    /// The number of the first image in its micro-batch.
+    pub first: u64,
+}
+
+/// One prompt of a batch, ready for the network.
+struct Prepared {
+    pixel_values: Tensor<4>,
+    prompts: Vec<String>,
+    orders: [Order; 5],
+    first: u64,
+}
+
+/// How well a model orders held-out images.
+#[derive(Debug, Clone, Default)]
+pub struct Validation {
+    /// The loss of each prompt.
+    pub losses: Vec<f64>,
+    /// The overall score of every image, prompt by prompt.
+    pub scores: Vec<Vec<f64>>,
+    /// Correct pairs of the overall order, and all; then the same of each aspect.
+    pub correct: [(usize, usize); 5],
+}
+
+impl RewardModel {
+    /// Appends what cannot be.
+    pub fn findings(&self, findings: &mut Vec<String>) {
+        if self.batch_size == 0 {
+            findings.push("algo.reward_model.batch_size is 0; expected at least 1".into());
+        }
+        if !(1..=self.batch_size.max(1)).contains(&self.workers) {
+            findings.push(format!("algo.reward_model.workers is {}; expected 1 to the batch size, {}", self.workers, self.batch_size));
+        }
+        if !(0.0..1.0).contains(&self.fix_rate) {
+            findings.push(format!("algo.reward_model.fix_rate is {}; expected at least 0 and less than 1", self.fix_rate));
+        }
+        if self.scale_images < 2 {
+            findings.push(format!("algo.reward_model.scale_images is {}; expected at least 2", self.scale_images));
+        }
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    pub fn train<M: Module + Sync>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &mut Rankings) -> Result<(), Error> {
+        let (noise, workers) = (run.noise, Workers::new(self.workers)?);
+        if run.is_at_the_beginning() {
+            self.look(run, network, data, 0)?;
+        }
+        while let Some(batch) = run.next_batch()? {
+            // 1. Prompts, each with all of its images and what is known of their order.
+            let prepared = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
+            let images: usize = prepared.iter().map(|one| one.prompts.len()).sum();
+            run.count_images(images);
+            let weights = PairWeights::of(&prepared, self.ties);
+
+            // 2. A score an image, then −log σ of the difference of each pair, a mean over the pairs of the micro-batch.
+            let loss = |model: &M, part: Vec<Prepared>| {
+                let dropout = self.dropout.then_some(Dropout { noise: &noise, draw: batch.draw(), first: part[0].first });
+                let (scores, orders) = scored(network, model, part, dropout);
+                let (correct, all) = correct(&column(&scores, 0), &orders[0].pairs);
+                (weights.loss(&scores, &orders, self.ties), vec![("accuracy".into(), shares(correct, all))])
+            };
+
+            // 3. Backward in parts, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
+            let parts = parts(prepared, self.workers);
+            let updated = run.backward_in_parts(&workers, parts, loss, &|_| None)?;
+
+            // 4. Look; remember the best.
+            if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
+                self.look(run, network, data, step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare<M>(&self, network: &impl RewardNetwork<M>, data: &mut Rankings, batch: Batch) -> Result<Vec<Prepared>, Error> {
+        let mut first = 0;
+        let drawn: Vec<RankedImages> = data.batch(batch, self.batch_size).into_iter().cloned().collect();
+        let prepared = drawn.iter().map(|ranked| {
+            let prepared = self.prepare_one(network, data, ranked, first)?;
+            first += ranked.images.len() as u64;
+            Ok(prepared)
+        });
+        prepared.collect()
+    }
+
+    fn prepare_one<M>(
+        &self,
+        network: &impl RewardNetwork<M>,
+        data: &Rankings,
+        ranked: &RankedImages,
+        first: u64,
+    ) -> Result<Prepared, Error> {
+        let [a, b, c, d] = if self.aspects { ranked.aspects.clone() } else { Default::default() };
+        let pixel_values = network.pixel_values(&ranked.load()?);
+        Ok(Prepared { pixel_values, prompts: data.prompts(ranked), orders: [ranked.overall.clone(), a, b, c, d], first })
+    }
+
+    /// Validates, writes down, and keeps the weights if they are the best.
+    fn look<M: Module>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &Rankings, step: u64) -> Result<(), Error> {
+        let model = run.tuned();
+        let found = self.validate(network, &model, data)?;
+        if found.losses.is_empty() {
+            return Ok(());
+        }
+        if !found.losses.iter().all(|loss| loss.is_finite()) {
+            return Err(Error::NonFinitePreview { step, what: "the validation loss".into() });
+        }
+        let (correct, all) = found.correct[0];
+        let mut scores = vec![("validation_loss".to_string(), found.losses), ("validation_accuracy".into(), shares(correct, all))];
+        if self.aspects {
+            let aspects = vp_data::Aspect::ALL.iter().zip(&found.correct[1..]).filter(|(_, (_, all))| *all > 0);
+            scores
+                .extend(aspects.map(|(aspect, (correct, all))| (format!("validation_accuracy_{}", aspect.name()), shares(*correct, *all))));
+        }
+        run.preview(&Preview::of_losses(scores, None))?;
+        if run.best_step() == Some(step) {
+            let trained = named_parameters(&run.model).into_iter().filter(|parameter| parameter.trainable).map(|parameter| parameter.name);
+            let trained: std::collections::BTreeSet<String> = trained.collect();
+            let weights = named_parameters(&model).into_iter().filter(|parameter| trained.contains(&parameter.name));
+            run.memory = weights.map(|parameter| (format!("{BEST}{}", parameter.name), parameter.values)).collect();
+        }
+        Ok(())
+    }
+
+    /// The model with the lowest validation loss; without a validation the last.
+    pub fn best<M: Module>(&self, run: &Run<M>) -> M {
+        map_parameters(run.tuned(), |name, _, values| run.memory.get(&format!("{BEST}{name}")).cloned().unwrap_or(values))
+    }
+
+    /// How `model` orders the held-out images.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn validate<M>(&self, network: &impl RewardNetwork<M>, model: &M, data: &Rankings) -> Result<Validation, Error> {
+        let mut found = Validation::default();
+        for ranked in &data.validation {
+            let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
+            let weights = PairWeights::of(std::slice::from_ref(&prepared), self.ties);
+            let (scores, orders) = scored(network, model, vec![prepared], None);
+            found.losses.push(values(&weights.loss(&scores, &orders, self.ties))[0]);
+            let heads = scores.dims()[1];
+            for (head, order) in orders.iter().enumerate().take(heads) {
+                let (correct, all) = correct(&column(&scores, head), &order.pairs);
+                found.correct[head].0 += correct;
+                found.correct[head].1 += all;
+            }
+            found.scores.push(column(&scores, 0));
+        }
+        Ok(found)
+    }
+
+    /// Mean and standard deviation of the raw overall scores of training images, as ImageReward's 0.167 and 1.033 are of its own.
+    ///
+    /// # Errors
+    /// When an image can no longer be read.
+    pub fn scale<M>(&self, network: &impl RewardNetwork<M>, model: &M, data: &Rankings) -> Result<(f64, f64), Error> {
+        let mut scores = Vec::new();
+        for ranked in &data.training {
+            let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
+            scores.extend(column(&scored(network, model, vec![prepared], None).0, 0));
+            if scores.len() >= self.scale_images {
+                break;
+            }
+        }
+        let n = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let std = (scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Ok((mean, if std > 0.0 { std } else { 1.0 }))
+    }
+}
+
+/// The prompts of a micro-batch in as many parts, as equal as they can be.
+fn parts(mut prepared: Vec<Prepared>, count: usize) -> Vec<Vec<Prepared>> {
+    let total = prepared.len();
+    let mut parts = Vec::new();
+    for part in 0..count.min(total) {
+        let end = (part + 1) * total / count.min(total) - part * total / count.min(total);
+        let rest = prepared.split_off(end);
+        parts.push(prepared);
+        prepared = rest;
+    }
+    parts
+}
+
+/// The scores of all images of some prompts, `[images, heads]`, and what is known of their order, as indices into them.
+fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout<'_>>) -> (Tensor<2>, [Order; 5]) {
+    let mut orders: [Order; 5] = Default::default();
+    let (mut pixel_values, mut prompts) = (Vec::new(), Vec::new());
+    for one in prepared {
+        let shift = |(a, b): &(usize, usize)| (a + prompts.len(), b + prompts.len());
+        for (all, order) in orders.iter_mut().zip(&one.orders) {
+            all.pairs.extend(order.pairs.iter().map(shift));
+            all.ties.extend(order.ties.iter().map(shift));
+        }
+        prompts.extend(one.prompts);
+        pixel_values.push(one.pixel_values);
+    }
+    (network.scores(model, Tensor::cat(pixel_values, 0), &prompts, dropout), orders)
+}
+
+/// What one pair of each order counts in the loss of a micro-batch.
+struct PairWeights([f64; 5]);
+
+impl PairWeights {
+    /// Every order that has a pair counts alike, and so do its pairs.
+    fn of(prepared: &[Prepared], ties: bool) -> Self {
+        let count = |order: &Order| order.pairs.len() + if ties { order.ties.len() } else { 0 };
+        let counts: [usize; 5] = std::array::from_fn(|i| prepared.iter().map(|one| count(&one.orders[i])).sum());
+        let orders = counts.iter().filter(|count| **count > 0).count().max(1) as f64;
+        Self(counts.map(|count| 1.0 / (orders * count.max(1) as f64)))
+    }
+
+    /// `[1]`.
+    fn loss(&self, scores: &Tensor<2>, orders: &[Order; 5], ties: bool) -> Tensor<1> {
+        let [images, heads] = scores.dims();
+        let mut total = Tensor::zeros([1], &scores.device().without_autodiff());
+        for (head, (order, weight)) in orders.iter().zip(self.0).enumerate().take(heads) {
+            let of_head = scores.clone().narrow(1, head, 1).reshape([images]);
+            if !order.pairs.is_empty() {
+                total = pair_losses(of_head.clone(), &order.pairs).sum() * weight + total;
+            }
+            if ties && !order.ties.is_empty() {
+                total = tie_losses(of_head, &order.ties).sum() * weight + total;
+            }
+        }
+        total
+    }
+}
+
+/// One head's scores on the host.
+fn column(scores: &Tensor<2>, head: usize) -> Vec<f64> {
+    let device = scores.device().without_autodiff();
+    let index = Tensor::<1, Int>::from_data([head as i64], &device);
+    scores.clone().without_autodiff().select(1, index).into_data().iter::<f64>().collect()
+}
+
+/// How many pairs the scores order rightly, and how many there are; equal scores are wrong.
+fn correct(scores: &[f64], pairs: &[(usize, usize)]) -> (usize, usize) {
+    (pairs.iter().filter(|(better, worse)| scores[*better] > scores[*worse]).count(), pairs.len())
+}
+
+/// As many ones and zeros, of which the mean is the share.
+fn shares(correct: usize, all: usize) -> Vec<f64> {
+    (0..all).map(|i| f64::from(u8::from(i < correct))).collect()
+}
