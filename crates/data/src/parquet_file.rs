@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -60,13 +61,15 @@ impl ParquetFile {
         let fields = schema.get_fields().iter().filter(|field| !but.contains(&field.name())).cloned().collect();
         let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build();
         let rows = wanted.and_then(|wanted| RowIter::from_file_into(Box::new(reader)).project(Some(wanted)));
-        let mut rows = rows.map_err(|error| refused(path, &error))?.enumerate();
+        let mut rows = rows.map_err(|error| refused(path, &error))?;
+        let mut index = 0;
         let mut ended = false;
         Ok(std::iter::from_fn(move || {
-            let (index, row) = if ended { None } else { rows.next() }?;
+            let row = if ended { None } else { guarded(|| rows.next().transpose()).transpose() }?;
             // Behind a damaged page no row can be found any more.
             ended = row.is_err();
-            Some((format!("row {}", index + 1), row.map(fields_of).map_err(|error| reason_of(&error))))
+            index += 1;
+            Some((format!("row {index}"), row.map(fields_of).map_err(|error| reason_of(&error))))
         }))
     }
 
@@ -91,7 +94,7 @@ impl ParquetFile {
             cursors.insert(at, cursor);
             Ok(bytes)
         };
-        read().map_err(|error: ParquetError| reason_of(&error))?.ok_or_else(|| "there is no image (null)".into())
+        guarded(read).map_err(|error: ParquetError| reason_of(&error))?.ok_or_else(|| "there is no image (null)".into())
     }
 
     /// The group of a row, and its place there.
@@ -137,7 +140,12 @@ impl std::fmt::Debug for ParquetFile {
 
 fn open_reader(path: &Path) -> Result<SerializedFileReader<File>> {
     let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
-    SerializedFileReader::new(file).map_err(|error| refused(path, &error))
+    guarded(|| SerializedFileReader::new(file)).map_err(|error| refused(path, &error))
+}
+
+/// What `read` reads. The parquet crate meets some kinds of damage with a panic; behind one, what it was reading is not used again.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(ParquetError::General("it is damaged".into())))
 }
 
 fn refused(path: &Path, error: &ParquetError) -> Error {

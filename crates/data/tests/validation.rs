@@ -65,3 +65,21 @@ fn hostile_images_in_a_zip_are_refused_before_they_are_decoded() {
     let told = validate(&path).unwrap().to_string();
     assert!(told.contains("1 problem(s)\n  set.zip!/wide.png: larger than 16384 pixels a side"), "{told}");
 }
+
+/// The reader of tables panics at some of these if it is left alone with them.
+#[test]
+fn damaged_tables_are_refused_and_no_reason_to_panic() {
+    let fixture = |name: &str| fs::read(format!("{}/tests/fixtures/{name}.parquet", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.parquet");
+    let (rows, images) = (fixture("metadata-test"), fixture("pick_a_pic"));
+    let flips = (0..rows.len()).map(|at| (&rows, at, 0x80)).chain([(&rows, 1229, 0x01), (&images, 1297, 0x80)]);
+    let mut noticed = 0;
+    for (bytes, at, flip) in flips {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= flip;
+        fs::write(&path, damaged).unwrap();
+        noticed += usize::from(validate(&path).is_err());
+    }
+    assert!(noticed > 1000, "{noticed} of {} tables were refused", rows.len() + 2);
+}
