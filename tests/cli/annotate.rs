@@ -124,7 +124,10 @@ fn records_are_counted_split_converted_and_checked() {
     assert_eq!(pairs.unwrap().pairs.len() as u64, stats["pairs"].as_u64().unwrap());
     let again = convert("records");
     assert_eq!(files(&again.join("images")).len(), 80);
-    assert_eq!(read_records(again.join("records.jsonl")).unwrap()[7].pairs(&Aggregation::default()), read_records(&path).unwrap()[7].pairs(&Aggregation::default()));
+    assert_eq!(
+        read_records(again.join("records.jsonl")).unwrap()[7].pairs(&Aggregation::default()),
+        read_records(&path).unwrap()[7].pairs(&Aggregation::default())
+    );
     let imagereward: Value = serde_json::from_slice(&fs::read(convert("imagereward").join("imagereward.json")).unwrap()).unwrap();
     assert_eq!(imagereward.as_array().unwrap().len(), 20);
     let back = run(&["dataset", "stats", dir.path().join("imagereward/imagereward.json").to_str().unwrap(), "--json"]).ok().stdout();
@@ -184,7 +187,8 @@ fn a_reward_model_is_trained_and_scores_as_the_run_said() {
     let finished = train_reward(&records, &output, &[]).ok();
     let said = finished.stdout();
     assert!(said.contains("imagereward-pooled") && said.contains("validation_loss") && said.contains("reward model: "), "{said}");
-    let losses: Vec<f64> = json_lines(&output.join("metrics.jsonl")).iter().filter_map(|line| line["preview/validation_loss"].as_f64()).collect();
+    let losses: Vec<f64> =
+        json_lines(&output.join("metrics.jsonl")).iter().filter_map(|line| line["preview/validation_loss"].as_f64()).collect();
     assert_eq!(losses.len(), 3, "before, in the middle, after");
 
     let model = output.join("model");
@@ -214,7 +218,16 @@ fn a_clip_and_an_image_reward_are_trained_under_their_own_keys() {
     for (name, model) in [("clip", "tests/golden/clip_tiny/model"), ("blip", "tests/golden/blip_reward_tiny/model")] {
         let output = dir.path().join(name);
         let path = format!("model.path=\"{model}\"");
-        let more = ["--set", &path, "--set", "model.initialize=false", "--set", "algo.reward_model.aspects=false", "--set", "algo.reward_model.ties=true"];
+        let more = [
+            "--set",
+            &path,
+            "--set",
+            "model.initialize=false",
+            "--set",
+            "algo.reward_model.aspects=false",
+            "--set",
+            "algo.reward_model.ties=true",
+        ];
         let more = [&more[..], &["--set", "algo.reward_model.fix_rate=0.5", "--set", "run.num_train_steps=2"]].concat();
         train_reward(&records, &output, &more).ok();
         let header = |path: PathBuf| {
@@ -225,7 +238,10 @@ fn a_clip_and_an_image_reward_are_trained_under_their_own_keys() {
             names
         };
         let before = header(crate::util::root().join(model).join("model.safetensors"));
-        let before: Vec<String> = before.into_iter().filter(|name| !name.contains("position_ids") && !name.contains("vision_proj") && !name.contains("text_proj.")).collect();
+        let before: Vec<String> = before
+            .into_iter()
+            .filter(|name| !name.contains("position_ids") && !name.contains("vision_proj") && !name.contains("text_proj."))
+            .collect();
         assert_eq!(header(output.join("model/model.safetensors")), before);
         run(&["score", "-r", output.join("model").to_str().unwrap(), "--records", records.to_str().unwrap()]).ok();
     }
@@ -244,7 +260,8 @@ fn what_cannot_be_trained_is_refused_by_name() {
     refused(&["--set", "algo.reward_model.fix_rate=1.0"], &["fix_rate is 1"]);
     refused(&["--set", "model.path=\"tests/golden/clip_tiny/model\""], &["aspects needs a BLIP"]);
     refused(&["--set", "rankings.files=[\"no/records.jsonl\"]"], &["no/records.jsonl"]);
-    let stderr = run(&["train", "--algo", "sft", "--set", "rankings.files=[\"x\"]", "-o", dir.path().join("sft").to_str().unwrap()]).refused();
+    let stderr =
+        run(&["train", "--algo", "sft", "--set", "rankings.files=[\"x\"]", "-o", dir.path().join("sft").to_str().unwrap()]).refused();
     assert!(stderr.contains("[rankings] is not used by [algo.sft]"), "{stderr}");
     assert!(!dir.path().join("run").exists());
 }

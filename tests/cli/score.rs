@@ -119,7 +119,10 @@ fn what_cannot_be_scored_is_refused_by_name() {
     refused(&["-r", "brightnes", "-p", "x", image], &["--reward brightnes", "did you mean `brightness`?"]);
     refused(&["-r", "vp_score", "-p", "x", image], &["--reward vp_score", "needs weights"]);
     refused(&["-r", "weighted_sum", "-p", "x", image], &["--reward weighted_sum", "[reward.weighted_sum]", "`terms`"]);
-    refused(&["-r", "nothing", "-p", "x", image], &["known: brightness, saturation, jpeg_compressibility, jpeg_incompressibility, judge; or the"]);
+    refused(
+        &["-r", "nothing", "-p", "x", image],
+        &["known: brightness, saturation, jpeg_compressibility, jpeg_incompressibility, judge; or the"],
+    );
     refused(&["-r", "THUDM/ImageReward", "-p", "x", image], &["THUDM/ImageReward", "nothing is downloaded"]);
     refused(&["-r", "docs", "-p", "x", image], &["docs: no weights found"]);
     refused(&["-r", "brightness", "-r", "brightness", "-p", "x", image], &["given twice"]);

@@ -4,16 +4,27 @@
 //! its images get 1 for prompt_following.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use vp_core::config::Validate;
 use vp_data::{Aspect, Preferred, Rating, Ratings};
 use vp_shapes::Description;
 
 use crate::{Annotator, Answered, Ask, Build, Choice, Picture, Result, Supplies, Unanswered};
 
-/// The `[annotator.judge]` section: nothing to choose.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JudgeConfig {}
+/// The `[annotator.judge]` section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JudgeConfig {
+    /// Whether ratings are whole numbers, as people and language models give them: images that differ by a hair are then equally good.
+    /// Otherwise they have the judge's own fractions, and hardly any two are tied.
+    pub whole: bool,
+}
+
+impl Default for JudgeConfig {
+    fn default() -> Self {
+        Self { whole: true }
+    }
+}
 
 impl Validate for JudgeConfig {
     fn findings(&self, _: &mut Vec<String>) {}
@@ -21,15 +32,17 @@ impl Validate for JudgeConfig {
 
 impl Build for JudgeConfig {
     fn build(&self, _: Supplies) -> Result<Box<dyn Annotator>> {
-        Ok(Box::new(Judge))
+        Ok(Box::new(Judge { whole: self.whole }))
     }
 }
 
 /// The judge.
 #[derive(Debug, Clone, Copy)]
-pub struct Judge;
+pub struct Judge {
+    pub(crate) whole: bool,
+}
 
-fn look(picture: &Picture, prompt: &str) -> Result<Ratings, Unanswered> {
+fn look(picture: &Picture, prompt: &str, whole: bool) -> Result<Ratings, Unanswered> {
     let caption = Description::parse(prompt);
     let nothing = Description { groups: Vec::new(), relation: None, background: None };
     let verdict = vp_shapes::judge(&picture.pixels()?, caption.as_ref().unwrap_or(&nothing));
@@ -40,6 +53,7 @@ fn look(picture: &Picture, prompt: &str) -> Result<Ratings, Unanswered> {
     let said = [following, verdict.aesthetic, verdict.fidelity, verdict.harmlessness];
     // Through the shortest decimal, so that 3.4 is not written as 3.4000000953674316.
     let decimal = |score: f32| score.to_string().parse().unwrap_or(f64::from(score));
+    let decimal = |score: f32| if whole { decimal(score).round() } else { decimal(score) };
     Ok(Aspect::ALL
         .into_iter()
         .zip(said)
@@ -52,12 +66,16 @@ impl Annotator for Judge {
         "judge"
     }
 
+    fn settings(&self) -> Value {
+        json!({ "whole": self.whole })
+    }
+
     fn rate(&self, prompt: &str, images: &[Picture], _: &Ask) -> Result<Answered<Vec<Ratings>>, Unanswered> {
-        images.iter().map(|picture| look(picture, prompt)).collect::<Result<_, _>>().map(Answered::free)
+        images.iter().map(|picture| look(picture, prompt, self.whole)).collect::<Result<_, _>>().map(Answered::free)
     }
 
     fn compare(&self, prompt: &str, [first, second]: [&Picture; 2], _: &Ask) -> Result<Answered<Choice>, Unanswered> {
-        let sum = |picture| Ok::<f64, Unanswered>(look(picture, prompt)?.values().map(|rating| rating.rating).sum());
+        let sum = |picture| Ok::<f64, Unanswered>(look(picture, prompt, self.whole)?.values().map(|rating| rating.rating).sum());
         let (first, second) = (sum(first)?, sum(second)?);
         let preferred = match first - second {
             difference if difference > 0.0 => Preferred::First,

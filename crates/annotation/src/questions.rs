@@ -113,7 +113,7 @@ mod tests {
     fn a_key_depends_on_all_that_an_answer_depends_on() {
         let items = records();
         let question = &of_records(&items, Path::new(""), &RunOptions::default())[0];
-        let key = |question: &Question| question.key(&Judge, &[]);
+        let key = |question: &Question| question.key(&Judge { whole: true }, &[]);
         let others = [
             Question { prompt: "a blue circle", ..question.clone() },
             Question { task: Task::Compare, ..question.clone() },

@@ -164,7 +164,8 @@ impl From<TrainRewardArgs> for TrainArgs {
     fn from(args: TrainRewardArgs) -> Self {
         let TrainRewardArgs { records, config, mut overrides, output, resume, dry_run, prove_resume, device, profile, quiet } = args;
         if !records.is_empty() {
-            let quoted: Vec<String> = records.iter().map(|path| toml::Value::from(path.to_string_lossy().into_owned()).to_string()).collect();
+            let quoted: Vec<String> =
+                records.iter().map(|path| toml::Value::from(path.to_string_lossy().into_owned()).to_string()).collect();
             // What is set by name wins.
             overrides.insert(0, format!("rankings.files=[{}]", quoted.join(", ")));
         }

@@ -14,8 +14,10 @@ const COLUMNS: usize = 12;
 /// Counts over records; see [`stats`](stats()).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Stats {
-    /// Different prompts, by their text.
+    /// Different prompts, by their id: a set may hold a text twice.
     pub prompts: usize,
+    /// Different texts of prompts.
+    pub texts: usize,
     /// Records: a prompt may have several, of different annotators.
     pub records: usize,
     /// Different image paths.
@@ -51,14 +53,15 @@ pub struct AspectStats {
 
 /// Counts what records hold; they may come one by one, and are not kept.
 pub fn stats(records: impl IntoIterator<Item: Borrow<Record>>) -> Stats {
-    let (mut stats, mut prompts, mut images) = (Stats::default(), HashSet::new(), HashSet::new());
+    let (mut stats, mut prompts, mut texts, mut images) = (Stats::default(), HashSet::new(), HashSet::new(), HashSet::new());
     for record in records {
         let record = record.borrow();
-        prompts.insert(record.prompt.clone());
+        prompts.insert(record.id.clone());
+        texts.insert(record.prompt.clone());
         images.extend(record.completions.iter().map(|completion| completion.image_path.clone()));
         stats.add(record);
     }
-    (stats.prompts, stats.images) = (prompts.len(), images.len());
+    (stats.prompts, stats.texts, stats.images) = (prompts.len(), texts.len(), images.len());
     stats
 }
 
@@ -113,10 +116,9 @@ fn name_of(annotator: &AnnotatorId) -> String {
 /// A table, its numbers aligned on the right.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { prompts, records, images, completions, pairs, ties, .. } = self;
-        let counts =
-            [("prompts", prompts), ("records", records), ("images", images), ("completions", completions), ("usable pairs", pairs)];
-        let counts = counts.into_iter().chain([("dropped ties", ties)]);
+        let Self { prompts, texts, records, images, completions, pairs, ties, .. } = self;
+        let counts = [("prompts", prompts), ("different texts", texts), ("records", records), ("images", images)];
+        let counts = counts.into_iter().chain([("completions", completions), ("usable pairs", pairs), ("dropped ties", ties)]);
         write_table(f, &counts.map(|(name, count)| vec![name.into(), count.to_string()]).collect::<Vec<_>>())?;
         if !self.aspects.is_empty() {
             writeln!(f)?;
@@ -194,20 +196,21 @@ mod tests {
         let records = [record("1", &one, None), record("1", &one[..2], Some(judge)), record("2", &[[None, None]; 2], None)];
         let stats = stats(&records);
         // Ranks 1, 1, 2 order the first record: two pairs and a tie; the two others are a tie each.
-        let Stats { prompts, records, images, completions, pairs, ties, .. } = stats;
-        assert_eq!([prompts, records, images, completions, pairs, ties], [2, 3, 5, 7, 2, 3]);
+        let Stats { prompts, texts, records, images, completions, pairs, ties, .. } = stats;
+        assert_eq!([prompts, texts, records, images, completions, pairs, ties], [2, 2, 3, 5, 7, 2, 3]);
         let following = &stats.aspects[&Aspect::PromptFollowing];
         assert_eq!((following.rated, following.ties, following.pairs, following.mean()), (5, 1, 4, 4.2));
         assert_eq!(following.histogram, [(3, 2), (5, 3)].into());
         let fidelity = &stats.aspects[&Aspect::Fidelity];
         assert_eq!((fidelity.rated, fidelity.ties, fidelity.pairs, fidelity.mean()), (4, 2, 2, 2.0));
         let table = "\
-prompts       2
-records       3
-images        5
-completions   7
-usable pairs  2
-dropped ties  3
+prompts          2
+different texts  2
+records          3
+images           5
+completions      7
+usable pairs     2
+dropped ties     3
 
 aspect            rated  mean  ties  of pairs  2  3  4  5
 prompt_following      5  4.20     1         4  0  2  0  3

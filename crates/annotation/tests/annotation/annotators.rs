@@ -33,6 +33,11 @@ fn the_judge_rates_pictures_of_its_world() {
     let records = records(&scene, "out");
     let following = |record: &Record, image: usize| record.completions[image].annotations[&Aspect::PromptFollowing].clone();
     assert!(following(&records[0], 0).rating > following(&records[0], 1).rating, "{:?}", records[0]);
+    // Whole numbers, unless its own fractions are asked for.
+    let of_disc = |record: &Record| record.completions[0].annotations.values().map(|rating| rating.rating).collect::<Vec<_>>();
+    assert!(of_disc(&records[0]).iter().all(|rating| rating.fract() == 0.0), "{records:?}");
+    scene.runs(&annotator("[judge]\nwhole = false"), &everything(), "exact");
+    assert!(of_disc(&self::records(&scene, "exact")[0]).iter().any(|rating| rating.fract() != 0.0));
     assert_eq!(records[1].comparisons.iter().map(|c| c.preferred).collect::<Vec<_>>(), [Preferred::First, Preferred::Second]);
     // "prompt number 1" is no caption of that world.
     assert_eq!(following(&records[2], 0).rating, 1.0);

@@ -52,7 +52,9 @@ impl Validate for AnnotateConfig {
         self.sampling.iter().for_each(|section| section.findings(findings));
         self.reward.iter().for_each(|section| section.findings(findings));
         match (&self.annotator, &self.reward) {
-            (AnnotatorConfig::Reward(_), None) => findings.push("[annotator.reward] needs a [reward.<name>], whose scores it cuts into bands".into()),
+            (AnnotatorConfig::Reward(_), None) => {
+                findings.push("[annotator.reward] needs a [reward.<name>], whose scores it cuts into bands".into())
+            }
             (AnnotatorConfig::Reward(_), _) | (_, None) => {}
             (other, Some(_)) => findings.push(format!("[reward.<name>] is not used by [annotator.{}]; remove it", other.name())),
         }
@@ -222,7 +224,9 @@ fn say_what_it_would_cost(dry: &vp_annotation::DryRun) {
 /// How it went; a failure where questions are still open.
 fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
     let Summary { questions, asked, known, cached, repaired, requests, set_aside, unreached, open, usage, stopped, .. } = summary;
-    say(format_args!("{questions} questions: {asked} asked ({repaired} put right), {known} known, {cached} from the cache, {requests} requests"));
+    say(format_args!(
+        "{questions} questions: {asked} asked ({repaired} put right), {known} known, {cached} from the cache, {requests} requests"
+    ));
     if usage.input_tokens + usage.output_tokens > 0 {
         say(format_args!("{} tokens in, {} out, {:.4} USD", usage.input_tokens, usage.output_tokens, usage.usd));
     }
@@ -244,7 +248,9 @@ fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
         Some(Stopped::BudgetSpent(limit)) => {
             Err(Failure::run(anyhow::anyhow!("{open} questions are open: {limit}; raise it and run the same command again")))
         }
-        Some(Stopped::Told) => Err(Failure::Stopped(signals::SIGINT, anyhow::anyhow!("{open} questions are open; run the same command again"))),
+        Some(Stopped::Told) => {
+            Err(Failure::Stopped(signals::SIGINT, anyhow::anyhow!("{open} questions are open; run the same command again")))
+        }
         None if *open > 0 => Err(Failure::run(anyhow::anyhow!("{open} questions are open; run the same command again"))),
         None => Ok(()),
     }

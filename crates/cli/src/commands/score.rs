@@ -75,7 +75,8 @@ fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreAr
         if pairs.is_empty() && record.ties(&aggregation) == 0 {
             continue;
         }
-        let ranks: Vec<u32> = (0..record.completions.len()).map(|i| 1 + pairs.iter().filter(|(_, worse)| *worse == i).count() as u32).collect();
+        let ranks: Vec<u32> =
+            (0..record.completions.len()).map(|i| 1 + pairs.iter().filter(|(_, worse)| *worse == i).count() as u32).collect();
         let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
         let mut scores = vec![Vec::new(); judges.len()];
         for batch in images.chunks(args.batch_size) {
@@ -164,7 +165,9 @@ fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
     if !path.exists() && path.components().count() == 1 {
         let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| reward_config(name).is_ok());
         let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
-        bail!("no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward, or the folder of a CLIP)");
+        bail!(
+            "no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward, or the folder of a CLIP)"
+        );
     }
     if is_clip(path) {
         return Ok(RewardConfig::ClipScore(ClipScoreConfig { weights: path.into(), logit_scale: false }));

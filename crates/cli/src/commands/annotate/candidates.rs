@@ -57,7 +57,8 @@ impl Default for SamplingSection {
 impl Validate for SamplingSection {
     fn findings(&self, findings: &mut Vec<String>) {
         let lists = [("models", self.models.is_empty()), ("guidance_scales", self.guidance_scales.is_empty())];
-        findings.extend(lists.iter().filter(|(_, empty)| *empty).map(|(name, _)| format!("sampling.{name} is empty; expected at least one")));
+        findings
+            .extend(lists.iter().filter(|(_, empty)| *empty).map(|(name, _)| format!("sampling.{name} is empty; expected at least one")));
         let counts = [
             ("images_per_prompt", self.images_per_prompt),
             ("num_inference_steps", self.num_inference_steps),
@@ -65,7 +66,11 @@ impl Validate for SamplingSection {
         ];
         findings.extend(counts.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("sampling.{name} is 0; expected at least 1")));
         if self.loras.len() > self.models.len() {
-            findings.push(format!("sampling.loras has {} entries and models {}; expected at most one each", self.loras.len(), self.models.len()));
+            findings.push(format!(
+                "sampling.loras has {} entries and models {}; expected at most one each",
+                self.loras.len(),
+                self.models.len()
+            ));
         }
         for scale in self.guidance_scales.iter().filter(|scale| !(**scale >= 0.0 && scale.is_finite())) {
             findings.push(format!("sampling.guidance_scales has {scale}; expected numbers of at least 0"));
@@ -156,7 +161,8 @@ fn draw_with(
     (prompts, output): (&[Prompt], &Path),
     (device, stop): (&Device, &Arc<AtomicBool>),
 ) -> Result<(), Failure> {
-    let mut sampler = build_sampler(&folder.scheduler_config, None, section.num_inference_steps, 0.0).context("sampling").map_err(Failure::from)?;
+    let mut sampler =
+        build_sampler(&folder.scheduler_config, None, section.num_inference_steps, 0.0).context("sampling").map_err(Failure::from)?;
     let size = folder.default_size();
     let (pipeline, unet) = Pipeline::load(folder, device).map_err(anyhow::Error::from)?;
     let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());

@@ -144,7 +144,12 @@ fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<OfA
     let first = |said: &Said| said.iter().filter(|(who, _)| who.repeat == 0).map(|(_, value)| *value).collect::<Vec<f64>>();
     let units: Vec<Vec<f64>> = items.values().map(first).filter(|unit| unit.len() > 1).collect();
     let alpha = |scale| krippendorff_alpha(&units, scale);
-    (!units.is_empty()).then(|| OfAspect { aspect, units: units.len(), alpha_ordinal: alpha(Scale::Ordinal), alpha_interval: alpha(Scale::Interval) })
+    (!units.is_empty()).then(|| OfAspect {
+        aspect,
+        units: units.len(),
+        alpha_ordinal: alpha(Scale::Ordinal),
+        alpha_interval: alpha(Scale::Interval),
+    })
 }
 
 /// Every two annotators, the first answer of each.
@@ -179,7 +184,8 @@ fn of_annotators(records: &[Record], of_aspects: &[(&'static str, BTreeMap<Strin
     let of = |(annotator, records): (String, Vec<&Record>)| {
         let swapped: Vec<(Choice, Choice)> = records.iter().flat_map(|record| both_orders(&record.comparisons)).collect();
         let repeated = |items: &BTreeMap<String, Said>| {
-            let answers = |said: &Said| said.iter().filter(|(who, _)| name(who) == annotator).map(|(_, value)| *value).collect::<Vec<f64>>();
+            let answers =
+                |said: &Said| said.iter().filter(|(who, _)| name(who) == annotator).map(|(_, value)| *value).collect::<Vec<f64>>();
             self_consistency(&items.values().map(answers).collect::<Vec<_>>(), LEVEL)
         };
         OfAnnotator {
@@ -228,10 +234,16 @@ fn table(report: &Report) -> String {
         }
         if let Some(bias) = position_bias {
             let first = bias.first_rate.map_or_else(|| "-".into(), |rate| rate.to_string());
-            line(format!("  shown in both orders: {} pairs; the order changed {}; the first was preferred {first}", bias.pairs, bias.flip_rate));
+            line(format!(
+                "  shown in both orders: {} pairs; the order changed {}; the first was preferred {first}",
+                bias.pairs, bias.flip_rate
+            ));
         }
         for (aspect, found) in self_consistency {
-            line(format!("  {aspect:18} asked again: {} items, the same answer {:.3}, always the same {}", found.items, found.pairwise, found.unanimous));
+            line(format!(
+                "  {aspect:18} asked again: {} items, the same answer {:.3}, always the same {}",
+                found.items, found.pairwise, found.unanimous
+            ));
         }
     }
     if !report.aspects.is_empty() {

@@ -118,7 +118,9 @@ fn arithmetic(config: &TrainConfig) -> String {
             let an_update = 2 * d3po.train_batch_size * config.optimizer.gradient_accumulation_steps;
             return policy_arithmetic(config, (d3po.images(), an_update, d3po.num_inner_epochs), (d3po.trained_steps(steps), steps));
         }
-        AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) | AlgorithmConfig::Dpo(_) | AlgorithmConfig::RewardModel(_) => return String::new(),
+        AlgorithmConfig::Sft(_) | AlgorithmConfig::Vae(_) | AlgorithmConfig::Dpo(_) | AlgorithmConfig::RewardModel(_) => {
+            return String::new();
+        }
     };
     let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
     let images = batch_size * accumulation;
