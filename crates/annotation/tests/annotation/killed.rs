@@ -11,7 +11,7 @@ use serde_json::Value;
 use vp_annotation::{AnnotatorConfig, Clock, Event, RunOptions, Supplies, run};
 
 use crate::scene::{Scene, everything, openai};
-use crate::server::{Fault, Server};
+use crate::server::{Fault, Seen, Server};
 
 const KEY: &str = "sk-a-key-that-nobody-may-see";
 const THREADS: usize = 3;
@@ -49,18 +49,27 @@ fn spawn(scene: &Scene, config: &AnnotatorConfig, output: &str) -> Child {
         .unwrap()
 }
 
-/// Keys of the questions that the journal holds an answer to. Its last line may be torn.
-fn journaled(scene: &Scene) -> HashSet<String> {
+/// What the journal holds: keys of questions with an answer, and ids of requests whose reply is there. Its last line may be torn.
+fn journaled(scene: &Scene) -> (HashSet<String>, HashSet<String>) {
     let text = fs::read_to_string(scene.output("killed/journal.jsonl")).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["said"].get("unusable").is_none()).map(|line| line["key"].as_str().unwrap().to_owned()).collect()
+    let (mut answered, mut replied, mut counts) = (HashSet::new(), HashSet::new(), HashMap::new());
+    for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let key = line["key"].as_str().unwrap().to_owned();
+        let count = counts.entry(key.clone()).or_insert(0);
+        replied.insert(format!("{key}-{count}"));
+        *count += 1;
+        if line["said"].get("unusable").is_none() {
+            answered.insert(key);
+        }
+    }
+    (answered, replied)
 }
 
 #[test]
 fn a_killed_worker_goes_on_where_it_was() {
     let scene = Scene::new(20, 2);
     let misbehave = |asked: &crate::server::Asked| match (asked.before, asked.digest[0] % 4) {
-        (0, 0) => Fault::MissingAspect,
+        (0, 0 | 2) => Fault::MissingAspect,
         (0, 1) => Fault::Chatter,
         _ => Fault::None,
     };
@@ -79,7 +88,7 @@ fn a_killed_worker_goes_on_where_it_was() {
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(status.code().is_none(), "it ended before it was killed: {status}");
-        let (answered, before) = (journaled(&scene), server.seen().len());
+        let ((answered, replied), before) = (journaled(&scene), server.seen().len());
         assert!(!answered.is_empty() && answered.len() < 60, "{}", answered.len());
         let mut child = spawn(&scene, &config, "killed");
         while server.seen().len() < before + 4 && start.elapsed() < Duration::from_secs(60) {
@@ -87,8 +96,9 @@ fn a_killed_worker_goes_on_where_it_was() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let again = server.seen()[before..].iter().filter(|seen| answered.contains(seen.key())).count();
-        assert_eq!(again, 0, "questions with an answer in the journal were asked again");
+        let is_known = |seen: &&Seen| answered.contains(seen.key()) || replied.contains(&seen.request_id);
+        let again = server.seen()[before..].iter().filter(is_known).count();
+        assert_eq!(again, 0, "what is in the journal was asked again");
     }
     let last = spawn(&scene, &config, "killed").wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&last.stdout).contains("open: 0,"), "{last:?}");
