@@ -134,7 +134,7 @@ pub fn draw(
 fn wanted(section: &SamplingSection, prompt: usize) -> impl Iterator<Item = Wanted> + '_ {
     let noise = Noise::new(section.seed);
     (0..section.images_per_prompt).map(move |image| {
-        let lot = noise.integer(Purpose::GuidanceScale, prompt as u64, image as u64, 0, section.guidance_scales.len());
+        let lot = noise.integer(Purpose::GuidanceScale, prompt as u64, image as u64, 0, section.guidance_scales.len() - 1);
         let seed = (prompt * section.images_per_prompt + image) as u64;
         Wanted {
             prompt,
