@@ -5,17 +5,20 @@
 //!   agrees with itself.
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //! - [`ranking`]: strengths of many models from comparisons of two.
+//! - [`pixels`]: what an image looks like, in five numbers; [`comparison`]: all of the above for models that drew the same prompts.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
 pub mod accuracy;
 pub mod agreement;
 pub mod bootstrap;
+pub mod comparison;
 pub mod consistency;
 pub mod correlation;
 mod error;
 pub mod interval;
 mod normal;
+pub mod pixels;
 pub mod ranking;
 pub mod significance;
 
