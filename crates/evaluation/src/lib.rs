@@ -6,6 +6,7 @@
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //! - [`ranking`]: strengths of many models from comparisons of two.
 //! - [`pixels`]: what an image looks like, in five numbers; [`comparison`]: all of the above for models that drew the same prompts.
+//! - [`sentinel`]: rules that notice, as a model is trained, that it exploits its reward.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
@@ -20,6 +21,7 @@ pub mod interval;
 mod normal;
 pub mod pixels;
 pub mod ranking;
+pub mod sentinel;
 pub mod significance;
 
 pub use error::{Error, Result};
