@@ -64,6 +64,20 @@ pub struct Comparison {
     pub options: CompareOptions,
 }
 
+impl Comparison {
+    /// The images that [`Contrast::changes`] names, each once: candidate, prompt number and seed, in order. Those a report wants to show, with the
+    /// baseline's of the same number and seed.
+    pub fn extreme_images(&self) -> BTreeSet<(&str, usize, u64)> {
+        let of = |contrast: &Contrast| {
+            let changes = contrast.changes.iter().flat_map(|changes| changes.regressions.iter().chain(&changes.improvements));
+            changes.map(|change| (change.index, change.seed)).collect::<Vec<_>>()
+        };
+        let named =
+            self.contrasts.iter().flat_map(|contrast| of(contrast).into_iter().map(|(index, seed)| (&*contrast.candidate, index, seed)));
+        named.collect()
+    }
+}
+
 /// Compares models, the baseline first, on the rows of their images. The order of the rows does not matter. `distances` of images of one prompt
 /// give diversity.
 ///
@@ -214,6 +228,8 @@ mod tests {
         let named = |changes: &[Change]| changes.iter().map(|change| (change.index, change.seed, change.difference)).collect::<Vec<_>>();
         assert_eq!(named(&changes.regressions), [(1, 0, -3.0), (0, 0, -1.0)]);
         assert_eq!(named(&changes.improvements), [(0, 1, 2.0), (2, 1, 1.0)]);
+        let all = Comparison { baseline: "a".into(), models: vec![], contrasts: vec![found], standings: vec![], options: OPTIONS };
+        assert_eq!(all.extreme_images().into_iter().collect::<Vec<_>>(), [("b", 0, 0), ("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]);
     }
 
     #[test]
@@ -250,6 +266,12 @@ mod tests {
         assert!((second.elo - 1500.0).abs() < 1e-9 && (first.elo + third.elo - 3000.0).abs() < 1e-9);
         let interval = first.interval.unwrap();
         assert!(interval.low < first.elo && first.elo < interval.high, "{interval:?}");
+        // A model that always won has an interval too, though on every resample it has won as often.
+        let always =
+            compare(&[of("a", 1.0), of("b", 1.0), rows("c", &[&[9.0][..]; 10])].concat(), &["a", "b", "c"], None, &OPTIONS).unwrap();
+        let first = &always.standings[0].models[0];
+        assert_eq!((first.model.as_str(), first.wins), ("c", 20.0));
+        assert!(first.interval.unwrap().high - first.elo > 100.0, "{first:?}");
         let two = [of("a", 1.0), of("b", 2.0)].concat();
         assert!(compare(&two, &["a", "b"], None, &OPTIONS).unwrap().standings.is_empty());
     }

@@ -1,4 +1,5 @@
-//! The statistics of preferences: pure functions from numbers to numbers, each with its formula and source.
+//! The statistics of preferences and of models compared by them: pure functions from numbers to numbers, each with its formula and source, and
+//! to reports.
 //!
 //! - [`accuracy`]: how often a reward agrees with people, under the protocols in use.
 //! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator
@@ -7,6 +8,7 @@
 //! - [`ranking`]: strengths of many models from comparisons of two.
 //! - [`pixels`]: what an image looks like, in five numbers; [`comparison`]: all of the above for models that drew the same prompts.
 //! - [`sentinel`]: rules that notice, as a model is trained, that it exploits its reward.
+//! - [`report`]: what was found, as HTML, Markdown and JSON.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
@@ -21,6 +23,7 @@ pub mod interval;
 mod normal;
 pub mod pixels;
 pub mod ranking;
+pub mod report;
 pub mod sentinel;
 pub mod significance;
 

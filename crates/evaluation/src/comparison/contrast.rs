@@ -22,7 +22,8 @@ pub struct Difference {
     pub candidate: f64,
     /// `candidate − baseline`.
     pub difference: f64,
-    /// The bootstrap interval of `difference`, prompts resampled whole; `None` with fewer than two.
+    /// The bootstrap interval of `difference`, prompts resampled whole; `None` with fewer than two. With fewer than about ten it is too narrow:
+    /// so few prompts do not show how much prompts differ.
     pub interval: Option<Interval>,
 }
 

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::CompareOptions;
 use super::contrast::per_prompt;
 use super::rows::{Images, paired};
-use crate::Result;
 use crate::bootstrap::{Method, interval_from, on_resamples};
 use crate::consistency::Choice;
 use crate::interval::Interval;
-use crate::ranking::{BradleyTerry, Games};
+use crate::ranking::{BradleyTerry, Elo, Games};
+use crate::{Result, normal};
 
 /// The mean rating of all models.
 const MEAN_ELO: f64 = 1500.0;
@@ -32,8 +32,9 @@ pub struct Standing {
     pub wins: f64,
     /// On Elo's scale, 1500 being the mean of the models.
     pub elo: f64,
-    /// Bootstrap percentiles of `elo`, prompts resampled whole (comparisons on one prompt are not independent, as the errors of
-    /// [`BradleyTerry`] take them to be); `None` with fewer than two prompts.
+    /// The wider, at each end, of two intervals: bootstrap percentiles with prompts resampled whole, for comparisons on one prompt are not
+    /// independent; and `elo ± z` standard errors of [`BradleyTerry`], which takes them to be, but knows that a model which won everywhere might
+    /// have lost, as no resample does. `None` with fewer than two prompts.
     pub interval: Option<Interval>,
 }
 
@@ -62,25 +63,24 @@ pub(super) fn standings(images: &[Images], models: &[&str], options: &CompareOpt
 fn standings_by(reward: &str, images: &[Images], models: &[&str], options: &CompareOptions) -> Result<Standings> {
     let played = games(reward, images, models);
     let prompts: Vec<&[Game]> = played.values().map(Vec::as_slice).collect();
-    let ratings = |sample: &[&[Game]]| -> Result<Vec<f64>> {
+    let ratings = |sample: &[&[Game]]| -> Result<Vec<Elo>> {
         let mut all = Games::new(models.len());
         sample.iter().copied().flatten().try_for_each(|(first, second, choice)| all.add(*first, *second, *choice))?;
-        Ok(BradleyTerry::fit(&all, PRIOR)?.elo(MEAN_ELO).iter().map(|elo| elo.rating).collect())
+        Ok(BradleyTerry::fit(&all, PRIOR)?.elo(MEAN_ELO))
     };
     let estimates = ratings(&prompts)?;
+    let level = options.bootstrap.level;
     let several = prompts.len() > 1;
     let resamples = if several { options.bootstrap.resamples.min(RESAMPLES) } else { 0 };
     let resampled = on_resamples(&prompts, ratings, resamples, options.bootstrap.seed).into_iter().collect::<Result<Vec<_>>>()?;
     let standing = |(place, model): (usize, &&str)| {
-        let of_model = resampled.iter().map(|ratings| ratings[place]).collect();
+        let Elo { rating, standard_error } = estimates[place];
+        let of_model = resampled.iter().map(|ratings| ratings[place].rating).collect();
+        let bootstrap = interval_from(&prompts, |_| rating, of_model, level, Method::Percentile);
+        let reach = normal::quantile((1.0 + level) / 2.0) * standard_error;
+        let wider = |of: Interval| Interval { low: of.low.min(rating - reach), high: of.high.max(rating + reach), ..of };
         let (comparisons, wins) = record(&prompts, place);
-        Standing {
-            model: model.to_string(),
-            comparisons,
-            wins,
-            elo: estimates[place],
-            interval: interval_from(&prompts, |_| estimates[place], of_model, options.bootstrap.level, Method::Percentile),
-        }
+        Standing { model: model.to_string(), comparisons, wins, elo: rating, interval: bootstrap.map(wider) }
     };
     let mut standings: Vec<_> = models.iter().enumerate().map(standing).collect();
     standings.sort_by(|one, other| other.elo.total_cmp(&one.elo));

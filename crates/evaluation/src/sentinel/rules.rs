@@ -53,10 +53,9 @@ impl Moved {
     /// `0.2100 to 0.4500 (+7.2 standard errors of 32 images)`
     fn in_words(&self) -> String {
         let Self { start, now, standard_errors, images } = self;
-        if standard_errors.is_infinite() {
-            return format!("{start:.4} to {now:.4} (alike on each of {images} images)");
-        }
-        format!("{start:.4} to {now:.4} ({standard_errors:+.1} standard errors of {images} images)")
+        // Beyond that, all images have moved alike but for rounding, or the error is 0.
+        let size = if standard_errors.abs() >= 1000.0 { "over 1000".into() } else { format!("{standard_errors:+.1}") };
+        format!("{start:.4} to {now:.4} ({size} standard errors of {images} images)")
     }
 
     fn evidence(&self, rule: Rule, subject: Option<&str>, reason: String) -> Evidence {
@@ -73,7 +72,7 @@ fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Evidence> {
     let fallen = watched.filter(|(_, watched)| watched.standard_errors <= -z);
     let evidence = |(name, watched): (&String, Moved)| {
         let reason = format!(
-            "the trained reward went up from {} while {name}, which is not trained, went down from {}: the images please the trained reward alone",
+            "The trained reward went up from {} while {name}, which is not trained, went down from {}: the images please the trained reward alone.",
             trained.in_words(),
             watched.in_words()
         );
@@ -85,7 +84,7 @@ fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Evidence> {
 fn diversity_collapse(start: &Look, now: &Look, share: f64) -> Option<Evidence> {
     let (start, now) = start.diversity.zip(now.diversity)?;
     let reason = format!(
-        "images of one prompt differ less: their mean distance went from {start:.4} to {now:.4}, below {share} of where it started"
+        "Images of one prompt differ less: their mean distance went from {start:.4} to {now:.4}, below {share} of where it started."
     );
     let rule = Rule::DiversityCollapse;
     (now < share * start).then_some(Evidence { rule, subject: None, start, now, standard_errors: None, images: None, reason })
@@ -98,16 +97,16 @@ fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
     };
     let drift = |rule, name, of, shift: f64| {
         let moved: Moved = moved(of).filter(|moved| moved.shift().abs() >= shift)?;
-        Some(moved.evidence(rule, None, format!("the mean {name} of the images went from {}", moved.in_words())))
+        Some(moved.evidence(rule, None, format!("The mean {name} of the images went from {}.", moved.in_words())))
     };
     let edges = moved(|pixels| pixels.edge_density).filter(|moved| moved.now < config.edge_collapse.share * moved.start);
     let edges = edges.map(|moved| {
-        let reason = format!("the images lose detail: the share of pixels on an edge went from {}", moved.in_words());
+        let reason = format!("The images lose detail: the share of pixels on an edge went from {}.", moved.in_words());
         moved.evidence(Rule::EdgeCollapse, None, reason)
     });
     let dark = moved(|pixels| pixels.dark_fraction).filter(|moved| moved.shift() >= config.dark_images.rise);
     let dark = dark.map(|moved| {
-        let reason = format!("the images go dark: the share of dark pixels went from {}", moved.in_words());
+        let reason = format!("The images go dark: the share of dark pixels went from {}.", moved.in_words());
         moved.evidence(Rule::DarkImages, None, reason)
     });
     let drifts = [
@@ -120,6 +119,6 @@ fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
 fn weights_run_away(start: &Look, now: &Look, limit: Option<f64>) -> Option<Evidence> {
     let limit = limit.filter(|limit| now.weight_distance > *limit)?;
     let (start, now) = (start.weight_distance, now.weight_distance);
-    let reason = format!("the weights are {now:.4e} away from where they started, beyond the limit of {limit:e}");
+    let reason = format!("The weights are {now:.4e} away from where they started, beyond the limit of {limit:e}.");
     Some(Evidence { rule: Rule::WeightsRunAway, subject: None, start, now, standard_errors: None, images: None, reason })
 }
