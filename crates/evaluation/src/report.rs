@@ -2,7 +2,7 @@
 //!
 //! The HTML file stands alone: styles, script and images are inside it, its policy (`Content-Security-Policy`) forbids any request, and it can be
 //! read without its script, on a telephone, in the dark and from the keyboard. Every number bears its interval and its `n`. Prompts, names and
-//! whatever else comes from outside are data: they are escaped in one place, [`html`], and could not run if they were not, for the policy names
+//! whatever else comes from outside are data: they are escaped in one place, `report/html.rs`, and could not run if they were not, for the policy names
 //! the one script and the one style sheet by their hashes.
 
 mod chart;
