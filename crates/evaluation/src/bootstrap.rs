@@ -49,16 +49,21 @@ pub fn bootstrap<T: Copy>(items: &[T], statistic: impl Fn(&[T]) -> f64, options:
     if items.len() < 2 {
         return None;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    let resampled = on_resamples(items, &statistic, options.resamples, options.seed);
+    interval_from(items, statistic, resampled, options.level, options.method)
+}
+
+/// What a function says of each of so many samples of the items' number, drawn with replacement.
+pub(crate) fn on_resamples<T: Copy, R>(items: &[T], statistic: impl Fn(&[T]) -> R, resamples: usize, seed: u64) -> Vec<R> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     // The high half of a 64 × 64 bit product; its bias, n / 2⁶⁴, is far below what any number of resamples shows.
     let mut draw = || ((u128::from(random.next_u64()) * items.len() as u128) >> 64) as usize;
     let mut sample = items.to_vec();
-    let mut resampled = Vec::with_capacity(options.resamples);
-    for _ in 0..options.resamples {
+    let mut next = || {
         sample.iter_mut().for_each(|item| *item = items[draw()]);
-        resampled.push(statistic(&sample));
-    }
-    interval_from(items, statistic, resampled, options.level, options.method)
+        statistic(&sample)
+    };
+    (0..resamples).map(|_| next()).collect()
 }
 
 /// The bootstrap interval of the mean.

@@ -43,6 +43,81 @@ pub enum Error {
         /// Iterations made.
         iterations: usize,
     },
+    /// The bytes are not those of an image of this size.
+    #[error(
+        "{bytes} bytes for an image of {width} x {height} pixels; expected {} (three a pixel), and at least one pixel; pass 8-bit RGB without \
+         alpha or padding", (*width as u128) * (*height as u128) * 3
+    )]
+    Image {
+        /// Pixels a row.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Bytes found.
+        bytes: usize,
+    },
+    /// A comparison of fewer than two models, or of one with itself.
+    #[error("models to compare are {0:?}; expected two or more different names, the baseline first")]
+    ModelNames(Vec<String>),
+    /// A row of a model that is not compared.
+    #[error("a row is of model {found:?}; expected one of {expected:?}; leave other rows out, or name their model")]
+    UnknownModel {
+        /// The row's model.
+        found: String,
+        /// The models compared.
+        expected: Vec<String>,
+    },
+    /// A model without a row.
+    #[error("no row is of model {0:?}; expected one for every prompt and seed; check how the rows name their models")]
+    NoRows(String),
+    /// Two rows of one image.
+    #[error(
+        "two rows are of prompt {index}, seed {seed}, model {model:?}; expected one; an evaluation that was repeated into the same file has to be \
+         written anew"
+    )]
+    RepeatedImage {
+        /// The prompt's number.
+        index: usize,
+        /// The image's seed.
+        seed: u64,
+        /// The model.
+        model: String,
+    },
+    /// Rows number their prompts differently.
+    #[error(
+        "prompt {index} is {first} in one row and {second} in another; expected one text and one category for each number; evaluate all models \
+         on the same prompt file"
+    )]
+    Prompts {
+        /// The prompt's number.
+        index: usize,
+        /// Text and category in one row.
+        first: String,
+        /// Text and category in another.
+        second: String,
+    },
+    /// A setting out of its range.
+    #[error("{key} is {found}; expected {expected}")]
+    Setting {
+        /// Its name.
+        key: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: f64,
+    },
+    /// A look at a model in training does not fit the looks before it.
+    #[error("at step {step}, {what}: found {found}, expected {expected}; look at the same images with the same rewards every time")]
+    Look {
+        /// The look's step.
+        step: u64,
+        /// Of what.
+        what: String,
+        /// What is there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
 }
 
 /// A result with this crate's error.

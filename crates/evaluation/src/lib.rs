@@ -1,22 +1,30 @@
-//! The statistics of preferences: pure functions from numbers to numbers, each with its formula and source.
+//! The statistics of preferences and of models compared by them: pure functions from numbers to numbers, each with its formula and source, and
+//! to reports.
 //!
 //! - [`accuracy`]: how often a reward agrees with people, under the protocols in use.
 //! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator
 //!   agrees with itself.
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //! - [`ranking`]: strengths of many models from comparisons of two.
+//! - [`pixels`]: what an image looks like, in five numbers; [`comparison`]: all of the above for models that drew the same prompts.
+//! - [`sentinel`]: rules that notice, as a model is trained, that it exploits its reward.
+//! - [`report`]: what was found, as HTML, Markdown and JSON.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 
 pub mod accuracy;
 pub mod agreement;
 pub mod bootstrap;
+pub mod comparison;
 pub mod consistency;
 pub mod correlation;
 mod error;
 pub mod interval;
 mod normal;
+pub mod pixels;
 pub mod ranking;
+pub mod report;
+pub mod sentinel;
 pub mod significance;
 
 pub use error::{Error, Result};

@@ -1,0 +1,111 @@
+//! What casts doubt on the numbers, and where they come from.
+
+use super::html::Html;
+use super::numbers::counted;
+use super::tables::{self, Table};
+use super::{LeakPanel, Provenance, Report, SentinelPanel};
+
+/// A table in a box of its own, which scrolls where it is too wide.
+pub(super) fn table(html: &mut Html, table: &Table) {
+    let box_of = [("class", "scroll"), ("role", "region"), ("aria-label", &*table.caption), ("tabindex", "0")];
+    html.tag("figure", &[("class", "table")], |html| {
+        // Not a caption of the table's own, which would be as wide as the table and scroll with it.
+        html.leaf("figcaption", &[], &table.caption);
+        html.tag("div", &box_of, |html| rows(html, table));
+    });
+}
+
+fn rows(html: &mut Html, table: &Table) {
+    html.tag("table", &[("aria-label", &table.caption)], |html| {
+        let class = |column: usize| match (column < table.words, table.prose) {
+            (true, true) => "prose",
+            (true, false) => "name",
+            (false, _) => "number",
+        };
+        html.tag("thead", &[], |html| {
+            html.tag("tr", &[], |html| {
+                let cells = table.head.iter().enumerate();
+                cells.for_each(|(column, cell)| html.leaf("th", &[("scope", "col"), ("class", class(column))], cell));
+            });
+        });
+        html.tag("tbody", &[], |html| {
+            for row in &table.rows {
+                html.tag("tr", &[], |html| {
+                    for (column, cell) in row.iter().enumerate() {
+                        let name = if column == 0 { "th" } else { "td" };
+                        let scope: &[_] = if column == 0 { &[("scope", "row"), ("dir", "auto")] } else { &[("dir", "auto")] };
+                        html.leaf(name, &[&[("class", class(column))], scope].concat(), cell);
+                    }
+                });
+            }
+        });
+    });
+}
+
+pub(super) fn sentinel(html: &mut Html, panel: Option<&SentinelPanel>) {
+    let Some(panel) = panel else {
+        return html.leaf(
+            "p",
+            &[("class", "notice")],
+            "The sentinel did not watch: nothing here speaks for or against an exploited reward.",
+        );
+    };
+    html.leaf("p", &[("class", if panel.findings.is_empty() { "notice good" } else { "notice bad" })], &sentinel_says(panel));
+    html.tag("ul", &[("class", "findings")], |html| {
+        for finding in &panel.findings {
+            html.tag("li", &[], |html| {
+                html.leaf("strong", &[], &format!("Step {}, {}", finding.step, finding.rule.name().replace('_', " ")));
+                html.leaf("span", &[("class", "tag")], tables::action(finding.action));
+                html.leaf("p", &[], &finding.reason);
+            });
+        }
+    });
+    table(html, &tables::rules(panel));
+}
+
+/// In a sentence.
+pub(super) fn sentinel_says(panel: &SentinelPanel) -> String {
+    let looks = counted(panel.steps.len(), "look");
+    let steps = match (panel.steps.first(), panel.steps.last()) {
+        (Some(first), Some(last)) => format!(", steps {first} to {last}"),
+        _ => String::new(),
+    };
+    match panel.findings.len() {
+        // One look has nothing to be compared with.
+        0 if panel.steps.len() < 2 => format!("No rule could fire at {looks}{steps}: it takes two or more."),
+        0 => format!("No rule fired at {looks}{steps}."),
+        findings => format!("{} at {looks}{steps}.", counted(findings, "finding")),
+    }
+}
+
+pub(super) fn leaks(html: &mut Html, panel: Option<&LeakPanel>) {
+    let Some(panel) = panel else {
+        return html.leaf("p", &[("class", "notice")], "Held-out prompts were not compared with training prompts.");
+    };
+    html.leaf("p", &[("class", if panel.leaks.is_empty() { "notice good" } else { "notice bad" })], &leaks_say(panel));
+    if !panel.leaks.is_empty() {
+        table(html, &tables::leaks(panel));
+    }
+}
+
+/// In a sentence.
+pub(super) fn leaks_say(panel: &LeakPanel) -> String {
+    let (found, heldout, training) =
+        (panel.leaks.len(), counted(panel.heldout, "held-out prompt"), counted(panel.training, "training prompt"));
+    format!("{found} of {heldout} {} like one of {training} ({}).", if found == 1 { "is" } else { "are" }, panel.method)
+}
+
+pub(super) fn provenance(html: &mut Html, report: &Report) {
+    let Provenance { command, .. } = &report.provenance;
+    if !command.is_empty() {
+        html.leaf("h3", &[], "Command");
+        html.leaf("pre", &[("tabindex", "0")], command);
+    }
+    html.tag("div", &[("class", "facts")], |html| tables::provenance(&report.provenance).iter().for_each(|facts| table(html, facts)));
+    if !report.config.is_empty() {
+        html.tag("details", &[], |html| {
+            html.leaf("summary", &[], "Resolved configuration");
+            html.leaf("pre", &[("tabindex", "0")], &report.config);
+        });
+    }
+}

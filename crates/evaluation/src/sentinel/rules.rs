@@ -1,0 +1,124 @@
+//! Each rule's condition at one look, against the first.
+
+use super::{Look, Rule, SentinelConfig};
+use crate::pixels::PixelStats;
+
+/// A rule's condition that holds at a look.
+pub(super) struct Evidence {
+    pub rule: Rule,
+    /// The watched reward; nothing for rules that have one subject.
+    pub subject: Option<String>,
+    pub start: f64,
+    pub now: f64,
+    /// How many standard errors the mean has moved.
+    pub standard_errors: Option<f64>,
+    pub images: Option<usize>,
+    pub reason: String,
+}
+
+/// All conditions that hold, of rules on or off.
+pub(super) fn conditions(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
+    let mut found = reward_up_heldout_down(start, now, config.z);
+    found.extend(diversity_collapse(start, now, config.diversity_collapse.share));
+    found.extend(pixels(start, now, config));
+    found.extend(weights_run_away(start, now, config.weights_run_away.limit));
+    found
+}
+
+/// A mean over the same images at two looks.
+struct Moved {
+    start: f64,
+    now: f64,
+    /// `mean(d) / (sd(d) / √n)` of the differences `d`, `sd` over `n − 1`; infinite if every image has moved alike, 0 if none has.
+    standard_errors: f64,
+    images: usize,
+}
+
+impl Moved {
+    /// `None` with fewer than two images, of which nothing can be said.
+    fn between(start: &[f64], now: &[f64]) -> Option<Self> {
+        let n = start.len() as f64;
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / n;
+        let differences: Vec<f64> = now.iter().zip(start).map(|(now, start)| now - start).collect();
+        let shift = mean(&differences);
+        let variance = differences.iter().map(|difference| (difference - shift).powi(2)).sum::<f64>() / (n - 1.0);
+        let standard_errors = if shift == 0.0 { 0.0 } else { shift / (variance / n).sqrt() };
+        (start.len() > 1).then(|| Self { start: mean(start), now: mean(now), standard_errors, images: start.len() })
+    }
+
+    fn shift(&self) -> f64 {
+        self.now - self.start
+    }
+
+    /// `0.2100 to 0.4500 (+7.2 standard errors of 32 images)`
+    fn in_words(&self) -> String {
+        let Self { start, now, standard_errors, images } = self;
+        // Beyond that, all images have moved alike but for rounding, or the error is 0.
+        let size = if standard_errors.abs() >= 1000.0 { "over 1000".into() } else { format!("{standard_errors:+.1}") };
+        format!("{start:.4} to {now:.4} ({size} standard errors of {images} images)")
+    }
+
+    fn evidence(&self, rule: Rule, subject: Option<&str>, reason: String) -> Evidence {
+        let Self { start, now, standard_errors, images } = *self;
+        let (standard_errors, images) = (Some(standard_errors), Some(images));
+        Evidence { rule, subject: subject.map(str::to_string), start, now, standard_errors, images, reason }
+    }
+}
+
+fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Evidence> {
+    let trained = Moved::between(&start.trained_reward, &now.trained_reward);
+    let Some(trained) = trained.filter(|trained| trained.standard_errors >= z) else { return Vec::new() };
+    let watched = start.watched.iter().filter_map(|(name, start)| Some((name, Moved::between(start, now.watched.get(name)?)?)));
+    let fallen = watched.filter(|(_, watched)| watched.standard_errors <= -z);
+    let evidence = |(name, watched): (&String, Moved)| {
+        let reason = format!(
+            "The trained reward went up from {} while {name}, which is not trained, went down from {}: the images please the trained reward alone.",
+            trained.in_words(),
+            watched.in_words()
+        );
+        watched.evidence(Rule::RewardUpHeldoutDown, Some(name), reason)
+    };
+    fallen.map(evidence).collect()
+}
+
+fn diversity_collapse(start: &Look, now: &Look, share: f64) -> Option<Evidence> {
+    let (start, now) = start.diversity.zip(now.diversity)?;
+    let reason = format!(
+        "Images of one prompt differ less: their mean distance went from {start:.4} to {now:.4}, below {share} of where it started."
+    );
+    let rule = Rule::DiversityCollapse;
+    (now < share * start).then_some(Evidence { rule, subject: None, start, now, standard_errors: None, images: None, reason })
+}
+
+fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
+    let moved = |of: fn(&PixelStats) -> f64| {
+        let values = |look: &Look| look.pixels.iter().map(of).collect::<Vec<f64>>();
+        Moved::between(&values(start), &values(now)).filter(|moved| moved.standard_errors.abs() >= config.z)
+    };
+    let drift = |rule, name, of, shift: f64| {
+        let moved: Moved = moved(of).filter(|moved| moved.shift().abs() >= shift)?;
+        Some(moved.evidence(rule, None, format!("The mean {name} of the images went from {}.", moved.in_words())))
+    };
+    let edges = moved(|pixels| pixels.edge_density).filter(|moved| moved.now < config.edge_collapse.share * moved.start);
+    let edges = edges.map(|moved| {
+        let reason = format!("The images lose detail: the share of pixels on an edge went from {}.", moved.in_words());
+        moved.evidence(Rule::EdgeCollapse, None, reason)
+    });
+    let dark = moved(|pixels| pixels.dark_fraction).filter(|moved| moved.shift() >= config.dark_images.rise);
+    let dark = dark.map(|moved| {
+        let reason = format!("The images go dark: the share of dark pixels went from {}.", moved.in_words());
+        moved.evidence(Rule::DarkImages, None, reason)
+    });
+    let drifts = [
+        drift(Rule::SaturationDrift, "saturation", |pixels| pixels.saturation, config.saturation_drift.shift),
+        drift(Rule::BrightnessDrift, "brightness", |pixels| pixels.brightness, config.brightness_drift.shift),
+    ];
+    drifts.into_iter().chain([edges, dark]).flatten().collect()
+}
+
+fn weights_run_away(start: &Look, now: &Look, limit: Option<f64>) -> Option<Evidence> {
+    let limit = limit.filter(|limit| now.weight_distance > *limit)?;
+    let (start, now) = (start.weight_distance, now.weight_distance);
+    let reason = format!("The weights are {now:.4e} away from where they started, beyond the limit of {limit:e}.");
+    Some(Evidence { rule: Rule::WeightsRunAway, subject: None, start, now, standard_errors: None, images: None, reason })
+}
