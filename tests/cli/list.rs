@@ -54,7 +54,9 @@ fn one_kind_alone() {
 fn init_writes_configs_that_train_reads() {
     let dir = tempfile::tempdir().unwrap();
     for entry in AlgorithmConfig::ENTRIES {
-        for preset in ["sd15", "tiny"] {
+        // A reward model's are no Stable Diffusion's.
+        let presets = if entry.name == "reward_model" { ["imagereward", "shapes"] } else { ["sd15", "tiny"] };
+        for preset in presets {
             let path = dir.path().join(format!("{}-{preset}.toml", entry.name));
             run(&["init", entry.name, "--preset", preset, "-o", path.to_str().unwrap()]).ok();
             let text = std::fs::read_to_string(&path).unwrap();
@@ -68,7 +70,7 @@ fn init_writes_configs_that_train_reads() {
             findings.retain(|finding| !finding.contains("there is no file or folder"));
             assert!(findings.is_empty(), "{}: {findings:?}", path.display());
         }
-        let published = std::fs::read_to_string(dir.path().join(format!("{}-sd15.toml", entry.name))).unwrap();
+        let published = std::fs::read_to_string(dir.path().join(format!("{}-{}.toml", entry.name, presets[0]))).unwrap();
         assert_eq!(run(&["init", entry.name]).ok().stdout(), published);
     }
 }

@@ -557,9 +557,9 @@ pub struct InitArgs {
     /// The algorithm (`list algos`)
     #[arg(value_name = "ALGO")]
     pub algo: String,
-    /// sd15: the published recipe for Stable Diffusion 1.5; tiny: a small model, offline
-    #[arg(long, value_name = "NAME", default_value = "sd15")]
-    pub preset: String,
+    /// sd15: the published recipe for Stable Diffusion 1.5; tiny, shapes: a small model, offline [default: the published recipe]
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     /// A new file [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

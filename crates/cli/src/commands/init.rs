@@ -13,7 +13,10 @@ use crate::{presets, stdout};
 /// The top-level entry point for `init`.
 pub fn run(args: InitArgs) -> Result<(), Failure> {
     presets::check_algo(&args.algo).with_context(|| format!("init {}", args.algo))?;
-    let preset = presets::find(&args.algo, &args.preset).context("--preset")?;
+    let preset = match &args.preset {
+        Some(name) => presets::find(&args.algo, name).context("--preset")?,
+        None => presets::published(&args.algo),
+    };
     match &args.output {
         None => stdout::print(preset.text)?,
         Some(path) => {
