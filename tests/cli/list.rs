@@ -22,7 +22,7 @@ fn the_tables_and_the_json_have_every_entry() {
         names.entry(object["kind"].as_str().unwrap()).or_default().push(object["name"].as_str().unwrap());
     }
     let kinds: Vec<_> = names.keys().copied().collect();
-    assert_eq!(kinds, ["algo", "device", "lr_scheduler", "regularizer", "reward", "scheduler"]);
+    assert_eq!(kinds, ["algo", "annotator", "device", "lr_scheduler", "regularizer", "reward", "scheduler"]);
     let rewards: Vec<_> = vp_rewards::RewardConfig::ENTRIES.iter().map(|entry| entry.name).collect();
     assert_eq!(names["reward"], rewards);
     assert_eq!(names["scheduler"].len(), vp_schedulers::SCHEDULERS.len());

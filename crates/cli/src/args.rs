@@ -33,7 +33,7 @@ pub enum Command {
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
     Export(ExportArgs),
-    /// List what can be chosen by name: rewards, schedulers, algorithms, devices.
+    /// List what can be chosen by name: rewards, annotators, schedulers, algorithms, devices.
     List(ListArgs),
     /// Write a commented config to start from.
     Init(InitArgs),
@@ -542,6 +542,7 @@ pub struct ListArgs {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Kind {
     Rewards,
+    Annotators,
     Schedulers,
     Algos,
     #[value(alias = "lr_schedulers")]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::{Value, json};
+use vp_annotation::AnnotatorConfig;
 use vp_core::Entry;
 use vp_rewards::RewardConfig;
 use vp_schedulers::SCHEDULERS;
@@ -25,6 +26,11 @@ pub struct Table {
 /// Rewards, by the names of their sections.
 pub fn rewards() -> Table {
     entries("reward", "rewards", RewardConfig::ENTRIES)
+}
+
+/// Who annotates images, by the names of their sections.
+pub fn annotators() -> Table {
+    entries("annotator", "annotators", AnnotatorConfig::ENTRIES)
 }
 
 /// Ways to take noise away.

@@ -20,6 +20,7 @@ pub fn run(args: DocsArgs) -> Result<(), Failure> {
     let pages = [
         ("commands.md", commands()),
         ("rewards.md", rewards()),
+        ("annotators.md", annotators()),
         ("schedulers.md", schedulers()),
         ("algorithms.md", algorithms()),
         ("devices.md", devices()),
@@ -53,9 +54,15 @@ fn help(command: Command) -> String {
     format!("```text\n{}\n```\n", lines.join("\n"))
 }
 
+fn annotators() -> String {
+    let intro = "A config of `annotate` names its annotator by a section, `[annotator.<name>]`; `annotate --annotator <name>` takes it with its \
+                 defaults and what\n`--set` says. [How they are used](../guide/annotate.md).";
+    page("Annotators", &format!("{intro}\n\n{}", listing::annotators().to_markdown()))
+}
+
 fn rewards() -> String {
     let intro = "A config names its reward by a section, `[reward.<name>]`, and those that are only looked at by `[[watch]]` and \
-                 `[watch.<name>]`.\n`score --reward` takes the names of those that need no weights, and the folder or file of a `vp_score`.\nA `weighted_sum` \
+                 `[watch.<name>]`.\n`score --reward` takes the names of those that need no weights, the folder or file of a `vp_score` and the folder of a `clip_score`.\nA `weighted_sum` \
                  is a list of `[[reward.weighted_sum.terms]]`, each with its `weight`, the `mean` and `std` that bring it to scale (0 \
                  and 1),\nand a `[reward.weighted_sum.terms.reward.<name>]`; every term is logged as `reward/<name>`.";
     page("Rewards", &format!("{intro}\n\n{}", listing::rewards().to_markdown()))

@@ -7,7 +7,7 @@ use crate::stdout;
 
 /// The top-level entry point for `list`.
 pub fn run(args: ListArgs) -> Result<(), Failure> {
-    let all = [Kind::Rewards, Kind::Schedulers, Kind::Algos, Kind::LrSchedulers, Kind::Regularizers, Kind::Devices];
+    let all = [Kind::Rewards, Kind::Annotators, Kind::Schedulers, Kind::Algos, Kind::LrSchedulers, Kind::Regularizers, Kind::Devices];
     let tables: Vec<Table> = args.kind.map_or(all.to_vec(), |kind| vec![kind]).into_iter().map(table).collect();
     let text = if args.json {
         tables.iter().map(Table::to_json_lines).collect()
@@ -20,6 +20,7 @@ pub fn run(args: ListArgs) -> Result<(), Failure> {
 fn table(kind: Kind) -> Table {
     match kind {
         Kind::Rewards => listing::rewards(),
+        Kind::Annotators => listing::annotators(),
         Kind::Schedulers => listing::schedulers(),
         Kind::Algos => listing::algos(),
         Kind::LrSchedulers => listing::lr_schedulers(),
