@@ -11,6 +11,7 @@ fn every_reward() -> Vec<Box<dyn Reward>> {
     let build = |entry: &vp_core::Entry| {
         let section = match entry.name {
             "vp_score" => format!("[vp_score]\nweights = '{}'", golden("blip_reward_tiny/model").display()),
+            "clip_score" => format!("[clip_score]\nweights = '{}'", golden("clip_tiny/model").display()),
             "weighted_sum" => format!(
                 "[[weighted_sum.terms]]\nweight = 0.5\nmean = 0.3\nstd = 0.2\n[weighted_sum.terms.reward.brightness]\n\
                  [[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.vp_score]\nweights = '{}'",
