@@ -73,7 +73,8 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     }
     let job = Job { items: &items, images_root: &root, output: &args.output };
     if args.dry_run {
-        return Ok(say_what_it_would_cost(&dry_run(job, &*annotator, &config.questions).map_err(anyhow::Error::from)?));
+        say_what_it_would_cost(&dry_run(job, &*annotator, &config.questions).map_err(anyhow::Error::from)?);
+        return Ok(());
     }
     create(&args.output)?;
     let summary = annotate(job, &*annotator, &config.questions, &progress(args.quiet), &stop).map_err(Failure::run)?;
