@@ -1,10 +1,12 @@
 //! What can be typed.
 
+mod dataset;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use vp_data::{Aggregation, Aspect};
 
+pub use self::dataset::*;
 use crate::embedded;
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
@@ -29,6 +31,8 @@ pub enum Command {
     Sample(SampleArgs),
     /// Score images with rewards.
     Score(ScoreArgs),
+    /// Compare models on held-out prompts, and report.
+    Evaluate(EvaluateArgs),
     /// Make images to train on; look at, rewrite and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
@@ -272,199 +276,66 @@ pub struct ScoreArgs {
     pub device: String,
 }
 
-/// `dataset`.
-#[derive(Debug, ClapArgs)]
-pub struct DatasetArgs {
-    /// Of which world
-    #[command(subcommand)]
-    pub kind: DatasetKind,
-}
-
-/// What is made of what.
-#[derive(Debug, Subcommand)]
-pub enum DatasetKind {
-    /// Draw coloured shapes with captions that describe them
-    Shapes(ShapesArgs),
-    /// Read every record of a preference set and decode every image
-    Validate(ValidateArgs),
-    /// Count what a preference set holds: prompts, images, usable pairs, dropped ties, ratings
-    Stats(StatsArgs),
-    /// Rewrite a preference set: as records, as ImageReward's JSON, as chosen and rejected pairs
-    Convert(ConvertArgs),
-    /// Hold prompts out, near-duplicates kept on one side
-    Split(SplitArgs),
-    /// Say how far annotators agree, with each other and with themselves
-    Agreement(AgreementArgs),
-}
-
-/// `dataset validate`.
-#[derive(Debug, ClapArgs)]
-pub struct ValidateArgs {
-    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
-    pub path: PathBuf,
-}
-
-/// `dataset stats`.
-#[derive(Debug, ClapArgs)]
-pub struct StatsArgs {
-    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
-    pub path: PathBuf,
-    /// One JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `dataset convert`.
-#[derive(Debug, ClapArgs)]
-pub struct ConvertArgs {
-    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
-    pub path: PathBuf,
-    /// What to write
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "records")]
-    pub to: ConvertTo,
-    /// Where it goes, with copies of the images
-    #[arg(short, long, value_name = "DIR")]
-    pub output: PathBuf,
-    /// Where the images are [default: beside the set]
-    #[arg(long, value_name = "DIR")]
-    pub images: Option<PathBuf>,
-    /// Copy no images; their paths stay as they are
-    #[arg(long)]
-    pub without_images: bool,
-    /// Leave out records that cannot be used instead of refusing the set
-    #[arg(long)]
-    pub skip_problems: bool,
-    /// What an aspect counts in the order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]
-    #[arg(long = "weight", value_name = "ASPECT=X")]
-    pub weights: Vec<AspectWeight>,
-    /// By how much two weighted sums of ratings must differ for a strict order
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
-    pub margin: f64,
-}
-
-impl ConvertArgs {
-    /// How ratings become an order.
-    pub fn aggregation(&self) -> Aggregation {
-        let mut aggregation = Aggregation { margin: self.margin, ..Aggregation::default() };
-        for AspectWeight { aspect, weight } in &self.weights {
-            let at = Aspect::ALL.iter().position(|other| other == aspect).expect("all aspects are in the list");
-            aggregation.weights[at] = *weight;
-        }
-        aggregation
-    }
-}
-
-/// The formats that are written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum ConvertTo {
-    /// A JSON object a prompt, as `annotate` writes them
-    Records,
-    /// `{id, prompt, generations, ranking}`
-    Imagereward,
-    /// `{prompt, chosen, rejected}` a line, as `train --algo dpo` reads them
-    Pairs,
-}
-
-/// What an aspect counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AspectWeight {
-    pub aspect: Aspect,
-    pub weight: f64,
-}
-
-impl std::str::FromStr for AspectWeight {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, weight) = text.split_once('=').ok_or("expected ASPECT=X, as in harmlessness=0")?;
-        let names = || Aspect::ALL.iter().map(|aspect| aspect.name()).collect::<Vec<_>>().join(", ");
-        let aspect = Aspect::ALL.into_iter().find(|aspect| aspect.name() == name);
-        let aspect = aspect.ok_or_else(|| format!("{name} is no aspect (known: {})", names()))?;
-        match weight.parse::<f64>() {
-            Ok(weight) if weight >= 0.0 && weight.is_finite() => Ok(Self { aspect, weight }),
-            _ => Err(format!("{weight} is no weight; expected a number of at least 0")),
-        }
-    }
-}
-
-/// `dataset split`.
-#[derive(Debug, ClapArgs)]
-pub struct SplitArgs {
-    /// Records; NAME.train.jsonl and NAME.heldout.jsonl are written beside them
-    pub path: PathBuf,
-    /// Share that is held out
-    #[arg(long, value_name = "X", default_value_t = 0.1)]
-    pub fraction: f64,
-    /// Which prompts are held out follows from it
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-}
-
-/// `dataset agreement`.
-#[derive(Debug, ClapArgs)]
-pub struct AgreementArgs {
-    /// Records of several annotators, of repeats, of comparisons in both orders; or a published set with the ranks that people gave
-    #[arg(required = true)]
-    pub paths: Vec<PathBuf>,
-    /// One JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `dataset shapes`.
+/// `evaluate`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
+    after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nAn evaluation that was stopped goes on when the same command is given again."
 )]
-pub struct ShapesArgs {
-    /// Where the images and their metadata.jsonl go
+pub struct EvaluateArgs {
+    /// The base model: a diffusers folder, or the model that is part of this program
+    #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
+    pub base: PathBuf,
+    /// A tuned model (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub tuned: Vec<PathBuf>,
+    /// A LoRA on the base model (repeatable, each a model of its own)
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
+    pub loras: Vec<LoraArg>,
+    /// Images of the base model that are there, a folder with captions, instead of models
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["tuned", "loras", "prompts_file"])]
+    pub base_images: Option<PathBuf>,
+    /// Images of a tuned model under the same names (repeatable)
+    #[arg(long, value_name = "DIR", requires = "base_images")]
+    pub tuned_images: Vec<PathBuf>,
+    /// Held-out prompts: .txt, .json, .jsonl or .tsv
+    #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
+    pub prompts: Option<PathBuf>,
+    /// Prompts that were trained on, by the model or by a reward; near-duplicates among the held-out ones are named (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub train_prompts: Vec<PathBuf>,
+    /// Refuse held-out prompts that are near-duplicates of training prompts
+    #[arg(long, requires = "train_prompts")]
+    pub strict: bool,
+    /// A reward, as for `score` (repeatable)
+    #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
+    pub rewards: Vec<String>,
+    /// A reward that was trained on, which goes up by construction; marked in the report (repeatable)
+    #[arg(long = "trained-reward", value_name = "NAME")]
+    pub trained_rewards: Vec<String>,
+    /// Where results, images and the report go
     #[arg(short, long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Captions
-    #[arg(short, long, value_name = "N")]
-    pub n: u64,
-    /// What every scene follows from
+    pub output: PathBuf,
+    /// Images a prompt and model
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub seeds: usize,
+    /// The first seed
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Captions to train on, or held-out ones, of which each has a combination of words that training never sees
-    #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
-    pub split: SplitArg,
-    /// Images a caption; with more than one, the first is as the caption wants it, others are of other scenes, noised, blurred or partly
-    /// covered, and records.jsonl says which: something to rank
-    #[arg(long, value_name = "K", default_value_t = 1)]
-    pub per_caption: u64,
-    /// Height and width in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
-    pub side: u32,
-    /// Draw only part i of k; the folder is complete when all parts are
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: usize,
+    /// Strength of classifier-free guidance; 1 for none [default: 7.5; 3 for embedded:shapes]
+    #[arg(short, long, value_name = "X", allow_hyphen_values = true)]
+    pub guidance_scale: Option<f64>,
+    /// Images at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch_size: usize,
+    /// Evaluate only part i of k of the prompts; the report is written when all parts are there
     #[arg(long, value_name = "I/K", default_value = "1/1")]
     pub shard: Shard,
-}
-
-/// A part of the world of shapes.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SplitArg {
-    Train,
-    Heldout,
-}
-
-/// Part `index`, from 0, of `of`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shard {
-    pub index: u64,
-    pub of: u64,
-}
-
-impl std::str::FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(i, k)| Some((i.parse::<u64>().ok()?, k.parse::<u64>().ok()?)));
-        match numbers {
-            Some((i, k)) if (1..=k).contains(&i) => Ok(Self { index: i - 1, of: k }),
-            _ => Err("expected I/K with I from 1 to K, as in 1/4".into()),
-        }
-    }
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
 }
 
 /// A LoRA file and how much of it is added.

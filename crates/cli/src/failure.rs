@@ -11,6 +11,8 @@ pub enum Failure {
     Run(anyhow::Error),
     /// A signal that the run obeyed, after a checkpoint: exit 128 + its number.
     Stopped(i32, anyhow::Error),
+    /// A rule of the sentinel, after a checkpoint: exit 3.
+    Halted(anyhow::Error),
 }
 
 /// Anything that fails before the work begins is the input's fault; the work itself says so with [`Failure::run`].
@@ -32,8 +34,9 @@ impl Failure {
             Self::Input(error) => (error, 2),
             Self::Run(error) => (error, 1),
             Self::Stopped(signal, error) => (error, 128 + *signal as u8),
+            Self::Halted(error) => (error, 3),
         };
-        let label = if matches!(self, Self::Stopped(..)) { "stopped" } else { "error" };
+        let label = if matches!(self, Self::Stopped(..) | Self::Halted(_)) { "stopped" } else { "error" };
         // A closed pipe must not turn an exit code into a panic.
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{label}: {}\n", message(error)));
         ExitCode::from(code)

@@ -46,6 +46,7 @@ pub use image_folder::{ImageEntry, ImageFolder, ImageFolderOptions, OnProblem, P
 pub use image_source::ImageSource;
 pub use images::{center_crop_resize, from_tensor, grid, load_image, to_tensor};
 pub use manifest::read_manifest;
+pub use near_duplicates::{NearDuplicate, near_duplicates};
 pub use order::ShuffledOrder;
 pub use parameters::Parameters;
 pub use png_file::{read_png_text, write_png};

@@ -29,6 +29,47 @@ pub(crate) fn groups(prompts: &[&str]) -> Vec<usize> {
     (0..prompts.len()).map(|index| groups.find(index)).collect()
 }
 
+/// A held-out prompt that is nearly a training prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NearDuplicate {
+    /// Which of the held-out prompts.
+    pub held_out: usize,
+    /// The training prompt most like it.
+    pub training: usize,
+    /// Jaccard similarity of their word 3-grams; 1 where letters and digits are the same.
+    pub similarity: f64,
+}
+
+/// The held-out prompts that are near-duplicates of training prompts, or of prompts that are, in their order.
+pub fn near_duplicates(held_out: &[String], training: &[String]) -> Vec<NearDuplicate> {
+    let all: Vec<&str> = held_out.iter().chain(training).map(String::as_str).collect();
+    let mut training_of: HashMap<usize, Vec<usize>> = HashMap::new();
+    let groups = groups(&all);
+    for (index, group) in groups[held_out.len()..].iter().enumerate() {
+        training_of.entry(*group).or_default().push(index);
+    }
+    let nearest = |(index, group): (usize, &usize)| {
+        let candidates = training_of.get(group)?.iter();
+        let like = candidates.map(|other| NearDuplicate {
+            held_out: index,
+            training: *other,
+            similarity: similarity(&held_out[index], &training[*other]),
+        });
+        like.reduce(|best, other| if other.similarity > best.similarity { other } else { best })
+    };
+    groups[..held_out.len()].iter().enumerate().filter_map(nearest).collect()
+}
+
+/// Shared / all of two prompts' word 3-grams.
+fn similarity(a: &str, b: &str) -> f64 {
+    if letters(a) == letters(b) {
+        return 1.0;
+    }
+    let sets = gram_sets(&[a, b]);
+    let shared = sets[0].iter().filter(|gram| sets[1].contains(gram)).count();
+    shared as f64 / (sets[0].len() + sets[1].len() - shared).max(1) as f64
+}
+
 /// Lower-case letters and digits, nothing between them; a prompt without any is its own text.
 fn letters(prompt: &str) -> String {
     let letters: String = prompt.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
@@ -200,6 +241,20 @@ pub(crate) mod tests {
         assert_eq!(groups(&texts), [0, 0, 2, 3, 4, 5, 5, 7, 0, 9, 9]);
         let shorter = |word: &str| format!("one two three four five six {word} eight nine ten eleven twelve thirteen");
         assert_eq!(groups(&[&shorter("seven"), &shorter("7")]), [0, 1]);
+    }
+
+    #[test]
+    fn leaks_are_found_and_named_by_the_prompt_most_like_them() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+        let training = texts(&["a red fox in the snow", "an old ship on a calm sea under a bright moon at night, oil painting", "a cow"]);
+        let held_out =
+            texts(&["a green fox", "A red fox, in the SNOW!", "an old ship on a calm sea under a bright moon at dawn, oil painting"]);
+        let found = near_duplicates(&held_out, &training);
+        let places: Vec<_> = found.iter().map(|found| (found.held_out, found.training)).collect();
+        assert_eq!(places, [(1, 0), (2, 1)]);
+        // 13 words and one changed, of 13 + 13 grams 9 shared: 9 / 15.
+        assert!(found[0].similarity == 1.0 && (0.6..1.0).contains(&found[1].similarity), "{found:?}");
+        assert!(near_duplicates(&held_out, &[]).is_empty());
     }
 
     #[test]

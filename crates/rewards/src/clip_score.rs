@@ -88,6 +88,17 @@ impl ClipScore {
     }
 }
 
+impl ClipScore {
+    /// Files as the network takes them, `[b, 3, size, size]`.
+    fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
+        let one = |image: &RgbImage| {
+            let size = [image.height() as usize, image.width() as usize];
+            preprocess_bytes(image.as_raw(), size, self.image_size, &self.device)
+        };
+        Tensor::cat(images.iter().map(one).collect(), 0)
+    }
+}
+
 impl Reward for ClipScore {
     fn name(&self) -> &'static str {
         NAME
@@ -108,12 +119,16 @@ impl Reward for ClipScore {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let pixel_values = |image: &RgbImage| {
-            let size = [image.height() as usize, image.width() as usize];
-            preprocess_bytes(image.as_raw(), size, self.image_size, &self.device)
-        };
-        let pixel_values = Tensor::cat(images.iter().map(pixel_values).collect(), 0);
-        Ok(self.score_pixel_values(pixel_values, prompts).into_data().iter::<f64>().collect())
+        Ok(self.score_pixel_values(self.pixel_values(images), prompts).into_data().iter::<f64>().collect())
+    }
+
+    fn has_image_features(&self) -> bool {
+        true
+    }
+
+    /// The images' embeddings.
+    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
+        (!images.is_empty()).then(|| self.model.image_embeds(self.pixel_values(images)))
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

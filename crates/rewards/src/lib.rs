@@ -72,6 +72,18 @@ pub trait Reward: Send {
         images.iter().zip(prompts).map(one).collect()
     }
 
+    /// Whether there are [`image_features`](Self::image_features).
+    fn has_image_features(&self) -> bool {
+        false
+    }
+
+    /// What the reward's own network sees of 8-bit images whatever the prompt, `[b, width]`: how alike they are to it. None where it has no
+    /// network, or there are no images.
+    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
+        let _ = images;
+        None
+    }
+
     /// Says what the tape keeps of this reward's network, if it has one.
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
         let _ = kept;

@@ -184,6 +184,15 @@ impl VpScore {
         Judgement { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
     }
 
+    /// Files as the network takes them, `[b, 3, size, size]`.
+    fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
+        let one = |image: &RgbImage| {
+            let size = [image.height() as usize, image.width() as usize];
+            preprocess_bytes(image.as_raw(), size, self.config.image_size, &self.device)
+        };
+        Tensor::cat(images.iter().map(one).collect(), 0)
+    }
+
     fn text(&self, prompts: &[String]) -> TextInputs {
         let (ids, masks): (Vec<_>, Vec<_>) = prompts
             .iter()
@@ -221,12 +230,21 @@ impl Reward for VpScore {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let pixel_values = |image: &RgbImage| {
-            let size = [image.height() as usize, image.width() as usize];
-            preprocess_bytes(image.as_raw(), size, self.config.image_size, &self.device)
-        };
-        let pixel_values = Tensor::cat(images.iter().map(pixel_values).collect(), 0);
-        Ok(self.score_pixel_values(pixel_values, prompts).into_data().iter::<f64>().collect())
+        Ok(self.score_pixel_values(self.pixel_values(images), prompts).into_data().iter::<f64>().collect())
+    }
+
+    fn has_image_features(&self) -> bool {
+        true
+    }
+
+    /// The image encoder's class token.
+    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
+        if images.is_empty() {
+            return None;
+        }
+        let tokens = self.model.blip.visual_encoder.forward(self.pixel_values(images));
+        let [b, _, width] = tokens.dims();
+        Some(tokens.narrow(1, 0, 1).reshape([b, width]))
     }
 
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {

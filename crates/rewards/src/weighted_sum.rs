@@ -133,6 +133,15 @@ impl Reward for WeightedSum {
         Ok(sums)
     }
 
+    fn has_image_features(&self) -> bool {
+        self.terms.iter().any(|term| term.reward.has_image_features())
+    }
+
+    /// The first term's that has some.
+    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
+        self.terms.iter().find_map(|term| term.reward.image_features(images))
+    }
+
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
         self.terms.iter_mut().for_each(|term| term.reward.set_gradient_checkpointing(kept));
     }

@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vp_core::atomic;
+use vp_evaluation::sentinel::Look;
 use vp_models::weights::{LoadError, SaveType, Weights, save_safetensors};
 
 use crate::Error;
@@ -44,6 +45,9 @@ pub struct State {
     pub last_preview: Vec<(String, Vec<f64>)>,
     /// The best preview score so far and its step; larger is better.
     pub best: Option<(f64, u64)>,
+    /// What the sentinel has looked at.
+    #[serde(default)]
+    pub looks: Vec<Look>,
     /// The resolved config.
     pub config: serde_json::Value,
     /// SHA-256 of the files the run started from, by path within the model or the reward.
@@ -239,6 +243,11 @@ pub fn sha256(path: &Path) -> std::io::Result<(String, u64)> {
     }
 }
 
+/// The SHA-256 of some bytes, in hexadecimal.
+pub fn checksum(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
 /// SHA-256 of texts, each with its length, in hexadecimal.
 pub fn text_checksum<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hasher = Sha256::new();
@@ -300,6 +309,7 @@ mod tests {
             first_preview: vec![],
             last_preview: vec![],
             best: Some((0.3, 2)),
+            looks: Vec::new(),
             config: serde_json::json!({ "run": { "seed": 1 } }),
             base: BTreeMap::new(),
         };

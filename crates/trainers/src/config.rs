@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vp_core::config::Validate;
 use vp_core::noise::Noise;
+use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::FACTORS;
 use vp_models::pipeline::{Pipeline, Trainable};
@@ -128,6 +129,8 @@ pub struct TrainConfig {
     /// `[guard]`.
     #[serde(default)]
     pub guard: GuardSection,
+    /// `[sentinel]`: rules that tell when a reward is exploited, looked at whenever a preview is drawn.
+    pub sentinel: Option<SentinelConfig>,
 }
 
 /// The sections that an algorithm driven by a reward needs.
@@ -147,11 +150,12 @@ impl TrainConfig {
     /// What the run itself needs to know.
     pub fn settings(&self) -> Settings {
         let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
-        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, preview, data, preferences, rankings, .. } = self.clone();
+        let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview, data, preferences, rankings, .. } =
+            self.clone();
         let every = [data.map(|data| data.validation_every), preferences.map(|pairs| pairs.validation_every)];
         let validation_every = every.into_iter().flatten().next().or(rankings.map(|rankings| rankings.validation_every));
         let preview_every = validation_every.or(preview.map(|preview| preview.every)).unwrap_or(0);
-        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, preview_every }
+        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview_every }
     }
 
     /// The LoRA that trains, unless whole weights do.
@@ -218,9 +222,10 @@ impl TrainConfig {
     /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
     /// What is drawn, saved and tolerated on the way may change, and whether memory is bought with time.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 7] = [
+        const FREE: [&str; 8] = [
             "checkpoint",
             "guard",
+            "sentinel",
             "preview",
             "data.validation_every",
             "preferences.validation_every",
@@ -272,6 +277,7 @@ impl Validate for TrainConfig {
         if let Some(ema) = &self.ema {
             ema.findings(findings);
         }
+        self.sentinel_findings(findings);
         match &self.algo {
             AlgorithmConfig::Refl(refl) => {
                 self.reward_driven_findings(findings);
@@ -357,6 +363,16 @@ impl TrainConfig {
         findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.{name}]; remove it")));
         if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
             findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever {needed}.validation_every says"));
+        }
+    }
+
+    fn sentinel_findings(&self, findings: &mut Vec<String>) {
+        let Some(sentinel) = &self.sentinel else { return };
+        if let Err(error) = sentinel.validate() {
+            findings.push(format!("sentinel: {error}"));
+        }
+        if self.reward.is_none() {
+            findings.push(format!("[sentinel] is not used by [algo.{}], which has no reward to exploit; remove it", self.algo.name()));
         }
     }
 

@@ -23,6 +23,24 @@ pub enum Error {
         /// Where the run can go on.
         checkpoint: PathBuf,
     },
+    /// A rule of the sentinel, where the config says `stop`.
+    #[error(
+        "the sentinel stops the run after update {step}: {rule}: {reason}; {} holds the state, and the best by what is watched was after update \
+         {best}",
+        checkpoint.display()
+    )]
+    Sentinel {
+        /// Updates made.
+        step: u64,
+        /// The rule.
+        rule: &'static str,
+        /// What it saw.
+        reason: String,
+        /// Where the run stands.
+        checkpoint: PathBuf,
+        /// The updates after which the watched score was best.
+        best: u64,
+    },
     /// Something that would poison the weights; they are those of the update before.
     #[error(
         "update {update}: {what} is not finite ({skipped} batches were left out before); nothing was updated, and {} holds the last \

@@ -34,6 +34,7 @@ pub mod reward_networks;
 pub mod rollout;
 pub mod run;
 pub mod sections;
+pub mod sentinel;
 pub mod sft;
 pub mod vae;
 pub mod workers;

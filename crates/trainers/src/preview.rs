@@ -33,6 +33,14 @@ impl Preview {
         Self { images, columns, scores: losses, lower_is_better: true }
     }
 
+    /// The mean of the second score, of what is watched and not trained on; of the first where nothing is watched.
+    pub fn watched_score(&self) -> Option<f64> {
+        match self.scores.get(1) {
+            Some((_, scores)) => Some(scores.iter().sum::<f64>() / scores.len() as f64),
+            None => self.score(),
+        }
+    }
+
     /// The mean of the first score, turned so that larger is better.
     pub fn score(&self) -> Option<f64> {
         let (_, scores) = self.scores.first()?;

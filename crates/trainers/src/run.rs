@@ -16,6 +16,7 @@ use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
+use vp_evaluation::sentinel::{Action, Finding, Look, SentinelConfig, findings};
 use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
 
 use crate::Error;
@@ -24,6 +25,7 @@ use crate::journal::Journal;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
 use crate::preview::Preview;
 use crate::sections::Settings;
+use crate::sentinel::{distance, look};
 use crate::workers::Workers;
 
 /// Set from outside (a signal handler) to end a run at its next batch.
@@ -95,6 +97,8 @@ pub struct Run<M> {
     lr_schedule: LrSchedule,
     gradients: GradientAccumulator,
     ema: Option<Ema>,
+    /// What trained at the beginning, where the sentinel watches.
+    first_weights: NamedTensors,
     state: State,
     checkpoints: Checkpoints,
     /// The cursor of the newest checkpoint on disk.
@@ -124,7 +128,9 @@ impl<M: Module> Run<M> {
         let optimizer = &settings.optimizer;
         let (mut adamw, mut gradients) = (AdamW::new(optimizer.adamw.clone()), GradientAccumulator::default());
         let mut ema = settings.ema.clone().map(|ema| Ema::new(ema, &model));
+        let first_weights = if settings.sentinel.is_some() { trained(&model) } else { NamedTensors::new() };
         let fresh = || State {
+            looks: Vec::new(),
             cursor: Cursor::default(),
             observed: Vec::new(),
             skipped: 0,
@@ -160,6 +166,7 @@ impl<M: Module> Run<M> {
             lr_schedule: LrSchedule::new(settings.lr_scheduler.clone(), optimizer.learning_rate, settings.run.num_train_steps),
             gradients,
             ema,
+            first_weights,
             state,
             checkpoints: Checkpoints::of(journal.dir()),
             saved,
@@ -374,13 +381,43 @@ impl<M: Module> Run<M> {
             self.state.first_preview = preview.scores.clone();
         }
         self.state.last_preview = preview.scores.clone();
-        if let Some(score) = preview.score()
+        // What the sentinel watches is what is not trained on.
+        let score = if self.settings.sentinel.is_some() { preview.watched_score() } else { preview.score() };
+        if let Some(score) = score
             && step > 0
             && self.state.best.is_none_or(|(best, _)| score > best)
         {
             self.state.best = Some((score, step));
         }
-        Ok(())
+        match self.settings.sentinel {
+            Some(config) if !preview.lower_is_better && !preview.scores.is_empty() => self.heed_sentinel(&config, preview),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says what the sentinel finds at this look, and ends the run where the config wants that.
+    fn heed_sentinel(&mut self, config: &SentinelConfig, preview: &Preview) -> Result<(), Error> {
+        let step = self.state.cursor.step;
+        let distance = distance(&self.first_weights, &trained(&self.model));
+        self.state.looks.retain(|look| look.step < step);
+        self.state.looks.push(look(step, preview, distance));
+        let found = findings(&self.state.looks, config).map_err(|error| Error::Config(format!("sentinel: {error}")))?;
+        let now: Vec<Finding> = found.into_iter().filter(|finding| finding.step == step).collect();
+        for finding in &now {
+            self.journal.warn(format_args!("sentinel: {}: {}", finding.rule.name(), finding.reason));
+        }
+        match now.into_iter().find(|finding| finding.action == Action::Stop) {
+            Some(Finding { rule, reason, .. }) => {
+                let (checkpoint, best) = (self.save()?, self.best_step().unwrap_or(0));
+                Err(Error::Sentinel { step, rule: rule.name(), reason, checkpoint, best })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What the sentinel has looked at.
+    pub fn looks(&self) -> &[Look] {
+        &self.state.looks
     }
 
     /// The updates after which the best preview was looked at.
@@ -461,6 +498,12 @@ impl<M: Module> Run<M> {
     }
 }
 
+/// What trains of a model, by name.
+fn trained<M: Module>(model: &M) -> NamedTensors {
+    let trained = named_parameters(model).into_iter().filter(|parameter| parameter.trainable);
+    trained.map(|parameter| (parameter.name, parameter.values)).collect()
+}
+
 /// `model` with the trainable parameters a checkpoint holds.
 fn with_weights<M: Module>(model: M, weights: &mut NamedTensors) -> Result<M, Error> {
     let problem = |key: &str, problem: String| Error::State { what: "weights", key: key.into(), problem };
@@ -507,92 +550,4 @@ fn mean_and_std(values: &[f64]) -> (f64, f64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use burn::module::Param;
-    use vp_core::run_dir::RunDir;
-
-    use super::*;
-    use crate::journal::Options;
-    use crate::optim::AdamWConfig;
-    use crate::sections::{CheckpointSection, GuardSection, OptimizerSection, RunSection};
-
-    #[derive(Module, Debug)]
-    struct Toy {
-        weight: Param<Tensor<1>>,
-        other: Param<Tensor<1>>,
-    }
-
-    fn settings(max_skips: u64) -> Settings {
-        Settings {
-            run: RunSection { seed: 0, num_train_steps: 3 },
-            trainable: ".".into(),
-            micro_batches: 1,
-            optimizer: OptimizerSection {
-                learning_rate: 0.1,
-                gradient_accumulation_steps: 1,
-                max_grad_norm: 1.0,
-                adamw: AdamWConfig::default(),
-            },
-            lr_scheduler: Default::default(),
-            ema: None,
-            checkpoint: CheckpointSection::default(),
-            guard: GuardSection { max_skips },
-            preview_every: 0,
-        }
-    }
-
-    fn toy_run(dir: &Path, max_skips: u64) -> Run<Toy> {
-        let device = Device::flex();
-        let toy = Toy { weight: Param::from_data([0.0], &device), other: Param::from_data([1.0], &device) };
-        let journal = |_| Ok(Journal::new(RunDir::create(dir, "")?, Options::default()));
-        Run::new(toy, settings(max_skips), Start::default(), journal).unwrap()
-    }
-
-    /// √w at w = 0: the loss is finite, its slope is not.
-    fn poisoned_slope(run: &mut Run<Toy>) -> Result<Option<u64>, Error> {
-        let loss = run.model.weight.val().sqrt() + run.model.other.val();
-        run.backward(loss, vec![], &|_| None)
-    }
-
-    fn other(run: &Run<Toy>) -> f32 {
-        run.model.other.val().into_scalar()
-    }
-
-    #[test]
-    fn a_gradient_that_is_not_finite_updates_nothing_and_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = toy_run(&dir.path().join("run"), 0);
-        run.next_batch().unwrap();
-        let error = poisoned_slope(&mut run).unwrap_err().to_string();
-        assert!(error.contains("update 1: the gradient of weight is not finite"), "{error}");
-        assert_eq!(other(&run), 1.0);
-        let (checkpoint, warnings) = newest_checkpoint(&dir.path().join("run"), &Device::flex());
-        assert!(warnings.is_empty());
-        assert_eq!(checkpoint.unwrap().state.cursor, Cursor { step: 0, micro: 0 });
-    }
-
-    #[test]
-    fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = toy_run(&dir.path().join("run"), 1);
-        run.next_batch().unwrap();
-        assert_eq!(poisoned_slope(&mut run).unwrap(), None);
-        assert_eq!(run.next_batch().unwrap(), Some(Batch { step: 1, index: 1 }));
-        let loss = run.model.other.val().square();
-        assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
-        assert!(other(&run) < 1.0);
-        run.next_batch().unwrap();
-        assert!(poisoned_slope(&mut run).unwrap_err().to_string().contains("(1 batches were left out before)"));
-    }
-
-    #[test]
-    fn weights_that_are_not_finite_are_not_saved() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = toy_run(&dir.path().join("run"), 0);
-        run.model.weight = Param::from_data([f32::NAN], &Device::flex().autodiff());
-        run.interrupt.flag().store(15, Ordering::Relaxed);
-        let error = run.next_batch().unwrap_err().to_string();
-        assert!(error.contains("weight of the weights is not finite and is not saved"), "{error}");
-        assert!(run.checkpoints.list().is_empty());
-    }
-}
+mod tests;

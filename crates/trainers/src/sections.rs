@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::OnProblem;
+use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::GradientCheckpointing;
 use vp_models::lora::Lora;
 use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub checkpoint: CheckpointSection,
     /// `[guard]`.
     pub guard: GuardSection,
+    /// `[sentinel]`.
+    pub sentinel: Option<SentinelConfig>,
     /// `preview.every`, or `validation_every` where there is `[data]` or `[preferences]`.
     pub preview_every: u64,
 }

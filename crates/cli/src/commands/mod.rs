@@ -4,6 +4,8 @@ mod accuracy;
 mod annotate;
 mod dataset;
 mod docs;
+mod drawing;
+mod evaluate;
 mod export;
 mod init;
 mod list;
@@ -24,6 +26,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::TrainReward(args) => train::run(args.into()),
         Command::Annotate(args) => annotate::run(args),
         Command::Sample(args) => sample::run(args),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Score(args) => score::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Export(args) => export::run(args),

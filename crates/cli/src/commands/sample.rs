@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::{device, embedded};
 
 /// Stable Diffusion's, unless another is asked for.
-const GUIDANCE_SCALE: f64 = 7.5;
+pub const GUIDANCE_SCALE: f64 = 7.5;
 
 /// Everything checked, nothing drawn yet.
 struct Plan {

@@ -133,6 +133,15 @@ impl Judge {
     }
 }
 
+/// The rewards of these names, ready to score.
+pub fn rewards(names: &[String], device: &Device) -> anyhow::Result<Vec<(String, Box<dyn Reward>)>> {
+    let build = |(name, config): (String, RewardConfig)| {
+        let reward = config.build(device).with_context(|| format!("--reward {name}"))?;
+        Ok((name, reward))
+    };
+    reward_configs(names)?.into_iter().map(build).collect()
+}
+
 /// What each `--reward` means, checked before any weights are read.
 fn reward_configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)>> {
     let (mut configs, mut findings) = (Vec::new(), Vec::new());

@@ -251,6 +251,7 @@ impl Plan {
 fn ended(error: Error) -> Failure {
     match error {
         Error::Interrupted { signal, .. } => Failure::Stopped(signal, error.into()),
+        Error::Sentinel { .. } => Failure::Halted(error.into()),
         error => Failure::run(error),
     }
 }

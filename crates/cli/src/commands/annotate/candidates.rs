@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_core::noise::{Noise, Purpose, chain_step};
-use vp_data::{Completion, Parameters, Prompt, Record, from_tensor, write_png};
-use vp_models::pipeline::{ModelFolder, Pipeline, Request};
-use vp_schedulers::build_sampler;
+use vp_core::noise::{Noise, Purpose};
+use vp_data::{Completion, Parameters, Prompt, Record, write_png};
+use vp_models::pipeline::ModelFolder;
 use vp_trainers::journal::say;
 
 use crate::args::LoraArg;
-use crate::commands::export::with_loras;
+use crate::commands::drawing::{Artist, Canvas};
 use crate::embedded;
 use crate::failure::Failure;
 
@@ -101,16 +100,15 @@ pub fn draw(
     let parent = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut sizes = Vec::new();
     for (index, model) in section.models.iter().enumerate() {
-        let model_folder = ModelFolder::open(&embedded::resolve(model)?).context("sampling.models").map_err(Failure::from)?;
-        let size = model_folder.default_size();
-        sizes.push(size);
-        for scale in &section.guidance_scales {
-            model_folder.check(size, *scale).context("sampling").map_err(Failure::from)?;
-        }
+        sizes.push(ModelFolder::open(&embedded::resolve(model)?).context("sampling.models")?.default_size());
         let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
         if !dry_run && !of_model.is_empty() {
             say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
-            draw_with(model_folder, (section, index), &of_model, (prompts, folder), (device, stop))?;
+            let lora = section.loras.get(index).filter(|lora| !lora.as_os_str().is_empty());
+            let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
+            let asked = (section.num_inference_steps, &section.guidance_scales[..]);
+            let artist = Artist::open(model, &loras, asked, device).context("[sampling]")?;
+            draw_with(artist, (section, index), &of_model, (prompts, folder), stop)?;
         }
     }
     let completion = |one: &Wanted| Completion {
@@ -155,21 +153,14 @@ fn name(model: &Path, lora: Option<&PathBuf>) -> String {
 }
 
 fn draw_with(
-    folder: ModelFolder,
+    mut artist: Artist,
     (section, model): (&SamplingSection, usize),
     wanted: &[&Wanted],
     (prompts, output): (&[Prompt], &Path),
-    (device, stop): (&Device, &Arc<AtomicBool>),
+    stop: &Arc<AtomicBool>,
 ) -> Result<(), Failure> {
-    let mut sampler =
-        build_sampler(&folder.scheduler_config, None, section.num_inference_steps, 0.0).context("sampling").map_err(Failure::from)?;
-    let size = folder.default_size();
-    let (pipeline, unet) = Pipeline::load(folder, device).map_err(anyhow::Error::from)?;
-    let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());
-    let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
-    let trainable = with_loras(&pipeline, unet, &loras)?;
-    let shape = pipeline.latent_shape(size);
-    let name = name(&section.models[model], lora);
+    let name = name(&section.models[model], section.loras.get(model));
+    let [height, width] = artist.size;
     // One request has one guidance scale.
     for scale in &section.guidance_scales {
         let of_scale: Vec<&&Wanted> = wanted.iter().filter(|one| one.guidance_scale == *scale).collect();
@@ -177,21 +168,14 @@ fn draw_with(
             if stop.load(Ordering::Relaxed) {
                 return Err(Failure::Stopped(crate::signals::SIGINT, anyhow::anyhow!("stopped while drawing; run the same command again")));
             }
-            let texts: Vec<String> = batch.iter().map(|one| prompts[one.prompt].text.clone()).collect();
-            let of_seeds = |purpose, step| {
-                let one = |one: &&&Wanted| Noise::new(one.seed).normal(purpose, step, &[0], shape, pipeline.device());
-                Tensor::cat(batch.iter().map(one).collect(), 0)
-            };
-            let mut noise = |step| of_seeds(Purpose::SamplerStep, chain_step(0, step));
-            let request = Request { prompts: &texts, negative_prompt: None, guidance_scale: *scale, size };
-            let latents = of_seeds(Purpose::InitialLatents, 0);
-            let drawn = from_tensor(pipeline.generate(&trainable, &mut *sampler, &request, latents, &mut noise)).map_err(Failure::run)?;
-            for ((image, text), one) in drawn.iter().zip(&texts).zip(batch) {
-                let parameters = Parameters::new(text, "")
+            let canvas = |one: &&&Wanted| Canvas { prompt: &prompts[one.prompt].text, seed: one.seed, sample: 0 };
+            let drawn = artist.draw(&batch.iter().map(canvas).collect::<Vec<_>>(), *scale).map_err(Failure::run)?;
+            for (image, one) in drawn.iter().zip(batch) {
+                let parameters = Parameters::new(&prompts[one.prompt].text, "")
                     .with("Steps", section.num_inference_steps.to_string())
                     .with("CFG scale", scale.to_string())
                     .with("Seed", one.seed.to_string())
-                    .with("Size", format!("{}x{}", size[1], size[0]))
+                    .with("Size", format!("{width}x{height}"))
                     .with("Model", name.clone());
                 write_png(output.join(&one.file_name), image, &[("parameters", parameters.to_text())]).map_err(Failure::run)?;
             }

@@ -1,0 +1,201 @@
+//! What can be typed after `dataset`.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use vp_data::{Aggregation, Aspect};
+
+/// `dataset`.
+#[derive(Debug, ClapArgs)]
+pub struct DatasetArgs {
+    /// Of which world
+    #[command(subcommand)]
+    pub kind: DatasetKind,
+}
+
+/// What is made of what.
+#[derive(Debug, Subcommand)]
+pub enum DatasetKind {
+    /// Draw coloured shapes with captions that describe them
+    Shapes(ShapesArgs),
+    /// Read every record of a preference set and decode every image
+    Validate(ValidateArgs),
+    /// Count what a preference set holds: prompts, images, usable pairs, dropped ties, ratings
+    Stats(StatsArgs),
+    /// Rewrite a preference set: as records, as ImageReward's JSON, as chosen and rejected pairs
+    Convert(ConvertArgs),
+    /// Hold prompts out, near-duplicates kept on one side
+    Split(SplitArgs),
+    /// Say how far annotators agree, with each other and with themselves
+    Agreement(AgreementArgs),
+}
+
+/// `dataset validate`.
+#[derive(Debug, ClapArgs)]
+pub struct ValidateArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+}
+
+/// `dataset stats`.
+#[derive(Debug, ClapArgs)]
+pub struct StatsArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dataset convert`.
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
+    pub path: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "records")]
+    pub to: ConvertTo,
+    /// Where it goes, with copies of the images
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Where the images are [default: beside the set]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Copy no images; their paths stay as they are
+    #[arg(long)]
+    pub without_images: bool,
+    /// Leave out records that cannot be used instead of refusing the set
+    #[arg(long)]
+    pub skip_problems: bool,
+    /// What an aspect counts in the order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]
+    #[arg(long = "weight", value_name = "ASPECT=X")]
+    pub weights: Vec<AspectWeight>,
+    /// By how much two weighted sums of ratings must differ for a strict order
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub margin: f64,
+}
+
+impl ConvertArgs {
+    /// How ratings become an order.
+    pub fn aggregation(&self) -> Aggregation {
+        let mut aggregation = Aggregation { margin: self.margin, ..Aggregation::default() };
+        for AspectWeight { aspect, weight } in &self.weights {
+            let at = Aspect::ALL.iter().position(|other| other == aspect).expect("all aspects are in the list");
+            aggregation.weights[at] = *weight;
+        }
+        aggregation
+    }
+}
+
+/// The formats that are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConvertTo {
+    /// A JSON object a prompt, as `annotate` writes them
+    Records,
+    /// `{id, prompt, generations, ranking}`
+    Imagereward,
+    /// `{prompt, chosen, rejected}` a line, as `train --algo dpo` reads them
+    Pairs,
+}
+
+/// What an aspect counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AspectWeight {
+    pub aspect: Aspect,
+    pub weight: f64,
+}
+
+impl std::str::FromStr for AspectWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, weight) = text.split_once('=').ok_or("expected ASPECT=X, as in harmlessness=0")?;
+        let names = || Aspect::ALL.iter().map(|aspect| aspect.name()).collect::<Vec<_>>().join(", ");
+        let aspect = Aspect::ALL.into_iter().find(|aspect| aspect.name() == name);
+        let aspect = aspect.ok_or_else(|| format!("{name} is no aspect (known: {})", names()))?;
+        match weight.parse::<f64>() {
+            Ok(weight) if weight >= 0.0 && weight.is_finite() => Ok(Self { aspect, weight }),
+            _ => Err(format!("{weight} is no weight; expected a number of at least 0")),
+        }
+    }
+}
+
+/// `dataset split`.
+#[derive(Debug, ClapArgs)]
+pub struct SplitArgs {
+    /// Records; NAME.train.jsonl and NAME.heldout.jsonl are written beside them
+    pub path: PathBuf,
+    /// Share that is held out
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub fraction: f64,
+    /// Which prompts are held out follows from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `dataset agreement`.
+#[derive(Debug, ClapArgs)]
+pub struct AgreementArgs {
+    /// Records of several annotators, of repeats, of comparisons in both orders; or a published set with the ranks that people gave
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dataset shapes`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
+)]
+pub struct ShapesArgs {
+    /// Where the images and their metadata.jsonl go
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Captions
+    #[arg(short, long, value_name = "N")]
+    pub n: u64,
+    /// What every scene follows from
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Captions to train on, or held-out ones, of which each has a combination of words that training never sees
+    #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
+    pub split: SplitArg,
+    /// Images a caption; with more than one, the first is as the caption wants it, others are of other scenes, noised, blurred or partly
+    /// covered, and records.jsonl says which: something to rank
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub per_caption: u64,
+    /// Height and width in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
+    pub side: u32,
+    /// Draw only part i of k; the folder is complete when all parts are
+    #[arg(long, value_name = "I/K", default_value = "1/1")]
+    pub shard: Shard,
+}
+
+/// A part of the world of shapes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SplitArg {
+    Train,
+    Heldout,
+}
+
+/// Part `index`, from 0, of `of`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shard {
+    pub index: u64,
+    pub of: u64,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(i, k)| Some((i.parse::<u64>().ok()?, k.parse::<u64>().ok()?)));
+        match numbers {
+            Some((i, k)) if (1..=k).contains(&i) => Ok(Self { index: i - 1, of: k }),
+            _ => Err("expected I/K with I from 1 to K, as in 1/4".into()),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! `evaluate`: the same prompts and noise drawn by a base model and by what was made of it, scored, compared, reported.
+
+mod journal;
+mod report;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use serde_json::{Value, json};
+use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, read_prompts, write_png};
+use vp_evaluation::comparison::ImageResult;
+use vp_evaluation::pixels::PixelStats;
+use vp_models::pipeline::ModelFolder;
+use vp_rewards::Reward;
+use vp_trainers::journal::{say, warn};
+
+use self::journal::{Journal, OfPrompt};
+use super::drawing::{Artist, Canvas};
+use super::score::rewards;
+use crate::args::{EvaluateArgs, LoraArg};
+use crate::failure::Failure;
+use crate::{device, embedded};
+
+/// How many leaks are shown.
+const SHOWN: usize = 5;
+
+/// One side of the comparison.
+#[derive(Debug, Clone)]
+pub struct Side {
+    /// Its name in results and report.
+    pub name: String,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// A diffusers folder and what is merged into it.
+    Model(PathBuf, Vec<LoraArg>),
+    /// Images that are there.
+    Images(PathBuf),
+}
+
+/// Everything checked, nothing drawn yet.
+pub struct Plan {
+    args: EvaluateArgs,
+    /// The baseline first.
+    sides: Vec<Side>,
+    prompts: Vec<Prompt>,
+    guidance_scale: f64,
+    leaks: Vec<NearDuplicate>,
+    training: Vec<String>,
+}
+
+/// A reward under the name that was typed for it.
+pub type Named = (String, Box<dyn Reward>);
+
+/// The top-level entry point for `evaluate`.
+pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
+    let started = std::time::Instant::now();
+    let device = device::parse(&args.device)?;
+    let plan = plan(args)?;
+    let rewards = rewards(&plan.args.rewards, &device)?;
+    let journal = Journal::open(&plan.args.output, &plan.origin(&rewards)?)?;
+    for (number, side) in plan.sides.iter().enumerate() {
+        look(&plan, (number, side), (&rewards, &device), &journal).map_err(Failure::run)?;
+    }
+    let rows = journal.read(&plan.sides).map_err(Failure::run)?;
+    let found: usize = rows.iter().map(|of| of.rows.len()).sum();
+    let expected = plan.prompts.len() * plan.seeds().len() * plan.sides.len();
+    if plan.args.shard.of > 1 && found < expected {
+        say(format_args!("{found} of {expected} images are looked at; the report is written when all parts are there"));
+        return Ok(());
+    }
+    report::write(&plan, rows, &rewards, started).map_err(Failure::run)
+}
+
+fn plan(args: EvaluateArgs) -> anyhow::Result<Plan> {
+    for (flag, value) in [("--seeds", args.seeds), ("--batch-size", args.batch_size), ("--steps", args.steps)] {
+        if value == 0 {
+            bail!("{flag} is 0; expected at least 1");
+        }
+    }
+    let sides = sides(&args)?;
+    let prompts = match (&args.prompts, &args.base_images) {
+        (Some(path), None) => read_prompts(path)?,
+        (None, Some(folder)) => captions(folder)?,
+        _ => bail!("expected --prompts FILE, or --base-images and --tuned-images"),
+    };
+    let usual = if args.base == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { super::sample::GUIDANCE_SCALE };
+    let guidance_scale = args.guidance_scale.unwrap_or(usual);
+    for side in &sides {
+        match &side.source {
+            Source::Model(path, _) => {
+                let folder = ModelFolder::open(&embedded::resolve(path)?).with_context(|| format!("model {}", path.display()))?;
+                folder.check(folder.default_size(), guidance_scale)?;
+            }
+            Source::Images(folder) => drop(entries(folder)?),
+        }
+    }
+    let mut training = Vec::new();
+    for path in &args.train_prompts {
+        training.extend(read_prompts(path)?.into_iter().map(|prompt| prompt.text));
+    }
+    let held_out: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
+    let leaks = near_duplicates(&held_out, &training);
+    say_leaks(&leaks, &held_out, &training);
+    if args.strict && !leaks.is_empty() {
+        bail!("--strict: {} of {} prompts are near-duplicates of training prompts", leaks.len(), held_out.len());
+    }
+    Ok(Plan { args, sides, prompts, guidance_scale, leaks, training })
+}
+
+fn say_leaks(leaks: &[NearDuplicate], held_out: &[String], training: &[String]) {
+    for leak in leaks.iter().take(SHOWN) {
+        warn(format_args!("{:?} is nearly a training prompt: {:?}", held_out[leak.held_out], training[leak.training]));
+    }
+    if leaks.len() > SHOWN {
+        warn(format_args!("… and {} more prompts are nearly training prompts (--strict refuses them)", leaks.len() - SHOWN));
+    }
+}
+
+fn sides(args: &EvaluateArgs) -> anyhow::Result<Vec<Side>> {
+    if let (Some(base), tuned) = (&args.base_images, &args.tuned_images) {
+        if tuned.is_empty() {
+            bail!("--base-images needs --tuned-images");
+        }
+        let named = |path: &PathBuf| Side { name: stem(path), source: Source::Images(path.clone()) };
+        return Ok(distinct(std::iter::once(base).chain(tuned).map(named).collect()));
+    }
+    if args.tuned.is_empty() && args.loras.is_empty() {
+        bail!("expected something to compare with the base: --tuned DIR or --lora FILE");
+    }
+    let base = Side { name: stem(&args.base), source: Source::Model(args.base.clone(), Vec::new()) };
+    let tuned = args.tuned.iter().map(|path| Side { name: stem(path), source: Source::Model(path.clone(), Vec::new()) });
+    let loras = args.loras.iter().map(|lora| {
+        // A run's file is named like every other run's.
+        let folder = lora.path.parent().map_or_else(String::new, stem);
+        let name = if folder.is_empty() { stem(&lora.path) } else { format!("{folder}/{}", stem(&lora.path)) };
+        Side { name, source: Source::Model(args.base.clone(), vec![lora.clone()]) }
+    });
+    Ok(distinct(std::iter::once(base).chain(tuned).chain(loras).collect()))
+}
+
+fn stem(path: impl AsRef<Path>) -> String {
+    path.as_ref().file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// Names that occur twice get a number.
+fn distinct(mut sides: Vec<Side>) -> Vec<Side> {
+    for i in 1..sides.len() {
+        let namesakes = sides[..i].iter().filter(|side| side.name == sides[i].name).count();
+        if namesakes > 0 {
+            sides[i].name = format!("{} ({})", sides[i].name, namesakes + 1);
+        }
+    }
+    sides
+}
+
+/// The captions of an image folder, in the order of its names.
+fn captions(folder: &Path) -> anyhow::Result<Vec<Prompt>> {
+    let entries = entries(folder)?;
+    Ok(entries.into_iter().map(|entry| Prompt { id: Some(entry.file_name), ..Prompt::new(entry.caption) }).collect())
+}
+
+fn entries(folder: &Path) -> anyhow::Result<Vec<vp_data::ImageEntry>> {
+    let options = ImageFolderOptions { on_problem: OnProblem::Refuse, min_size: 1, captions: true };
+    Ok(ImageFolder::open(folder, &options)?.entries)
+}
+
+impl Plan {
+    fn seeds(&self) -> Vec<u64> {
+        let count = if self.args.base_images.is_some() { 1 } else { self.args.seeds as u64 };
+        (0..count).map(|seed| self.args.seed.wrapping_add(seed)).collect()
+    }
+
+    /// What the results hang on: a folder of others is not added to.
+    fn origin(&self, rewards: &[Named]) -> anyhow::Result<Value> {
+        let source = |side: &Side| match &side.source {
+            Source::Images(path) => path.display().to_string(),
+            Source::Model(path, loras) => {
+                let loras = loras.iter().map(|lora| format!(" + {} x {}", lora.path.display(), lora.weight));
+                path.display().to_string() + &loras.collect::<String>()
+            }
+        };
+        Ok(json!({
+            "sides": self.sides.iter().map(|side| [side.name.clone(), source(side)]).collect::<Vec<_>>(),
+            "prompts": self.prompts.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(),
+            "seeds": self.seeds(),
+            "steps": self.args.steps,
+            "guidance_scale": self.guidance_scale,
+            "rewards": rewards.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        }))
+    }
+}
+
+/// Draws, scores and measures what is not in the journal yet of one side.
+fn look(plan: &Plan, (number, side): (usize, &Side), (rewards, device): (&[Named], &Device), journal: &Journal) -> anyhow::Result<()> {
+    let shard = plan.args.shard;
+    let known = journal.known(number)?;
+    let mine = |index: &usize| *index as u64 % shard.of == shard.index && !known.contains(index);
+    let open: Vec<usize> = (0..plan.prompts.len()).filter(mine).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    say(format_args!("{}: {} prompts", side.name, open.len()));
+    let mut source = match &side.source {
+        Source::Model(path, loras) => {
+            let artist = Artist::open(path, loras, (plan.args.steps, &[plan.guidance_scale]), device)?;
+            Pictures::Drawn(Box::new(artist))
+        }
+        Source::Images(folder) => Pictures::There(entries(folder)?),
+    };
+    // Whole prompts, as many as fill a batch.
+    let at_once = (plan.args.batch_size / plan.seeds().len()).max(1);
+    for indices in open.chunks(at_once) {
+        let images = source.get(plan, indices)?;
+        for (index, images) in indices.iter().zip(images) {
+            let of_prompt = judge(plan, (side, *index), &images, (rewards, device))?;
+            for (image, seed) in images.iter().zip(plan.seeds()) {
+                write_png::<&str, &str>(journal.image(number, *index, seed), image, &[])?;
+            }
+            journal.add(number, shard, &of_prompt)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a side's images come from.
+enum Pictures {
+    Drawn(Box<Artist>),
+    There(Vec<vp_data::ImageEntry>),
+}
+
+impl Pictures {
+    /// The images of some prompts, one a seed.
+    fn get(&mut self, plan: &Plan, indices: &[usize]) -> anyhow::Result<Vec<Vec<RgbImage>>> {
+        match self {
+            Self::There(entries) => {
+                let load = |index: &usize| {
+                    let wanted = plan.prompts[*index].id.as_deref();
+                    let entry = entries.iter().find(|entry| Some(entry.file_name.as_str()) == wanted);
+                    let entry = entry.with_context(|| format!("there is no {} on both sides", wanted.unwrap_or_default()))?;
+                    Ok(vec![vp_data::load_image(&entry.path)?])
+                };
+                indices.iter().map(load).collect()
+            }
+            Self::Drawn(artist) => {
+                let seeds = plan.seeds();
+                let one = |index: &usize| {
+                    let prompt = plan.prompts[*index].text.as_str();
+                    seeds.iter().map(move |seed| Canvas { prompt, seed: *seed, sample: *index as u64 }).collect::<Vec<_>>()
+                };
+                let canvases: Vec<Canvas<'_>> = indices.iter().flat_map(one).collect();
+                let mut images = Vec::new();
+                for batch in canvases.chunks(plan.args.batch_size) {
+                    images.extend(artist.draw(batch, plan.guidance_scale)?);
+                }
+                Ok(images.chunks(seeds.len()).map(<[RgbImage]>::to_vec).collect())
+            }
+        }
+    }
+}
+
+/// What is to be known of the images of a prompt.
+fn judge(
+    plan: &Plan,
+    (side, index): (&Side, usize),
+    images: &[RgbImage],
+    (rewards, device): (&[Named], &Device),
+) -> anyhow::Result<OfPrompt> {
+    let prompt = &plan.prompts[index];
+    let prompts = vec![prompt.text.clone(); images.len()];
+    let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
+    for (name, reward) in rewards {
+        scores.push((name.clone(), reward.score_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?));
+    }
+    let row = |(number, (image, seed)): (usize, (&RgbImage, u64))| {
+        let [width, height] = [image.width() as usize, image.height() as usize];
+        Ok(ImageResult {
+            index,
+            prompt: prompt.text.clone(),
+            category: prompt.category.clone(),
+            seed,
+            model: side.name.clone(),
+            scores: scores.iter().map(|(name, scores)| (name.clone(), scores[number])).collect(),
+            pixels: PixelStats::of(image.as_raw(), width, height)?,
+        })
+    };
+    let rows = images.iter().zip(plan.seeds()).enumerate().map(row).collect::<anyhow::Result<Vec<_>>>()?;
+    let distances = report::distances(images, rewards, device)?;
+    Ok(OfPrompt { rows, distances })
+}

@@ -1,0 +1,125 @@
+//! Results on disk: a line a prompt and side, written when all of the prompt's images are, so that an evaluation goes on where it was.
+
+use std::collections::HashSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vp_core::atomic;
+use vp_evaluation::comparison::ImageResult;
+
+use super::Side;
+use crate::args::Shard;
+
+/// What was evaluated; a folder of another evaluation is not added to.
+const ORIGIN: &str = "evaluation.json";
+
+/// The images of one prompt, of one side.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OfPrompt {
+    /// One an image, in the order of the seeds.
+    pub rows: Vec<ImageResult>,
+    /// Of every two of them.
+    pub distances: Vec<f64>,
+}
+
+/// The folder of an evaluation.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+}
+
+impl Journal {
+    /// Makes the folder, or recognises it.
+    pub fn open(folder: &Path, origin: &Value) -> anyhow::Result<Self> {
+        let path = folder.join(ORIGIN);
+        match fs::read_to_string(&path) {
+            Ok(found) if serde_json::from_str::<Value>(&found).ok().as_ref() == Some(origin) => {}
+            Ok(_) => bail!("{} holds another evaluation (see {ORIGIN}); choose another --output", folder.display()),
+            Err(_) if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) => {
+                bail!("{} holds other files and no {ORIGIN}; choose another --output", folder.display())
+            }
+            Err(_) => {
+                for name in ["results", "images"] {
+                    fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
+                }
+                atomic::write(&path, format!("{origin}\n").as_bytes()).with_context(|| format!("write {}", path.display()))?;
+            }
+        }
+        Ok(Self { folder: folder.to_path_buf() })
+    }
+
+    /// Where an image lies.
+    pub fn image(&self, side: usize, index: usize, seed: u64) -> PathBuf {
+        image_in(&self.folder, side, index, seed)
+    }
+
+    fn files(&self, side: usize) -> anyhow::Result<Vec<PathBuf>> {
+        let folder = self.folder.join("results");
+        let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+        files.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{side}-"))));
+        files.sort();
+        Ok(files)
+    }
+
+    /// The prompts of a side that are done.
+    pub fn known(&self, side: usize) -> anyhow::Result<HashSet<usize>> {
+        let mut known = HashSet::new();
+        for path in self.files(side)? {
+            known.extend(lines(&path)?.iter().filter_map(|of| of.rows.first().map(|row| row.index)));
+        }
+        Ok(known)
+    }
+
+    /// Adds a prompt; on disk when this returns.
+    pub fn add(&self, side: usize, shard: Shard, of: &OfPrompt) -> anyhow::Result<()> {
+        let path = self.folder.join("results").join(format!("{side}-{}-of-{}.jsonl", shard.index + 1, shard.of));
+        let written = || -> std::io::Result<()> {
+            // What a killed process left half written ends here.
+            let torn = fs::read(&path).ok().filter(|text| text.last().is_some_and(|last| *last != b'\n'));
+            if let Some(text) = torn {
+                let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
+            }
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.write_all(format!("{}\n", serde_json::to_string(of)?).as_bytes())?;
+            file.sync_data()
+        };
+        written().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Everything that is known, by side and prompt.
+    pub fn read(&self, sides: &[Side]) -> anyhow::Result<Vec<OfPrompt>> {
+        let mut all = Vec::new();
+        for side in 0..sides.len() {
+            let mut of_side = Vec::new();
+            for path in self.files(side)? {
+                of_side.extend(lines(&path)?);
+            }
+            of_side.sort_by_key(|of| of.rows.first().map(|row| row.index));
+            of_side.dedup_by_key(|of| of.rows.first().map(|row| row.index));
+            all.extend(of_side);
+        }
+        Ok(all)
+    }
+}
+
+/// Where an image of the evaluation in `folder` lies.
+pub fn image_in(folder: &Path, side: usize, index: usize, seed: u64) -> PathBuf {
+    folder.join("images").join(format!("{side}-{index:06}-{seed}.png"))
+}
+
+/// The whole lines of a file.
+fn lines(path: &Path) -> anyhow::Result<Vec<OfPrompt>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let line = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .with_context(|| format!("{}, line {}: no result; remove the file to evaluate again", path.display(), index + 1))
+    };
+    whole.lines().enumerate().map(line).collect()
+}

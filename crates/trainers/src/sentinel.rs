@@ -1,0 +1,77 @@
+//! What the sentinel is shown of a preview, and how far the weights have gone.
+
+use burn::tensor::Tensor;
+use vp_data::RgbImage;
+use vp_evaluation::pixels::PixelStats;
+use vp_evaluation::sentinel::Look;
+
+use crate::optim::NamedTensors;
+use crate::preview::Preview;
+
+/// A preview as the sentinel takes it: of each reward a mean a prompt, since the images of one are not independent; diversity by the root
+/// mean square of pixels between the images of a prompt.
+pub fn look(step: u64, preview: &Preview, weight_distance: f64) -> Look {
+    let columns = preview.columns.max(1);
+    let of_prompts = |scores: &[f64]| scores.chunks(columns).map(|scores| scores.iter().sum::<f64>() / scores.len() as f64).collect();
+    let mut scores = preview.scores.iter().map(|(name, scores)| (name.clone(), of_prompts(scores)));
+    let trained_reward = scores.next().map(|(_, scores)| scores).unwrap_or_default();
+    let of_image = |image: &RgbImage| PixelStats::of(image.as_raw(), image.width() as usize, image.height() as usize).ok();
+    Look {
+        step,
+        trained_reward,
+        watched: scores.collect(),
+        weight_distance,
+        diversity: diversity(&preview.images, columns),
+        pixels: preview.images.iter().filter_map(of_image).collect(),
+    }
+}
+
+/// The mean over prompts of the mean distance of two of its images; none with one image a prompt.
+fn diversity(images: &[RgbImage], columns: usize) -> Option<f64> {
+    let distance = |a: &RgbImage, b: &RgbImage| {
+        let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        (squares.sum::<f64>() / a.as_raw().len() as f64).sqrt() / 255.0
+    };
+    let of_prompt = |images: &[RgbImage]| {
+        let pairs = (0..images.len()).flat_map(|i| (i + 1..images.len()).map(move |j| (i, j)));
+        let distances: Vec<f64> = pairs.map(|(i, j)| distance(&images[i], &images[j])).collect();
+        (!distances.is_empty()).then(|| distances.iter().sum::<f64>() / distances.len() as f64)
+    };
+    let of_prompts: Vec<f64> = images.chunks(columns).filter_map(of_prompt).collect();
+    (!of_prompts.is_empty()).then(|| of_prompts.iter().sum::<f64>() / of_prompts.len() as f64)
+}
+
+/// `‖now − first‖ / ‖first‖` over all that trains.
+pub fn distance(first: &NamedTensors, now: &NamedTensors) -> f64 {
+    let squares = |tensor: Tensor<1>| f64::from(tensor.square().sum().into_scalar::<f32>());
+    let (mut change, mut size) = (0.0, 0.0);
+    for (name, values) in now {
+        let Some(before) = first.get(name) else { continue };
+        change += squares(values.clone() - before.clone());
+        size += squares(before.clone());
+    }
+    if size > 0.0 { (change / size).sqrt() } else { change.sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_has_means_of_prompts_and_the_distance_of_their_images() {
+        let image = |level: u8| RgbImage::from_pixel(2, 2, [level; 3].into());
+        let preview = Preview {
+            images: vec![image(0), image(51), image(255), image(255)],
+            columns: 2,
+            scores: vec![("a".into(), vec![1.0, 3.0, 5.0, 5.0]), ("b".into(), vec![0.0, 1.0, 2.0, 4.0])],
+            lower_is_better: false,
+        };
+        let look = look(7, &preview, 0.5);
+        assert_eq!((look.step, look.trained_reward, look.weight_distance), (7, vec![2.0, 5.0], 0.5));
+        assert_eq!(look.watched["b"], [0.5, 3.0]);
+        // 51 of 255 apart, and not at all.
+        assert!((look.diversity.unwrap() - 0.1).abs() < 1e-12);
+        assert_eq!(look.pixels.len(), 4);
+        assert_eq!(diversity(&preview.images, 1), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! `evaluate`: the same prompts and noise on both sides, results that go on where they stopped, a report.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::util::{Finished, files, run};
+
+fn prompts(folder: &Path) -> PathBuf {
+    let path = folder.join("prompts.jsonl");
+    let rows = [
+        ("a large red circle on a white background", "one"),
+        ("two small blue squares on a gray background", "several"),
+        ("a small green cross, black background", "one"),
+        ("<script>alert(1)</script>", "hostile"),
+    ];
+    let lines = rows.map(|(prompt, category)| serde_json::json!({ "prompt": prompt, "category": category }).to_string() + "\n");
+    fs::write(&path, lines.concat()).unwrap();
+    path
+}
+
+/// The shipped model against itself with a LoRA of another run's making: the golden one does not fit it, so a short run makes one.
+fn lora(folder: &Path) -> PathBuf {
+    let out = folder.join("tuned");
+    let sets = ["run.num_train_steps=1", "optimizer.learning_rate=0.02", "preview.prompts=['a red circle']", "preview.seeds=[1]"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["train", "--algo", "refl", "-q", "-o", out.to_str().unwrap()].into_iter().chain(sets).collect();
+    run(&args).ok();
+    out.join("lora.safetensors")
+}
+
+fn evaluate(lora: &Path, prompts: &Path, output: &Path, more: &[&str]) -> Finished {
+    let [lora, prompts, output] = [lora, prompts, output].map(|path| path.to_str().unwrap());
+    let args =
+        ["evaluate", "--lora", lora, "--prompts", prompts, "-o", output, "-r", "judge", "-r", "saturation", "--seeds", "2", "--steps", "3"];
+    run(&[&args[..], more].concat())
+}
+
+/// Results by file, and the numbers of the report.
+fn results(output: &Path) -> (BTreeMap<String, Vec<u8>>, Value) {
+    let of = |path: PathBuf| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap());
+    let report: Value = serde_json::from_slice(&fs::read(output.join("report.json")).unwrap()).unwrap();
+    (files(&output.join("images")).into_iter().map(of).collect(), report["comparison"].clone())
+}
+
+#[test]
+fn an_evaluation_is_the_same_whole_in_parts_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, lora) = (prompts(dir.path()), lora(dir.path()));
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    let finished = evaluate(&lora, &prompts, &whole, &[]).ok();
+    assert!(finished.stdout().contains("| judge"), "{}", finished.stdout());
+    let expected = results(&whole);
+    assert_eq!(expected.0.len(), 2 * 4 * 2);
+
+    let first = evaluate(&lora, &prompts, &parts, &["--shard", "2/2"]).ok();
+    assert!(first.stdout().contains("the report is written when all parts are there"), "{}", first.stdout());
+    assert!(!parts.join("report.html").exists());
+    evaluate(&lora, &prompts, &parts, &["--shard", "1/2"]).ok();
+    assert!(results(&parts) == expected);
+
+    // As after a kill: the last line is torn.
+    let path = whole.join("results/1-1-of-1.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let kept = text.lines().next().unwrap().len() + 1;
+    fs::write(&path, &text[..kept + 40]).unwrap();
+    let again = evaluate(&lora, &prompts, &whole, &[]).ok();
+    assert!(again.stdout().contains("lora: 3 prompts"), "{}", again.stdout());
+    assert!(results(&whole) == expected);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+
+    let html = fs::read_to_string(whole.join("report.html")).unwrap();
+    assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && !html.contains("<script>alert(1)"));
+    let other = evaluate(&lora, &prompts, &whole, &["--seed", "9"]).refused();
+    assert!(other.contains("holds another evaluation"), "{other}");
+}
+
+#[test]
+fn leaks_are_named_and_strict_refuses_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(dir.path());
+    let training = dir.path().join("training.txt");
+    fs::write(&training, "A large red circle, on a WHITE background!\na yellow triangle\n").unwrap();
+    let [p, t, o] = [&prompts, &training, &dir.path().join("out")].map(|path| path.to_str().unwrap().to_owned());
+    let args = ["evaluate", "--tuned", "embedded:shapes", "--prompts", &p, "-o", &o, "-r", "judge", "--train-prompts", &t, "--strict"];
+    let stderr = run(&args).refused();
+    assert!(stderr.contains("is nearly a training prompt") && stderr.contains("--strict: 1 of 4 prompts"), "{stderr}");
+    assert!(!Path::new(&o).exists());
+}
+
+#[test]
+fn image_folders_are_compared_by_name_and_a_broken_image_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, out] = ["a", "b", "out"].map(|name| dir.path().join(name));
+    for (folder, seed) in [(&a, "1"), (&b, "1")] {
+        run(&["dataset", "shapes", "--out", folder.to_str().unwrap(), "--n", "3", "--seed", seed]).ok();
+    }
+    let compare = |output: &Path| {
+        let [a, b, out] = [&a, &b, output].map(|path| path.to_str().unwrap());
+        run(&["evaluate", "--base-images", a, "--tuned-images", b, "-r", "judge", "-o", out])
+    };
+    compare(&out).ok();
+    let judge = results(&out).1["contrasts"][0]["rewards"][0].clone();
+    assert_eq!((judge["images"].as_u64(), judge["paired"]["difference"].as_f64()), (Some(3), Some(0.0)), "{judge}");
+    fs::write(b.join("000001.png"), "no picture").unwrap();
+    let stderr = compare(&dir.path().join("other")).stderr();
+    assert!(stderr.contains("000001.png"), "{stderr}");
+}
+
+#[test]
+fn one_prompt_has_means_and_what_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, out) = (dir.path().join("one.txt"), dir.path().join("out"));
+    fs::write(&one, "a red circle\n").unwrap();
+    let [p, o] = [&one, &out].map(|path| path.to_str().unwrap());
+    let of = |more: &[&str]| run(&[&["evaluate", "--prompts", p, "-o", o, "-r", "judge", "--steps", "2", "--seeds", "1"], more].concat());
+    of(&["--tuned", "embedded:shapes"]).ok();
+    let judge = results(&out).1["contrasts"][0]["rewards"][0].clone();
+    assert_eq!(judge["paired"]["difference"].as_f64(), Some(0.0));
+    assert!(judge["paired"]["interval"].is_null(), "{judge}");
+    let refused = |more: &[&str], expected: &str| {
+        let stderr = of(more).refused();
+        assert!(stderr.contains(expected), "{more:?}: {stderr}");
+    };
+    refused(&[], "--tuned DIR or --lora FILE");
+    refused(&["--tuned", "no/such/model"], "no/such/model");
+    refused(&["--tuned", "embedded:shapes", "-r", "jugde"], "did you mean `judge`?");
+}

@@ -1,0 +1,65 @@
+//! `[sentinel]`: a run that exploits its reward is seen and stopped.
+
+use std::path::Path;
+
+use crate::util::{Finished, root, run};
+
+/// ReFL for brightness on the shipped model, hard, with the judge watching.
+fn hack(output: &Path, more: &[&str]) -> Finished {
+    let config = output.with_extension("toml");
+    let text = std::fs::read_to_string(root().join("configs/refl/shapes.toml")).unwrap();
+    assert!(text.contains("[reward.saturation]"));
+    std::fs::write(&config, text.replace("[reward.saturation]", "[reward.brightness]")).unwrap();
+    let sets = [
+        "run.num_train_steps=12",
+        "optimizer.learning_rate=0.02",
+        "preview.every=2",
+        "preview.num_inference_steps=5",
+        "checkpoint.every=2",
+        "sentinel.looks=1",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let [config, output] = [config.as_path(), output].map(|path| path.to_str().unwrap());
+    run(&[&["train", "--config", config, "-o", output], &sets[..], more].concat())
+}
+
+/// The means that the journal has of a name, by step.
+fn means(output: &Path, name: &str) -> Vec<(u64, f64)> {
+    let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter_map(|line| Some((line["step"].as_u64()?, line[name].as_f64()?))).collect()
+}
+
+#[test]
+fn a_run_that_exploits_its_reward_is_stopped_with_a_reason_and_can_be_told_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let stopped = hack(&output, &["--set", "sentinel.reward_up_heldout_down.action=stop"]);
+    let stderr = stopped.stderr();
+    assert_eq!(stopped.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("the sentinel stops the run after update") && stderr.contains("reward_up_heldout_down"), "{stderr}");
+    let (brightness, judge) = (means(&output, "preview/brightness"), means(&output, "preview/judge"));
+    let (first, last) = (judge[0], *judge.last().unwrap());
+    assert!(last.1 < first.1 && brightness.last().unwrap().1 > brightness[0].1, "{judge:?}");
+    assert!(last.0 < 12, "it was stopped before the end: {judge:?}");
+
+    // What is tolerated may change: the same run goes on when it is only warned.
+    let resume = ["train", "--resume", output.to_str().unwrap(), "--set", "sentinel.reward_up_heldout_down.action=warn"];
+    let went_on = run(&resume);
+    assert_eq!(went_on.code(), Some(0), "{}", went_on.stderr());
+    assert_eq!(means(&output, "preview/judge").last().unwrap().0, 12);
+}
+
+#[test]
+fn a_sentinel_that_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |algo: &str, set: &str, expected: &str| {
+        let output = dir.path().join("run");
+        let stderr = run(&["train", "--algo", algo, "--set", set, "-o", output.to_str().unwrap()]).refused();
+        assert!(stderr.contains(expected), "{set}: {stderr}");
+    };
+    refused("refl", "sentinel.looks=0", "sentinel: ");
+    refused("refl", "sentinel.diversity_collapse.share=1.5", "sentinel: ");
+    refused("refl", "sentinel.reward_up.action=stop", "reward_up");
+    refused("sft", "sentinel.looks=1", "[sentinel] is not used by [algo.sft]");
+}
