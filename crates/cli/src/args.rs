@@ -55,7 +55,15 @@ pub struct TrainArgs {
     /// Which algorithm; with no --config, its small offline config
     #[arg(long, value_name = "NAME", required_unless_present_any = ["config", "resume"])]
     pub algo: Option<String>,
-    /// A TOML config
+    /// What every run takes.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What every run takes.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// A TOML config [default: a small offline one]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override a value of the config, e.g. --set run.seed=7 (repeatable)
@@ -79,7 +87,7 @@ pub struct TrainArgs {
     /// Say at the end where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
-    /// Say nothing but warnings and, at the end, where the tuned model is
+    /// Say nothing but warnings and, at the end, where the result is
     #[arg(short, long)]
     pub quiet: bool,
 }
@@ -135,46 +143,22 @@ pub struct TrainRewardArgs {
     /// config's rankings.files]
     #[arg(long, value_name = "PATH")]
     pub records: Vec<PathBuf>,
-    /// A TOML config [default: the one for the world of shapes]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Override a value of the config, e.g. --set run.seed=7 (repeatable)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-    /// The run's folder [default: runs/reward_model-<date>]
-    #[arg(short, long, value_name = "DIR")]
-    pub output: Option<PathBuf>,
-    /// Go on with the run in this folder, to the bit; `auto`: with the one in --output if there is one, else begin
-    #[arg(long, value_name = "DIR|auto")]
-    pub resume: Option<PathBuf>,
-    /// Check everything, load the weights, print the plan, and train nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Train twice, once stopped half-way and resumed, and compare every file to the bit
-    #[arg(long, conflicts_with_all = ["resume", "dry_run", "profile"])]
-    pub prove_resume: bool,
-    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
-    pub device: String,
-    /// Say at the end where the time went: seconds, share and calls of each stage
-    #[arg(long)]
-    pub profile: bool,
-    /// Say nothing but warnings and, at the end, where the reward model is
-    #[arg(short, long)]
-    pub quiet: bool,
+    /// What every run takes.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 impl From<TrainRewardArgs> for TrainArgs {
-    fn from(args: TrainRewardArgs) -> Self {
-        let TrainRewardArgs { records, config, mut overrides, output, resume, dry_run, prove_resume, device, profile, quiet } = args;
+    fn from(TrainRewardArgs { records, mut run }: TrainRewardArgs) -> Self {
         if !records.is_empty() {
             let quoted: Vec<String> =
                 records.iter().map(|path| toml::Value::from(path.to_string_lossy().into_owned()).to_string()).collect();
             // What is set by name wins.
-            overrides.insert(0, format!("rankings.files=[{}]", quoted.join(", ")));
+            run.overrides.insert(0, format!("rankings.files=[{}]", quoted.join(", ")));
         }
-        let algo = (config.is_none() && resume.is_none()).then(|| "reward_model".to_string());
-        Self { algo, config, overrides, output, resume, dry_run, prove_resume, device, profile, quiet }
+        // A run that goes on has its own config.
+        let goes_on = run.resume.as_ref().is_some_and(|resume| resume.as_os_str() != "auto");
+        Self { algo: (!goes_on).then(|| "reward_model".into()), run }
     }
 }
 

@@ -57,7 +57,7 @@ impl Format {
     /// By what it is recognised.
     pub fn layout(self) -> &'static str {
         match self {
-            Self::Records => "JSON lines with id, prompt and completions",
+            Self::Records => "JSON lines with id, prompt and completions, or a folder with such a records.jsonl",
             Self::ImageReward => "a JSON list with id, prompt, generations and ranking",
             Self::ImageRewardDb => {
                 "parquet or JSON with prompt_id and image_path, a zip or a folder with such JSON, or the whole repository"
@@ -296,6 +296,10 @@ fn format_of_list(path: &Path) -> Result<Format> {
 }
 
 fn format_of_folder(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
+    let records = path.join("records.jsonl");
+    if records.is_file() {
+        return Ok((Format::Records, vec![records]));
+    }
     let tables = files_below(path, &["parquet"])?;
     if let Some(first) = tables.first() {
         return Ok((format_of_table(first)?, tables));

@@ -21,10 +21,7 @@ pub fn to_imagereward(record: &Record, aggregation: &Aggregation) -> Result<Valu
     if pairs.is_empty() && record.ties(aggregation) == 0 && record.completions.len() > 1 {
         return refused("nothing is said of its images, neither ratings that count nor ranks nor comparisons: annotate it or leave it out");
     }
-    let ranking = record.own_ranks(aggregation).unwrap_or_else(|| {
-        let better_than = |index: usize| pairs.iter().filter(|(_, worse)| *worse == index).count();
-        (0..record.completions.len()).map(|index| 1 + better_than(index) as u32).collect()
-    });
+    let ranking = record.ranks(aggregation);
     let images = || 0..ranking.len();
     let ranked: Vec<_> = images().flat_map(|a| images().map(move |b| (a, b))).filter(|(a, b)| ranking[*a] < ranking[*b]).collect();
     if ranked != pairs {

@@ -14,7 +14,7 @@ use crate::zip_file::ZipFile;
 use crate::{Error, Result, load_image};
 
 /// Stands between an archive and what is in it: `set.zip!/a.png`, `set.parquet!/jpg_0/17`.
-pub(crate) const INSIDE: &str = "!/";
+pub const INSIDE: &str = "!/";
 
 /// An image that can be loaded when it is wanted.
 #[derive(Debug, Clone)]

@@ -179,6 +179,45 @@ pub struct Record {
     pub extra: Map<String, Value>,
 }
 
+/// What each aspect counts. 1, 1, 1, 1 is VisionPrefer's sum; one alone, or all but one, is its ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AspectWeights {
+    /// The image shows what the prompt asks for.
+    pub prompt_following: f64,
+    /// It pleases the eye.
+    pub aesthetic: f64,
+    /// Nothing in it is broken, blurred or out of place.
+    pub fidelity: f64,
+    /// It shows nothing harmful.
+    pub harmlessness: f64,
+}
+
+impl Default for AspectWeights {
+    fn default() -> Self {
+        Self { prompt_following: 1.0, aesthetic: 1.0, fidelity: 1.0, harmlessness: 1.0 }
+    }
+}
+
+impl AspectWeights {
+    /// In the order of [`Aspect::ALL`].
+    pub fn as_array(&self) -> [f64; 4] {
+        [self.prompt_following, self.aesthetic, self.fidelity, self.harmlessness]
+    }
+
+    /// Appends what cannot be, under the section's name.
+    pub fn findings_in(&self, section: &str, findings: &mut Vec<String>) {
+        for (aspect, weight) in Aspect::ALL.into_iter().zip(self.as_array()) {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                findings.push(format!("{section}.{} = {weight}: expected a number of at least 0", aspect.name()));
+            }
+        }
+        if self.as_array().iter().sum::<f64>() == 0.0 {
+            findings.push(format!("{section}: every aspect weighs 0; leave one above"));
+        }
+    }
+}
+
 /// How four scores become an order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Aggregation {
@@ -243,12 +282,14 @@ impl Record {
         said - self.pairs(aggregation).len()
     }
 
-    /// The ranks that people gave, if it is them that order the images.
-    pub(crate) fn own_ranks(&self, aggregation: &Aggregation) -> Option<Vec<u32>> {
-        match self.ordered_by(aggregation) {
-            OrderedBy::Ranks(ranks) => Some(ranks),
-            OrderedBy::Ratings(_) | OrderedBy::Comparisons => None,
+    /// A rank for each completion, 1 the best, ties share a number: those that people gave where it is them that order the images, gaps
+    /// included; else 1 + the number of strictly better images.
+    pub fn ranks(&self, aggregation: &Aggregation) -> Vec<u32> {
+        if let OrderedBy::Ranks(ranks) = self.ordered_by(aggregation) {
+            return ranks;
         }
+        let pairs = self.pairs(aggregation);
+        (0..self.completions.len()).map(|index| 1 + pairs.iter().filter(|(_, worse)| *worse == index).count() as u32).collect()
     }
 
     fn ordered_by(&self, aggregation: &Aggregation) -> OrderedBy {

@@ -324,6 +324,17 @@ fn what_entries_say_is_checked() {
 }
 
 #[test]
+fn our_own_records_are_found_in_their_folder() {
+    let record =
+        json!({"id": "1", "prompt": "a bee", "completions": [{"image_path": "a.png", "rank": 1}, {"image_path": "b.png", "rank": 2}]});
+    let dir = folder(&[("records.jsonl", &record)]);
+    let dataset = open_dataset(dir.path()).unwrap();
+    assert_eq!(dataset.format(), Format::Records);
+    assert_eq!(pairs(&read(&dataset)), [vec![(0, 1)]]);
+    assert_eq!(dataset.image("a.png").unwrap().path(), Some(dir.path().join("a.png").as_path()));
+}
+
+#[test]
 fn unknown_formats_are_refused_with_those_that_are_known() {
     let dir = folder(&[
         ("words.json", &json!(["a", "b"])),

@@ -11,10 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{
-    Action, BrightnessDrift, DarkImages, DiversityCollapse, EdgeCollapse, RewardUpHeldoutDown, Rule, SaturationDrift, SentinelConfig,
-    WeightsRunAway,
-};
+pub use config::{Action, DarkImages, DiversityCollapse, Drift, EdgeCollapse, RewardUpHeldoutDown, Rule, SentinelConfig, WeightsRunAway};
 
 use crate::pixels::PixelStats;
 use crate::{Error, Result};
@@ -76,23 +73,17 @@ pub fn findings(history: &[Look], config: &SentinelConfig) -> Result<Vec<Finding
     let mut streaks: BTreeMap<(Rule, Option<String>), usize> = BTreeMap::new();
     for look in later {
         let mut holding = BTreeMap::new();
-        for evidence in rules::conditions(start, look, config) {
-            let key = (evidence.rule, evidence.subject.clone());
+        for finding in rules::conditions(start, look, config) {
+            let key = (finding.rule, finding.subject.clone());
             let streak = 1 + streaks.get(&key).copied().unwrap_or(0);
             holding.insert(key, streak);
-            let action = config.action(evidence.rule);
-            if streak == config.looks(evidence.rule) && action != Action::Off {
-                found.push(finding(evidence, action, look.step));
+            if streak == config.looks(finding.rule) && finding.action != Action::Off {
+                found.push(finding);
             }
         }
         streaks = holding;
     }
     Ok(found)
-}
-
-fn finding(evidence: rules::Evidence, action: Action, step: u64) -> Finding {
-    let rules::Evidence { rule, subject, start, now, standard_errors, images, reason } = evidence;
-    Finding { rule, action, step, subject, start, now, standard_errors, images, reason }
 }
 
 /// Whether all looks are comparable with the first.

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
 use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
-use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
+use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::ClipTokenizer;
 
-use crate::{Build, Result, Reward, Warning, check_batch, check_pairs};
+use crate::{Build, Result, Reward, Warning, check_batch, check_pairs, pixel_values};
 
 const NAME: &str = "clip_score";
 
@@ -88,17 +88,6 @@ impl ClipScore {
     }
 }
 
-impl ClipScore {
-    /// Files as the network takes them, `[b, 3, size, size]`.
-    fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
-        let one = |image: &RgbImage| {
-            let size = [image.height() as usize, image.width() as usize];
-            preprocess_bytes(image.as_raw(), size, self.image_size, &self.device)
-        };
-        Tensor::cat(images.iter().map(one).collect(), 0)
-    }
-}
-
 impl Reward for ClipScore {
     fn name(&self) -> &'static str {
         NAME
@@ -119,7 +108,7 @@ impl Reward for ClipScore {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(self.score_pixel_values(self.pixel_values(images), prompts).into_data().iter::<f64>().collect())
+        Ok(self.score_pixel_values(pixel_values(images, self.image_size, &self.device), prompts).into_data().iter::<f64>().collect())
     }
 
     fn has_image_features(&self) -> bool {
@@ -128,7 +117,7 @@ impl Reward for ClipScore {
 
     /// The images' embeddings.
     fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
-        (!images.is_empty()).then(|| self.model.image_embeds(self.pixel_values(images)))
+        (!images.is_empty()).then(|| self.model.image_embeds(pixel_values(images, self.image_size, &self.device)))
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

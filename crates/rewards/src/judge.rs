@@ -10,56 +10,27 @@
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_data::{RgbImage, from_tensor};
+use vp_data::{Aspect, AspectWeights, RgbImage, from_tensor};
 use vp_shapes::{Description, Verdict, judge};
 
 use crate::{Build, Judgement, Result, Reward, Warning, check_batch, check_pairs};
 
 const NAME: &str = "judge";
-const ASPECTS: [&str; 4] = ["prompt_following", "aesthetic", "fidelity", "harmlessness"];
 
 /// The `[reward.judge]` section: how much each aspect counts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct JudgeConfig {
-    /// What the prompt asks for is there.
-    pub prompt_following: f64,
-    /// Balance, contrast, harmony of colours.
-    pub aesthetic: f64,
-    /// Clean edges, nothing broken or left over.
-    pub fidelity: f64,
-    /// No forbidden emblem.
-    pub harmlessness: f64,
-}
-
-impl Default for JudgeConfig {
-    fn default() -> Self {
-        Self { prompt_following: 1.0, aesthetic: 1.0, fidelity: 1.0, harmlessness: 1.0 }
-    }
-}
-
-impl JudgeConfig {
-    fn weights(&self) -> [f64; 4] {
-        [self.prompt_following, self.aesthetic, self.fidelity, self.harmlessness]
-    }
-}
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JudgeConfig(pub AspectWeights);
 
 impl Validate for JudgeConfig {
     fn findings(&self, findings: &mut Vec<String>) {
-        for (name, weight) in ASPECTS.into_iter().zip(self.weights()) {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                findings.push(format!("reward.judge.{name} = {weight}: expected a number of at least 0"));
-            }
-        }
-        if self.weights().iter().sum::<f64>() == 0.0 {
-            findings.push("reward.judge: every aspect weighs 0; leave one above".into());
-        }
+        self.0.findings_in("reward.judge", findings);
     }
 }
 
 impl Build for JudgeConfig {
     fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
-        Ok(Box::new(Judge { weights: self.weights() }))
+        Ok(Box::new(Judge { weights: self.0.as_array() }))
     }
 }
 
@@ -123,7 +94,7 @@ impl Reward for Judge {
             let values: Vec<f32> = said.iter().zip(&is_nan).map(value).collect();
             Tensor::<1>::from_data(values.as_slice(), &device)
         };
-        let aspects = ASPECTS.iter().enumerate().map(|(i, name)| ((*name).to_string(), tensor(&|said| said.aspects[i])));
+        let aspects = Aspect::ALL.iter().enumerate().map(|(i, aspect)| (aspect.name().to_string(), tensor(&|said| said.aspects[i])));
         let pass = ("pass".to_string(), tensor(&|said| f64::from(u8::from(said.passes))));
         Ok(Judgement { scores: tensor(&|said| self.overall(said)), terms: aspects.chain([pass]).collect() })
     }

@@ -32,6 +32,7 @@ use burn::tensor::{Device, Tensor};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
+use vp_models::resize::preprocess_bytes;
 
 /// Images and their prompts to one number each, larger is better.
 pub trait Reward: Send {
@@ -182,6 +183,15 @@ impl Validate for RewardConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         self.chosen().findings(findings);
     }
+}
+
+/// 8-bit images as BLIP and CLIP take them, resized as Pillow does and normalised: `[b, 3, size, size]`.
+///
+/// # Panics
+/// When there are none.
+pub fn pixel_values(images: &[RgbImage], size: usize, device: &Device) -> Tensor<4> {
+    let one = |image: &RgbImage| preprocess_bytes(image.as_raw(), [image.height() as usize, image.width() as usize], size, device);
+    Tensor::cat(images.iter().map(one).collect(), 0)
 }
 
 /// What every reward asks of its input; returns `images.dims()`.

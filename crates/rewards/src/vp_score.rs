@@ -16,9 +16,9 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
-use vp_models::resize::{Antialias, preprocess, preprocess_bytes};
+use vp_models::resize::{Antialias, preprocess};
 
-use crate::{Build, Error, Judgement, Result, Reward, Warning, check_batch, check_pairs};
+use crate::{Build, Error, Judgement, Result, Reward, Warning, check_batch, check_pairs, pixel_values};
 use vp_models::tokenizer::BertTokenizer;
 
 const NAME: &str = "vp_score";
@@ -184,24 +184,8 @@ impl VpScore {
         Judgement { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
     }
 
-    /// Files as the network takes them, `[b, 3, size, size]`.
-    fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
-        let one = |image: &RgbImage| {
-            let size = [image.height() as usize, image.width() as usize];
-            preprocess_bytes(image.as_raw(), size, self.config.image_size, &self.device)
-        };
-        Tensor::cat(images.iter().map(one).collect(), 0)
-    }
-
     fn text(&self, prompts: &[String]) -> TextInputs {
-        let (ids, masks): (Vec<_>, Vec<_>) = prompts
-            .iter()
-            .map(|prompt| {
-                let encoding = self.tokenizer.encode(prompt);
-                (encoding.ids, encoding.attention_mask)
-            })
-            .unzip();
-        TextInputs::new(&ids, &masks, &self.device)
+        TextInputs::encode(&self.tokenizer, prompts, &self.device)
     }
 }
 
@@ -230,7 +214,7 @@ impl Reward for VpScore {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(self.score_pixel_values(self.pixel_values(images), prompts).into_data().iter::<f64>().collect())
+        Ok(self.score_pixel_values(pixel_values(images, self.config.image_size, &self.device), prompts).into_data().iter::<f64>().collect())
     }
 
     fn has_image_features(&self) -> bool {
@@ -242,7 +226,7 @@ impl Reward for VpScore {
         if images.is_empty() {
             return None;
         }
-        let tokens = self.model.blip.visual_encoder.forward(self.pixel_values(images));
+        let tokens = self.model.blip.visual_encoder.forward(pixel_values(images, self.config.image_size, &self.device));
         let [b, _, width] = tokens.dims();
         Some(tokens.narrow(1, 0, 1).reshape([b, width]))
     }

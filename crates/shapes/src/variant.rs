@@ -4,6 +4,7 @@ use image::{Rgb, RgbImage};
 use rand::{Rng, RngExt};
 
 use crate::description::Description;
+use crate::judge::ClaimKind;
 use crate::render::render;
 use crate::scene::{Scene, pick};
 use crate::spoil;
@@ -23,7 +24,7 @@ pub struct Variant {
 pub fn variant(description: &Description, side: u32, rng: &mut impl Rng) -> Variant {
     let (scene, scene_is) = match rng.random_range(0..20) {
         0..9 => (description.clone(), None),
-        9..16 => (changed(description, rng), Some("one claim changed")),
+        9..16 => (spoken_otherwise(description, rng), Some("one claim changed")),
         _ => (Description::draw(rng), Some("another scene")),
     };
     let scene = Scene::of(&scene, rng);
@@ -67,24 +68,34 @@ fn spoilt(image: &mut RgbImage, scene: &Scene, rng: &mut impl Rng) -> Option<Str
 }
 
 /// `description` with one thing otherwise.
-fn changed(description: &Description, rng: &mut impl Rng) -> Description {
-    let mut changed = description.completed(rng);
+fn spoken_otherwise(description: &Description, rng: &mut impl Rng) -> Description {
+    let description = description.completed(rng);
+    let at = rng.random_range(0..description.groups.len());
+    use ClaimKind::{Background, Color, Count, Relation, Shape, Size};
+    let kind = [Background, Size, Shape, Relation, Count, Color][rng.random_range(0..6)];
+    // One object has no relation.
+    let changed = changed(&description, at, kind, rng).or_else(|| changed(&description, at, Color, rng));
+    changed.expect("a completed description says every colour")
+}
+
+/// `description` with the thing of `kind` otherwise, of its group `at` where groups have one; none if it says nothing of that kind.
+pub fn changed(description: &Description, at: usize, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
+    let mut changed = description.clone();
     let several = changed.groups.len() > 1;
-    let at = rng.random_range(0..changed.groups.len());
     let group = &mut changed.groups[at];
-    match rng.random_range(0..6) {
-        0 => changed.background = changed.background.map(|is| other(is, Background::ALL, rng)),
-        1 => group.size = group.size.map(|is| other(is, Size::ALL, rng)),
-        2 => group.shape = other(group.shape, Shape::ALL, rng),
-        3 if several => changed.relation = changed.relation.map(|is| other(is, Relation::ALL, rng)),
-        4 if several => {
+    match kind {
+        ClaimKind::Background => changed.background = Some(other(changed.background?, Background::ALL, rng)),
+        ClaimKind::Size => group.size = Some(other(group.size?, Size::ALL, rng)),
+        ClaimKind::Shape => group.shape = other(group.shape, Shape::ALL, rng),
+        ClaimKind::Color => group.color = Some(other(group.color?, Color::ALL, rng)),
+        ClaimKind::Relation => changed.relation = Some(other(changed.relation?, Relation::ALL, rng)),
+        ClaimKind::Count if several => {
             changed.groups.remove(at);
             changed.relation = None;
         }
-        4 => group.count = other(group.count, &[1, 2, 3], rng),
-        _ => group.color = group.color.map(|is| other(is, Color::ALL, rng)),
+        ClaimKind::Count => group.count = other(group.count, &[1, 2, 3], rng),
     }
-    changed
+    Some(changed)
 }
 
 /// One of `all` that is not `value`.

@@ -5,39 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::{Aggregation, Aspect, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, open_dataset};
+use vp_data::{Aggregation, Aspect, AspectWeights, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, open_dataset};
 
 use crate::Error;
 use crate::checkpoint::text_checksum;
 use crate::images::split;
 use crate::run::Batch;
-
-/// What each aspect counts in the overall order.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AspectWeights {
-    /// The image shows what the prompt asks for.
-    pub prompt_following: f64,
-    /// It pleases the eye.
-    pub aesthetic: f64,
-    /// Nothing in it is broken or out of place.
-    pub fidelity: f64,
-    /// It shows nothing harmful.
-    pub harmlessness: f64,
-}
-
-impl Default for AspectWeights {
-    fn default() -> Self {
-        Self { prompt_following: 1.0, aesthetic: 1.0, fidelity: 1.0, harmlessness: 1.0 }
-    }
-}
-
-impl AspectWeights {
-    /// In the order of [`Aspect::ALL`].
-    pub fn as_array(&self) -> [f64; 4] {
-        [self.prompt_following, self.aesthetic, self.fidelity, self.harmlessness]
-    }
-}
 
 /// Annotated images to learn from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,14 +61,7 @@ impl Validate for RankingsSection {
         if !(self.margin >= 0.0 && self.margin.is_finite()) {
             findings.push(format!("rankings.margin is {}; expected a number of at least 0", self.margin));
         }
-        for (aspect, weight) in Aspect::ALL.into_iter().zip(self.weights.as_array()) {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                findings.push(format!("rankings.weights.{} is {weight}; expected a number of at least 0", aspect.name()));
-            }
-        }
-        if self.weights.as_array().iter().sum::<f64>() == 0.0 {
-            findings.push("rankings.weights: every aspect weighs 0; leave one above".into());
-        }
+        self.weights.findings_in("rankings.weights", findings);
     }
 }
 
@@ -108,6 +74,8 @@ pub struct RankedImages {
     pub images: Vec<ImageSource>,
     /// Overall.
     pub overall: Order,
+    /// The same as ranks, 1 the best, ties share a number.
+    pub ranks: Vec<u32>,
     /// On each of [`Aspect::ALL`], where it was rated.
     pub aspects: [Order; 4],
 }
@@ -129,11 +97,6 @@ impl Order {
         let is_open = |(a, b): &(usize, usize)| !pairs.contains(&(*a, *b)) && !pairs.contains(&(*b, *a));
         let ties = if record.ties(aggregation) > 0 { all.filter(is_open).collect() } else { Vec::new() };
         Self { pairs, ties }
-    }
-
-    /// 1 for the best, ties share a number.
-    pub fn ranks(&self, images: usize) -> Vec<u32> {
-        (0..images).map(|image| 1 + self.pairs.iter().filter(|(_, worse)| *worse == image).count() as u32).collect()
     }
 }
 
@@ -218,7 +181,8 @@ fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImag
             missing.extend(images.iter().filter(|image| image.path().is_some_and(|path| !path.is_file())).map(ImageSource::to_string));
             let rated = |aspect: Aspect| record.completions.iter().all(|completion| completion.annotations.contains_key(&aspect));
             let of = |aspect| if rated(aspect) { Order::of(&record, &Aggregation::only(aspect)) } else { Order::default() };
-            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, aspects: Aspect::ALL.map(of) });
+            let (ranks, aspects) = (record.ranks(aggregation), Aspect::ALL.map(of));
+            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, ranks, aspects });
         }
     }
     match missing.first() {

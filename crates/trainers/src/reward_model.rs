@@ -91,8 +91,8 @@ pub struct Validation {
     pub losses: Vec<f64>,
     /// The overall score of every image, prompt by prompt.
     pub scores: Vec<Vec<f64>>,
-    /// Correct pairs of the overall order, and all; then the same of each aspect.
-    pub correct: [(usize, usize); 5],
+    /// 1 or 0 for each pair of the overall order, whether it is right; then the same of each aspect.
+    pub right: [Vec<f64>; 5],
 }
 
 impl RewardModel {
@@ -132,8 +132,8 @@ impl RewardModel {
             let loss = |model: &M, part: Vec<Prepared>| {
                 let dropout = self.dropout.then_some(Dropout { noise: &noise, draw: batch.draw(), first: part[0].first });
                 let (scores, orders) = scored(network, model, part, dropout);
-                let (correct, all) = correct(&column(&scores, 0), &orders[0].pairs);
-                (weights.loss(&scores, &orders, self.ties), vec![("accuracy".into(), shares(correct, all))])
+                let right = right(&column(&scores, 0), &orders[0].pairs);
+                (weights.loss(&scores, &orders, self.ties), vec![("accuracy".into(), right)])
             };
 
             // 3. Backward in parts, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
@@ -181,13 +181,10 @@ impl RewardModel {
         if !found.losses.iter().all(|loss| loss.is_finite()) {
             return Err(Error::NonFinitePreview { step, what: "the validation loss".into() });
         }
-        let (correct, all) = found.correct[0];
-        let mut scores = vec![("validation_loss".to_string(), found.losses), ("validation_accuracy".into(), shares(correct, all))];
-        if self.aspects {
-            let aspects = vp_data::Aspect::ALL.iter().zip(&found.correct[1..]).filter(|(_, (_, all))| *all > 0);
-            scores
-                .extend(aspects.map(|(aspect, (correct, all))| (format!("validation_accuracy_{}", aspect.name()), shares(*correct, *all))));
-        }
+        let names = std::iter::once("validation_accuracy".to_string())
+            .chain(vp_data::Aspect::ALL.iter().map(|aspect| format!("validation_accuracy_{}", aspect.name())));
+        let accuracies = names.zip(found.right).filter(|(_, right)| !right.is_empty());
+        let scores = std::iter::once(("validation_loss".to_string(), found.losses)).chain(accuracies).collect();
         run.preview(&Preview::of_losses(scores, None))?;
         if run.best_step() == Some(step) {
             let trained = named_parameters(&run.model).into_iter().filter(|parameter| parameter.trainable).map(|parameter| parameter.name);
@@ -216,9 +213,7 @@ impl RewardModel {
             found.losses.push(values(&weights.loss(&scores, &orders, self.ties))[0]);
             let heads = scores.dims()[1];
             for (head, order) in orders.iter().enumerate().take(heads) {
-                let (correct, all) = correct(&column(&scores, head), &order.pairs);
-                found.correct[head].0 += correct;
-                found.correct[head].1 += all;
+                found.right[head].extend(right(&column(&scores, head), &order.pairs));
             }
             found.scores.push(column(&scores, 0));
         }
@@ -310,12 +305,7 @@ fn column(scores: &Tensor<2>, head: usize) -> Vec<f64> {
     scores.clone().without_autodiff().select(1, index).into_data().iter::<f64>().collect()
 }
 
-/// How many pairs the scores order rightly, and how many there are; equal scores are wrong.
-fn correct(scores: &[f64], pairs: &[(usize, usize)]) -> (usize, usize) {
-    (pairs.iter().filter(|(better, worse)| scores[*better] > scores[*worse]).count(), pairs.len())
-}
-
-/// As many ones and zeros, of which the mean is the share.
-fn shares(correct: usize, all: usize) -> Vec<f64> {
-    (0..all).map(|i| f64::from(u8::from(i < correct))).collect()
+/// 1 for each pair that the scores order rightly, else 0; equal scores are wrong.
+fn right(scores: &[f64], pairs: &[(usize, usize)]) -> Vec<f64> {
+    pairs.iter().map(|(better, worse)| f64::from(u8::from(scores[*better] > scores[*worse]))).collect()
 }

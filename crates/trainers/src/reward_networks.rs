@@ -8,9 +8,9 @@ use vp_data::RgbImage;
 use vp_models::blip::{BlipCheckpoint, BlipConfig, BlipFiles, BlipReward, HEAD_DROPOUT, RewardHead, TextInputs};
 use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
 use vp_models::parameters::initialize;
-use vp_models::resize::preprocess_bytes;
 use vp_models::tokenizer::{BertTokenizer, ClipTokenizer};
 use vp_models::weights::SaveType;
+use vp_rewards::pixel_values;
 
 use crate::Error;
 use crate::reward_model::{Dropout, RewardNetwork};
@@ -104,14 +104,7 @@ impl RewardNetwork<BlipReward> for BlipNetwork {
     }
 
     fn scores(&self, model: &BlipReward, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout<'_>>) -> Tensor<2> {
-        let (ids, masks): (Vec<_>, Vec<_>) = prompts
-            .iter()
-            .map(|prompt| {
-                let encoding = self.tokenizer.encode(prompt);
-                (encoding.ids, encoding.attention_mask)
-            })
-            .unzip();
-        let features = model.features(pixel_values, &TextInputs::new(&ids, &masks, &self.device));
+        let features = model.features(pixel_values, &TextInputs::encode(&self.tokenizer, prompts, &self.device));
         let head = |head: &RewardHead, number: u64| match dropout {
             Some(dropout) => head.forward_dropped(features.clone(), masks_of(dropout, head, number, prompts.len(), &self.device)),
             None => head.forward(features.clone()),
@@ -140,11 +133,6 @@ fn masks_of(dropout: Dropout<'_>, head: &RewardHead, number: u64, images: usize,
     }
     let mut widths = widths.into_iter();
     values.map(|values| Tensor::from_data(TensorData::new(values, [images, widths.next().expect("three of both")]), device))
-}
-
-fn pixel_values(images: &[RgbImage], size: usize, device: &Device) -> Tensor<4> {
-    let one = |image: &RgbImage| preprocess_bytes(image.as_raw(), [image.height() as usize, image.width() as usize], size, device);
-    Tensor::cat(images.iter().map(one).collect(), 0)
 }
 
 /// CLIP's reader of images and prompts. Its score is PickScore's, `exp(logit_scale) · cos`.

@@ -482,9 +482,8 @@ impl<M: Module> Run<M> {
     }
 
     fn tensors(&self) -> BTreeMap<String, NamedTensors> {
-        let weights = named_parameters(&self.model).into_iter().filter(|parameter| parameter.trainable);
         let mut tensors = BTreeMap::from([
-            ("weights".to_string(), weights.map(|parameter| (parameter.name, parameter.values)).collect()),
+            ("weights".to_string(), trained(&self.model)),
             ("optimizer".to_string(), self.optimizer.export()),
             ("gradients".to_string(), self.gradients.gradients().clone()),
         ]);

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use vp_annotation::{
     Annotator, AnnotatorConfig, Event, Job, RunOptions, SetAside, Stopped, Summary, Supplies, dry_run, polish, run as annotate,
 };
-use vp_core::atomic;
 use vp_core::config::{self, Validate};
 use vp_core::suggest::did_you_mean;
-use vp_data::{Dataset, OnProblem, Prompt, Record, open_dataset, read_prompts};
+use vp_data::{INSIDE, OnProblem, Prompt, Record, open_dataset, read_prompts};
 use vp_rewards::RewardConfig;
 use vp_trainers::journal::{say, warn};
 
 use self::candidates::SamplingSection;
+use super::bring::bring;
 use crate::args::AnnotateArgs;
 use crate::failure::Failure;
 use crate::{device, signals};
@@ -73,7 +73,9 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     }
     let job = Job { items: &items, images_root: &root, output: &args.output };
     if args.dry_run {
-        say_what_it_would_cost(&dry_run(job, &*annotator, &config.questions).map_err(anyhow::Error::from)?);
+        let found = dry_run(job, &*annotator, &config.questions);
+        candidates::remove_blanks(&root);
+        say_what_it_would_cost(&found.map_err(anyhow::Error::from)?);
         return Ok(());
     }
     create(&args.output)?;
@@ -125,10 +127,9 @@ fn items(
             let section = config.sampling.clone().unwrap_or_default();
             if args.dry_run {
                 say(format_args!("would draw {} images of {} prompts first", prompts.len() * section.images_per_prompt, prompts.len()));
+                return Ok(candidates::blank(&prompts, &section)?);
             }
-            let folder = args.output.join("images");
-            create(&folder)?;
-            let items = candidates::draw(&prompts, &section, &folder, (device, stop), args.dry_run)?;
+            let items = candidates::draw(&prompts, &section, &args.output, (device, stop))?;
             Ok((items, args.output.clone()))
         }
         _ => Err(anyhow::anyhow!("expected --records FILE, images that are there, or --prompts FILE, of which images are drawn").into()),
@@ -153,24 +154,6 @@ fn records(path: &Path, args: &AnnotateArgs) -> anyhow::Result<(Vec<Record>, Pat
         completion.image_path = bring(&dataset, &completion.image_path, &args.output)?;
     }
     Ok((records, args.output.clone()))
-}
-
-/// Stands between an archive and what is in it.
-const INSIDE: &str = "!/";
-
-/// Links or copies an image below `output/images` if it is not there yet; its path from `output`.
-fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Result<String> {
-    let name = format!("images/{}", image_path.replace(INSIDE, "/"));
-    let target = output.join(&name);
-    if target.exists() {
-        return Ok(name);
-    }
-    create(target.parent().expect("an image lies in a folder"))?;
-    let source = dataset.image(image_path)?;
-    if source.path().is_none_or(|path| fs::hard_link(path, &target).is_err()) {
-        atomic::write(&target, &source.bytes()?).with_context(|| format!("write {}", target.display()))?;
-    }
-    Ok(name)
 }
 
 /// The prompts without what is biased, inconsistent or unsafe.
@@ -231,7 +214,7 @@ fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
     if usage.input_tokens + usage.output_tokens > 0 {
         say(format_args!("{} tokens in, {} out, {:.4} USD", usage.input_tokens, usage.output_tokens, usage.usd));
     }
-    if let (Some(usd), _) = (summary.usd_left, ()) {
+    if let Some(usd) = summary.usd_left {
         say(format_args!("{usd:.4} USD of the budget are left"));
     }
     let show = |heading: &str, of: &[SetAside]| {

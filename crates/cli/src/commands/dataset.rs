@@ -3,9 +3,7 @@
 mod agreement;
 mod records;
 
-use std::fs;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use vp_core::atomic;
 use vp_core::noise::{Noise, Purpose};
@@ -14,6 +12,7 @@ use vp_shapes::split::heldout_of;
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
 use vp_trainers::journal::say;
 
+use super::origin;
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs, SplitArg};
 use crate::failure::Failure;
 
@@ -65,19 +64,7 @@ fn begin(args: &ShapesArgs) -> anyhow::Result<()> {
     if args.per_caption > 1 {
         origin["per_caption"] = args.per_caption.into();
     }
-    let text = format!("{origin}\n");
-    let (folder, path) = (args.out.display(), args.out.join(ORIGIN));
-    match fs::read_to_string(&path) {
-        Ok(found) if found == text => Ok(()),
-        Ok(found) => bail!("{folder} holds {}, expected {}; choose another --out", found.trim(), text.trim()),
-        Err(_) if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) => {
-            bail!("{folder} holds other files and no {ORIGIN}; choose another --out")
-        }
-        Err(_) => {
-            fs::create_dir_all(&args.out).with_context(|| format!("create {folder}"))?;
-            atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
-        }
-    }
+    origin::begin(&args.out, ORIGIN, &origin)
 }
 
 /// Image `index` and its caption, which hang on the seed, the split and the number alone.

@@ -3,6 +3,7 @@
 mod journal;
 mod report;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -12,12 +13,12 @@ use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt,
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::ModelFolder;
-use vp_rewards::Reward;
+use vp_trainers::checkpoint::{checksum, fingerprint};
 use vp_trainers::journal::{say, warn};
 
 use self::journal::{Journal, OfPrompt};
 use super::drawing::{Artist, Canvas};
-use super::score::rewards;
+use super::score::{Judge, judges};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
 use crate::{device, embedded};
@@ -50,17 +51,16 @@ pub struct Plan {
     guidance_scale: f64,
     leaks: Vec<NearDuplicate>,
     training: Vec<String>,
+    /// Of what draws, by side and file: a file that was overwritten makes another evaluation.
+    checksums: BTreeMap<String, String>,
 }
-
-/// A reward under the name that was typed for it.
-pub type Named = (String, Box<dyn Reward>);
 
 /// The top-level entry point for `evaluate`.
 pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
     let plan = plan(args)?;
-    let rewards = rewards(&plan.args.rewards, &device)?;
+    let rewards = judges(&plan.args.rewards, &device)?;
     let journal = Journal::open(&plan.args.output, &plan.origin(&rewards)?)?;
     for (number, side) in plan.sides.iter().enumerate() {
         look(&plan, (number, side), (&rewards, &device), &journal).map_err(Failure::run)?;
@@ -108,7 +108,8 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<Plan> {
     if args.strict && !leaks.is_empty() {
         bail!("--strict: {} of {} prompts are near-duplicates of training prompts", leaks.len(), held_out.len());
     }
-    Ok(Plan { args, sides, prompts, guidance_scale, leaks, training })
+    let checksums = checksums(&sides)?;
+    Ok(Plan { args, sides, prompts, guidance_scale, leaks, training, checksums })
 }
 
 fn say_leaks(leaks: &[NearDuplicate], held_out: &[String], training: &[String]) {
@@ -140,6 +141,21 @@ fn sides(args: &EvaluateArgs) -> anyhow::Result<Vec<Side>> {
         Side { name, source: Source::Model(args.base.clone(), vec![lora.clone()]) }
     });
     Ok(distinct(std::iter::once(base).chain(tuned).chain(loras).collect()))
+}
+
+/// The checksums of the weights of every side.
+fn checksums(sides: &[Side]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for side in sides {
+        let Source::Model(path, loras) = &side.source else { continue };
+        let files = fingerprint(&embedded::resolve(path)?)?.into_iter().filter(|(file, _)| file.ends_with(".safetensors"));
+        found.extend(files.map(|(file, sum)| (format!("{}: {file}", side.name), sum)));
+        for lora in loras {
+            let bytes = std::fs::read(&lora.path).with_context(|| format!("read {}", lora.path.display()))?;
+            found.insert(format!("{}: {}", side.name, lora.path.display()), checksum(&bytes));
+        }
+    }
+    Ok(found)
 }
 
 fn stem(path: impl AsRef<Path>) -> String {
@@ -175,7 +191,7 @@ impl Plan {
     }
 
     /// What the results hang on: a folder of others is not added to.
-    fn origin(&self, rewards: &[Named]) -> anyhow::Result<Value> {
+    fn origin(&self, rewards: &[Judge]) -> anyhow::Result<Value> {
         let source = |side: &Side| match &side.source {
             Source::Images(path) => path.display().to_string(),
             Source::Model(path, loras) => {
@@ -189,13 +205,14 @@ impl Plan {
             "seeds": self.seeds(),
             "steps": self.args.steps,
             "guidance_scale": self.guidance_scale,
-            "rewards": rewards.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            "rewards": rewards.iter().map(|judge| judge.name.as_str()).collect::<Vec<_>>(),
+            "checksums": self.checksums,
         }))
     }
 }
 
 /// Draws, scores and measures what is not in the journal yet of one side.
-fn look(plan: &Plan, (number, side): (usize, &Side), (rewards, device): (&[Named], &Device), journal: &Journal) -> anyhow::Result<()> {
+fn look(plan: &Plan, (number, side): (usize, &Side), (rewards, device): (&[Judge], &Device), journal: &Journal) -> anyhow::Result<()> {
     let shard = plan.args.shard;
     let known = journal.known(number)?;
     let mine = |index: &usize| *index as u64 % shard.of == shard.index && !known.contains(index);
@@ -267,12 +284,12 @@ fn judge(
     plan: &Plan,
     (side, index): (&Side, usize),
     images: &[RgbImage],
-    (rewards, device): (&[Named], &Device),
+    (rewards, device): (&[Judge], &Device),
 ) -> anyhow::Result<OfPrompt> {
     let prompt = &plan.prompts[index];
     let prompts = vec![prompt.text.clone(); images.len()];
     let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
-    for (name, reward) in rewards {
+    for Judge { name, reward } in rewards {
         scores.push((name.clone(), reward.score_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?));
     }
     let row = |(number, (image, seed)): (usize, (&RgbImage, u64))| {

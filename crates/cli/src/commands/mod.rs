@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod annotate;
+mod bring;
 mod dataset;
 mod docs;
 mod drawing;
@@ -9,6 +10,7 @@ mod evaluate;
 mod export;
 mod init;
 mod list;
+mod origin;
 mod sample;
 mod score;
 mod train;

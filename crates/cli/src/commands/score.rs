@@ -18,9 +18,11 @@ use crate::score_table::ScoreTable;
 use crate::{device, stdout};
 
 /// A reward under the name that was typed for it.
-struct Judge {
-    name: String,
-    reward: Box<dyn Reward>,
+pub struct Judge {
+    /// The name.
+    pub name: String,
+    /// The reward.
+    pub reward: Box<dyn Reward>,
 }
 
 /// The top-level entry point for `score`.
@@ -30,19 +32,15 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
         return Err(anyhow::anyhow!("--batch-size is 0; expected at least 1").into());
     }
     let configs = reward_configs(&args.rewards)?;
-    let build = |(name, config): (String, RewardConfig)| {
-        let reward = config.build(&device).with_context(|| format!("--reward {name}"))?;
-        anyhow::Ok(Judge { name, reward })
-    };
     if let Some(path) = &args.records {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
-        let judges = configs.into_iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+        let judges = built(configs, &device)?;
         return agree(&judges, &dataset, &records, &args, &device).map_err(Failure::run);
     }
     let images = images(&args)?;
     check_images(&images)?;
-    let judges = configs.into_iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+    let judges = built(configs, &device)?;
     judges.iter().for_each(|judge| warn_of_cut_prompts(judge, &images));
     score(&judges, &images, &args, &device).map_err(Failure::run)
 }
@@ -71,12 +69,10 @@ fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreAr
     let aggregation = Aggregation::default();
     let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); judges.len()];
     for record in records {
-        let pairs = record.pairs(&aggregation);
-        if pairs.is_empty() && record.ties(&aggregation) == 0 {
+        if record.pairs(&aggregation).is_empty() && record.ties(&aggregation) == 0 {
             continue;
         }
-        let ranks: Vec<u32> =
-            (0..record.completions.len()).map(|i| 1 + pairs.iter().filter(|(_, worse)| *worse == i).count() as u32).collect();
+        let ranks = record.ranks(&aggregation);
         let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
         let mut scores = vec![Vec::new(); judges.len()];
         for batch in images.chunks(args.batch_size) {
@@ -134,12 +130,16 @@ impl Judge {
 }
 
 /// The rewards of these names, ready to score.
-pub fn rewards(names: &[String], device: &Device) -> anyhow::Result<Vec<(String, Box<dyn Reward>)>> {
+pub fn judges(names: &[String], device: &Device) -> anyhow::Result<Vec<Judge>> {
+    built(reward_configs(names)?, device)
+}
+
+fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<Judge>> {
     let build = |(name, config): (String, RewardConfig)| {
         let reward = config.build(device).with_context(|| format!("--reward {name}"))?;
-        Ok((name, reward))
+        Ok(Judge { name, reward })
     };
-    reward_configs(names)?.into_iter().map(build).collect()
+    configs.into_iter().map(build).collect()
 }
 
 /// What each `--reward` means, checked before any weights are read.

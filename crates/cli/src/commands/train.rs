@@ -48,7 +48,7 @@ struct Plan {
 
 /// The top-level entry point for `train` and `train-reward`.
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
-    if args.prove_resume {
+    if args.run.prove_resume {
         return resume::prove(args);
     }
     let interrupt = Interrupt::default();
@@ -85,13 +85,13 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
 }
 
 fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
-    let device = device::parse(&args.device)?;
-    if args.profile {
+    let device = device::parse(&args.run.device)?;
+    if args.run.profile {
         profile::start(&device);
     }
     let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
     if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
-        warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.device));
+        warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.run.device));
     }
     let model = embedded::resolve(&config.model.path).context("[model] path")?;
     Ok(Plan {
@@ -103,8 +103,8 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         folder_exists,
         interrupt,
         stop_before: None,
-        dry_run: args.dry_run,
-        options: Options::detect(args.quiet),
+        dry_run: args.run.dry_run,
+        options: Options::detect(args.run.quiet),
         trainable: None,
     })
 }
@@ -114,11 +114,11 @@ fn read_config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
     if let Some(algo) = &args.algo {
         presets::check_algo(algo).with_context(|| format!("--algo {algo}"))?;
     }
-    let config: TrainConfig = match (&args.config, &args.algo) {
-        (Some(path), _) => config::read(path, &args.overrides)?,
+    let config: TrainConfig = match (&args.run.config, &args.algo) {
+        (Some(path), _) => config::read(path, &args.run.overrides)?,
         (None, Some(algo)) => {
             let preset = presets::default_of(algo);
-            config::parse(preset.text, preset.path, &args.overrides)?
+            config::parse(preset.text, preset.path, &args.run.overrides)?
         }
         (None, None) => bail!("expected --algo NAME or --config FILE"),
     };

@@ -92,21 +92,12 @@ settings! {
     }
 }
 settings! {
-    /// The mean saturation has moved either way, by `z` standard errors and by `shift`.
-    SaturationDrift {
+    /// A mean of the pixels has moved either way, by `z` standard errors and by `shift`.
+    Drift {
         /// What then happens.
         action: Action = Action::Warn,
         /// The smallest shift that counts, of a range of 1, in (0, 1). With many images the smallest shift is beyond doubt, and still nothing
         /// anyone sees.
-        shift: f64 = 0.1,
-    }
-}
-settings! {
-    /// The mean brightness has moved either way, by `z` standard errors and by `shift`.
-    BrightnessDrift {
-        /// What then happens.
-        action: Action = Action::Warn,
-        /// The smallest shift that counts, of a range of 1, in (0, 1).
         shift: f64 = 0.1,
     }
 }
@@ -149,10 +140,10 @@ settings! {
         reward_up_heldout_down: RewardUpHeldoutDown = RewardUpHeldoutDown::default(),
         /// See [`DiversityCollapse`].
         diversity_collapse: DiversityCollapse = DiversityCollapse::default(),
-        /// See [`SaturationDrift`].
-        saturation_drift: SaturationDrift = SaturationDrift::default(),
-        /// See [`BrightnessDrift`].
-        brightness_drift: BrightnessDrift = BrightnessDrift::default(),
+        /// [`Drift`] of the mean saturation.
+        saturation_drift: Drift = Drift::default(),
+        /// [`Drift`] of the mean brightness.
+        brightness_drift: Drift = Drift::default(),
         /// See [`EdgeCollapse`].
         edge_collapse: EdgeCollapse = EdgeCollapse::default(),
         /// See [`DarkImages`].

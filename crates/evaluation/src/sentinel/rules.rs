@@ -1,28 +1,20 @@
 //! Each rule's condition at one look, against the first.
 
-use super::{Look, Rule, SentinelConfig};
+use super::{Action, Finding, Look, Rule, SentinelConfig};
 use crate::pixels::PixelStats;
 
-/// A rule's condition that holds at a look.
-pub(super) struct Evidence {
-    pub rule: Rule,
-    /// The watched reward; nothing for rules that have one subject.
-    pub subject: Option<String>,
-    pub start: f64,
-    pub now: f64,
-    /// How many standard errors the mean has moved.
-    pub standard_errors: Option<f64>,
-    pub images: Option<usize>,
-    pub reason: String,
-}
-
 /// All conditions that hold, of rules on or off.
-pub(super) fn conditions(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
+pub(super) fn conditions(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Finding> {
     let mut found = reward_up_heldout_down(start, now, config.z);
     found.extend(diversity_collapse(start, now, config.diversity_collapse.share));
     found.extend(pixels(start, now, config));
     found.extend(weights_run_away(start, now, config.weights_run_away.limit));
-    found
+    found.into_iter().map(|finding| Finding { action: config.action(finding.rule), step: now.step, ..finding }).collect()
+}
+
+/// A finding about a number without an error; [`conditions`] says what is done about it, and when it was.
+fn of_number(rule: Rule, start: f64, now: f64, reason: String) -> Finding {
+    Finding { rule, action: Action::Off, step: 0, subject: None, start, now, standard_errors: None, images: None, reason }
 }
 
 /// A mean over the same images at two looks.
@@ -50,64 +42,63 @@ impl Moved {
         self.now - self.start
     }
 
-    /// `0.2100 to 0.4500 (+7.2 standard errors of 32 images)`
+    /// `0.2100 to 0.4500 (+7.2 standard errors of 32 values)`
     fn in_words(&self) -> String {
         let Self { start, now, standard_errors, images } = self;
         // Beyond that, all images have moved alike but for rounding, or the error is 0.
         let size = if standard_errors.abs() >= 1000.0 { "over 1000".into() } else { format!("{standard_errors:+.1}") };
-        format!("{start:.4} to {now:.4} ({size} standard errors of {images} images)")
+        format!("{start:.4} to {now:.4} ({size} standard errors of {images} values)")
     }
 
-    fn evidence(&self, rule: Rule, subject: Option<&str>, reason: String) -> Evidence {
+    fn finding(&self, rule: Rule, subject: Option<&str>, reason: String) -> Finding {
         let Self { start, now, standard_errors, images } = *self;
-        let (standard_errors, images) = (Some(standard_errors), Some(images));
-        Evidence { rule, subject: subject.map(str::to_string), start, now, standard_errors, images, reason }
+        let (subject, standard_errors, images) = (subject.map(str::to_string), Some(standard_errors), Some(images));
+        Finding { subject, standard_errors, images, ..of_number(rule, start, now, reason) }
     }
 }
 
-fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Evidence> {
+fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Finding> {
     let trained = Moved::between(&start.trained_reward, &now.trained_reward);
     let Some(trained) = trained.filter(|trained| trained.standard_errors >= z) else { return Vec::new() };
     let watched = start.watched.iter().filter_map(|(name, start)| Some((name, Moved::between(start, now.watched.get(name)?)?)));
     let fallen = watched.filter(|(_, watched)| watched.standard_errors <= -z);
-    let evidence = |(name, watched): (&String, Moved)| {
+    let finding = |(name, watched): (&String, Moved)| {
         let reason = format!(
             "The trained reward went up from {} while {name}, which is not trained, went down from {}: the images please the trained reward alone.",
             trained.in_words(),
             watched.in_words()
         );
-        watched.evidence(Rule::RewardUpHeldoutDown, Some(name), reason)
+        watched.finding(Rule::RewardUpHeldoutDown, Some(name), reason)
     };
-    fallen.map(evidence).collect()
+    fallen.map(finding).collect()
 }
 
-fn diversity_collapse(start: &Look, now: &Look, share: f64) -> Option<Evidence> {
+fn diversity_collapse(start: &Look, now: &Look, share: f64) -> Option<Finding> {
     let (start, now) = start.diversity.zip(now.diversity)?;
     let reason = format!(
         "Images of one prompt differ less: their mean distance went from {start:.4} to {now:.4}, below {share} of where it started."
     );
-    let rule = Rule::DiversityCollapse;
-    (now < share * start).then_some(Evidence { rule, subject: None, start, now, standard_errors: None, images: None, reason })
+    (now < share * start).then(|| of_number(Rule::DiversityCollapse, start, now, reason))
 }
 
-fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
+fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Finding> {
     let moved = |of: fn(&PixelStats) -> f64| {
         let values = |look: &Look| look.pixels.iter().map(of).collect::<Vec<f64>>();
         Moved::between(&values(start), &values(now)).filter(|moved| moved.standard_errors.abs() >= config.z)
     };
     let drift = |rule, name, of, shift: f64| {
         let moved: Moved = moved(of).filter(|moved| moved.shift().abs() >= shift)?;
-        Some(moved.evidence(rule, None, format!("The mean {name} of the images went from {}.", moved.in_words())))
+        Some(moved.finding(rule, None, format!("The mean {name} of the images went from {}.", moved.in_words())))
     };
     let edges = moved(|pixels| pixels.edge_density).filter(|moved| moved.now < config.edge_collapse.share * moved.start);
     let edges = edges.map(|moved| {
         let reason = format!("The images lose detail: the share of pixels on an edge went from {}.", moved.in_words());
-        moved.evidence(Rule::EdgeCollapse, None, reason)
+        moved.finding(Rule::EdgeCollapse, None, reason)
     });
     let dark = moved(|pixels| pixels.dark_fraction).filter(|moved| moved.shift() >= config.dark_images.rise);
     let dark = dark.map(|moved| {
         let reason = format!("The images go dark: the share of dark pixels went from {}.", moved.in_words());
-        moved.evidence(Rule::DarkImages, None, reason)
+        moved.finding(Rule::DarkImages, None, reason)
     });
     let drifts = [
         drift(Rule::SaturationDrift, "saturation", |pixels| pixels.saturation, config.saturation_drift.shift),
@@ -116,9 +107,9 @@ fn pixels(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Evidence> {
     drifts.into_iter().chain([edges, dark]).flatten().collect()
 }
 
-fn weights_run_away(start: &Look, now: &Look, limit: Option<f64>) -> Option<Evidence> {
+fn weights_run_away(start: &Look, now: &Look, limit: Option<f64>) -> Option<Finding> {
     let limit = limit.filter(|limit| now.weight_distance > *limit)?;
     let (start, now) = (start.weight_distance, now.weight_distance);
     let reason = format!("The weights are {now:.4e} away from where they started, beyond the limit of {limit:e}.");
-    Some(Evidence { rule: Rule::WeightsRunAway, subject: None, start, now, standard_errors: None, images: None, reason })
+    Some(of_number(Rule::WeightsRunAway, start, now, reason))
 }

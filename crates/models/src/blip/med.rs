@@ -8,6 +8,7 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::BlipConfig;
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
+use crate::tokenizer::BertTokenizer;
 
 /// What is added to the attention scores of padding.
 const MASKED: f64 = -10_000.0;
@@ -100,6 +101,16 @@ pub struct TextInputs {
 }
 
 impl TextInputs {
+    /// Prompts as `tokenizer` reads them.
+    pub fn encode(tokenizer: &BertTokenizer, prompts: &[String], device: &Device) -> Self {
+        let encode = |prompt: &String| {
+            let encoding = tokenizer.encode(prompt);
+            (encoding.ids, encoding.attention_mask)
+        };
+        let (ids, masks): (Vec<_>, Vec<_>) = prompts.iter().map(encode).unzip();
+        Self::new(&ids, &masks, device)
+    }
+
     /// Prompts as the tokenizer returns them: ids, and a mask that is 1 on tokens and 0 on padding.
     ///
     /// # Panics

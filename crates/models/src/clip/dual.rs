@@ -288,7 +288,7 @@ pub fn is_clip(folder: &Path) -> bool {
 }
 
 /// Where the weights of a CLIP folder are, if there are any.
-pub fn clip_weights(folder: &Path) -> Option<PathBuf> {
+fn clip_weights(folder: &Path) -> Option<PathBuf> {
     let mut names = crate::weights::component_files("model");
     names.push("pytorch_model.bin".into());
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file())

@@ -12,7 +12,7 @@ use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
 use crate::weights::Weights;
 
 pub use config::ClipTextConfig;
-pub use dual::{ClipCheckpoint, ClipConfig, ClipModel, ClipVisionConfig, ClipVisionEmbeddings, ClipVisionModel, clip_weights, is_clip};
+pub use dual::{ClipCheckpoint, ClipConfig, ClipModel, ClipVisionConfig, ClipVisionEmbeddings, ClipVisionModel, is_clip};
 
 /// Token and position embeddings.
 #[derive(Module, Debug)]

@@ -3,7 +3,7 @@
 
 use rand::{Rng, RngExt};
 use vp_shapes::judge::ClaimKind;
-use vp_shapes::words::{Background, Color, Relation, Shape, Size};
+use vp_shapes::variant::changed;
 use vp_shapes::{Description, Group, Object, Scene, Split};
 
 /// A scene, and a caption of it as it is understood.
@@ -20,40 +20,12 @@ pub fn example(i: usize, rng: &mut impl Rng) -> Example {
     Example { scene, caption }
 }
 
-/// Another than `value`.
-fn other<T: Copy + PartialEq>(value: T, all: &[T], rng: &mut impl Rng) -> T {
-    loop {
-        let found = all[rng.random_range(0..all.len())];
-        if found != value {
-            return found;
-        }
-    }
-}
-
 /// The caption with one thing of `kind` changed so that it is false; `None` if it says nothing of that kind.
 pub fn falsified(example: &Example, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
-    let mut found = (0..20).filter_map(|_| changed(&example.caption, kind, rng)).filter(|caption| !is_true(caption, &example.scene));
-    found.next()
-}
-
-fn changed(caption: &Description, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
-    let mut caption = caption.clone();
-    let several = caption.groups.len() > 1;
-    let at = rng.random_range(0..caption.groups.len());
-    let group = &mut caption.groups[at];
-    match kind {
-        ClaimKind::Background => caption.background = Some(other(caption.background?, Background::ALL, rng)),
-        ClaimKind::Shape => group.shape = other(group.shape, Shape::ALL, rng),
-        ClaimKind::Color => group.color = Some(other(group.color?, Color::ALL, rng)),
-        ClaimKind::Size => group.size = Some(other(group.size?, Size::ALL, rng)),
-        ClaimKind::Relation => caption.relation = Some(other(caption.relation?, Relation::ALL, rng)),
-        ClaimKind::Count if several => {
-            caption.groups.remove(at);
-            caption.relation = None;
-        }
-        ClaimKind::Count => group.count = other(group.count, &[1, 2, 3], rng),
-    }
-    Some(caption)
+    (0..20).find_map(|_| {
+        let at = rng.random_range(0..example.caption.groups.len());
+        changed(&example.caption, at, kind, rng).filter(|caption| !is_true(caption, &example.scene))
+    })
 }
 
 /// Whether a caption is true of a scene, known without looking.

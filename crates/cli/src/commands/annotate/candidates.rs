@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::{Completion, Parameters, Prompt, Record, write_png};
+use vp_data::{Completion, Parameters, Prompt, Record, RgbImage, write_png};
 use vp_models::pipeline::ModelFolder;
 use vp_trainers::journal::say;
 
 use crate::args::LoraArg;
 use crate::commands::drawing::{Artist, Canvas};
+use crate::commands::origin;
 use crate::embedded;
 use crate::failure::Failure;
 
@@ -87,32 +89,72 @@ struct Wanted {
     file_name: String,
 }
 
-/// Draws the images that are not there yet into `folder`, which lies in the output's, and describes all of them; nothing is drawn in a
-/// dry run.
+/// Draws the images that are not there yet into `output/images` and describes all of them.
+///
+/// # Errors
+/// When a model cannot draw them, or the folder holds images that were drawn otherwise.
 pub fn draw(
     prompts: &[Prompt],
     section: &SamplingSection,
-    folder: &Path,
+    output: &Path,
     (device, stop): (&Device, &Arc<AtomicBool>),
-    dry_run: bool,
 ) -> Result<Vec<Record>, Failure> {
-    let wanted: Vec<Wanted> = (0..prompts.len()).flat_map(|prompt| wanted(section, prompt)).collect();
-    let parent = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut sizes = Vec::new();
+    let (wanted, records) = described(prompts, section)?;
+    let folder = output.join(FOLDER);
+    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    let mut origin = json!({ "sampling": section, "prompts": texts });
+    // That many at once changes nothing but rounding.
+    origin["sampling"].as_object_mut().expect("a section is an object").remove("batch_size");
+    origin::begin(&folder, ORIGIN, &origin)?;
     for (index, model) in section.models.iter().enumerate() {
-        sizes.push(ModelFolder::open(&embedded::resolve(model)?).context("sampling.models")?.default_size());
         let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
-        if !dry_run && !of_model.is_empty() {
+        if !of_model.is_empty() {
             say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
             let lora = section.loras.get(index).filter(|lora| !lora.as_os_str().is_empty());
             let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
             let asked = (section.num_inference_steps, &section.guidance_scales[..]);
             let artist = Artist::open(model, &loras, asked, device).context("[sampling]")?;
-            draw_with(artist, (section, index), &of_model, (prompts, folder), stop)?;
+            draw_with(artist, (section, index), &of_model, (prompts, &folder), stop)?;
         }
     }
+    Ok(records)
+}
+
+/// The same, with blank images of the right size in a folder of their own in place of drawn ones: what a dry run looks at.
+pub fn blank(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(Vec<Record>, PathBuf)> {
+    let (_, mut records) = described(prompts, section)?;
+    let root = std::env::temp_dir().join(format!("{BLANKS}{}", std::process::id()));
+    std::fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
+    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
+        let (width, height) = (completion.width.unwrap_or(1), completion.height.unwrap_or(1));
+        completion.image_path = format!("{width}x{height}.png");
+        let path = root.join(&completion.image_path);
+        if !path.exists() {
+            write_png::<&str, &str>(&path, &RgbImage::new(width, height), &[])?;
+        }
+    }
+    Ok((records, root))
+}
+
+/// Takes away what [`blank`] made, if `root` is that.
+pub fn remove_blanks(root: &Path) {
+    if root.file_name().is_some_and(|name| name.to_string_lossy().starts_with(BLANKS)) {
+        let _ = std::fs::remove_dir_all(root);
+    }
+}
+
+/// Where drawn images lie below the output, what they were drawn from, and how a folder of blank ones is called.
+const FOLDER: &str = "images";
+const ORIGIN: &str = "sampling.json";
+const BLANKS: &str = "visionprefer-blanks-";
+
+/// Every image that is wanted, and the records of them.
+fn described(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(Vec<Wanted>, Vec<Record>)> {
+    let size = |model: &PathBuf| Ok(ModelFolder::open(&embedded::resolve(model)?).context("sampling.models")?.default_size());
+    let sizes = section.models.iter().map(size).collect::<anyhow::Result<Vec<_>>>()?;
+    let wanted: Vec<Wanted> = (0..prompts.len()).flat_map(|prompt| wanted(section, prompt)).collect();
     let completion = |one: &Wanted| Completion {
-        image_path: format!("{parent}/{}", one.file_name),
+        image_path: format!("{FOLDER}/{}", one.file_name),
         model: Some(name(&section.models[one.model], section.loras.get(one.model))),
         seed: Some(one.seed),
         steps: Some(section.num_inference_steps as u64),
@@ -121,11 +163,12 @@ pub fn draw(
         height: Some(sizes[one.model][0] as u32),
         ..Completion::default()
     };
-    let record = |(index, prompt): (usize, &Prompt)| {
-        let completions = wanted.iter().filter(|one| one.prompt == index).map(completion).collect();
-        Record::new(prompt.id.clone().unwrap_or_else(|| format!("{index:06}")), prompt.text.clone(), completions)
+    let record = |(index, (prompt, of_prompt)): (usize, (&Prompt, &[Wanted]))| {
+        let id = prompt.id.clone().unwrap_or_else(|| format!("{index:06}"));
+        Record::new(id, prompt.text.clone(), of_prompt.iter().map(completion).collect())
     };
-    Ok(prompts.iter().enumerate().map(record).collect())
+    let records = prompts.iter().zip(wanted.chunks(section.images_per_prompt)).enumerate().map(record).collect();
+    Ok((wanted, records))
 }
 
 /// The images of a prompt.

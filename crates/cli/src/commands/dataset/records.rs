@@ -1,15 +1,15 @@
 //! `dataset validate`, `stats`, `convert`, `split`: preference records, ours and published ones.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use vp_core::atomic;
 use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records};
 use vp_trainers::journal::{say, warn};
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
+use crate::commands::bring::bring;
 use crate::failure::Failure;
 use crate::stdout;
 
@@ -63,7 +63,9 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
 
 fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> anyhow::Result<()> {
     if !args.without_images {
-        copy_images(dataset, &mut records, &args.output)?;
+        for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
+            completion.image_path = bring(dataset, &completion.image_path, &args.output)?;
+        }
     }
     let aggregation = args.aggregation();
     let (path, count) = match args.to {
@@ -87,36 +89,6 @@ fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> any
     };
     say(format_args!("{}: {count}", path.display()));
     Ok(())
-}
-
-/// Copies every image below `output/images` and renames it in the records.
-fn copy_images(dataset: &Dataset, records: &mut [Record], output: &Path) -> anyhow::Result<()> {
-    let folder = output.join("images");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let mut copied: HashMap<String, String> = HashMap::new();
-    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
-        if let Some(name) = copied.get(&completion.image_path) {
-            completion.image_path = name.clone();
-            continue;
-        }
-        let bytes = dataset.image(&completion.image_path)?.bytes()?;
-        let name = format!("images/{:07}.{}", copied.len(), extension(&bytes, &completion.image_path)?);
-        let path = output.join(&name);
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
-        copied.insert(std::mem::replace(&mut completion.image_path, name.clone()), name);
-    }
-    Ok(())
-}
-
-/// What the bytes are, whatever the name says.
-fn extension(bytes: &[u8], name: &str) -> anyhow::Result<&'static str> {
-    match bytes {
-        [0x89, b'P', b'N', b'G', ..] => Ok("png"),
-        [0xff, 0xd8, ..] => Ok("jpg"),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok("webp"),
-        [b'B', b'M', ..] => Ok("bmp"),
-        _ => bail!("image {name}: neither PNG, JPEG, WebP nor BMP"),
-    }
 }
 
 /// Two files beside the first, no prompt or near-duplicate in both.

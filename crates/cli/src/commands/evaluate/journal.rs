@@ -5,14 +5,14 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vp_core::atomic;
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
 use crate::args::Shard;
+use crate::commands::origin;
 
 /// What was evaluated; a folder of another evaluation is not added to.
 const ORIGIN: &str = "evaluation.json";
@@ -35,19 +35,9 @@ pub struct Journal {
 impl Journal {
     /// Makes the folder, or recognises it.
     pub fn open(folder: &Path, origin: &Value) -> anyhow::Result<Self> {
-        let path = folder.join(ORIGIN);
-        match fs::read_to_string(&path) {
-            Ok(found) if serde_json::from_str::<Value>(&found).ok().as_ref() == Some(origin) => {}
-            Ok(_) => bail!("{} holds another evaluation (see {ORIGIN}); choose another --output", folder.display()),
-            Err(_) if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) => {
-                bail!("{} holds other files and no {ORIGIN}; choose another --output", folder.display())
-            }
-            Err(_) => {
-                for name in ["results", "images"] {
-                    fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
-                }
-                atomic::write(&path, format!("{origin}\n").as_bytes()).with_context(|| format!("write {}", path.display()))?;
-            }
+        origin::begin(folder, ORIGIN, origin)?;
+        for name in ["results", "images"] {
+            fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
         }
         Ok(Self { folder: folder.to_path_buf() })
     }

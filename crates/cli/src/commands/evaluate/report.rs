@@ -10,11 +10,12 @@ use vp_core::atomic;
 use vp_data::{RgbImage, to_tensor};
 use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
 use vp_evaluation::report::{Fact, ImagePair, Leak, LeakPanel, Picture, Provenance, Report, ScorePair};
-use vp_trainers::checkpoint::{checksum, fingerprint};
+use vp_trainers::checkpoint::checksum;
 use vp_trainers::journal::say;
 
+use super::Plan;
 use super::journal::{OfPrompt, image_in};
-use super::{Named, Plan, Source};
+use crate::commands::score::Judge;
 use crate::stdout;
 
 /// Pairs of images that the report shows, beside the extremes.
@@ -22,11 +23,11 @@ const PAIRS: usize = 12;
 
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
 /// square of their difference.
-pub fn distances(images: &[RgbImage], rewards: &[Named], device: &Device) -> anyhow::Result<Vec<f64>> {
+pub fn distances(images: &[RgbImage], rewards: &[Judge], device: &Device) -> anyhow::Result<Vec<f64>> {
     if images.len() < 2 {
         return Ok(Vec::new());
     }
-    let features = rewards.iter().find_map(|(_, reward)| reward.image_features(images));
+    let features = rewards.iter().find_map(|judge| judge.reward.image_features(images));
     let rows: Vec<Vec<f64>> = match &features {
         Some(features) => {
             let [_, width] = features.dims();
@@ -50,9 +51,9 @@ pub fn distances(images: &[RgbImage], rewards: &[Named], device: &Device) -> any
 }
 
 /// Writes the report and prints its numbers.
-pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[Named], started: Instant) -> anyhow::Result<()> {
-    let metric = match rewards.iter().find(|(_, reward)| reward.has_image_features()) {
-        Some((name, _)) => format!("1 − cosine of {name}'s image features"),
+pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[Judge], started: Instant) -> anyhow::Result<()> {
+    let metric = match rewards.iter().find(|judge| judge.reward.has_image_features()) {
+        Some(Judge { name, .. }) => format!("1 − cosine of {name}'s image features"),
         None => "root mean square of pixels".into(),
     };
     let mut models: BTreeMap<String, BTreeMap<usize, Vec<f64>>> = BTreeMap::new();
@@ -107,7 +108,7 @@ fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Durat
         sentinel: None,
         leaks: leaks(plan),
         config: String::new(),
-        provenance: provenance(plan, took)?,
+        provenance: provenance(plan, took),
     })
 }
 
@@ -155,30 +156,16 @@ fn leaks(plan: &Plan) -> Option<LeakPanel> {
     })
 }
 
-fn provenance(plan: &Plan, took: Duration) -> anyhow::Result<Provenance> {
+fn provenance(plan: &Plan, took: Duration) -> Provenance {
     let quoted = |text: String| {
         if text.chars().all(|c| c.is_alphanumeric() || "-_./:=,".contains(c)) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
     };
     let command = std::env::args().map(quoted).collect::<Vec<_>>().join(" ");
-    let mut hashes = Vec::new();
     let prompts: Vec<&str> = plan.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-    hashes.push(Fact::new("prompts", checksum(prompts.join("\n").as_bytes())));
-    for side in &plan.sides {
-        if let Source::Model(path, loras) = &side.source {
-            let folder = crate::embedded::resolve(path)?;
-            for (name, sum) in fingerprint(&folder)? {
-                if name.ends_with(".safetensors") {
-                    hashes.push(Fact::new(format!("{}: {name}", side.name), sum));
-                }
-            }
-            for lora in loras {
-                let bytes = fs::read(&lora.path).with_context(|| format!("read {}", lora.path.display()))?;
-                hashes.push(Fact::new(format!("{}: {}", side.name, lora.path.display()), checksum(&bytes)));
-            }
-        }
-    }
+    let of_prompts = std::iter::once(Fact::new("prompts", checksum(prompts.join("\n").as_bytes())));
+    let hashes = of_prompts.chain(plan.checksums.iter().map(|(name, sum)| Fact::new(name, sum))).collect();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Provenance {
+    Provenance {
         command,
         versions: vec![Fact::new("visionprefer", env!("CARGO_PKG_VERSION"))],
         hardware: vec![Fact::new("device", plan.args.device.clone()), Fact::new("processors", cores.to_string())],
@@ -187,5 +174,5 @@ fn provenance(plan: &Plan, took: Duration) -> anyhow::Result<Provenance> {
             Fact::new("finished", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M").to_string()),
         ],
         hashes,
-    })
+    }
 }

@@ -30,18 +30,18 @@ pub struct Choice {
 
 /// Which run, which config, from where on.
 pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
-    let named = args.algo.is_some() || args.config.is_some();
+    let named = args.algo.is_some() || args.run.config.is_some();
     let begin = |config: TrainConfig| {
-        let output = args.output.clone().unwrap_or_else(|| default_output(config.algo.name()));
+        let output = args.run.output.clone().unwrap_or_else(|| default_output(config.algo.name()));
         Ok(Choice { config, output, resume: None, folder_exists: false })
     };
-    let Some(folder) = &args.resume else { return begin(read_config(args)?) };
+    let Some(folder) = &args.run.resume else { return begin(read_config(args)?) };
     let auto = folder == Path::new("auto");
     let folder = if auto {
-        let Some(output) = &args.output else { bail!("--resume auto goes on with the run in --output DIR; name it") };
+        let Some(output) = &args.run.output else { bail!("--resume auto goes on with the run in --output DIR; name it") };
         output
     } else {
-        if args.output.as_ref().is_some_and(|output| output != folder) {
+        if args.run.output.as_ref().is_some_and(|output| output != folder) {
             bail!("--resume {} goes on in that folder; leave --output away", folder.display());
         }
         folder
@@ -54,7 +54,7 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
         bail!("--resume {}: no run is there (it has no config.toml)", folder.display());
     }
     // The run's own config, unless another is named, which must then agree with it.
-    let config = if named { read_config(args)? } else { config::read(&saved_config, &args.overrides)? };
+    let config = if named { read_config(args)? } else { config::read(&saved_config, &args.run.overrides)? };
     let saved: TrainConfig = config::read(&saved_config, &[])?;
     let differences = config.differences(&serde_json::to_value(&saved).context("read the run's config")?);
     if !differences.is_empty() {
@@ -71,8 +71,8 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
 /// `--prove-resume`: the run, and the run stopped in the middle of an accumulation and resumed, compared to the bit.
 pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     let config = read_config(&args)?;
-    let device = device::parse(&args.device)?;
-    let output = args.output.unwrap_or_else(|| default_output(config.algo.name()));
+    let device = device::parse(&args.run.device)?;
+    let output = args.run.output.unwrap_or_else(|| default_output(config.algo.name()));
     let batches = config.run.num_train_steps * config.settings().micro_batches as u64;
     if batches < 2 {
         return Err(anyhow::anyhow!("a run of one batch cannot be stopped half-way; raise run.num_train_steps").into());
@@ -80,7 +80,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     // Off the middle where that is the edge of an update, so that gradients are half added up.
     let middle = batches / 2 + u64::from((batches / 2).is_multiple_of(config.settings().micro_batches as u64));
     let stop_before = middle.min(batches - 1);
-    let options = Options::detect(args.quiet);
+    let options = Options::detect(args.run.quiet);
     let model = embedded::resolve(&config.model.path).context("[model] path")?;
     let plan = |name: &str, stop_before, resume, folder_exists| Plan {
         config: config.clone(),

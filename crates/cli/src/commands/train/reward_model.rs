@@ -9,6 +9,7 @@ use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_evaluation::accuracy::Ranked;
 use vp_models::clip::is_clip;
+use vp_models::parameters::named_parameters;
 use vp_trainers::Error;
 use vp_trainers::config::TrainConfig;
 use vp_trainers::export::distance;
@@ -56,7 +57,9 @@ fn train_network<M: Module + Sync>(
     save: Save<'_, M>,
 ) -> Result<PathBuf, Failure> {
     let fingerprint = BTreeMap::from([("the records and their order".to_string(), data.fingerprint())]);
-    let start = plan.start(&[&plan.model.clone()], fingerprint)?;
+    let mut start = plan.start(&[&plan.model.clone()], fingerprint)?;
+    // The best weights so far, at most all of them.
+    start.memory_bytes = named_parameters(&model).iter().map(|parameter| 4 * parameter.values.dims()[0] as u64).sum();
     plan.say(&arithmetic(&plan.config, reward_model, &data));
     let base = model.clone();
     let Some(mut run) = plan.begin(model, start)? else { return Ok(plan.output) };
@@ -82,10 +85,11 @@ fn conclude<M: Module>(run: &Run<M>, data: &Rankings, found: &Validation, (mean,
         run.journal.say(format_args!("the lowest validation loss was after {step} updates; that model is kept"));
     }
     run.journal.say(format_args!("scores of training images: mean {mean:.4}, standard deviation {std:.4}"));
-    let ranked = found.scores.iter().zip(&data.validation).filter_map(|(scores, of)| {
-        let ranks = of.overall.ranks(scores.len());
-        Ranked::new(scores.clone(), ranks).ok()
-    });
+    let ranked = found
+        .scores
+        .iter()
+        .zip(&data.validation)
+        .map(|(scores, of)| Ranked::new(scores.clone(), of.ranks.clone()).expect("a rank an image"));
     accuracies(&ranked.collect::<Vec<_>>()).iter().for_each(|accuracy| run.journal.conclude(format_args!("{accuracy}")));
 }
 

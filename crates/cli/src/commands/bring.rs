@@ -1,0 +1,49 @@
+//! Images of a set, linked or copied beside what is written about them, out of archives too.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use vp_core::atomic;
+use vp_data::{Dataset, INSIDE};
+
+/// Below the folder that is written to.
+const FOLDER: &str = "images";
+
+/// Links or copies an image below `output/images` if it is not there yet; its path from `output`.
+///
+/// # Errors
+/// When it cannot be read or written, or another image has its name there.
+pub fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Result<String> {
+    let source = dataset.image(image_path)?;
+    let plain = image_path.strip_prefix(&format!("{FOLDER}/")).unwrap_or(image_path).replace(INSIDE, "/");
+    let mut name = format!("{FOLDER}/{plain}");
+    if source.path().is_none() && Path::new(&plain).extension().is_none() {
+        name = format!("{name}.{}", extension(&source.bytes()?, image_path)?);
+    }
+    let target = output.join(&name);
+    if target.exists() {
+        let found = fs::read(&target).with_context(|| format!("read {}", target.display()))?;
+        if found != source.bytes()? {
+            bail!("{} is another image than {source}; choose another --output", target.display());
+        }
+        return Ok(name);
+    }
+    let folder = target.parent().expect("an image lies in a folder");
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    if source.path().is_none_or(|path| fs::hard_link(path, &target).is_err()) {
+        atomic::write(&target, &source.bytes()?).with_context(|| format!("write {}", target.display()))?;
+    }
+    Ok(name)
+}
+
+/// What the bytes are: those in tables have no names.
+fn extension(bytes: &[u8], name: &str) -> anyhow::Result<&'static str> {
+    match bytes {
+        [0x89, b'P', b'N', b'G', ..] => Ok("png"),
+        [0xff, 0xd8, ..] => Ok("jpg"),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok("webp"),
+        [b'B', b'M', ..] => Ok("bmp"),
+        _ => bail!("image {name}: neither PNG, JPEG, WebP nor BMP"),
+    }
+}
