@@ -255,7 +255,7 @@ fn what_cannot_be_trained_is_refused_by_name() {
         let stderr = train_reward(&records, &dir.path().join("run"), more).refused();
         assert!(expected.iter().all(|part| stderr.contains(part)), "{more:?}: {stderr}");
     };
-    refused(&["--set", "rankings.weights.fidelity=-1"], &["rankings.weights.fidelity is -1"]);
+    refused(&["--set", "rankings.weights.fidelity=-1"], &["rankings.weights.fidelity = -1"]);
     refused(&["--set", "rankings.margin=40.0"], &["no prompt with two images in a strict order"]);
     refused(&["--set", "algo.reward_model.fix_rate=1.0"], &["fix_rate is 1"]);
     refused(&["--set", "model.path=\"tests/golden/clip_tiny/model\""], &["aspects needs a BLIP"]);

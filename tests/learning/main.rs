@@ -4,6 +4,7 @@
 mod direct;
 mod dpo;
 mod policy_gradient;
+mod reward_model;
 mod supervised;
 
 use std::path::{Path, PathBuf};

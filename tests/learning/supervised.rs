@@ -31,7 +31,7 @@ fn shipped(path: &str, overrides: &[String]) -> (TrainConfig, ModelFolder, Capti
     (config, folder, images)
 }
 
-fn begin<M: Module>(name: &str, model: M, config: &TrainConfig) -> (Run<M>, Scratch) {
+pub fn begin<M: Module>(name: &str, model: M, config: &TrainConfig) -> (Run<M>, Scratch) {
     let scratch = Scratch(std::env::temp_dir().join(format!("vp-learning-{name}-{}", std::process::id())));
     let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Options::default()));
     (Run::new(model, config.settings(), Start::default(), journal).unwrap(), scratch)
@@ -79,7 +79,7 @@ fn vae(name: &str, seed: u64, learning_rate: f64, fresh: bool) -> (AutoencoderKL
     (base, tuned, losses)
 }
 
-fn assert_same<M: Module>(base: &M, tuned: &M) {
+pub fn assert_same<M: Module>(base: &M, tuned: &M) {
     for (base, tuned) in named_parameters(base).into_iter().zip(named_parameters(tuned)) {
         base.values.into_data().assert_eq(&tuned.values.into_data(), true);
     }
