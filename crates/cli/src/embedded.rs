@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use vp_rewards::RewardConfig;
 
 /// What to write where a model folder is expected.
 pub const SHAPES: &str = "embedded:shapes";
@@ -22,6 +23,16 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
         Some(other) if other.starts_with("embedded:") => bail!("{other}: no such embedded model (known: {SHAPES}, {SHAPES_VP_SCORE})"),
         _ => Ok(path.to_path_buf()),
     }
+}
+
+/// A reward whose weights are where they are, in the place of one that may name an embedded model.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
+    let mut config = config.clone();
+    config.resolve(&mut resolve)?;
+    Ok(config)
 }
 
 #[cfg(not(feature = "embedded"))]
@@ -65,6 +76,7 @@ mod files {
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
         "vp-score/config.json",
+        "vp-score/model.safetensors",
         "vp-score/vocab.txt",
     ];
 

@@ -17,7 +17,7 @@ use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::ClipTokenizer;
 
-use crate::{Build, Result, Reward, Warning, check_batch, check_pairs, pixel_values};
+use crate::{Build, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs, pixel_values};
 
 const NAME: &str = "clip_score";
 
@@ -103,12 +103,13 @@ impl Reward for ClipScore {
     }
 
     /// Pillow's resize and rounding, as transformers' `CLIPImageProcessor`.
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
-            return Ok(Vec::new());
+            return Ok(RgbJudgement::default());
         }
-        Ok(self.score_pixel_values(pixel_values(images, self.image_size, &self.device), prompts).into_data().iter::<f64>().collect())
+        let scores = self.score_pixel_values(pixel_values(images, self.image_size, &self.device), prompts);
+        Ok(Judgement { scores, terms: Vec::new() }.into())
     }
 
     fn has_image_features(&self) -> bool {

@@ -13,7 +13,7 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, AspectWeights, RgbImage, from_tensor};
 use vp_shapes::{Description, Verdict, judge};
 
-use crate::{Build, Judgement, Result, Reward, Warning, check_batch, check_pairs};
+use crate::{Build, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs};
 
 const NAME: &str = "judge";
 
@@ -57,9 +57,17 @@ impl Judge {
         Said { aspects, passes: caption.is_ok() && verdict.passes() }
     }
 
-    fn overall(&self, said: &Said) -> f64 {
-        let sum: f64 = self.weights.iter().zip(said.aspects).map(|(weight, aspect)| weight * aspect).sum();
-        sum / self.weights.iter().sum::<f64>()
+    fn look_at(images: &[RgbImage], prompts: &[String]) -> Vec<Said> {
+        images.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect()
+    }
+
+    fn sum_up(&self, said: &[Said]) -> RgbJudgement {
+        let total = self.weights.iter().sum::<f64>();
+        let overall = |said: &Said| self.weights.iter().zip(said.aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
+        let aspect = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), said.iter().map(|said| said.aspects[i]).collect());
+        let pass = said.iter().map(|said| f64::from(u8::from(said.passes))).collect();
+        let terms = Aspect::ALL.iter().enumerate().map(aspect).chain([("pass".to_string(), pass)]).collect();
+        RgbJudgement { scores: said.iter().map(overall).collect(), terms }
     }
 }
 
@@ -88,20 +96,19 @@ impl Reward for Judge {
         // An image that is not finite has no score; here it only has to be one.
         let finite = images.clone().mask_fill(images.is_nan(), 0.0).clamp(0.0, 1.0);
         let pixels = from_tensor(finite).expect("a batch was checked to be of images, and is finite");
-        let said: Vec<Said> = pixels.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect();
-        let tensor = |value: &dyn Fn(&Said) -> f64| {
-            let value = |(said, nan): (&Said, &bool)| if *nan { f32::NAN } else { value(said) as f32 };
-            let values: Vec<f32> = said.iter().zip(&is_nan).map(value).collect();
+        let said = Self::look_at(&pixels, prompts);
+        let tensor = |values: Vec<f64>| {
+            let value = |(value, nan): (f64, &bool)| if *nan { f32::NAN } else { value as f32 };
+            let values: Vec<f32> = values.into_iter().zip(&is_nan).map(value).collect();
             Tensor::<1>::from_data(values.as_slice(), &device)
         };
-        let aspects = Aspect::ALL.iter().enumerate().map(|(i, aspect)| (aspect.name().to_string(), tensor(&|said| said.aspects[i])));
-        let pass = ("pass".to_string(), tensor(&|said| f64::from(u8::from(said.passes))));
-        Ok(Judgement { scores: tensor(&|said| self.overall(said)), terms: aspects.chain([pass]).collect() })
+        let RgbJudgement { scores, terms } = self.sum_up(&said);
+        Ok(Judgement { scores: tensor(scores), terms: terms.into_iter().map(|(name, values)| (name, tensor(values))).collect() })
     }
 
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
         check_pairs(NAME, images, prompts)?;
-        Ok(images.iter().zip(prompts).map(|(image, prompt)| self.overall(&Self::look(image, prompt))).collect())
+        Ok(self.sum_up(&Self::look_at(images, prompts)))
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

@@ -26,7 +26,7 @@ pub use saturation::{Saturation, SaturationConfig};
 pub use vp_score::{VpScore, VpScoreConfig};
 pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use vp_core::config::Validate;
@@ -49,7 +49,7 @@ pub trait Reward: Send {
     /// When there are no images, they have not three channels, or there is not one prompt for each.
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>>;
 
-    /// The score together with those of its terms, of which only a sum has any. Each reward judges once.
+    /// The score together with those of its terms, where it has some: a sum's, or the aspects. Each reward judges once.
     ///
     /// # Errors
     /// As [`score`](Self::score).
@@ -57,20 +57,28 @@ pub trait Reward: Send {
         Ok(Judgement { scores: self.score(images, prompts)?, terms: Vec::new() })
     }
 
-    /// Scores of 8-bit images, as of files, each of its own size. As [`score`](Self::score) unless a reward's original treats files
-    /// otherwise. `device` is the one that the reward was built on.
+    /// Scores of 8-bit images, as of files, each of its own size, with those of its terms. As [`judge`](Self::judge) unless a reward's
+    /// original treats files otherwise. `device` is the one that the reward was built on.
     ///
     /// # Errors
     /// When an image has no pixels, or there is not one prompt for each.
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<Vec<f64>> {
+    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<RgbJudgement> {
         check_pairs(self.name(), images, prompts)?;
         let device = device.clone().without_autodiff();
-        let one = |(image, prompt): (&RgbImage, &String)| {
+        let mut all = RgbJudgement::default();
+        for (image, prompt) in images.iter().zip(prompts) {
             let image = to_tensor(std::slice::from_ref(image), &device).expect("one image is as large as itself");
-            let score = self.score(image, std::slice::from_ref(prompt))?;
-            Ok(f64::from(score.into_scalar::<f32>()))
-        };
-        images.iter().zip(prompts).map(one).collect()
+            all.append(self.judge(image, std::slice::from_ref(prompt))?.into());
+        }
+        Ok(all)
+    }
+
+    /// The scores of [`judge_rgb`](Self::judge_rgb).
+    ///
+    /// # Errors
+    /// As there.
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<Vec<f64>> {
+        Ok(self.judge_rgb(images, prompts, device)?.scores)
     }
 
     /// Whether there are [`image_features`](Self::image_features).
@@ -102,8 +110,35 @@ pub trait Reward: Send {
 pub struct Judgement {
     /// `[b]`.
     pub scores: Tensor<1>,
-    /// Of a sum, what each term said by its name, before it was normalised and weighed; `[b]`, off the tape.
+    /// What each term said by its name, before it was normalised and weighed; `[b]`, off the tape.
     pub terms: Vec<(String, Tensor<1>)>,
+}
+
+/// What a reward says of 8-bit images.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RgbJudgement {
+    /// One an image.
+    pub scores: Vec<f64>,
+    /// As [`Judgement::terms`].
+    pub terms: Vec<(String, Vec<f64>)>,
+}
+
+impl RgbJudgement {
+    fn append(&mut self, other: Self) {
+        self.scores.extend(other.scores);
+        match self.terms.is_empty() {
+            true => self.terms = other.terms,
+            false => self.terms.iter_mut().zip(other.terms).for_each(|((_, all), (_, scores))| all.extend(scores)),
+        }
+    }
+}
+
+impl From<Judgement> for RgbJudgement {
+    fn from(judgement: Judgement) -> Self {
+        let values = |scores: Tensor<1>| scores.into_data().iter::<f64>().collect();
+        let terms = judgement.terms.into_iter().map(|(name, scores)| (name, values(scores))).collect();
+        Self { scores: values(judgement.scores), terms }
+    }
 }
 
 /// A prompt of which a reward sees less than was written.
@@ -163,6 +198,24 @@ impl RewardConfig {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Puts in the place of each path that names weights what `resolve` makes of it.
+    ///
+    /// # Errors
+    /// The first of `resolve`.
+    pub fn resolve<E>(&mut self, resolve: &mut impl FnMut(&Path) -> std::result::Result<PathBuf, E>) -> std::result::Result<(), E> {
+        match self {
+            Self::VpScore(config) => config.weights = resolve(&config.weights)?,
+            Self::ClipScore(config) => config.weights = resolve(&config.weights)?,
+            Self::WeightedSum(sum) => {
+                for term in &mut sum.terms {
+                    term.reward.resolve(resolve)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Checks the configuration, then makes the reward, ready to score, on `device`'s plain form.

@@ -6,7 +6,7 @@
 //!
 //! Source: ImageReward (arXiv 2304.05977), `ImageReward/ImageReward.py`'s `score_gard`, which ReFL differentiates. Images are
 //! resized as tensors, antialiased; Python's `score` of a *file* goes through Pillow and its bytes instead, and so does
-//! [`Reward::score_rgb`] here.
+//! [`Reward::judge_rgb`] here.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use vp_models::GradientCheckpointing;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
 use vp_models::resize::{Antialias, preprocess};
 
-use crate::{Build, Error, Judgement, Result, Reward, Warning, check_batch, check_pairs, pixel_values};
+use crate::{Build, Error, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs, pixel_values};
 use vp_models::tokenizer::BertTokenizer;
 
 const NAME: &str = "vp_score";
@@ -27,7 +27,7 @@ const NAME: &str = "vp_score";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VpScoreConfig {
-    /// A weights file (safetensors, or `.pt` as `ImageReward.pt`) or the folder it is in.
+    /// A weights file (safetensors, or `.pt` as `ImageReward.pt`) or the folder it is in; on the command line `embedded:shapes/vp-score` too.
     pub weights: PathBuf,
     /// The network's sizes. Default: `config.json` beside the weights; without one, they are told from the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,7 +76,9 @@ impl VpScoreConfig {
 
 impl Validate for VpScoreConfig {
     fn findings(&self, findings: &mut Vec<String>) {
-        if !self.weights.exists() {
+        if self.weights.to_str().is_some_and(|name| name.starts_with("embedded:")) {
+            // A model inside the program, which knows where it is when the reward is built.
+        } else if !self.weights.exists() {
             findings.push(no_such_weights(&self.weights));
         } else {
             match self.files() {
@@ -209,12 +211,12 @@ impl Reward for VpScore {
     }
 
     /// Pillow's resize and rounding, as `ImageReward.py`'s `score` of files; always antialiased.
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<Vec<f64>> {
+    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
-            return Ok(Vec::new());
+            return Ok(RgbJudgement::default());
         }
-        Ok(self.score_pixel_values(pixel_values(images, self.config.image_size, &self.device), prompts).into_data().iter::<f64>().collect())
+        Ok(self.judge_pixel_values(pixel_values(images, self.config.image_size, &self.device), prompts).into())
     }
 
     fn has_image_features(&self) -> bool {

@@ -13,7 +13,7 @@ use vp_core::config::Validate;
 use vp_data::RgbImage;
 use vp_models::GradientCheckpointing;
 
-use crate::{Build, Judgement, Result, Reward, RewardConfig, Warning, check_batch, check_pairs};
+use crate::{Build, Judgement, Result, Reward, RewardConfig, RgbJudgement, Warning, check_batch, check_pairs};
 
 const NAME: &str = "weighted_sum";
 
@@ -123,14 +123,16 @@ impl Reward for WeightedSum {
     }
 
     /// The sum of the terms' own scores of files.
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<Vec<f64>> {
+    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<RgbJudgement> {
         check_pairs(NAME, images, prompts)?;
-        let mut sums = vec![0.0; images.len()];
-        for Weighed { factor, offset, reward, .. } in &self.terms {
-            let scores = reward.score_rgb(images, prompts, device)?;
-            sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * factor + offset);
+        let mut sum = RgbJudgement { scores: vec![0.0; images.len()], terms: Vec::new() };
+        for Weighed { name, factor, offset, reward } in &self.terms {
+            let RgbJudgement { scores, terms } = reward.judge_rgb(images, prompts, device)?;
+            sum.scores.iter_mut().zip(&scores).for_each(|(sum, score)| *sum += score * factor + offset);
+            sum.terms.push((name.clone(), scores));
+            sum.terms.extend(terms.into_iter().map(|(below, scores)| (format!("{name}/{below}"), scores)));
         }
-        Ok(sums)
+        Ok(sum)
     }
 
     fn has_image_features(&self) -> bool {

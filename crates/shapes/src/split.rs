@@ -2,6 +2,10 @@
 //!
 //! A composition is the smallest thing that two words say together: a colour of a shape, a shape's place beside another, how many
 //! of a shape. `heldout.txt` lists those that no training caption has; each held-out prompt has exactly one.
+//!
+//! What a model was never trained on can still be learnt from feedback. For that, half of the held-out descriptions serve to ask for it
+//! (`feedback`, beside as many of training's), a quarter to choose settings (`validation`), a quarter to report (`test`): no description is
+//! in two of these, whichever way round or in which phrase it is said.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -20,8 +24,14 @@ pub const HELDOUT: &str = include_str!("../heldout.txt");
 pub enum Split {
     /// What is trained on.
     Train,
-    /// What is evaluated on.
+    /// What a base model is evaluated on.
     Heldout,
+    /// What reward models and reinforcement learn from: half of it held out from the base model's training.
+    Feedback,
+    /// Held out from feedback too, to choose settings by.
+    Validation,
+    /// Held out from feedback and from the choice of settings, to report.
+    Test,
 }
 
 /// Two words together.
@@ -91,17 +101,45 @@ pub fn heldout_of(description: &Description) -> Vec<Composition> {
     compositions(description).into_iter().filter(|composition| heldout().contains(composition)).collect()
 }
 
+/// 0 to 3, the same for all that say the same: FNV-1a of the description, turned so that its relation is "above" or "left of".
+fn lot(description: &Description) -> u64 {
+    let mut description = description.clone();
+    if let Some(relation @ (Relation::Below | Relation::RightOf)) = description.relation {
+        description.relation = Some(relation.inverse());
+        description.groups.reverse();
+    }
+    let hash = description.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    // The low bits of FNV see little of the early letters.
+    (hash ^ (hash >> 32)) % 4
+}
+
 impl Split {
     /// A description of this split. Held-out ones have one held-out composition, of each category as often.
     pub fn draw(self, rng: &mut impl Rng) -> Description {
+        let trained_on = match self {
+            Self::Train => true,
+            Self::Feedback => pick(rng, &[true, false]),
+            Self::Heldout | Self::Validation | Self::Test => false,
+        };
         let wanted = pick(rng, &["color", "relation", "count"]);
         loop {
             let description = Description::draw(rng);
-            match (self, &heldout_of(&description)[..]) {
-                (Self::Train, []) => return description,
-                (Self::Heldout, [composition]) if composition.category() == wanted => return description,
+            match &heldout_of(&description)[..] {
+                [] if trained_on => return description,
+                [composition] if !trained_on && composition.category() == wanted && self.has(&description) => return description,
                 _ => {}
             }
+        }
+    }
+
+    /// Whether a held-out description is of this split.
+    fn has(self, description: &Description) -> bool {
+        match self {
+            Self::Train => false,
+            Self::Heldout => true,
+            Self::Feedback => lot(description) < 2,
+            Self::Validation => lot(description) == 2,
+            Self::Test => lot(description) == 3,
         }
     }
 
@@ -110,6 +148,9 @@ impl Split {
         match self {
             Self::Train => "train",
             Self::Heldout => "heldout",
+            Self::Feedback => "feedback",
+            Self::Validation => "validation",
+            Self::Test => "test",
         }
     }
 }

@@ -65,6 +65,36 @@ fn a_heldout_prompt_has_one_heldout_composition_and_each_occurs() {
 }
 
 #[test]
+fn feedback_validation_and_test_share_nothing_that_is_held_out() {
+    let mut seen: Vec<BTreeSet<String>> = Vec::new();
+    for split in [Split::Feedback, Split::Validation, Split::Test] {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let (mut said, mut found, mut trained_on) = (BTreeSet::new(), BTreeSet::new(), 0);
+        for _ in 0..6000 {
+            let description = split.draw(&mut rng);
+            match heldout_of(&description)[..] {
+                [] => trained_on += 1,
+                [composition] => {
+                    found.insert(composition.to_string());
+                    // "a below b" and "b above a" are the same to ask for.
+                    let turned = description.relation.map(|relation| {
+                        let groups = description.groups.iter().rev().copied().collect();
+                        Description { groups, relation: Some(relation.inverse()), ..description.clone() }
+                    });
+                    said.extend([Some(description.to_string()), turned.map(|turned| turned.to_string())].into_iter().flatten());
+                }
+                ref several => panic!("{description} has {several:?}"),
+            }
+        }
+        assert_eq!(found.len(), heldout().len(), "{}", split.name());
+        let expected = if split == Split::Feedback { 2800..3200 } else { 0..1 };
+        assert!(expected.contains(&trained_on), "{}: {trained_on}", split.name());
+        assert!(seen.iter().all(|other| other.is_disjoint(&said)), "{}", split.name());
+        seen.push(said);
+    }
+}
+
+#[test]
 fn a_relation_is_one_composition_from_either_side() {
     let of = |caption: &str| compositions(&Description::parse(caption).expect("a caption"));
     assert_eq!(of("a circle above a square"), of("a square below a circle"));

@@ -114,7 +114,7 @@ impl Journal {
     /// # Errors
     /// When the run's folder cannot be written.
     pub fn preview(&mut self, step: u64, preview: &Preview) -> Result<(), Error> {
-        let names: Vec<(String, f64)> = preview.scores.iter().map(|(name, scores)| (format!("preview/{name}"), mean(scores))).collect();
+        let names: Vec<(String, f64)> = preview.values().map(|(name, scores)| (format!("preview/{name}"), mean(scores))).collect();
         let metrics: Vec<(&str, f64)> = names.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.dir.log(step as usize, &metrics)?;
         let shown: Vec<String> = names.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();

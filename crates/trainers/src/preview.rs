@@ -22,6 +22,8 @@ pub struct Preview {
     pub columns: usize,
     /// Scores by name; the first decides which checkpoint is the best.
     pub scores: Vec<(String, Vec<f64>)>,
+    /// What the scores consist of, as `judge/pass`: shown beside them, and decides nothing.
+    pub terms: Vec<(String, Vec<f64>)>,
     /// Whether the first score is a loss.
     pub lower_is_better: bool,
 }
@@ -30,7 +32,12 @@ impl Preview {
     /// Losses on held-out data, the first of which decides, beside what was drawn, if anything was.
     pub fn of_losses(losses: Vec<(String, Vec<f64>)>, drawn: Option<Self>) -> Self {
         let (images, columns) = drawn.map_or((Vec::new(), 1), |drawn| (drawn.images, drawn.columns));
-        Self { images, columns, scores: losses, lower_is_better: true }
+        Self { images, columns, scores: losses, terms: Vec::new(), lower_is_better: true }
+    }
+
+    /// Scores, then terms.
+    pub fn values(&self) -> impl Iterator<Item = &(String, Vec<f64>)> {
+        self.scores.iter().chain(&self.terms)
     }
 
     /// The mean of the second score, of what is watched and not trained on; of the first where nothing is watched.
@@ -63,6 +70,7 @@ pub fn draw<D: Denoiser>(
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
     let mut images = Vec::new();
     let mut scores: Vec<(String, Vec<f64>)> = rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect();
+    let mut terms: Vec<(String, Vec<f64>)> = Vec::new();
     let (shape, device) = (pipeline.latent_shape(size), pipeline.device());
     for prompt in &section.prompts {
         let prompts = vec![prompt.clone(); section.seeds.len()];
@@ -78,12 +86,20 @@ pub fn draw<D: Denoiser>(
         if !is_finite(&drawn) {
             return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
         }
-        for (reward, (_, scores)) in rewards.iter().zip(&mut scores) {
-            scores.extend(profile::time(Stage::Reward, || reward.score(drawn.clone(), &prompts))?.into_data().iter::<f64>());
+        let mut of_prompt = Vec::new();
+        for (reward, (name, scores)) in rewards.iter().zip(&mut scores) {
+            let judgement = profile::time(Stage::Reward, || reward.judge(drawn.clone(), &prompts))?;
+            scores.extend(judgement.scores.into_data().iter::<f64>());
+            of_prompt.extend(judgement.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
+        }
+        terms.resize_with(of_prompt.len(), Default::default);
+        for ((name, all), (term, scores)) in terms.iter_mut().zip(of_prompt) {
+            *name = term;
+            all.extend(scores.into_data().iter::<f64>());
         }
         images.extend(from_tensor(drawn)?);
     }
-    Ok(Preview { images, columns: section.seeds.len(), scores, lower_is_better: false })
+    Ok(Preview { images, columns: section.seeds.len(), scores, terms, lower_is_better: false })
 }
 
 /// Whether every value is.

@@ -378,9 +378,9 @@ impl<M: Module> Run<M> {
         }
         profile::time(Stage::Io, || self.journal.preview(step, preview))?;
         if step == 0 {
-            self.state.first_preview = preview.scores.clone();
+            self.state.first_preview = preview.values().cloned().collect();
         }
-        self.state.last_preview = preview.scores.clone();
+        self.state.last_preview = preview.values().cloned().collect();
         // What the sentinel watches is what is not trained on.
         let score = if self.settings.sentinel.is_some() { preview.watched_score() } else { preview.score() };
         if let Some(score) = score

@@ -64,6 +64,7 @@ mod tests {
             images: vec![image(0), image(51), image(255), image(255)],
             columns: 2,
             scores: vec![("a".into(), vec![1.0, 3.0, 5.0, 5.0]), ("b".into(), vec![0.0, 1.0, 2.0, 4.0])],
+            terms: vec![],
             lower_is_better: false,
         };
         let look = look(7, &preview, 0.5);

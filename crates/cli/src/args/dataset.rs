@@ -179,6 +179,12 @@ pub struct ShapesArgs {
 pub enum SplitArg {
     Train,
     Heldout,
+    /// To learn from feedback: as many held-out captions as captions of training
+    Feedback,
+    /// Held out from feedback too, to choose settings by
+    Validation,
+    /// Held out from all of it, to report
+    Test,
 }
 
 /// Part `index`, from 0, of `of`.

@@ -23,7 +23,7 @@ use self::candidates::SamplingSection;
 use super::bring::bring;
 use crate::args::AnnotateArgs;
 use crate::failure::Failure;
-use crate::{device, signals};
+use crate::{device, embedded, signals};
 
 /// How many set-aside questions are shown.
 const SHOWN: usize = 5;
@@ -104,7 +104,7 @@ fn read_config(args: &AnnotateArgs) -> anyhow::Result<AnnotateConfig> {
 /// What the annotator needs and no config can hold.
 fn supplies(config: &AnnotateConfig, device: &Device) -> anyhow::Result<Supplies> {
     let Some(reward) = &config.reward else { return Ok(Supplies::default()) };
-    let reward = reward.build(device).context("[reward]")?;
+    let reward = embedded::resolve_reward(reward).and_then(|reward| Ok(reward.build(device)?)).context("[reward]")?;
     let device = device.clone();
     let score = move |images: &[vp_data::RgbImage], prompt: &str| {
         reward.score_rgb(images, &vec![prompt.to_string(); images.len()], &device).map_err(|error| error.to_string())

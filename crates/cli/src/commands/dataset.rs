@@ -150,6 +150,9 @@ impl ShapesArgs {
         match self.split {
             SplitArg::Train => Split::Train,
             SplitArg::Heldout => Split::Heldout,
+            SplitArg::Feedback => Split::Feedback,
+            SplitArg::Validation => Split::Validation,
+            SplitArg::Test => Split::Test,
         }
     }
 }

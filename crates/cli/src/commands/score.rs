@@ -15,7 +15,7 @@ use super::accuracy::accuracies;
 use crate::args::ScoreArgs;
 use crate::failure::Failure;
 use crate::score_table::ScoreTable;
-use crate::{device, stdout};
+use crate::{device, embedded, stdout};
 
 /// A reward under the name that was typed for it.
 pub struct Judge {
@@ -136,7 +136,8 @@ pub fn judges(names: &[String], device: &Device) -> anyhow::Result<Vec<Judge>> {
 
 fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<Judge>> {
     let build = |(name, config): (String, RewardConfig)| {
-        let reward = config.build(device).with_context(|| format!("--reward {name}"))?;
+        let reward = embedded::resolve_reward(&config).and_then(|config| Ok(config.build(device)?));
+        let reward = reward.with_context(|| format!("--reward {name}"))?;
         Ok(Judge { name, reward })
     };
     configs.into_iter().map(build).collect()

@@ -20,6 +20,7 @@ use vp_trainers::run::Run;
 
 use super::finish::{Model, finish, warn_of_some};
 use super::{Plan, ended};
+use crate::embedded;
 use crate::failure::Failure;
 
 /// Loads, trains with `algorithm`, exports.
@@ -36,7 +37,9 @@ pub fn train(
     };
     let mut regularizer = Regularizer::new(&section, noise).map_err(anyhow::Error::from)?;
     let mut files = vec![plan.model.clone()];
-    files.extend(plan.config.reward.iter().flat_map(RewardConfig::weights));
+    if let Some(reward) = &plan.config.reward {
+        files.extend(embedded::resolve_reward(reward).context("[reward]")?.weights());
+    }
     let prompts = BTreeMap::from([("the list of prompts".to_string(), environment.prompts_checksum())]);
     let mut start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), prompts)?;
     if let (Some(images), Some(scheduler)) = (policy_gradient, &plan.config.scheduler) {
@@ -64,7 +67,8 @@ fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>
         None => sections.prompts.list.clone(),
     };
     let kept = config.model.gradient_checkpointing;
-    let mut reward = sections.reward.build(device).context("[reward]")?;
+    let build = |reward: &RewardConfig| embedded::resolve_reward(reward).and_then(|reward| Ok(reward.build(device)?));
+    let mut reward = build(sections.reward).context("[reward]")?;
     reward.set_gradient_checkpointing(kept);
     if !reward.differentiable() && config.algo.needs_gradient() {
         bail!(
@@ -73,7 +77,7 @@ fn environment(plan: &Plan) -> anyhow::Result<(Environment<UNet2DConditionModel>
             config.algo.name()
         );
     }
-    let watched = config.watch.iter().map(|watch| watch.build(device)).collect::<Result<Vec<_>, _>>().context("[[watch]]")?;
+    let watched = config.watch.iter().map(build).collect::<Result<Vec<_>, _>>().context("[[watch]]")?;
     let (mut pipeline, mut unet) = Pipeline::load(folder, device)?;
     (pipeline.vae.gradient_checkpointing, unet.gradient_checkpointing) = (kept, kept);
     warn_of_cut_prompts(&pipeline, &*reward, &prompts);
