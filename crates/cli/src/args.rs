@@ -110,7 +110,7 @@ pub struct AnnotateArgs {
     /// Images that are there: records, or any published set that `dataset` reads
     #[arg(long, value_name = "PATH", conflicts_with = "prompts")]
     pub records: Option<PathBuf>,
-    /// Prompts, of which images are drawn first as [sampling] says
+    /// Prompts (.txt, .json, .jsonl, .tsv or .parquet), of which images are drawn first as [sampling] says
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Have prompts polished before images are drawn: what is biased, inconsistent or unsafe goes (needs a language model)
@@ -177,7 +177,7 @@ pub struct SampleArgs {
     /// A prompt (repeatable)
     #[arg(short, long = "prompt", value_name = "TEXT", required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
     pub prompt: Vec<String>,
-    /// A file of prompts: .txt (one a line), .json, .jsonl or .tsv
+    /// A file of prompts: .txt (one a line), .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
     /// What to steer away from
@@ -281,7 +281,7 @@ pub struct EvaluateArgs {
     /// Images of a tuned model under the same names (repeatable)
     #[arg(long, value_name = "DIR", requires = "base_images")]
     pub tuned_images: Vec<PathBuf>,
-    /// Held-out prompts: .txt, .json, .jsonl or .tsv
+    /// Held-out prompts: .txt, .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
     /// Prompts that were trained on, by the model or by a reward; near-duplicates among the held-out ones are named (repeatable)
