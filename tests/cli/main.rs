@@ -12,6 +12,7 @@ mod policy_gradient;
 mod profile;
 mod progress;
 mod refused;
+mod report;
 mod sample;
 mod score;
 mod sentinel;

@@ -33,6 +33,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare models on held-out prompts, and report.
     Evaluate(EvaluateArgs),
+    /// Write the report of a run again, or of one that was killed.
+    Report(ReportArgs),
     /// Make images to train on; look at, rewrite and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
@@ -258,6 +260,17 @@ pub struct ScoreArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
+}
+
+/// `report`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Writes report.html, report.md and report.json into the run's folder, as train does at its end.\n\nExample:\n  visionprefer report runs/refl-2026-01-31-120000"
+)]
+pub struct ReportArgs {
+    /// The folder of a run
+    #[arg(value_name = "RUN_DIR")]
+    pub run: PathBuf,
 }
 
 /// `evaluate`.
