@@ -1,6 +1,7 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
 mod annotate;
+mod browser;
 mod crash;
 mod dataset;
 mod dpo;
