@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use vp_data::{Aggregation, Record, read_records};
 
+use crate::report::assert_report;
 use crate::util::{Finished, files, run};
 
 /// Candidates of the world of shapes, rated by its judge; the records.
@@ -190,6 +191,9 @@ fn a_reward_model_is_trained_and_scores_as_the_run_said() {
     let losses: Vec<f64> =
         json_lines(&output.join("metrics.jsonl")).iter().filter_map(|line| line["preview/validation_loss"].as_f64()).collect();
     assert_eq!(losses.len(), 3, "before, in the middle, after");
+
+    let report = assert_report(&output, &["Loss", "Accuracy", "Learning rate"]);
+    assert!(report["comparison"].is_null() && report["pairs"] == serde_json::json!([]), "it draws nothing");
 
     let model = output.join("model");
     let scale: Value = serde_json::from_slice(&fs::read(model.join("config.json")).unwrap()).unwrap();

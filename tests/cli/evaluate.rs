@@ -78,6 +78,31 @@ fn an_evaluation_is_the_same_whole_in_parts_and_resumed() {
 }
 
 #[test]
+fn several_models_are_ranked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, lora, out) = (prompts(dir.path()), lora(dir.path()), dir.path().join("out"));
+    evaluate(&lora, &prompts, &out, &["--tuned", "embedded:shapes", "--trained-reward", "saturation"]).ok();
+    let comparison = results(&out).1;
+    let standings = comparison["standings"].as_array().unwrap();
+    assert_eq!(standings.iter().map(|of| of["reward"].as_str().unwrap()).collect::<Vec<_>>(), ["judge", "saturation"]);
+    for of in standings {
+        let models = of["models"].as_array().unwrap();
+        let elo: Vec<f64> = models.iter().map(|model| model["elo"].as_f64().unwrap()).collect();
+        assert!(elo.len() == 3 && elo.is_sorted_by(|one, next| one >= next), "{of}");
+        assert!((elo.iter().sum::<f64>() - 4500.0).abs() < 1e-6, "{of}");
+        // The base and the same model again tie everywhere.
+        let wins = |name: &str| models.iter().find(|model| model["model"] == name).unwrap()["wins"].clone();
+        assert_eq!(wins("embedded:shapes"), wins("embedded:shapes (2)"), "{of}");
+    }
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    let (html, markdown) = (read("report.html"), read("report.md"));
+    for caption in ["By judge: Elo with 95 % intervals", "By saturation (trained): Elo with 95 % intervals"] {
+        assert!(html.contains(caption) && markdown.contains(caption), "{caption}: {markdown}");
+    }
+    assert!(markdown.contains("| tuned/lora |") && html.contains("Standings"), "{markdown}");
+}
+
+#[test]
 fn leaks_are_named_and_strict_refuses_them() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = prompts(dir.path());
@@ -107,6 +132,51 @@ fn image_folders_are_compared_by_name_and_a_broken_image_is_named() {
     fs::write(b.join("000001.png"), "no picture").unwrap();
     let stderr = compare(&dir.path().join("other")).stderr();
     assert!(stderr.contains("000001.png"), "{stderr}");
+}
+
+/// The most memory that a run of the binary held, in MiB.
+#[cfg(target_os = "linux")]
+fn peak_memory(args: &[&str]) -> f64 {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_visionprefer"));
+    let quiet = std::process::Stdio::null;
+    let mut child = command.current_dir(crate::util::root()).args(args).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0.0;
+    loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        peak = kib.unwrap_or(0.0).max(peak);
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success(), "{args:?}");
+            return peak / 1024.0;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_does_not_grow_with_the_number_of_prompts() {
+    let dir = tempfile::tempdir().unwrap();
+    // 0.75 MiB an image, once decoded.
+    let images = |name: &str, count: u32| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        for i in 0..count {
+            let image = vp_data::RgbImage::from_fn(512, 512, |x, y| [(x / 2) as u8, (y / 2) as u8, i as u8].into());
+            vp_data::write_png::<&str, &str>(folder.join(format!("{i:03}.png")), &image, &[]).unwrap();
+            fs::write(folder.join(format!("{i:03}.txt")), format!("gradient number {i}")).unwrap();
+        }
+        folder
+    };
+    let peak = |name: &str, count: u32| {
+        let (folder, out) = (images(name, count), dir.path().join(format!("{name}-out")));
+        let [folder, out] = [&folder, &out].map(|path| path.to_str().unwrap());
+        peak_memory(&["evaluate", "--base-images", folder, "--tuned-images", folder, "-r", "saturation", "-o", out])
+    };
+    // Enough of them that the report has all the images it will ever have.
+    let (few, many) = (peak("few", 30), peak("many", 150));
+    assert!(few > 1.0 && many < few + 20.0, "{few:.1} MiB with 30 prompts, {many:.1} with 150, whose images take 90 MiB a side");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
 mod annotate;
+mod browser;
 mod crash;
 mod dataset;
 mod dpo;
@@ -12,6 +13,7 @@ mod policy_gradient;
 mod profile;
 mod progress;
 mod refused;
+mod report;
 mod sample;
 mod score;
 mod sentinel;

@@ -48,7 +48,11 @@ fn quiet_says_what_was_made_and_nothing_else() {
     let stdout = quiet.stdout();
     let lines: Vec<&str> = stdout.lines().collect();
     assert!(
-        lines.len() == 2 && lines[0].starts_with("LoRA: ") && lines[1].contains(" sample --model ") && lines[1].contains(" --lora "),
+        lines.len() == 3
+            && lines[2].ends_with("report.html")
+            && lines[0].starts_with("LoRA: ")
+            && lines[1].contains(" sample --model ")
+            && lines[1].contains(" --lora "),
         "{stdout}"
     );
     assert_eq!(quiet.stderr(), "");

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::util::{Finished, root, run};
 
 /// ReFL for brightness on the shipped model, hard, with the judge watching.
@@ -30,6 +32,10 @@ fn means(output: &Path, name: &str) -> Vec<(u64, f64)> {
     lines.filter_map(|line| Some((line["step"].as_u64()?, line[name].as_f64()?))).collect()
 }
 
+fn report(output: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(output.join("report.json")).unwrap()).unwrap()
+}
+
 #[test]
 fn a_run_that_exploits_its_reward_is_stopped_with_a_reason_and_can_be_told_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -43,11 +49,36 @@ fn a_run_that_exploits_its_reward_is_stopped_with_a_reason_and_can_be_told_to_go
     assert!(last.1 < first.1 && brightness.last().unwrap().1 > brightness[0].1, "{judge:?}");
     assert!(last.0 < 12, "it was stopped before the end: {judge:?}");
 
+    // The report says why, of a run that was stopped as of one that was not.
+    assert_eq!(stopped.stdout().lines().last(), output.join("report.html").to_str());
+    let of_stopped = report(&output);
+    let finding = &of_stopped["sentinel"]["findings"][0];
+    assert_eq!((&finding["rule"], &finding["step"]), (&"reward_up_heldout_down".into(), &last.0.into()), "{finding}");
+    let charts = of_stopped["curves"].as_array().unwrap().iter().map(|chart| chart["title"].as_str().unwrap());
+    let charts: Vec<&str> = charts.collect();
+    for title in ["brightness (trained)", "judge", "Loss", "Pixels of the previews", "Distance of the weights", "Diversity of the previews"]
+    {
+        assert!(charts.contains(&title), "{title} is not in {charts:?}");
+    }
+    assert!(charts.len() <= 12, "{charts:?}");
+    let contrast = &of_stopped["comparison"]["contrasts"][0];
+    let paired = |name: &str| {
+        let rewards = contrast["rewards"].as_array().unwrap();
+        rewards.iter().find(|reward| reward["reward"] == name).unwrap()["paired"].clone()
+    };
+    assert!(paired("brightness")["difference"].as_f64() > Some(0.0) && paired("judge")["difference"].as_f64() < Some(0.0), "{contrast}");
+    assert!((paired("judge")["baseline"].as_f64().unwrap() - first.1).abs() < 1e-6, "the numbers of the journal: {contrast}");
+    assert_eq!(of_stopped["trained_rewards"], serde_json::json!(["brightness"]));
+
     // What is tolerated may change: the same run goes on when it is only warned.
     let resume = ["train", "--resume", output.to_str().unwrap(), "--set", "sentinel.reward_up_heldout_down.action=warn"];
     let went_on = run(&resume);
     assert_eq!(went_on.code(), Some(0), "{}", went_on.stderr());
     assert_eq!(means(&output, "preview/judge").last().unwrap().0, 12);
+    let rewritten = report(&output);
+    assert_eq!(rewritten["comparison"]["contrasts"][0]["candidate"], "step 12");
+    let commands = rewritten["provenance"]["command"].as_str().unwrap().lines().count();
+    assert_eq!(commands, 2, "{}", rewritten["provenance"]);
 }
 
 #[test]

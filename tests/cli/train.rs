@@ -17,10 +17,12 @@ fn train_with_no_config_leaves_a_run_and_a_lora_that_sample_uses() {
 
     let names: Vec<_> = files(&output).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let loras = ["lora.safetensors", "pytorch_lora_weights.safetensors"];
-    assert_eq!(names, ["checkpoints", "config.toml", loras[0], "metrics.jsonl", loras[1], "samples", "tensorboard"]);
+    let reports = ["report.html", "report.json", "report.md"];
+    let expected = ["checkpoints", "config.toml", loras[0], "metrics.jsonl", "provenance.json", loras[1]].into_iter().chain(reports);
+    assert_eq!(names, expected.chain(["samples", "tensorboard"]).collect::<Vec<_>>());
     let grids: Vec<_> =
         files(&output.join("samples")).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    assert_eq!(grids, ["step-000000.png", "step-000002.png"]);
+    assert_eq!(grids, ["step-000000", "step-000000.png", "step-000002", "step-000002.png"]);
     let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
@@ -40,9 +42,10 @@ fn train_with_no_config_leaves_a_run_and_a_lora_that_sample_uses() {
     let moved = kohya.layers.values().filter(|factors| factors.up.iter().any(|value| *value != 0.0)).count();
     assert!(moved > 100, "{moved} of 128 layers moved");
 
-    // The last line is a command that works.
+    // The last line is the report, the one before it a command that works.
     let stdout = finished.stdout();
-    let command = stdout.lines().last().unwrap();
+    let [command, report] = stdout.lines().collect::<Vec<_>>().split_off(stdout.lines().count() - 2)[..] else { panic!("{stdout}") };
+    assert_eq!(report, output.join("report.html").to_str().unwrap());
     let words = shell_words(command);
     let images = dir.path().join("images");
     let args: Vec<&str> = words.iter().skip(1).map(String::as_str).chain(["-o", images.to_str().unwrap()]).collect();

@@ -33,6 +33,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare models on held-out prompts, and report.
     Evaluate(EvaluateArgs),
+    /// Write the report of a run again, or of one that was killed.
+    Report(ReportArgs),
     /// Make images to train on; look at, rewrite and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
@@ -110,7 +112,7 @@ pub struct AnnotateArgs {
     /// Images that are there: records, or any published set that `dataset` reads
     #[arg(long, value_name = "PATH", conflicts_with = "prompts")]
     pub records: Option<PathBuf>,
-    /// Prompts, of which images are drawn first as [sampling] says
+    /// Prompts (.txt, .json, .jsonl, .tsv or .parquet), of which images are drawn first as [sampling] says
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Have prompts polished before images are drawn: what is biased, inconsistent or unsafe goes (needs a language model)
@@ -177,7 +179,7 @@ pub struct SampleArgs {
     /// A prompt (repeatable)
     #[arg(short, long = "prompt", value_name = "TEXT", required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
     pub prompt: Vec<String>,
-    /// A file of prompts: .txt (one a line), .json, .jsonl or .tsv
+    /// A file of prompts: .txt (one a line), .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
     /// What to steer away from
@@ -260,6 +262,17 @@ pub struct ScoreArgs {
     pub device: String,
 }
 
+/// `report`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Writes report.html, report.md and report.json into the run's folder, as train does at its end.\n\nExample:\n  visionprefer report runs/refl-2026-01-31-120000"
+)]
+pub struct ReportArgs {
+    /// The folder of a run
+    #[arg(value_name = "RUN_DIR")]
+    pub run: PathBuf,
+}
+
 /// `evaluate`.
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -281,7 +294,7 @@ pub struct EvaluateArgs {
     /// Images of a tuned model under the same names (repeatable)
     #[arg(long, value_name = "DIR", requires = "base_images")]
     pub tuned_images: Vec<PathBuf>,
-    /// Held-out prompts: .txt, .json, .jsonl or .tsv
+    /// Held-out prompts: .txt, .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
     /// Prompts that were trained on, by the model or by a reward; near-duplicates among the held-out ones are named (repeatable)

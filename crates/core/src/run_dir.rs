@@ -1,6 +1,7 @@
 //! The folder a run writes.
 //!
-//! `config.toml` (resolved) · `metrics.jsonl` · `tensorboard/` · `samples/step-000100.png` · `checkpoints/` · `model/` (the tuned export).
+//! `config.toml` (resolved) · `metrics.jsonl` · `tensorboard/` · `samples/step-000100.png` and its images in `samples/step-000100/` ·
+//! `checkpoints/` · `model/` (the tuned export).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -116,6 +117,11 @@ impl RunDir {
     /// Where the sample grid of a step goes: `samples/step-000100.png`.
     pub fn sample_path(&self, step: usize) -> PathBuf {
         self.root.join("samples").join(format!("step-{step:06}.png"))
+    }
+
+    /// Where the images of a step go, one by one: `samples/step-000100/`.
+    pub fn preview_dir(&self, step: usize) -> PathBuf {
+        self.root.join("samples").join(format!("step-{step:06}"))
     }
 
     /// Appends one line to `metrics.jsonl`: the step, then `metrics` in the order given. A value that JSON cannot hold

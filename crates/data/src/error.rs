@@ -41,7 +41,7 @@ pub enum Error {
     // ---- prompts ----
     /// The extension of a prompt file names no known layout.
     #[error(
-        "prompts {}: unknown extension {found:?}; expected .txt (one a line), .json (a list), .jsonl (an object a line) or .tsv (with a header)",
+        "prompts {}: unknown extension {found:?}; expected .txt (one a line), .json (a list), .jsonl (an object a line), .tsv (with a header) or .parquet",
         path.display()
     )]
     UnknownPromptFormat {
@@ -55,7 +55,7 @@ pub enum Error {
     MalformedPrompts {
         /// The prompt file.
         path: PathBuf,
-        /// Where: a line and column, or an entry of the list, from 1.
+        /// Where: a line and column, an entry of the list, or a row of the table, from 1.
         place: String,
         /// What was expected and what was found.
         reason: String,

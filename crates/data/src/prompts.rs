@@ -4,8 +4,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::json_list::Placed;
+use crate::parquet_file::ParquetFile;
 use crate::utf8::read_utf8;
 use crate::{Error, Result};
+
+/// Names of the column of prompts in a table, in any case; the first that is there.
+const PROMPT_COLUMNS: [&str; 4] = ["prompt", "prompts", "text", "caption"];
 
 /// One prompt, and what its source says about it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,11 +38,12 @@ impl Prompt {
 /// | `.json` | a list of strings, or of objects as in `.jsonl` | HPS v2, `refl_data.json`, `benchmark-prompts.json` |
 /// | `.jsonl` | an object a line: `prompt`, `text` or `caption`; `id`; `category` or `tag` | GenEval, image folders |
 /// | `.tsv` | a header with `Prompt` and perhaps `Id`, `Category`; other columns are ignored, quotes are text | PartiPrompts |
+/// | `.parquet` | a column `prompt`, `text` or `caption` in any case, and perhaps `id`, `category` or `tag`; others are not read | Pick-a-Pic, DiffusionDB, LAION |
 ///
 /// A byte order mark and CRLF line ends are tolerated. The file's order is kept, duplicates included.
 ///
 /// # Errors
-/// A missing file, an unknown extension, bytes that are not UTF-8, malformed JSON, an entry without text, a NUL
+/// A missing file, an unknown extension, bytes that are not UTF-8, malformed JSON, a damaged parquet, an entry without text, a NUL
 /// character, or no prompt at all; the message names the file and the place.
 pub fn read_prompts(path: impl AsRef<Path>) -> Result<Vec<Prompt>> {
     let path = path.as_ref();
@@ -47,6 +53,7 @@ pub fn read_prompts(path: impl AsRef<Path>) -> Result<Vec<Prompt>> {
         "json" => parse_json,
         "jsonl" => parse_jsonl,
         "tsv" => parse_tsv,
+        "parquet" => return read_parquet(path),
         _ => return Err(Error::UnknownPromptFormat { path: path.into(), found: extension }),
     };
     let text = read_utf8(path)?;
@@ -105,7 +112,7 @@ fn parse_tsv(text: &str) -> Parsed<Vec<Prompt>> {
     let Some((index, header)) = lines.next() else { return Ok(Vec::new()) };
     let columns: Vec<String> = header.split('\t').map(|name| name.trim().to_lowercase()).collect();
     let column = |wanted: &str| columns.iter().position(|name| name == wanted);
-    let Some(prompt) = ["prompt", "prompts", "text", "caption"].into_iter().find_map(column) else {
+    let Some(prompt) = PROMPT_COLUMNS.into_iter().find_map(column) else {
         let reason = format!("expected a header with a column named Prompt, found {header:?}; prompts without a header go in a .txt file");
         return malformed(&format!("line {}", index + 1), reason);
     };
@@ -121,6 +128,35 @@ fn parse_tsv(text: &str) -> Parsed<Vec<Prompt>> {
         prompts.push(checked(Prompt { text, id: field(id), category: field(category) }, &place)?);
     }
     Ok(prompts)
+}
+
+/// Reads the columns it needs and no other: tables of images are large.
+fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
+    let file = ParquetFile::open(path)?;
+    let refused = |Malformed { place, reason }| Error::MalformedPrompts { path: path.into(), place, reason };
+    let columns = file.columns();
+    let column = |wanted: &str| columns.iter().copied().find(|name| name.eq_ignore_ascii_case(wanted));
+    let Some(text) = PROMPT_COLUMNS.into_iter().find_map(column) else {
+        let reason =
+            format!("expected a column named prompt, text or caption, found {columns:?}; rename the column that holds the prompts");
+        return Err(refused(Malformed { place: "columns".into(), reason }));
+    };
+    let (id, category) = (column("id"), column("category").or_else(|| column("tag")));
+    let wanted = [Some(text), id, category];
+    let others: Vec<&str> = columns.iter().copied().filter(|name| !wanted.contains(&Some(name))).collect();
+    let prompt = |(place, row): Placed| {
+        let mut row = row.or_else(|reason| malformed(&place, reason))?;
+        let mut label = |column: Option<&str>| column.and_then(|name| row.label(name)).filter(|label| !label.is_empty());
+        let (id, category) = (label(id), label(category));
+        let text = match row.0.shift_remove(text) {
+            Some(Value::String(text)) => text,
+            None | Some(Value::Null) => return malformed(&place, format!("the prompt is missing (column {text} is null)")),
+            Some(other) => return malformed(&place, format!("expected column {text} to hold text, found {}", kind(&other))),
+        };
+        checked(Prompt { text, id, category }, &place)
+    };
+    let prompts = ParquetFile::rows(path, &others)?.map(|row| prompt(row).map_err(refused)).collect::<Result<Vec<_>>>()?;
+    if prompts.is_empty() { Err(Error::NoPrompts { path: path.into() }) } else { Ok(prompts) }
 }
 
 fn prompt_of(entry: &Value, place: &str) -> Parsed<Prompt> {
@@ -184,6 +220,10 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use std::fs;
 
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
     use super::*;
 
     fn read(name: &str, bytes: impl AsRef<[u8]>) -> Result<Vec<Prompt>> {
@@ -244,6 +284,68 @@ mod tests {
         refuses("p.tsv", "a cat\tanimals\n", &["line 1", "column named Prompt", ".txt"]);
         refuses("p.tsv", "Id\tPrompt\n1\ta cat\n2\n", &["line 3", "empty"]);
         refuses("p.tsv", "Prompt\tCategory\n", &["no prompts"]);
+    }
+
+    /// A table of text; `None` is null.
+    fn parquet(columns: &[(&str, &[Option<&str>])]) -> Vec<u8> {
+        let fields = columns.iter().map(|(name, _)| format!("optional binary {name} (UTF8);")).collect::<String>();
+        let schema = parse_message_type(&format!("message table {{ {fields} }}")).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut bytes, schema.into(), Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for (_, cells) in columns {
+            let levels: Vec<i16> = cells.iter().map(|cell| i16::from(cell.is_some())).collect();
+            let values: Vec<ByteArray> = cells.iter().flatten().map(|cell| ByteArray::from(*cell)).collect();
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    #[test]
+    fn parquet_has_a_column_of_prompts() {
+        let images = ("jpg", &[Some("bytes"), None][..]);
+        let table =
+            parquet(&[images, ("Prompt", &[Some("a cat"), Some("a \"dog\"")]), ("ID", &[Some("7"), None]), ("tag", &[None, Some("x")])]);
+        let prompts = read("p.Parquet", table).unwrap();
+        assert_eq!(prompts[0], Prompt { text: "a cat".into(), id: Some("7".into()), category: None });
+        assert_eq!(prompts[1], Prompt { text: "a \"dog\"".into(), id: None, category: Some("x".into()) });
+        for name in ["prompt", "caption", "text", "TEXT"] {
+            assert_eq!(texts("p.parquet", parquet(&[(name, &[Some("a cat")])])), ["a cat"]);
+        }
+        // Of a table with captions and prompts the prompts are meant.
+        assert_eq!(texts("p.parquet", parquet(&[("caption", &[Some("seen")]), ("prompt", &[Some("asked")])])), ["asked"]);
+    }
+
+    #[test]
+    fn published_tables_are_prompt_sets() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for table in ["pick_a_pic.parquet", "metadata-test.parquet"] {
+            assert!(!read_prompts(fixtures.join(table)).unwrap().is_empty(), "{table}");
+        }
+    }
+
+    #[test]
+    fn parquet_without_prompts_is_refused() {
+        refuses(
+            "p.parquet",
+            parquet(&[("url", &[Some("x")]), ("alt", &[None])]),
+            &["prompt, text or caption", "[\"url\", \"alt\"]", "rename"],
+        );
+        refuses("p.parquet", parquet(&[("prompt", &[Some("a cat"), None])]), &["row 2", "prompt is null"]);
+        refuses("p.parquet", parquet(&[("prompt", &[Some(" "), None])]), &["row 1", "empty"]);
+        refuses("p.parquet", parquet(&[("prompt", &[])]), &["no prompts"]);
+        let whole = parquet(&[("prompt", &[Some("a cat")])]);
+        for damaged in [&b""[..], b"a cat\n", &whole[..whole.len() - 20]] {
+            let message = read("p.parquet", damaged).unwrap_err().to_string();
+            assert!(message.contains("p.parquet") && message.contains("not a parquet that can be read"), "{message}");
+        }
+        let mut torn = whole;
+        torn[4..40].fill(0xff);
+        refuses("p.parquet", torn, &["row 1", "not a parquet that can be read"]);
     }
 
     #[test]

@@ -64,6 +64,18 @@ impl PixelStats {
     }
 }
 
+/// How far apart two images of one size are, given their bytes: the root mean square of the differences, in [0, 1]; 1 is black against white.
+pub fn distance(one: &[u8], other: &[u8]) -> f64 {
+    let squares = one.iter().zip(other).map(|(one, other)| (f64::from(*one) - f64::from(*other)).powi(2));
+    (squares.sum::<f64>() / one.len() as f64).sqrt() / 255.0
+}
+
+/// That of every two of some images.
+pub fn distances(images: &[&[u8]]) -> Vec<f64> {
+    let pairs = (0..images.len()).flat_map(|i| (i + 1..images.len()).map(move |j| (i, j)));
+    pairs.map(|(i, j)| distance(images[i], images[j])).collect()
+}
+
 fn luma([red, green, blue]: &[u8; 3]) -> i64 {
     299 * i64::from(*red) + 587 * i64::from(*green) + 114 * i64::from(*blue)
 }

@@ -15,7 +15,7 @@ mod panels;
 mod rewards;
 mod tables;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::comparison::Comparison;
 use crate::sentinel::{Finding, SentinelConfig};
@@ -143,7 +143,8 @@ pub struct Leak {
 }
 
 /// Where the numbers come from, and how to get them again.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// The command, to be pasted.
     pub command: String,
@@ -158,7 +159,8 @@ pub struct Provenance {
 }
 
 /// A name and what is known of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fact {
     /// The name.
     pub name: String,

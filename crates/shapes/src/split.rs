@@ -108,7 +108,8 @@ fn lot(description: &Description) -> u64 {
         description.relation = Some(relation.inverse());
         description.groups.reverse();
     }
-    let hash = description.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        description.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     // The low bits of FNV see little of the early letters.
     (hash ^ (hash >> 32)) % 4
 }

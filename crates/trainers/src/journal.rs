@@ -8,6 +8,7 @@ use std::fmt::Arguments;
 use std::path::Path;
 use std::time::Instant;
 
+use vp_core::atomic;
 use vp_core::run_dir::RunDir;
 use vp_data::{RgbImage, grid, write_png};
 
@@ -16,9 +17,18 @@ use tensorboard::Events;
 
 use crate::Error;
 use crate::preview::Preview;
+use crate::sentinel::{WATCH, Watch};
 
 /// The tag of preview grids in TensorBoard: the one that diffusers' and other trainers use.
 const IMAGES: &str = "validation";
+
+/// What is known of the images of a preview, a line each, beside them.
+pub const RESULTS: &str = "results.jsonl";
+
+/// The file of an image of a preview.
+pub fn image_name(index: usize, seed: u64) -> String {
+    format!("{index:03}-{seed}.png")
+}
 
 /// The run's voice.
 #[derive(Debug)]
@@ -126,9 +136,37 @@ impl Journal {
         let path = self.dir.sample_path(step as usize);
         let drawn: RgbImage = grid(&preview.images, preview.columns);
         write_png::<&str, &str>(&path, &drawn, &[])?;
+        self.results(step, preview)?;
         self.view(|events| events.scalars(step, &metrics).and_then(|()| events.image(IMAGES, step, &drawn)));
         self.say(format_args!("step {step}  {}  -> {}", shown.join("  "), path.display()));
         Ok(())
+    }
+
+    /// The images of a preview, each in a file, and what is known of them: what a report compares.
+    fn results(&self, step: u64, preview: &Preview) -> Result<(), Error> {
+        let results = preview.results(step);
+        if results.is_empty() {
+            return Ok(());
+        }
+        let folder = self.dir.preview_dir(step as usize);
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.display().to_string(), source })?;
+        for (image, result) in preview.images.iter().zip(&results) {
+            write_png::<&str, &str>(folder.join(image_name(result.index, result.seed)), image, &[])?;
+        }
+        let lines: String = results.iter().map(|result| serde_json::to_string(result).expect("a result is JSON") + "\n").collect();
+        self.write(&folder.join(RESULTS), &lines)
+    }
+
+    /// All that the sentinel has looked at.
+    ///
+    /// # Errors
+    /// When the run's folder cannot be written.
+    pub fn watch(&self, watch: &Watch) -> Result<(), Error> {
+        self.write(&self.dir().join(WATCH), &serde_json::to_string(watch).expect("looks are JSON"))
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<(), Error> {
+        atomic::write(path, text.as_bytes()).map_err(|source| Error::Io { path: path.display().to_string(), source })
     }
 
     /// One line, unless quiet.

@@ -1,9 +1,13 @@
 //! The same prompts and seeds, drawn before and after.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_data::{RgbImage, from_tensor};
+use vp_evaluation::comparison::ImageResult;
+use vp_evaluation::pixels::PixelStats;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Pipeline, Request};
@@ -14,12 +18,14 @@ use crate::Error;
 use crate::sections::PreviewSection;
 
 /// Images of fixed prompts and seeds, with their scores.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Preview {
     /// Prompt by prompt, seed by seed.
     pub images: Vec<RgbImage>,
     /// Columns of the grid.
     pub columns: usize,
+    /// Prompt and seed of each image; empty for images that are not drawn from prompts.
+    pub drawn_from: Vec<(String, u64)>,
     /// Scores by name; the first decides which checkpoint is the best.
     pub scores: Vec<(String, Vec<f64>)>,
     /// What the scores consist of, as `judge/pass`: shown beside them, and decides nothing.
@@ -31,13 +37,31 @@ pub struct Preview {
 impl Preview {
     /// Losses on held-out data, the first of which decides, beside what was drawn, if anything was.
     pub fn of_losses(losses: Vec<(String, Vec<f64>)>, drawn: Option<Self>) -> Self {
-        let (images, columns) = drawn.map_or((Vec::new(), 1), |drawn| (drawn.images, drawn.columns));
-        Self { images, columns, scores: losses, terms: Vec::new(), lower_is_better: true }
+        let drawn = drawn.unwrap_or(Self { columns: 1, ..Self::default() });
+        Self { scores: losses, lower_is_better: true, ..drawn }
     }
 
     /// Scores, then terms.
     pub fn values(&self) -> impl Iterator<Item = &(String, Vec<f64>)> {
         self.scores.iter().chain(&self.terms)
+    }
+
+    /// What is known of each image that was drawn from a prompt, as an evaluation has it; the model is named for its step. Losses are of
+    /// held-out data, not of these images.
+    pub fn results(&self, step: u64) -> Vec<ImageResult> {
+        let of_image = |(place, (image, (prompt, seed))): (usize, (&RgbImage, &(String, u64)))| {
+            let scores = self.values().filter(|_| !self.lower_is_better);
+            Some(ImageResult {
+                index: place / self.columns.max(1),
+                prompt: prompt.clone(),
+                category: None,
+                seed: *seed,
+                model: format!("step {step}"),
+                scores: scores.filter_map(|(name, scores)| Some((name.clone(), *scores.get(place)?))).collect::<BTreeMap<_, _>>(),
+                pixels: PixelStats::of(image.as_raw(), image.width() as usize, image.height() as usize).ok()?,
+            })
+        };
+        self.images.iter().zip(&self.drawn_from).enumerate().filter_map(of_image).collect()
     }
 
     /// The mean of the second score, of what is watched and not trained on; of the first where nothing is watched.
@@ -99,7 +123,9 @@ pub fn draw<D: Denoiser>(
         }
         images.extend(from_tensor(drawn)?);
     }
-    Ok(Preview { images, columns: section.seeds.len(), scores, terms, lower_is_better: false })
+    let of_prompt = |prompt: &String| section.seeds.iter().map(|seed| (prompt.clone(), *seed)).collect::<Vec<_>>();
+    let drawn_from = section.prompts.iter().flat_map(of_prompt).collect();
+    Ok(Preview { images, columns: section.seeds.len(), drawn_from, scores, terms, lower_is_better: false })
 }
 
 /// Whether every value is.

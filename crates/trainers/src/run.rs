@@ -25,7 +25,7 @@ use crate::journal::Journal;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
 use crate::preview::Preview;
 use crate::sections::Settings;
-use crate::sentinel::{distance, look};
+use crate::sentinel::{Watch, distance, look};
 use crate::workers::Workers;
 
 /// Set from outside (a signal handler) to end a run at its next batch.
@@ -401,6 +401,7 @@ impl<M: Module> Run<M> {
         let distance = distance(&self.first_weights, &trained(&self.model));
         self.state.looks.retain(|look| look.step < step);
         self.state.looks.push(look(step, preview, distance));
+        self.journal.watch(&Watch { config: *config, looks: self.state.looks.clone() })?;
         let found = findings(&self.state.looks, config).map_err(|error| Error::Config(format!("sentinel: {error}")))?;
         let now: Vec<Finding> = found.into_iter().filter(|finding| finding.step == step).collect();
         for finding in &now {

@@ -168,7 +168,7 @@ fn sixteen() -> u32 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptsSection {
-    /// A prompt file (.txt, .json, .jsonl, .tsv).
+    /// A prompt file (.txt, .json, .jsonl, .tsv, .parquet).
     pub file: Option<PathBuf>,
     /// Prompts written here instead.
     #[serde(default)]

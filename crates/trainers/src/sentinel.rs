@@ -1,12 +1,26 @@
 //! What the sentinel is shown of a preview, and how far the weights have gone.
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 use vp_data::RgbImage;
-use vp_evaluation::pixels::PixelStats;
-use vp_evaluation::sentinel::Look;
+use vp_evaluation::pixels::{PixelStats, distances};
+use vp_evaluation::sentinel::{Look, SentinelConfig};
 
 use crate::optim::NamedTensors;
 use crate::preview::Preview;
+
+/// What a run's folder says of its sentinel, as `sentinel.json`.
+pub const WATCH: &str = "sentinel.json";
+
+/// The settings a run is watched with, and all it was looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// `[sentinel]`.
+    pub config: SentinelConfig,
+    /// The look before training first.
+    pub looks: Vec<Look>,
+}
 
 /// A preview as the sentinel takes it: of each reward a mean a prompt, since the images of one are not independent; diversity by the root
 /// mean square of pixels between the images of a prompt.
@@ -28,13 +42,8 @@ pub fn look(step: u64, preview: &Preview, weight_distance: f64) -> Look {
 
 /// The mean over prompts of the mean distance of two of its images; none with one image a prompt.
 fn diversity(images: &[RgbImage], columns: usize) -> Option<f64> {
-    let distance = |a: &RgbImage, b: &RgbImage| {
-        let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-        (squares.sum::<f64>() / a.as_raw().len() as f64).sqrt() / 255.0
-    };
     let of_prompt = |images: &[RgbImage]| {
-        let pairs = (0..images.len()).flat_map(|i| (i + 1..images.len()).map(move |j| (i, j)));
-        let distances: Vec<f64> = pairs.map(|(i, j)| distance(&images[i], &images[j])).collect();
+        let distances = distances(&images.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>());
         (!distances.is_empty()).then(|| distances.iter().sum::<f64>() / distances.len() as f64)
     };
     let of_prompts: Vec<f64> = images.chunks(columns).filter_map(of_prompt).collect();
@@ -63,6 +72,7 @@ mod tests {
         let preview = Preview {
             images: vec![image(0), image(51), image(255), image(255)],
             columns: 2,
+            drawn_from: Vec::new(),
             scores: vec![("a".into(), vec![1.0, 3.0, 5.0, 5.0]), ("b".into(), vec![0.0, 1.0, 2.0, 4.0])],
             terms: vec![],
             lower_is_better: false,

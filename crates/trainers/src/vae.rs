@@ -209,7 +209,7 @@ impl Vae {
             }
         }
         let scores = if losses.is_empty() { Vec::new() } else { vec![("validation_loss".to_string(), losses)] };
-        Ok(Preview { images: shown, columns: 2, scores, terms: Vec::new(), lower_is_better: true })
+        Ok(Preview { images: shown, columns: 2, scores, lower_is_better: true, ..Preview::default() })
     }
 }
 

@@ -307,6 +307,5 @@ fn judge(
         })
     };
     let rows = images.iter().zip(plan.seeds()).enumerate().map(row).collect::<anyhow::Result<Vec<_>>>()?;
-    let distances = report::distances(images, rewards, device)?;
-    Ok(OfPrompt { rows, distances })
+    Ok(OfPrompt { rows, distances: report::distances(images, rewards) })
 }

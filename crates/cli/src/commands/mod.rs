@@ -11,6 +11,7 @@ mod export;
 mod init;
 mod list;
 mod origin;
+mod report;
 mod sample;
 mod score;
 mod train;
@@ -29,6 +30,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Annotate(args) => annotate::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Evaluate(args) => evaluate::run(args),
+        Command::Report(args) => report::run(args),
         Command::Score(args) => score::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Export(args) => export::run(args),

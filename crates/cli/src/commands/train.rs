@@ -24,6 +24,7 @@ use vp_trainers::journal::{Journal, Options, say, warn};
 use vp_trainers::run::{Interrupt, Run, Start};
 use vp_trainers::sections::Settings;
 
+use super::report::{self, provenance};
 use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::{device, embedded, presets, signals};
@@ -34,6 +35,8 @@ struct Plan {
     /// The folder that `model.path` names.
     model: PathBuf,
     device: Device,
+    /// As it was typed.
+    device_name: String,
     output: PathBuf,
     resume: Option<Checkpoint>,
     /// The run's folder is there already.
@@ -53,9 +56,14 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     }
     let interrupt = Interrupt::default();
     signals::install(&interrupt)?;
-    let ended = train(plan(args, interrupt)?).map(|_| ());
+    let plan = plan(args, interrupt)?;
+    let (output, dry_run) = (plan.output.clone(), plan.dry_run);
+    let ended = train(plan).map(|_| ());
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
         super::say_where_time_went();
+    }
+    if matches!(ended, Ok(()) | Err(Failure::Halted(_))) && !dry_run {
+        report::conclude(&output);
     }
     ended
 }
@@ -98,6 +106,7 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         config,
         model,
         device,
+        device_name: args.run.device,
         output,
         resume,
         folder_exists,
@@ -205,8 +214,10 @@ impl Plan {
             return Ok(None);
         }
         let resumed_at = start.resume.as_ref().map(|checkpoint| checkpoint.state.cursor.step);
+        let base = start.base.clone();
         let journal = |bytes| self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at));
         let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
+        provenance::note(&self.output, &self.device_name, &base, resumed_at).map_err(Failure::run)?;
         let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
         let what = self.what_trains();
         run.journal.say(format_args!("training {} values ({what}), into {}{began}", run.num_trainable, self.output.display()));

@@ -53,7 +53,11 @@ impl Axis {
         let finite = values.filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
         // A line that never moves is drawn in the middle.
-        let margin = if low == high { low.abs().max(1.0) / 2.0 } else { 0.0 };
+        let margin = match low == high {
+            true if low == 0.0 => 1.0,
+            true => low.abs() / 2.0,
+            false => 0.0,
+        };
         (low <= high).then_some(Self { low: low - margin, high: high + margin, at })
     }
 
@@ -154,10 +158,11 @@ fn class(place: usize) -> &'static str {
 }
 
 fn axis_number(value: f64, decimals: usize) -> String {
-    if value.abs() >= 1e6 {
+    // What would be longer than the room beside the axis.
+    if value.abs() >= 1e6 || (decimals > 4 && value != 0.0) {
         return format!("{value:.1e}").replace('-', "\u{2212}");
     }
-    let shown = format!("{value:.decimals$}");
+    let shown = if decimals > 4 { "0".into() } else { format!("{value:.decimals$}") };
     if shown.chars().all(|digit| "-0.".contains(digit)) { shown.replace('-', "") } else { shown.replace('-', "\u{2212}") }
 }
 
@@ -230,6 +235,9 @@ mod tests {
         let (ticks, decimals) = axis(-0.03, 0.041);
         let shown: Vec<_> = ticks.iter().map(|tick| axis_number(*tick, decimals)).collect();
         assert_eq!(shown, ["\u{2212}0.02", "0.00", "0.02", "0.04"]);
+        let (ticks, decimals) = axis(0.0, 1e-5);
+        let shown: Vec<_> = ticks.iter().map(|tick| axis_number(*tick, decimals)).collect();
+        assert_eq!(shown, ["0", "5.0e\u{2212}6", "1.0e\u{2212}5"]);
     }
 
     #[test]
@@ -256,9 +264,10 @@ mod tests {
 
     #[test]
     fn a_line_that_never_moves_has_an_axis_and_nothing_has_none() {
-        for value in [0.0, 3.0, -2e9] {
+        for value in [0.0, 3.0, -2e9, 2e-5] {
             let axis = Axis::over([value; 3].into_iter(), [0.0, 10.0]).unwrap();
             assert_eq!(axis.place(value), 5.0);
+            assert!(axis.high - axis.low <= if value == 0.0 { 2.0 } else { 1.01 * value.abs() }, "a small value is seen, too");
         }
         assert!(Axis::over([f64::NAN, f64::INFINITY].into_iter(), [0.0, 1.0]).is_none());
     }

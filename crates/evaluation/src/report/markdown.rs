@@ -85,7 +85,7 @@ fn doubts(out: &mut String, report: &Report) {
 fn provenance(out: &mut String, report: &Report) {
     heading(out, "Where this comes from");
     fenced(out, "sh", &report.provenance.command);
-    tables::provenance(&report.provenance).iter().for_each(|facts| table(out, facts));
+    tables::facts(&report.provenance).iter().chain(&tables::hashes(&report.provenance)).for_each(|facts| table(out, facts));
     fenced(out, "toml", &report.config);
 }
 

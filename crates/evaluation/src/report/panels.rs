@@ -99,9 +99,15 @@ pub(super) fn provenance(html: &mut Html, report: &Report) {
     let Provenance { command, .. } = &report.provenance;
     if !command.is_empty() {
         html.leaf("h3", &[], "Command");
-        html.leaf("pre", &[("tabindex", "0")], command);
+        html.leaf("pre", &[("tabindex", "0"), ("class", "command")], command);
     }
-    html.tag("div", &[("class", "facts")], |html| tables::provenance(&report.provenance).iter().for_each(|facts| table(html, facts)));
+    html.tag("div", &[("class", "facts")], |html| tables::facts(&report.provenance).iter().for_each(|facts| table(html, facts)));
+    if let Some(hashes) = tables::hashes(&report.provenance) {
+        html.tag("details", &[], |html| {
+            html.leaf("summary", &[], &format!("Checksums of {}", counted(hashes.rows.len(), "input")));
+            table(html, &hashes);
+        });
+    }
     if !report.config.is_empty() {
         html.tag("details", &[], |html| {
             html.leaf("summary", &[], "Resolved configuration");

@@ -174,15 +174,20 @@ pub(super) fn leaks(panel: &LeakPanel) -> Table {
         .of_prose()
 }
 
-/// Versions, hardware, time and hashes.
-pub(super) fn provenance(provenance: &Provenance) -> Vec<Table> {
-    let Provenance { command: _, versions, hardware, time, hashes } = provenance;
-    let groups: [(&str, &[Fact]); 4] = [("Versions", versions), ("Hardware", hardware), ("Time", time), ("Hashes", hashes)];
-    let table = |(name, facts): (&str, &[Fact])| {
-        let rows = facts.iter().map(|fact| vec![fact.name.clone(), fact.value.clone()]).collect();
-        Table::new(name.into(), &["what", "value"], 2, rows).of_prose()
-    };
-    groups.into_iter().filter(|(_, facts)| !facts.is_empty()).map(table).collect()
+/// Versions, hardware and time.
+pub(super) fn facts(provenance: &Provenance) -> Vec<Table> {
+    let groups = [("Versions", &provenance.versions), ("Hardware", &provenance.hardware), ("Time", &provenance.time)];
+    groups.into_iter().filter_map(|(name, facts)| table_of(name, facts)).collect()
+}
+
+/// Of models, prompts and configuration; there may be many.
+pub(super) fn hashes(provenance: &Provenance) -> Option<Table> {
+    table_of("Hashes", &provenance.hashes)
+}
+
+fn table_of(name: &str, facts: &[Fact]) -> Option<Table> {
+    let rows = facts.iter().map(|fact| vec![fact.name.clone(), fact.value.clone()]).collect();
+    (!facts.is_empty()).then(|| Table::new(name.into(), &["what", "value"], 2, rows).of_prose())
 }
 
 /// How many images or scores were left out, and which: at most `named` of them.

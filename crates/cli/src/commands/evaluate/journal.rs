@@ -1,8 +1,8 @@
 //! Results on disk: a line a prompt and side, written when all of the prompt's images are, so that an evaluation goes on where it was.
 
 use std::collections::HashSet;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -69,13 +69,13 @@ impl Journal {
     pub fn add(&self, side: usize, shard: Shard, of: &OfPrompt) -> anyhow::Result<()> {
         let path = self.folder.join("results").join(format!("{side}-{}-of-{}.jsonl", shard.index + 1, shard.of));
         let written = || -> std::io::Result<()> {
-            // What a killed process left half written ends here.
-            let torn = fs::read(&path).ok().filter(|text| text.last().is_some_and(|last| *last != b'\n'));
-            if let Some(text) = torn {
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            // What a killed process left half written ends here. The file is read only then: it grows with every prompt.
+            if ends_torn(&mut file)? {
+                let text = fs::read(&path)?;
                 let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-                OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
+                file.set_len(whole as u64)?;
             }
-            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
             file.write_all(format!("{}\n", serde_json::to_string(of)?).as_bytes())?;
             file.sync_data()
         };
@@ -96,6 +96,16 @@ impl Journal {
         }
         Ok(all)
     }
+}
+
+/// Whether a file ends in the middle of a line.
+fn ends_torn(file: &mut File) -> std::io::Result<bool> {
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    Ok(last != [b'\n'])
 }
 
 /// Where an image of the evaluation in `folder` lies.

@@ -2,52 +2,39 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use burn::tensor::Device;
-use vp_core::atomic;
-use vp_data::{RgbImage, to_tensor};
+use vp_data::RgbImage;
 use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
-use vp_evaluation::report::{Fact, ImagePair, Leak, LeakPanel, Picture, Provenance, Report, ScorePair};
+use vp_evaluation::pixels;
+use vp_evaluation::report::{Fact, Picture, Provenance, Report};
 use vp_trainers::checkpoint::checksum;
 use vp_trainers::journal::say;
 
 use super::Plan;
 use super::journal::{OfPrompt, image_in};
+use crate::commands::report::provenance::{date, of_program};
+use crate::commands::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
 use crate::commands::score::Judge;
 use crate::stdout;
 
-/// Pairs of images that the report shows, beside the extremes.
-const PAIRS: usize = 12;
-
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
 /// square of their difference.
-pub fn distances(images: &[RgbImage], rewards: &[Judge], device: &Device) -> anyhow::Result<Vec<f64>> {
+pub fn distances(images: &[RgbImage], rewards: &[Judge]) -> Vec<f64> {
     if images.len() < 2 {
-        return Ok(Vec::new());
+        return Vec::new();
     }
-    let features = rewards.iter().find_map(|judge| judge.reward.image_features(images));
-    let rows: Vec<Vec<f64>> = match &features {
-        Some(features) => {
-            let [_, width] = features.dims();
-            let values: Vec<f64> = features.to_data().iter::<f64>().collect();
-            values.chunks(width).map(<[f64]>::to_vec).collect()
-        }
-        None => {
-            let one = |image: &RgbImage| Ok(to_tensor(std::slice::from_ref(image), device)?.into_data().iter::<f64>().collect());
-            images.iter().map(one).collect::<anyhow::Result<_>>()?
-        }
+    let Some(features) = rewards.iter().find_map(|judge| judge.reward.image_features(images)) else {
+        return pixels::distances(&images.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>());
     };
-    let distance = |a: &[f64], b: &[f64]| match features {
-        Some(_) => {
-            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-            1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
-        }
-        None => (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64).sqrt(),
-    };
+    let [_, width] = features.dims();
+    let values: Vec<f64> = features.to_data().iter::<f64>().collect();
+    let rows: Vec<&[f64]> = values.chunks(width).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let distance = |a: &[f64], b: &[f64]| 1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     let n = rows.len();
-    Ok((0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j))).map(|(i, j)| distance(&rows[i], &rows[j])).collect())
+    (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j))).map(|(i, j)| distance(rows[i], rows[j])).collect()
 }
 
 /// Writes the report and prints its numbers.
@@ -68,24 +55,20 @@ pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[Judge], started:
     let names: Vec<&str> = plan.sides.iter().map(|side| side.name.as_str()).collect();
     let comparison = compare(&rows, &names, distances.as_ref(), &CompareOptions::default())?;
     let report = report(plan, comparison, &rows, started.elapsed())?;
-    let output = &plan.args.output;
-    for (name, text) in [("report.html", report.to_html()), ("report.md", report.to_markdown()), ("report.json", report.to_json())] {
-        let path = output.join(name);
-        atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
-    }
+    let path = write_report(&plan.args.output, &report)?;
     stdout::print(&report.to_markdown())?;
-    say(format_args!("{}", output.join("report.html").display()));
+    say(format_args!("{}", path.display()));
     Ok(())
 }
 
 fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
-    let by_image: BTreeMap<(&str, usize, u64), &ImageResult> =
-        rows.iter().map(|row| ((row.model.as_str(), row.index, row.seed), row)).collect();
+    let by_image = by_image(rows);
     let candidate = plan.sides[1].name.as_str();
     let first: BTreeSet<(&str, usize, u64)> =
         rows.iter().filter(|row| row.model == candidate).take(PAIRS).map(|row| (candidate, row.index, row.seed)).collect();
     let extremes = comparison.extreme_images().into_iter().map(|(model, index, seed)| (model.to_string(), index, seed)).collect::<Vec<_>>();
-    let pair = |(model, index, seed): (&str, usize, u64)| pair(plan, &by_image, (model, index, seed));
+    let baseline = plan.sides[0].name.as_str();
+    let pair = |(model, index, seed)| pair(&by_image, [baseline, model], (index, seed), |row| picture(plan, row));
     let pairs = first.into_iter().filter_map(|image| pair(image).transpose()).collect::<anyhow::Result<Vec<_>>>()?;
     let extremes = extremes.iter().filter_map(|(model, index, seed)| pair((model, *index, *seed)).transpose());
     let extremes = extremes.collect::<anyhow::Result<Vec<_>>>()?;
@@ -97,6 +80,7 @@ fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Durat
         plan.args.steps,
         plan.guidance_scale
     );
+    let held_out: Vec<String> = plan.prompts.iter().map(|prompt| prompt.text.clone()).collect();
     Ok(Report {
         title: format!("{tuned} against {base}"),
         about,
@@ -106,73 +90,28 @@ fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Durat
         extremes,
         curves: Vec::new(),
         sentinel: None,
-        leaks: leaks(plan),
+        leaks: (!plan.training.is_empty()).then(|| leak_panel(&held_out, &plan.training, &plan.leaks)),
         config: String::new(),
         provenance: provenance(plan, took),
     })
 }
 
-/// An image of a candidate beside the baseline's; none if one is missing.
-fn pair(
-    plan: &Plan,
-    by_image: &BTreeMap<(&str, usize, u64), &ImageResult>,
-    (model, index, seed): (&str, usize, u64),
-) -> anyhow::Result<Option<ImagePair>> {
-    let base = plan.sides[0].name.as_str();
-    let (Some(before), Some(after)) = (by_image.get(&(base, index, seed)), by_image.get(&(model, index, seed))) else {
-        return Ok(None);
-    };
-    let picture = |name: &str| {
-        let side = plan.sides.iter().position(|side| side.name == name).expect("the rows are of these sides");
-        let path = image_in(&plan.args.output, side, index, seed);
-        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let file = path.strip_prefix(&plan.args.output).ok().map(|path| path.display().to_string());
-        anyhow::Ok(Picture { model: name.to_string(), file, bytes })
-    };
-    let scores = before.scores.iter().filter_map(|(reward, baseline)| {
-        Some(ScorePair { reward: reward.clone(), baseline: *baseline, candidate: *after.scores.get(reward)? })
-    });
-    Ok(Some(ImagePair {
-        index,
-        seed,
-        prompt: before.prompt.clone(),
-        baseline: picture(base)?,
-        candidate: picture(model)?,
-        scores: scores.collect(),
-    }))
-}
-
-fn leaks(plan: &Plan) -> Option<LeakPanel> {
-    let of = |leak: &vp_data::NearDuplicate| Leak {
-        heldout: plan.prompts[leak.held_out].text.clone(),
-        training: plan.training[leak.training].clone(),
-        similarity: leak.similarity,
-    };
-    (!plan.training.is_empty()).then(|| LeakPanel {
-        method: "equal letters and digits, or word 3-grams with a Jaccard similarity of at least 3/5".into(),
-        heldout: plan.prompts.len(),
-        training: plan.training.len(),
-        leaks: plan.leaks.iter().map(of).collect(),
-    })
+/// An image of the evaluation.
+fn picture(plan: &Plan, row: &ImageResult) -> anyhow::Result<Picture> {
+    let side = plan.sides.iter().position(|side| side.name == row.model).context("the rows are of these sides")?;
+    let path = image_in(&plan.args.output, side, row.index, row.seed);
+    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let file = path.strip_prefix(&plan.args.output).ok().map(|path| path.display().to_string());
+    Ok(Picture { model: row.model.clone(), file, bytes })
 }
 
 fn provenance(plan: &Plan, took: Duration) -> Provenance {
-    let quoted = |text: String| {
-        if text.chars().all(|c| c.is_alphanumeric() || "-_./:=,".contains(c)) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
-    let command = std::env::args().map(quoted).collect::<Vec<_>>().join(" ");
     let prompts: Vec<&str> = plan.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
     let of_prompts = std::iter::once(Fact::new("prompts", checksum(prompts.join("\n").as_bytes())));
     let hashes = of_prompts.chain(plan.checksums.iter().map(|(name, sum)| Fact::new(name, sum))).collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Provenance {
-        command,
-        versions: vec![Fact::new("visionprefer", env!("CARGO_PKG_VERSION"))],
-        hardware: vec![Fact::new("device", plan.args.device.clone()), Fact::new("processors", cores.to_string())],
-        time: vec![
-            Fact::new("this run", format!("{:.0} s", took.as_secs_f64())),
-            Fact::new("finished", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M").to_string()),
-        ],
+        time: vec![Fact::new("this run", format!("{:.0} s", took.as_secs_f64())), Fact::new("finished", date(SystemTime::now()))],
         hashes,
+        ..of_program(&plan.args.device)
     }
 }

@@ -86,6 +86,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         config: config.clone(),
         model: model.clone(),
         device: device.clone(),
+        device_name: args.run.device.clone(),
         output: output.join(name),
         resume,
         folder_exists,

@@ -1,0 +1,19 @@
+//! Held-out prompts beside training prompts.
+
+use vp_data::NearDuplicate;
+use vp_evaluation::report::{Leak, LeakPanel};
+
+/// Which held-out prompts are nearly training prompts.
+pub fn panel(held_out: &[String], training: &[String], found: &[NearDuplicate]) -> LeakPanel {
+    let leak = |found: &NearDuplicate| Leak {
+        heldout: held_out[found.held_out].clone(),
+        training: training[found.training].clone(),
+        similarity: found.similarity,
+    };
+    LeakPanel {
+        method: "equal letters and digits, or word 3-grams with a Jaccard similarity of at least 3/5".into(),
+        heldout: held_out.len(),
+        training: training.len(),
+        leaks: found.iter().map(leak).collect(),
+    }
+}

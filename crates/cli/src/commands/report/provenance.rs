@@ -1,0 +1,70 @@
+//! Where a run comes from: noted in its folder when it begins, so that a report can be written whenever and however it ends.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use vp_core::atomic;
+use vp_evaluation::report::{Fact, Provenance};
+
+use super::curves::Metrics;
+
+const FILE: &str = "provenance.json";
+
+/// The command that runs, to be pasted.
+pub fn command() -> String {
+    let quoted = |text: String| {
+        if text.chars().all(|c| c.is_alphanumeric() || "-_./:=,".contains(c)) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    std::env::args().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// This program and this machine.
+pub fn of_program(device: &str) -> Provenance {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Provenance {
+        command: command(),
+        versions: vec![Fact::new("visionprefer", env!("CARGO_PKG_VERSION"))],
+        hardware: vec![Fact::new("device", device), Fact::new("processors", cores.to_string())],
+        ..Provenance::default()
+    }
+}
+
+/// A time of day.
+pub fn date(time: SystemTime) -> String {
+    let zoned = jiff::Timestamp::try_from(time).map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    zoned.map_or_else(|_| "unknown".into(), |time| time.strftime("%Y-%m-%d %H:%M").to_string())
+}
+
+/// Notes that a run begins, or goes on after so many updates. The commands of a run that was resumed stand one below the other.
+pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_at: Option<u64>) -> anyhow::Result<()> {
+    let path = run.join(FILE);
+    let mut now = of_program(device);
+    now.hashes = base.iter().map(|(name, sum)| Fact::new(name, sum)).collect();
+    let before = resumed_at.and_then(|step| Some((step, serde_json::from_str::<Provenance>(&fs::read_to_string(&path).ok()?).ok()?)));
+    let event = match &before {
+        Some((step, before)) => {
+            now.command = format!("{}\n{}", before.command, now.command);
+            now.time = before.time.clone();
+            format!("resumed after update {step}")
+        }
+        None => "began".into(),
+    };
+    now.time.push(Fact::new(event, date(SystemTime::now())));
+    let text = serde_json::to_string(&now).context("write where the run comes from")?;
+    atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+/// What was noted, and when the run ended; nothing more of a run that is older than the note.
+pub fn of_run(run: &Path, metrics: &Metrics) -> Provenance {
+    let noted = fs::read_to_string(run.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let mut provenance: Provenance = noted.unwrap_or_default();
+    if let Ok(last) = fs::metadata(run.join("metrics.jsonl")).and_then(|metadata| metadata.modified()) {
+        provenance.time.push(Fact::new("last logged", date(last)));
+    }
+    let seconds: f64 = metrics.points("seconds").iter().map(|(_, seconds)| seconds).filter(|seconds| seconds.is_finite()).sum();
+    provenance.time.push(Fact::new("updates took", format!("{seconds:.0} s")));
+    provenance
+}

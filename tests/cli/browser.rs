@@ -1,0 +1,212 @@
+//! Reports in a browser: nothing runs, nothing is asked for, nothing is wider than a telephone. Chromium is told what to do over a pipe, by
+//! the DevTools protocol; where it is not installed, it is, from Debian.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::util::run;
+
+/// Where Debian puts it.
+const CHROMIUM: &str = "/usr/bin/chromium";
+/// A telephone and a desk, in pixels.
+const WIDTHS: [u64; 2] = [390, 1280];
+const HOSTILE: &str = "<script>alert(1)</script>";
+/// What a page says of itself: its width, what runs in it, what its images came to, all of its text. Everything that folds is open then.
+const INSPECT: &str = "new Promise(done => {
+    document.querySelectorAll('details').forEach(details => details.open = true);
+    requestAnimationFrame(() => setTimeout(() => done({
+        width: document.documentElement.scrollWidth,
+        scripts: document.scripts.length,
+        images: document.images.length,
+        broken: [...document.images].filter(image => image.complete && image.naturalWidth === 0).length,
+        policies: document.querySelectorAll('meta[http-equiv=\\'Content-Security-Policy\\']').length,
+        text: document.body.innerText,
+    }), 200));
+})";
+
+/// Installs Chromium where it is missing. A machine on which that fails has not tested the reports, and must not say that it has.
+fn install() {
+    if Path::new(CHROMIUM).exists() {
+        return;
+    }
+    eprintln!("installing Chromium from Debian, to open reports in it");
+    let script = "set -e; sudo=; [ \"$(id -u)\" = 0 ] || sudo=sudo; export DEBIAN_FRONTEND=noninteractive; \
+                  $sudo apt-get update -q; $sudo apt-get install -q -y --no-install-recommends chromium";
+    let output = Command::new("sh").args(["-c", script]).output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && Path::new(CHROMIUM).exists(),
+        "Chromium is not at {CHROMIUM} and could not be installed with apt-get; install Debian's package chromium and test again: {said}"
+    );
+}
+
+/// A page in Chromium.
+struct Browser {
+    process: Child,
+    commands: File,
+    replies: BufReader<File>,
+    session: String,
+    sent: u64,
+    /// What was told without being asked.
+    events: Vec<Value>,
+}
+
+impl Browser {
+    fn open(profile: &Path) -> Self {
+        install();
+        let pipes = ["commands", "replies"].map(|name| profile.join(name));
+        assert!(Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs").success());
+        // Descriptors 3 and 4 are where the browser listens and speaks. Its sandbox does not work for root.
+        let script = format!(
+            "exec {CHROMIUM} --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe \
+             --user-data-dir=\"$1/profile\" about:blank 3<\"$1/commands\" 4>\"$1/replies\""
+        );
+        let log = File::create(profile.join("log")).unwrap();
+        let mut start = Command::new("bash");
+        start.args(["-c", &script, "chromium"]).arg(profile).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let process = start.spawn().expect("bash runs");
+        let commands = OpenOptions::new().write(true).open(&pipes[0]).unwrap();
+        let replies = BufReader::new(File::open(&pipes[1]).unwrap());
+        let mut browser = Self { process, commands, replies, session: String::new(), sent: 0, events: Vec::new() };
+        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
+        let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
+        browser.session = attached["sessionId"].as_str().unwrap().to_owned();
+        for domain in ["Page", "Runtime", "Log", "Network", "Audits"] {
+            browser.call(&format!("{domain}.enable"), json!({}));
+        }
+        browser
+    }
+
+    fn next(&mut self) -> Value {
+        let mut message = Vec::new();
+        let read = self.replies.read_until(0, &mut message).unwrap();
+        assert!(read > 0, "Chromium ended");
+        serde_json::from_slice(&message[..read - 1]).unwrap()
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.sent += 1;
+        let mut message = json!({ "id": self.sent, "method": method, "params": params });
+        if !self.session.is_empty() {
+            message["sessionId"] = self.session.clone().into();
+        }
+        self.commands.write_all(format!("{message}\0").as_bytes()).unwrap();
+        loop {
+            let reply = self.next();
+            if reply["id"] == self.sent {
+                assert!(reply["error"].is_null(), "{method}: {reply}");
+                return reply["result"].clone();
+            }
+            self.note(reply);
+        }
+    }
+
+    fn note(&mut self, event: Value) {
+        // A dialog would wait for somebody to answer it.
+        if event["method"] == "Page.javascriptDialogOpening" {
+            self.sent += 1;
+            let close = json!({ "id": self.sent, "sessionId": self.session, "method": "Page.handleJavaScriptDialog", "params": { "accept": true } });
+            self.commands.write_all(format!("{close}\0").as_bytes()).unwrap();
+        }
+        self.events.push(event);
+    }
+
+    /// Opens a file that wide, and what is wrong with it, beside what it says of itself.
+    fn look(&mut self, page: &Path, width: u64, scheme: &str) -> (Vec<String>, Value) {
+        self.events.clear();
+        let url = format!("file://{}", page.display());
+        let metrics = json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
+        self.call("Emulation.setDeviceMetricsOverride", metrics);
+        self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] }));
+        self.call("Page.navigate", json!({ "url": url }));
+        while !self.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
+            let event = self.next();
+            self.note(event);
+        }
+        let asked = json!({ "expression": INSPECT, "awaitPromise": true, "returnByValue": true });
+        let found = self.call("Runtime.evaluate", asked)["result"]["value"].clone();
+        let mut problems: Vec<String> = self.events.iter().filter_map(|event| problem(event, &url)).collect();
+        if found["width"].as_u64().is_none_or(|found| found > width) {
+            problems.push(format!("it is {} pixels wide on {width}", found["width"]));
+        }
+        if found["broken"] != 0 {
+            problems.push(format!("{} broken images", found["broken"]));
+        }
+        (problems, found)
+    }
+}
+
+/// What an event has to say against a page.
+fn problem(event: &Value, page: &str) -> Option<String> {
+    let params = &event["params"];
+    match event["method"].as_str()? {
+        "Runtime.exceptionThrown" => Some(format!("an exception: {params}")),
+        "Runtime.consoleAPICalled" if ["error", "warning"].iter().any(|kind| params["type"] == *kind) => {
+            Some(format!("the console: {params}"))
+        }
+        "Log.entryAdded" if ["error", "warning"].iter().any(|level| params["entry"]["level"] == *level) => {
+            Some(format!("the log: {params}"))
+        }
+        "Audits.issueAdded" => Some(format!("an issue: {params}")),
+        "Page.javascriptDialogOpening" => Some(format!("a dialog: {params}")),
+        "Network.requestWillBeSent" => {
+            let url = params["request"]["url"].as_str()?;
+            (url != page && !url.starts_with("data:")).then(|| format!("a request: {url}"))
+        }
+        _ => None,
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn reports_are_quiet_and_fit_a_telephone() {
+    let dir = tempfile::tempdir().unwrap();
+    let [trained, evaluation, prompts] = ["run", "evaluation", "prompts.txt"].map(|name| dir.path().join(name));
+    let sets = [
+        "run.num_train_steps=3",
+        "optimizer.learning_rate=0.02",
+        &format!("preview.prompts=['a red circle', '{HOSTILE}']"),
+        "preview.seeds=[1, 2]",
+        "preview.every=1",
+        "preview.num_inference_steps=3",
+        "sentinel.looks=1",
+    ];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    run(&["train", "--algo", "refl", "-q", "-o", trained.to_str().unwrap()].into_iter().chain(sets).collect::<Vec<_>>()).ok();
+    fs::write(&prompts, format!("a red circle\n{HOSTILE}\n")).unwrap();
+    let lora = trained.join("lora.safetensors");
+    let [lora, prompts, output] = [&lora, &prompts, &evaluation].map(|path| path.to_str().unwrap());
+    let evaluate =
+        ["evaluate", "--lora", lora, "--tuned", "embedded:shapes", "--prompts", prompts, "--train-prompts", prompts, "-o", output];
+    run(&[&evaluate[..], &["-r", "judge", "-r", "saturation", "--seeds", "2", "--steps", "3"]].concat()).ok();
+
+    let mut browser = Browser::open(dir.path());
+    // What is looked for is found where it is.
+    let bad = dir.path().join("bad.html");
+    let faults = format!("<p style='width: 2000px'>wide</p><img src='http://127.0.0.1:9/x.png'>{HOSTILE}<script>null.x</script>");
+    fs::write(&bad, format!("<!doctype html><title>bad</title>{faults}")).unwrap();
+    let (problems, _) = browser.look(&bad, 390, "light");
+    for expected in ["pixels wide on 390", "a request: http://127.0.0.1:9/x.png", "an exception", "a dialog", "broken images"] {
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected} is not among {problems:#?}");
+    }
+
+    for report in [trained, evaluation].map(|folder| folder.join("report.html")) {
+        for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
+            let (problems, found) = browser.look(&report, width, scheme);
+            assert!(problems.is_empty(), "{} at {width} pixels, {scheme}: {problems:#?}", report.display());
+            assert_eq!((&found["scripts"], &found["policies"]), (&json!(1), &json!(1)), "{}", report.display());
+            assert!(found["images"].as_u64() >= Some(8), "{found}");
+            assert!(found["text"].as_str().unwrap().contains(HOSTILE), "the prompt is text: {}", report.display());
+        }
+    }
+}
