@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -53,6 +53,8 @@ struct Browser {
     sent: u64,
     /// What was told without being asked.
     events: Vec<Value>,
+    /// Where it complains.
+    log: PathBuf,
 }
 
 impl Browser {
@@ -60,18 +62,18 @@ impl Browser {
         install();
         let pipes = ["commands", "replies"].map(|name| profile.join(name));
         assert!(Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs").success());
-        // Descriptors 3 and 4 are where the browser listens and speaks. Its sandbox does not work for root.
+        // Descriptors 3 and 4 are where the browser listens and speaks. Its sandbox does not work for root. One that hangs is ended.
         let script = format!(
-            "exec {CHROMIUM} --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe \
+            "exec timeout -k 5 300 {CHROMIUM} --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe \
              --user-data-dir=\"$1/profile\" about:blank 3<\"$1/commands\" 4>\"$1/replies\""
         );
-        let log = File::create(profile.join("log")).unwrap();
+        let log = profile.join("log");
         let mut start = Command::new("bash");
-        start.args(["-c", &script, "chromium"]).arg(profile).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        start.args(["-c", &script, "chromium"]).arg(profile).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let process = start.spawn().expect("bash runs");
         let commands = OpenOptions::new().write(true).open(&pipes[0]).unwrap();
         let replies = BufReader::new(File::open(&pipes[1]).unwrap());
-        let mut browser = Self { process, commands, replies, session: String::new(), sent: 0, events: Vec::new() };
+        let mut browser = Self { process, commands, replies, session: String::new(), sent: 0, events: Vec::new(), log };
         let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
         let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
@@ -84,7 +86,7 @@ impl Browser {
     fn next(&mut self) -> Value {
         let mut message = Vec::new();
         let read = self.replies.read_until(0, &mut message).unwrap();
-        assert!(read > 0, "Chromium ended");
+        assert!(read > 0, "Chromium ended: {}", fs::read_to_string(&self.log).unwrap_or_default());
         serde_json::from_slice(&message[..read - 1]).unwrap()
     }
 
@@ -163,7 +165,7 @@ fn problem(event: &Value, page: &str) -> Option<String> {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        let _ = self.commands.write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
         let _ = self.process.wait();
     }
 }

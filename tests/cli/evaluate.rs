@@ -94,6 +94,9 @@ fn several_models_are_ranked() {
         let wins = |name: &str| models.iter().find(|model| model["model"] == name).unwrap()["wins"].clone();
         assert_eq!(wins("embedded:shapes"), wins("embedded:shapes (2)"), "{of}");
     }
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let shown = |name: &str| report["pairs"].as_array().unwrap().iter().filter(|pair| pair["candidate"]["model"] == name).count();
+    assert_eq!((shown("embedded:shapes (2)"), shown("tuned/lora")), (6, 6), "images of both");
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
     let (html, markdown) = (read("report.html"), read("report.md"));
     for caption in ["By judge: Elo with 95 % intervals", "By saturation (trained): Elo with 95 % intervals"] {

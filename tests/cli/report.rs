@@ -96,6 +96,8 @@ fn every_algorithm_has_a_report() {
         assert!(titles <= 12, "{algorithm}: {titles} charts");
         let pairs = report["pairs"].as_array().unwrap().len();
         assert!((pairs > 0) == (algorithm != "vae"), "{algorithm}: {pairs} pairs of images");
+        let html = fs::read_to_string(output.join("report.html")).unwrap();
+        assert_eq!(html.contains("Key figures"), !["sft", "vae", "dpo"].contains(&algorithm), "{algorithm} has rewards or not");
         assert_eq!(report["trained_rewards"].as_array().unwrap().is_empty(), ["sft", "vae", "dpo"].contains(&algorithm));
     }
 }

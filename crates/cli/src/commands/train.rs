@@ -59,11 +59,11 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let plan = plan(args, interrupt)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let ended = train(plan).map(|_| ());
+    if matches!(ended, Ok(()) | Err(Failure::Halted(_))) && !dry_run {
+        profile::time(Stage::Io, || report::conclude(&output));
+    }
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
         super::say_where_time_went();
-    }
-    if matches!(ended, Ok(()) | Err(Failure::Halted(_))) && !dry_run {
-        report::conclude(&output);
     }
     ended
 }

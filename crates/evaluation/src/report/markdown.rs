@@ -13,11 +13,13 @@ pub(super) fn markdown(report: &Report) -> String {
     for (comparison, contrast) in report.contrasts() {
         heading(&mut out, &format!("{} against {}", contrast.candidate, comparison.baseline));
         table(&mut out, &tables::rewards(report, comparison, contrast));
-        paragraph(
-            &mut out,
-            "The seeds of a prompt are averaged, prompts are resampled. P-values are not corrected for the number of rewards. A reward that was \
+        if !contrast.rewards.is_empty() {
+            paragraph(
+                &mut out,
+                "The seeds of a prompt are averaged, prompts are resampled. P-values are not corrected for the number of rewards. A reward that was \
              trained goes up by construction.",
-        );
+            );
+        }
         if let Some((what, lines)) = tables::left_out(contrast, NAMED) {
             paragraph(&mut out, &format!("{what}."));
             list(&mut out, lines.iter());

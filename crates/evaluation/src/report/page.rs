@@ -29,7 +29,7 @@ const SECTIONS: [Section; 11] = [
         about: "Paired differences, candidate minus baseline, with their intervals. A reward that was trained goes up by construction; what tells \
                 are the others.",
         write: rewards::key_figures,
-        is_there: |report| report.comparison.is_some(),
+        is_there: has_rewards,
     },
     Section {
         id: "rewards",
@@ -37,7 +37,7 @@ const SECTIONS: [Section; 11] = [
         about: "The seeds of a prompt are averaged; prompts are what is counted. Win rates compare those averages, a tie counting one half. P-values \
                 are not corrected for the number of rewards.",
         write: reward_section,
-        is_there: |report| report.comparison.is_some(),
+        is_there: has_rewards,
     },
     Section {
         id: "standings",
@@ -107,6 +107,11 @@ const SECTIONS: [Section; 11] = [
         is_there: |_| true,
     },
 ];
+
+/// A run that no reward judges has images all the same.
+fn has_rewards(report: &Report) -> bool {
+    report.contrasts().any(|(_, contrast)| !contrast.rewards.is_empty())
+}
 
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {

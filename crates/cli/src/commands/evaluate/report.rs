@@ -63,9 +63,12 @@ pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[Judge], started:
 
 fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
     let by_image = by_image(rows);
-    let candidate = plan.sides[1].name.as_str();
-    let first: BTreeSet<(&str, usize, u64)> =
-        rows.iter().filter(|row| row.model == candidate).take(PAIRS).map(|row| (candidate, row.index, row.seed)).collect();
+    // Some of each.
+    let candidates = plan.sides[1..].iter().map(|side| side.name.as_str());
+    let each = (PAIRS / candidates.len()).max(1);
+    let some =
+        |candidate| rows.iter().filter(move |row| row.model == candidate).take(each).map(move |row| (candidate, row.index, row.seed));
+    let first: BTreeSet<(&str, usize, u64)> = candidates.flat_map(some).collect();
     let extremes = comparison.extreme_images().into_iter().map(|(model, index, seed)| (model.to_string(), index, seed)).collect::<Vec<_>>();
     let baseline = plan.sides[0].name.as_str();
     let pair = |(model, index, seed)| pair(&by_image, [baseline, model], (index, seed), |row| picture(plan, row));
