@@ -13,8 +13,9 @@ use vp_trainers::sentinel::Watch;
 use super::previews::Previews;
 
 /// Numbers that go together: the title of their chart, how to read it, their names.
-const GROUPS: [(&str, &str, &[&str]); 8] = [
-    ("Loss", "", &["loss", "denoising_loss", "model_loss", "reference_loss", "reconstruction", "edge", "preview/validation_loss"]),
+const GROUPS: [(&str, &str, &[&str]); 9] = [
+    ("Loss", "", &["loss", "reconstruction", "edge", "preview/validation_loss"]),
+    ("Denoising loss", "", &["denoising_loss", "model_loss", "reference_loss"]),
     (
         "Accuracy",
         "",
