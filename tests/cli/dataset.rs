@@ -74,7 +74,7 @@ fn what_cannot_be_is_refused() {
         (&["--n", "0"][..], "--n is 0"),
         (&["--n", "5", "--side", "3"], "--side is 3; expected 16 to 1024"),
         (&["--n", "5", "--shard", "3/2"], "expected I/K"),
-        (&["--n", "5", "--split", "test"], "invalid value 'test'"),
+        (&["--n", "5", "--split", "tset"], "invalid value 'tset'"),
     ] {
         let stderr = dataset(&folder, more).refused();
         assert!(stderr.contains(expected), "{stderr}");

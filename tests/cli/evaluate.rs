@@ -84,7 +84,9 @@ fn several_models_are_ranked() {
     evaluate(&lora, &prompts, &out, &["--tuned", "embedded:shapes", "--trained-reward", "saturation"]).ok();
     let comparison = results(&out).1;
     let standings = comparison["standings"].as_array().unwrap();
-    assert_eq!(standings.iter().map(|of| of["reward"].as_str().unwrap()).collect::<Vec<_>>(), ["judge", "saturation"]);
+    let terms = ["aesthetic", "fidelity", "harmlessness", "pass", "prompt_following"].map(|term| format!("judge/{term}"));
+    let rewards = [&["judge".to_string()][..], &terms, &["saturation".to_string()]].concat();
+    assert_eq!(standings.iter().map(|of| of["reward"].as_str().unwrap()).collect::<Vec<_>>(), rewards);
     for of in standings {
         let models = of["models"].as_array().unwrap();
         let elo: Vec<f64> = models.iter().map(|model| model["elo"].as_f64().unwrap()).collect();

@@ -36,7 +36,7 @@ fn a_report_shows_the_images_that_were_drawn_and_can_be_written_again() {
     let sets = sets.iter().flat_map(|set| ["--set", set]);
     let args: Vec<&str> = ["train", "--algo", "refl", "-q", "-o", output.to_str().unwrap()].into_iter().chain(sets).collect();
     run(&args).ok();
-    let report = assert_report(&output, &["saturation (trained)", "judge", "Loss"]);
+    let report = assert_report(&output, &["vp_score (trained)", "judge", "Terms of judge in previews", "Loss"]);
     // A prompt that is listed twice is one prompt.
     let contrast = &report["comparison"]["contrasts"][0];
     assert_eq!((contrast["prompts"].as_u64(), contrast["images"].as_u64()), (Some(2), Some(4)), "{contrast}");

@@ -10,12 +10,14 @@ use crate::util::{Finished, root, run};
 fn hack(output: &Path, more: &[&str]) -> Finished {
     let config = output.with_extension("toml");
     let text = std::fs::read_to_string(root().join("configs/refl/shapes.toml")).unwrap();
-    assert!(text.contains("[reward.saturation]"));
-    std::fs::write(&config, text.replace("[reward.saturation]", "[reward.brightness]")).unwrap();
+    let (before, section) = text.split_once("[reward.vp_score]\n").expect("the shipped recipe trains on vp_score");
+    let (_, after) = section.split_once('\n').unwrap();
+    std::fs::write(&config, format!("{before}[reward.brightness]\n{after}")).unwrap();
     let sets = [
         "run.num_train_steps=12",
-        "optimizer.learning_rate=0.02",
-        "preview.every=2",
+        "optimizer.learning_rate=0.01",
+        "regularizer.base_predictions.weight=0.01",
+        "preview.every=1",
         "preview.num_inference_steps=5",
         "checkpoint.every=2",
         "sentinel.looks=1",

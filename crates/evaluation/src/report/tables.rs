@@ -36,7 +36,10 @@ impl Report {
     }
 
     pub(super) fn is_trained(&self, reward: &str) -> bool {
-        self.trained_rewards.iter().any(|trained| trained == reward)
+        // A term of what was trained, as vp_score/fidelity, was trained too.
+        self.trained_rewards
+            .iter()
+            .any(|trained| reward.strip_prefix(trained.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 }
 

@@ -99,6 +99,11 @@ pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watc
     let names = metrics.names();
     let terms: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((*name, name.strip_prefix("reward/")?))).collect();
     add("Terms of the reward in training", "", &terms);
+    for name in config.reward.iter().chain(&config.watch).map(|reward| reward.name()) {
+        let (title, prefix) = (format!("Terms of {name} in previews"), format!("preview/{name}/"));
+        let terms: Vec<(&str, &str)> = names.iter().filter_map(|term| Some((*term, term.strip_prefix(&prefix)?))).collect();
+        add(&title, "", &terms);
+    }
     for (title, note, of_group) in GROUPS {
         let named: Vec<(&str, &str)> = of_group.iter().map(|name| (*name, shown(name))).collect();
         add(title, note, &named);
