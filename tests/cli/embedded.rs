@@ -34,6 +34,19 @@ fn sample_and_score_need_no_files() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("known: embedded:shapes"));
 }
 
+/// 77 % of such pairs were measured (docs/guide/the-loop.md); 70 % is three standard errors and more below.
+#[test]
+fn the_reward_model_orders_spoilt_images_as_the_judge_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let shapes = ["dataset", "shapes", "--split", "validation", "--n", "100", "--per-caption", "6", "--seed", "5", "--out", "images"];
+    ok(dir.path(), &shapes);
+    ok(dir.path(), &["annotate", "-a", "judge", "--records", "images/records.jsonl", "-o", "rated"]);
+    let said = ok(dir.path(), &["score", "-r", "embedded:shapes/vp-score", "--records", "rated/records.jsonl"]);
+    let pooled = said.lines().find(|line| line.contains("imagereward-pooled")).unwrap();
+    let share: f64 = pooled.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(share > 70.0, "{said}");
+}
+
 #[test]
 fn training_with_no_arguments_needs_no_files() {
     let dir = tempfile::tempdir().unwrap();

@@ -112,6 +112,13 @@ fn images_of_different_sizes_score_as_they_do_alone() {
             assert!((scores[i] - alone).abs() < 1e-4, "{}: {} and {alone}", reward.name(), scores[i]);
             assert!((scores[i] - f64::from(as_tensor)).abs() < 0.1, "{}: {} and {as_tensor}", reward.name(), scores[i]);
         }
+        let judgement = reward.judge_rgb(&images, &prompts, &device).unwrap();
+        assert_eq!(judgement.scores, scores, "{}", reward.name());
+        for (term, of_term) in &judgement.terms {
+            let alone = reward.judge_rgb(&images[1..2], &prompts[1..2], &device).unwrap().terms;
+            let (_, alone) = alone.iter().find(|(name, _)| name == term).unwrap();
+            assert!(of_term.len() == 3 && (of_term[1] - alone[0]).abs() < 1e-4, "{}/{term}: {of_term:?} and {alone:?}", reward.name());
+        }
         assert_ne!(scores[0], scores[1], "{}", reward.name());
         assert_eq!(reward.score_rgb(&[], &[], &device).unwrap(), [0.0; 0]);
         for error in [reward.score_rgb(&images, &prompts[..2], &device), reward.score_rgb(&[RgbImage::new(0, 4)], &prompts[..1], &device)] {
