@@ -130,6 +130,8 @@ fn a_signal_saves_and_the_run_goes_on() {
         // The signal comes after the first of six saves, updates before the end.
         assert_eq!(status.code(), Some(code), "{stderr}");
         assert!(stderr.contains("stopped by signal") && stderr.contains("saved to"), "{stderr}");
+        let report = std::fs::read_to_string(output.join("report.json")).unwrap();
+        assert!(report.contains("updates.") && output.join("report.html").is_file(), "{report}");
         run(&["train", "--resume", output.to_str().unwrap()]).ok();
         assert_eq!(result(&output), result(&undisturbed));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::util::{Finished, files, run};
+use crate::util::{Finished, copy_dir, files, root, run};
 
 fn prompts(folder: &Path) -> PathBuf {
     let path = folder.join("prompts.jsonl");
@@ -43,6 +43,23 @@ fn results(output: &Path) -> (BTreeMap<String, Vec<u8>>, Value) {
     let of = |path: PathBuf| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap());
     let report: Value = serde_json::from_slice(&fs::read(output.join("report.json")).unwrap()).unwrap();
     (files(&output.join("images")).into_iter().map(of).collect(), report["comparison"].clone())
+}
+
+#[test]
+fn an_evaluation_does_not_go_on_with_another_reward_of_the_same_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, lora) = (prompts(dir.path()), lora(dir.path()));
+    let [reward, output] = ["reward", "evaluation"].map(|name| dir.path().join(name));
+    copy_dir(&root().join("tests/golden/blip_reward_tiny/model"), &reward);
+    evaluate(&lora, &prompts, &output, &["-r", reward.to_str().unwrap()]).ok();
+    let weights = files(&reward).into_iter().find(|path| path.extension().is_some_and(|ending| ending == "safetensors")).unwrap();
+    let mut bytes = fs::read(&weights).unwrap();
+    // The lowest byte of the last value.
+    let at = bytes.len() - 4;
+    bytes[at] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let refused = evaluate(&lora, &prompts, &output, &["-r", reward.to_str().unwrap()]).refused();
+    assert!(refused.contains("holds another evaluation"), "{refused}");
 }
 
 #[test]

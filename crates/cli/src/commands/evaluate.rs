@@ -51,7 +51,7 @@ pub struct Plan {
     guidance_scale: f64,
     leaks: Vec<NearDuplicate>,
     training: Vec<String>,
-    /// Of what draws, by side and file: a file that was overwritten makes another evaluation.
+    /// Of what draws and what scores, by its name and file: a file that was overwritten makes another evaluation.
     checksums: BTreeMap<String, String>,
 }
 
@@ -59,8 +59,9 @@ pub struct Plan {
 pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
-    let plan = plan(args)?;
+    let mut plan = plan(args)?;
     let rewards = judges(&plan.args.rewards, &device)?;
+    plan.checksums.extend(checksums_of_rewards(&rewards)?);
     let journal = Journal::open(&plan.args.output, &plan.origin(&rewards)?)?;
     for (number, side) in plan.sides.iter().enumerate() {
         look(&plan, (number, side), (&rewards, &device), &journal).map_err(Failure::run)?;
@@ -153,6 +154,17 @@ fn checksums(sides: &[Side]) -> anyhow::Result<BTreeMap<String, String>> {
         for lora in loras {
             let bytes = std::fs::read(&lora.path).with_context(|| format!("read {}", lora.path.display()))?;
             found.insert(format!("{}: {}", side.name, lora.path.display()), checksum(&bytes));
+        }
+    }
+    Ok(found)
+}
+
+/// The checksums of the weights of every reward.
+fn checksums_of_rewards(rewards: &[Judge]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for Judge { name, weights, .. } in rewards {
+        for path in weights {
+            found.extend(fingerprint(path)?.into_iter().map(|(file, sum)| (format!("{name}: {file}"), sum)));
         }
     }
     Ok(found)
@@ -289,7 +301,7 @@ fn judge(
     let prompt = &plan.prompts[index];
     let prompts = vec![prompt.text.clone(); images.len()];
     let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
-    for Judge { name, reward } in rewards {
+    for Judge { name, reward, .. } in rewards {
         let said = reward.judge_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?;
         scores.push((name.clone(), said.scores));
         scores.extend(said.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));

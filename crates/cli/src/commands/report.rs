@@ -35,8 +35,8 @@ pub fn run(args: ReportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the report of a run that has just ended, and says where it is. What was trained is on disk by then, so that a report that cannot be
-/// written is no failure of the run.
+/// Writes the report of a run that has just ended, at its end or before, and says where it is. What was trained is on disk by then, so that a
+/// report that cannot be written is no failure of the run.
 pub fn conclude(run: &Path) {
     match of_run(run).and_then(|report| write(run, &report)) {
         Ok(path) => say(format_args!("{}", path.display())),

@@ -1,6 +1,6 @@
 //! `score`: images and their prompts to numbers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
@@ -23,6 +23,8 @@ pub struct Judge {
     pub name: String,
     /// The reward.
     pub reward: Box<dyn Reward>,
+    /// Files and folders that it was read from.
+    pub weights: Vec<PathBuf>,
 }
 
 /// The top-level entry point for `score`.
@@ -136,9 +138,9 @@ pub fn judges(names: &[String], device: &Device) -> anyhow::Result<Vec<Judge>> {
 
 fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<Judge>> {
     let build = |(name, config): (String, RewardConfig)| {
-        let reward = embedded::resolve_reward(&config).and_then(|config| Ok(config.build(device)?));
-        let reward = reward.with_context(|| format!("--reward {name}"))?;
-        Ok(Judge { name, reward })
+        let resolved = embedded::resolve_reward(&config).and_then(|config| Ok((config.build(device)?, config.weights())));
+        let (reward, weights) = resolved.with_context(|| format!("--reward {name}"))?;
+        Ok(Judge { name, reward, weights })
     };
     configs.into_iter().map(build).collect()
 }
@@ -190,8 +192,7 @@ fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
         return Ok(read_manifest(path)?);
     }
     let prompt = args.prompt.clone().context("expected --prompt or --manifest")?;
-    let entry =
-        |path: &std::path::PathBuf| ImageEntry { path: path.clone(), file_name: path.display().to_string(), caption: prompt.clone() };
+    let entry = |path: &PathBuf| ImageEntry { path: path.clone(), file_name: path.display().to_string(), caption: prompt.clone() };
     Ok(args.images.iter().map(entry).collect())
 }
 
