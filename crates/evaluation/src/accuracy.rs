@@ -14,6 +14,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::bootstrap::{Bootstrap, bootstrap};
+use crate::interval::Interval;
 use crate::{Error, Result};
 
 /// The images of one prompt: what a reward scored them and how people ranked them.
@@ -104,16 +106,23 @@ pub struct Accuracy {
     pub pairs: usize,
     /// What was left out because people tied it: pairs, or prompts where the protocol looks at whole prompts.
     pub ties_dropped: usize,
+    /// What it would have been on other prompts of the same kind, of [`imagereward_accuracy`]: bootstrap over prompts, 95 %.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
 }
 
 impl fmt::Display for Accuracy {
-    /// `66.30 % (imagereward-pooled, 6399 pairs of 466 prompts, 831 ties dropped)`
+    /// `66.30 % (imagereward-pooled, 6399 pairs of 466 prompts, 831 ties dropped; 95 %: 64.81 to 67.74)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.2} % ({}, ", 100.0 * self.value, self.protocol)?;
         if self.pairs > 0 {
             write!(f, "{} pairs of ", self.pairs)?;
         }
-        write!(f, "{} prompts, {} ties dropped)", self.prompts, self.ties_dropped)
+        write!(f, "{} prompts, {} ties dropped", self.prompts, self.ties_dropped)?;
+        if let Some(Interval { low, high, level, .. }) = self.interval {
+            write!(f, "; {:.0} %: {:.2} to {:.2}", 100.0 * level, 100.0 * low, 100.0 * high)?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -126,9 +135,14 @@ pub fn imagereward_accuracy(prompts: &[Ranked]) -> Option<Accuracy> {
     let pairs: usize = counts.iter().map(|(ordered, _)| ordered).sum();
     let right: usize = counts.iter().map(|(_, right)| right).sum();
     let all: usize = prompts.iter().map(|prompt| prompt.pairs().count()).sum();
-    let counted = counts.iter().filter(|(ordered, _)| *ordered > 0).count();
     let value = ratio(right, pairs)?;
-    Some(Accuracy { protocol: Protocol::ImageRewardPooled, value, prompts: counted, pairs, ties_dropped: all - pairs })
+    let share = |counts: &[(usize, usize)]| {
+        let sum = |part: fn(&(usize, usize)) -> usize| counts.iter().map(part).sum::<usize>() as f64;
+        sum(|(_, right)| *right) / sum(|(ordered, _)| *ordered)
+    };
+    let ordered: Vec<(usize, usize)> = counts.into_iter().filter(|(ordered, _)| *ordered > 0).collect();
+    let interval = bootstrap(&ordered, share, &Bootstrap::default());
+    Some(Accuracy { protocol: Protocol::ImageRewardPooled, value, prompts: ordered.len(), pairs, ties_dropped: all - pairs, interval })
 }
 
 /// As [`imagereward_accuracy`], but the share of right pairs is taken per prompt and averaged over prompts with an ordered pair, in [0, 1].
@@ -137,7 +151,12 @@ pub fn imagereward_accuracy(prompts: &[Ranked]) -> Option<Accuracy> {
 pub fn imagereward_accuracy_per_prompt(prompts: &[Ranked]) -> Option<Accuracy> {
     let pooled = imagereward_accuracy(prompts)?;
     let shares = prompts.iter().map(Ranked::ordered_and_right).filter_map(|(ordered, right)| ratio(right, ordered));
-    Some(Accuracy { protocol: Protocol::ImageRewardPerPrompt, value: shares.sum::<f64>() / pooled.prompts as f64, ..pooled })
+    Some(Accuracy {
+        protocol: Protocol::ImageRewardPerPrompt,
+        value: shares.sum::<f64>() / pooled.prompts as f64,
+        interval: None,
+        ..pooled
+    })
 }
 
 /// HPSv2's accuracy: per prompt `1 − #discordant / (n (n − 1) / 2)` between the predicted and the true ranks, averaged over prompts of two or
@@ -155,7 +174,7 @@ pub fn hpsv2_inversion(prompts: &[Ranked]) -> Option<Accuracy> {
     let total: f64 = scored.iter().map(|prompt| concordance(prompt)).sum();
     let pairs = scored.iter().map(|prompt| prompt.pairs().count()).sum();
     let value = (!scored.is_empty()).then_some(total / scored.len() as f64)?;
-    Some(Accuracy { protocol: Protocol::Hpsv2Inversion, value, prompts: scored.len(), pairs, ties_dropped: 0 })
+    Some(Accuracy { protocol: Protocol::Hpsv2Inversion, value, prompts: scored.len(), pairs, ties_dropped: 0, interval: None })
 }
 
 /// The tie thresholds that PickScore tries.
@@ -186,7 +205,7 @@ pub fn pickscore_accuracy(prompts: &[Ranked], tie_threshold: f64) -> Option<Accu
     }
     let value = ratio(half_points, 2 * pairs)?;
     let prompts = prompts.iter().filter(|prompt| prompt.scores.len() > 1).count();
-    Some(Accuracy { protocol: Protocol::PickScore { tie_threshold }, value, prompts, pairs, ties_dropped: 0 })
+    Some(Accuracy { protocol: Protocol::PickScore { tie_threshold }, value, prompts, pairs, ties_dropped: 0, interval: None })
 }
 
 /// The first of [`PICKSCORE_THRESHOLDS`] with the highest [`pickscore_accuracy`] on a validation set, to be used on the test set. `None` without a
@@ -233,7 +252,7 @@ fn extreme_found(prompts: &[Ranked], k: usize, protocol: Protocol, view: impl Fn
         highest.is_some_and(|highest| images().filter(|(score, rank)| Some(*rank) != best && !is_lower(score, highest)).count() < k)
     };
     let value = ratio(ordered.iter().filter(is_found).count(), ordered.len())?;
-    Some(Accuracy { protocol, value, prompts: ordered.len(), pairs: 0, ties_dropped: prompts.len() - ordered.len() })
+    Some(Accuracy { protocol, value, prompts: ordered.len(), pairs: 0, ties_dropped: prompts.len() - ordered.len(), interval: None })
 }
 
 fn ratio(part: usize, whole: usize) -> Option<f64> {
@@ -316,6 +335,22 @@ mod tests {
         assert_eq!(pickscore_accuracy(&tied[1..], 0.1), None);
         assert_eq!(pickscore_threshold(&tied[1..]), None);
         assert_eq!(Ranked::new(vec![1.0], vec![]).unwrap_err(), Error::Lengths { scores: 1, ranks: 0 });
+    }
+
+    #[test]
+    fn an_interval_is_over_prompts_and_not_over_their_pairs() {
+        // Half of the prompts all right, half all wrong: 60 pairs, but only 20 prompts, whose mean has a standard error of 0.115.
+        let [right, wrong] = [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]].map(|scores| ranked(&scores, &[1, 2, 3]));
+        let prompts = [vec![right; 10], vec![wrong; 10]].concat();
+        let accuracy = imagereward_accuracy(&prompts).unwrap();
+        let interval = accuracy.interval.unwrap();
+        assert!((interval.low - 0.275).abs() < 0.06 && (interval.high - 0.725).abs() < 0.06, "{interval}");
+        assert!(
+            accuracy.to_string().starts_with("50.00 % (imagereward-pooled, 60 pairs of 20 prompts, 0 ties dropped; 95 %: "),
+            "{accuracy}"
+        );
+        assert!(serde_json::to_string(&accuracy).unwrap().contains(r#""interval":{"estimate":0.5,"#));
+        assert_eq!(imagereward_accuracy_per_prompt(&prompts).unwrap().interval, None);
     }
 
     #[test]
