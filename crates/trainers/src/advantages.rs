@@ -1,7 +1,7 @@
 //! Rewards to advantages: how much better an image is than its kind.
 //!
 //! Source: ddpo-pytorch `ddpo_pytorch/stat_tracking.py` (per prompt) and `scripts/train.py` (batch); DanceGRPO
-//! `fastvideo/train_grpo_sd.py` (group). Standard deviations are the population's, as numpy's are.
+//! `fastvideo/train_grpo_sd.py` (group); Flow-GRPO (arXiv 2505.05470) `flow_grpo/stat_tracking.py` (`global_std`). Standard deviations are the population's, as numpy's are.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -41,8 +41,12 @@ impl Default for PerPrompt {
 
 /// Group-relative advantages; the group is `images_per_prompt`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Group {}
+#[serde(deny_unknown_fields, default)]
+pub struct Group {
+    /// Measures the distance from the group's mean in standard deviations of the whole epoch, not of the group, so that a group of images
+    /// that are nearly alike says little.
+    pub global_std: bool,
+}
 
 /// The statistics of an epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +79,14 @@ impl AdvantagesConfig {
     pub fn advantages(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
-            Self::Group(_) => rewards.chunks(group_size).flat_map(|group| normalised(group, group, 1e-8)).collect(),
+            Self::Group(Group { global_std }) => {
+                let of_all = statistics(rewards).1;
+                let one = |group: &[f32]| {
+                    let (mean, std) = statistics(group);
+                    standardised(group, mean, if *global_std { of_all } else { std }, 1e-8)
+                };
+                rewards.chunks(group_size).flat_map(one).collect()
+            }
             Self::PerPrompt(section) => section.advantages(rewards, prompts, tracker),
         }
     }
@@ -101,10 +112,19 @@ impl PerPrompt {
 
 /// `(r − mean) / (std + eps)`, mean and population standard deviation taken of `among`.
 fn normalised(rewards: &[f32], among: &[f32], eps: f64) -> Vec<f32> {
-    let n = among.len() as f64;
-    let mean = among.iter().map(|r| f64::from(*r)).sum::<f64>() / n;
-    let std = (among.iter().map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let (mean, std) = statistics(among);
+    standardised(rewards, mean, std, eps)
+}
+
+fn standardised(rewards: &[f32], mean: f64, std: f64, eps: f64) -> Vec<f32> {
     rewards.iter().map(|r| ((f64::from(*r) - mean) / (std + eps)) as f32).collect()
+}
+
+/// Mean and population standard deviation.
+fn statistics(rewards: &[f32]) -> (f64, f64) {
+    let n = rewards.len() as f64;
+    let mean = rewards.iter().map(|r| f64::from(*r)).sum::<f64>() / n;
+    (mean, (rewards.iter().map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
 const PREFIX: &str = "tracker.";
@@ -131,13 +151,25 @@ mod tests {
     #[test]
     fn a_group_sums_to_zero() {
         let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
-        let advantages = AdvantagesConfig::Group(Group {}).advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
+        let advantages = AdvantagesConfig::Group(Group::default()).advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
         for group in advantages.chunks(3) {
             assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
             assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
         }
         // Nothing to learn where all are alike.
-        assert_eq!(AdvantagesConfig::Group(Group {}).advantages(&[2.0; 3], &[0; 3], 3, &mut Tracker::new()), [0.0; 3]);
+        assert_eq!(AdvantagesConfig::Group(Group::default()).advantages(&[2.0; 3], &[0; 3], 3, &mut Tracker::new()), [0.0; 3]);
+    }
+
+    /// Two groups with means 2 and 10; all six have mean 6 and variance (25 + 16 + 9 + 1 + 16 + 49) / 6 = 58/3.
+    #[test]
+    fn with_the_epochs_deviation_a_group_of_likes_says_little() {
+        let rewards = [1.0, 2.0, 3.0, 7.0, 10.0, 13.0];
+        let group = AdvantagesConfig::Group(Group { global_std: true });
+        let advantages = group.advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
+        let std = (58.0f32 / 3.0).sqrt();
+        for (found, expected) in advantages.iter().zip([-1.0, 0.0, 1.0, -3.0, 0.0, 3.0]) {
+            assert!((found - expected / std).abs() < 1e-6, "{advantages:?}");
+        }
     }
 
     /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times the epoch's own statistics count.
