@@ -201,7 +201,7 @@ fn ddpo(beat: Beat, folder: &Path) {
     let AlgorithmConfig::Ddpo(mut ddpo) = config.algo.clone() else { panic!("a config of DDPO") };
     ddpo.advantages = AdvantagesConfig::Batch(Default::default());
     let (mut run, mut environment) = begin(&config, beat, folder);
-    ddpo.train(&mut run, &mut environment).expect("the run goes on");
+    ddpo.train(&mut run, &mut environment, &mut Regularizer::None).expect("the run goes on");
 }
 
 fn config(path: &str, overrides: &[&str]) -> TrainConfig {

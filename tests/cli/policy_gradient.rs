@@ -82,15 +82,41 @@ fn what_cannot_work_is_one_clear_line() {
         assert!(refused(algo, own, "scheduler.name=ddpm").contains("has no density"));
         let line = refused(algo, own, &format!("algo.{algo}.train_batch_size=3"));
         assert!(line.contains("an epoch has 8 images") && line.contains("does not divide"), "{line}");
-        assert!(refused(algo, own, "regularizer={ none = {} }").contains("is not used by"));
+        assert!(refused(algo, own, "regularizer={ base_predictions = {} }").contains("[regularizer.base_predictions] is not used by"));
         assert!(refused(algo, own, &format!("algo.{algo}.timestep_fraction=0.0")).contains("above 0 and at most 1"));
     }
+    assert!(refused("d3po", &D3PO, "regularizer={ none = {} }").contains("is not used by"));
+    let line = refused("ddpo", &DDPO, "regularizer={ images = { folder = \"no/such\" } }");
+    assert!(line.contains("no/such"), "{line}");
     let line = refused("ddpo", &DDPO, "algo.ddpo.objective=score_function");
     assert!(line.contains("one update a rollout, and here are 2"), "{line}");
     let line = refused("ddpo", &DDPO, "algo.ddpo.advantages={ group = {} }");
     assert!(line.contains("expected at least 2"), "{line}");
     assert!(refused("ddpo", &DDPO, "algo.ddpo.images_per_prompt=3").contains("images_per_prompt 3 does not divide"));
     assert!(refused("ddpo", &DDPO, "algo.ddpo.clip_range=0.0").contains("clip_range is 0; expected a number above 0"));
+}
+
+/// Once for each minibatch, at its first timestep; what was learnt with it comes back to the bit.
+#[test]
+fn captioned_images_are_a_regulariser() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = |name: &str, extra: &[&str]| {
+        let output = dir.path().join(name);
+        run(&args("ddpo", &output, &DDPO, extra)).ok();
+        let folder = if extra.contains(&"--prove-resume") { output.join("interrupted") } else { output };
+        let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.filter(|line: &serde_json::Value| line["loss"].is_number()).collect::<Vec<_>>()
+    };
+    let images = "regularizer={ images = { folder = \"checkpoints/tiny-images\", weight = 0.5 } }";
+    let with = metrics("with", &["--set", images, "--prove-resume"]);
+    let without = metrics("without", &[]);
+    let (first, plain) = (&with[0], &without[0]);
+    let added = first["loss"].as_f64().unwrap() - plain["loss"].as_f64().unwrap();
+    assert!(first["regularizer"].as_f64().unwrap() > 0.0 && plain["regularizer"].is_null(), "{first} {plain}");
+    // Logged as it is at a minibatch, and in the loss as often as there are timesteps: the mean over micro-batches is the same.
+    assert!((added - first["regularizer"].as_f64().unwrap()).abs() < 1e-5, "{first} {plain}");
+    assert!(with[3]["grad_norm"] != without[3]["grad_norm"]);
 }
 
 /// Groups, shared latents, guidance, a KL penalty, part of the timesteps, two walks: they run, and the score function too.
@@ -101,7 +127,7 @@ fn other_forms() {
         "run.num_train_steps=2",
         "algo.ddpo.images_per_prompt=4",
         "algo.ddpo.share_initial_latents=true",
-        "algo.ddpo.advantages={ group = {} }",
+        "algo.ddpo.advantages={ group = { global_std = true } }",
         "algo.ddpo.guidance_scale=3.0",
         "algo.ddpo.kl_weight=0.1",
         "algo.ddpo.timestep_fraction=0.7",

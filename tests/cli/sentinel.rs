@@ -16,7 +16,9 @@ fn hack(output: &Path, more: &[&str]) -> Finished {
     let sets = [
         "run.num_train_steps=12",
         "optimizer.learning_rate=0.01",
-        "regularizer.base_predictions.weight=0.01",
+        "regularizer.images.weight=0.01",
+        "algo.refl.grad_scale=1.0",
+        "lr_scheduler={ constant = {} }",
         "preview.every=1",
         "preview.num_inference_steps=5",
         "checkpoint.every=2",
@@ -32,6 +34,15 @@ fn means(output: &Path, name: &str) -> Vec<(u64, f64)> {
     let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines.filter_map(|line| Some((line["step"].as_u64()?, line[name].as_f64()?))).collect()
+}
+
+/// The mean difference over its standard error.
+fn standard_errors(start: &[f64], now: &[f64]) -> f64 {
+    let n = start.len() as f64;
+    let differences: Vec<f64> = now.iter().zip(start).map(|(now, start)| now - start).collect();
+    let mean = differences.iter().sum::<f64>() / n;
+    let variance = differences.iter().map(|difference| (difference - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    mean / (variance / n).sqrt()
 }
 
 fn report(output: &Path) -> Value {
@@ -50,6 +61,15 @@ fn a_run_that_exploits_its_reward_is_stopped_with_a_reason_and_can_be_told_to_go
     let (first, last) = (judge[0], *judge.last().unwrap());
     assert!(last.1 < first.1 && brightness.last().unwrap().1 > brightness[0].1, "{judge:?}");
     assert!(last.0 < 12, "it was stopped before the end: {judge:?}");
+
+    // It was the first look at which the judge lay below its start by two standard errors.
+    let watch: Value = serde_json::from_slice(&std::fs::read(output.join("sentinel.json")).unwrap()).unwrap();
+    let looks = watch["looks"].as_array().unwrap();
+    let judged =
+        |look: &Value| look["watched"]["judge"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect::<Vec<_>>();
+    let below: Vec<bool> = looks[1..].iter().map(|look| standard_errors(&judged(&looks[0]), &judged(look)) <= -2.0).collect();
+    assert_eq!(below.iter().position(|below| *below), Some(looks.len() - 2), "{below:?}");
+    assert_eq!(looks.last().unwrap()["step"], last.0);
 
     // The report says why, of a run that was stopped as of one that was not.
     assert_eq!(stopped.stdout().lines().last(), output.join("report.html").to_str());

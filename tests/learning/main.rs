@@ -67,7 +67,7 @@ fn train(name: &str, config_path: &str, overrides: &[String]) -> Trained {
         AlgorithmConfig::Draft(draft) => draft.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         AlgorithmConfig::AlignProp(align_prop) => align_prop.train(&mut run, &mut environment, &mut regularizer).unwrap(),
         AlgorithmConfig::DrTune(drtune) => drtune.train(&mut run, &mut environment, &mut regularizer).unwrap(),
-        AlgorithmConfig::Ddpo(ddpo) => ddpo.train(&mut run, &mut environment).unwrap(),
+        AlgorithmConfig::Ddpo(ddpo) => ddpo.train(&mut run, &mut environment, &mut Regularizer::None).unwrap(),
         AlgorithmConfig::D3po(d3po) => d3po.train(&mut run, &mut environment).unwrap(),
         other => panic!("{} is not driven by a reward", other.name()),
     }

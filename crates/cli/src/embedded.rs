@@ -4,11 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vp_rewards::RewardConfig;
+use vp_trainers::regularizer::RegularizerConfig;
+
+use crate::args::{ShapesArgs, Shard, SplitArg};
+use crate::commands::dataset;
 
 /// What to write where a model folder is expected.
 pub const SHAPES: &str = "embedded:shapes";
 /// The reward model beside it.
 pub const SHAPES_VP_SCORE: &str = "embedded:shapes/vp-score";
+/// Captioned images for a regularizer: what `dataset shapes --split feedback -n 2000 --seed 31` draws.
+pub const SHAPES_CAPTIONED: &str = "embedded:shapes/captioned";
 /// The guidance scale at which it draws best.
 pub const GUIDANCE_SCALE: f64 = 3.0;
 
@@ -20,7 +26,10 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     match path.to_str() {
         Some(SHAPES) => unpack().with_context(|| SHAPES.to_string()),
         Some(SHAPES_VP_SCORE) => Ok(unpack().with_context(|| SHAPES_VP_SCORE.to_string())?.join("vp-score")),
-        Some(other) if other.starts_with("embedded:") => bail!("{other}: no such embedded model (known: {SHAPES}, {SHAPES_VP_SCORE})"),
+        Some(SHAPES_CAPTIONED) => captioned(&cache()).with_context(|| SHAPES_CAPTIONED.to_string()),
+        Some(other) if other.starts_with("embedded:") => {
+            bail!("{other}: nothing of this name is embedded (known: {SHAPES}, {SHAPES_VP_SCORE}, {SHAPES_CAPTIONED})")
+        }
         _ => Ok(path.to_path_buf()),
     }
 }
@@ -35,6 +44,36 @@ pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     Ok(config)
 }
 
+/// A regularizer whose images are where they are, in the place of one that may name embedded ones.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_regularizer(config: &RegularizerConfig) -> anyhow::Result<RegularizerConfig> {
+    let mut config = config.clone();
+    if let RegularizerConfig::Images(images) = &mut config {
+        images.folder = resolve(&images.folder)?;
+    }
+    Ok(config)
+}
+
+/// Where applications keep what they can make again.
+fn cache() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || variable("HOME").map(|home| home.join(".cache"));
+    let folder = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home);
+    folder.unwrap_or_else(std::env::temp_dir).join("visionprefer")
+}
+
+/// The folder of captioned images below `cache`, drawn when it is first asked for: made from nothing, it is not worth its room in the binary.
+fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
+    // A folder of another version of the world is another folder.
+    let folder = cache.join(concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")));
+    let args =
+        ShapesArgs { out: folder.clone(), n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE };
+    dataset::make(&args)?;
+    Ok(folder)
+}
+
 #[cfg(not(feature = "embedded"))]
 fn unpack() -> anyhow::Result<PathBuf> {
     bail!("this binary was built without the feature `embedded`; pass a diffusers folder")
@@ -42,7 +81,7 @@ fn unpack() -> anyhow::Result<PathBuf> {
 
 #[cfg(feature = "embedded")]
 fn unpack() -> anyhow::Result<PathBuf> {
-    files::unpack_into(&files::cache())
+    files::unpack_into(&cache())
 }
 
 #[cfg(feature = "embedded")]
@@ -79,14 +118,6 @@ mod files {
         "vp-score/model.safetensors",
         "vp-score/vocab.txt",
     ];
-
-    /// Where applications keep what they can make again.
-    pub fn cache() -> PathBuf {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let home = || variable("HOME").map(|home| home.join(".cache"));
-        let folder = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home);
-        folder.unwrap_or_else(std::env::temp_dir).join("visionprefer")
-    }
 
     /// The model's folder below `cache`, named by its content. It appears complete or not at all.
     pub fn unpack_into(cache: &Path) -> anyhow::Result<PathBuf> {

@@ -398,11 +398,13 @@ impl TrainConfig {
 
     fn policy_gradient_findings(&self, findings: &mut Vec<String>) {
         self.reward_driven_findings(findings);
-        if self.regularizer.is_some() {
-            let name = self.algo.name();
-            findings.push(format!(
-                "[regularizer.<name>] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it"
-            ));
+        let name = self.algo.name();
+        match (&self.regularizer, &self.algo) {
+            (None, _) | (Some(RegularizerConfig::Images(_) | RegularizerConfig::None(_)), AlgorithmConfig::Ddpo(_)) => {}
+            (Some(regularizer), _) => findings.push(format!(
+                "[regularizer.{}] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it",
+                regularizer.name()
+            )),
         }
     }
 

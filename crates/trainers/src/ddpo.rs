@@ -8,6 +8,7 @@
 //! | `per_prompt_stat_tracking` | `[algo.ddpo.advantages.per_prompt]` |
 //! | DanceGRPO's (2505.07818) groups | `[algo.ddpo.advantages.group]`, `images_per_prompt`, `share_initial_latents` |
 //! | DPOK's KL term | `kl_weight` |
+//! | L_pre of *Large-scale RL for diffusion models* (2401.12244), section 3.3 | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
 //!
 //! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step. The log-probability is
 //! a mean over channels and pixels, as published; `clip_range` presumes it.
@@ -24,7 +25,10 @@ use crate::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, sampling_findings, surrogate};
+use crate::policy_gradient::{
+    Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, prompts, sampling_findings, surrogate,
+};
+use crate::regularizer::{Regularizer, Trajectory};
 use crate::rollout::{Rollout, RolloutPlan};
 use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
@@ -179,7 +183,12 @@ impl Ddpo {
     /// # Errors
     /// When the run is interrupted, something is not finite, the ratios are not 1 before the first update, or the run's folder cannot
     /// be written.
-    pub fn train<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>) -> Result<(), Error> {
+    pub fn train<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        regularizer: &mut Regularizer,
+    ) -> Result<(), Error> {
         let scheduler = environment.scheduler()?;
         let layout = self.layout(scheduler.timesteps().len());
         preview_first(run, environment)?;
@@ -193,10 +202,21 @@ impl Ddpo {
             let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, advantages)? else { continue };
 
             // 4. The objective of a minibatch, each image at a timestep of its own.
-            let objective = self.objective(run, environment, &*scheduler, &current, &place)?;
+            let (mut loss, mut observed) = self.objective(run, environment, &*scheduler, &current, &place)?;
 
-            // 5. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
-            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), objective)?;
+            // 5. The regulariser beside a minibatch's first timestep, for all of them.
+            if place.within.is_multiple_of(layout.steps) {
+                let prompts = prompts(environment, &current, &place.items);
+                let nowhere = Trajectory { visited: &[], prompts: &prompts, size: environment.size };
+                let draw = batch.index / layout.steps as u64 + 1;
+                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, nowhere, (&run.noise, draw))? {
+                    observed.push(("regularizer".into(), values(&regularization)));
+                    loss = loss + regularization * layout.steps as f64;
+                }
+            }
+
+            // 6. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
+            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), (loss, observed))?;
         }
         Ok(())
     }

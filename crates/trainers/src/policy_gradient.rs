@@ -182,7 +182,8 @@ pub fn guided_transition<D: Denoiser>(
     })
 }
 
-fn prompts<D: Denoiser>(environment: &Environment<D>, rollout: &Rollout, rows: &[usize]) -> Vec<String> {
+/// The prompts of images of a rollout.
+pub fn prompts<D: Denoiser>(environment: &Environment<D>, rollout: &Rollout, rows: &[usize]) -> Vec<String> {
     rows.iter().map(|row| environment.prompt(rollout.prompts[*row]).to_string()).collect()
 }
 

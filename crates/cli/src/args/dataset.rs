@@ -194,6 +194,11 @@ pub struct Shard {
     pub of: u64,
 }
 
+impl Shard {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+}
+
 impl std::str::FromStr for Shard {
     type Err = String;
 

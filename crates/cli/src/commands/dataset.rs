@@ -49,13 +49,25 @@ fn shapes(args: &ShapesArgs) -> Result<(), Failure> {
         return Err(anyhow::anyhow!("--per-caption is {per_caption}; expected 1 to {MOST_CANDIDATES} images").into());
     }
     begin(args)?;
-    let part = (0..n).filter(|index| index % shard.of == shard.index);
-    let drawn = part.map(|index| draw(args, index)).sum::<anyhow::Result<u64>>().map_err(Failure::run)?;
-    if per_caption > 1 { write_candidates(args) } else { write_metadata(args) }.map_err(Failure::run)?;
+    let drawn = fill(args).map_err(Failure::run)?;
     let of = if shard.of > 1 { format!(" (part {} of {})", shard.index + 1, shard.of) } else { String::new() };
     let images = n * per_caption;
     say(format_args!("{images} images of {side}x{side} pixels in {}{of}, {drawn} of them new", args.out.display()));
     Ok(())
+}
+
+/// The folder of captioned images that `args` describe, without a word.
+pub fn make(args: &ShapesArgs) -> anyhow::Result<()> {
+    begin(args)?;
+    fill(args).map(drop)
+}
+
+/// Draws what is not there yet and writes what it shows; how many images are new.
+fn fill(args: &ShapesArgs) -> anyhow::Result<u64> {
+    let part = (0..args.n).filter(|index| index % args.shard.of == args.shard.index);
+    let drawn = part.map(|index| draw(args, index)).sum::<anyhow::Result<u64>>()?;
+    if args.per_caption > 1 { write_candidates(args) } else { write_metadata(args) }?;
+    Ok(drawn)
 }
 
 /// Makes the folder, or recognises it.

@@ -3,7 +3,7 @@
 mod accuracy;
 mod annotate;
 mod bring;
-mod dataset;
+pub mod dataset;
 mod docs;
 mod drawing;
 mod evaluate;

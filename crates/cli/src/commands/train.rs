@@ -59,7 +59,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let plan = plan(args, interrupt)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let ended = train(plan).map(|_| ());
-    if matches!(ended, Ok(()) | Err(Failure::Halted(_))) && !dry_run {
+    if !matches!(ended, Err(Failure::Input(_))) && !dry_run {
         profile::time(Stage::Io, || report::conclude(&output));
     }
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
@@ -83,7 +83,9 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
         AlgorithmConfig::DrTune(drtune) => {
             reward_driven::train(plan, |run, environment, regularizer| drtune.train(run, environment, regularizer))
         }
-        AlgorithmConfig::Ddpo(ddpo) => reward_driven::train(plan, |run, environment, _| ddpo.train(run, environment)),
+        AlgorithmConfig::Ddpo(ddpo) => {
+            reward_driven::train(plan, |run, environment, regularizer| ddpo.train(run, environment, regularizer))
+        }
         AlgorithmConfig::D3po(d3po) => reward_driven::train(plan, |run, environment, _| d3po.train(run, environment)),
         AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),
         AlgorithmConfig::Vae(vae) => supervised::train_vae(plan, &vae),

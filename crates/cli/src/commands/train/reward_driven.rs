@@ -31,17 +31,19 @@ pub fn train(
     let (mut environment, model) = profile::time(Stage::Io, || environment(&plan))?;
     let noise = Noise::new(plan.config.run.seed);
     let policy_gradient = plan.config.algo.images_kept();
-    let section = match policy_gradient {
-        Some(_) => RegularizerConfig::None(Nothing {}),
-        None => plan.config.regularizer.clone().unwrap_or_default(),
+    let section = match (&plan.config.regularizer, policy_gradient) {
+        (Some(section), _) => embedded::resolve_regularizer(section).context("[regularizer]")?,
+        (None, Some(_)) => RegularizerConfig::None(Nothing {}),
+        (None, None) => RegularizerConfig::default(),
     };
     let mut regularizer = Regularizer::new(&section, noise).map_err(anyhow::Error::from)?;
     let mut files = vec![plan.model.clone()];
     if let Some(reward) = &plan.config.reward {
         files.extend(embedded::resolve_reward(reward).context("[reward]")?.weights());
     }
-    let prompts = BTreeMap::from([("the list of prompts".to_string(), environment.prompts_checksum())]);
-    let mut start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), prompts)?;
+    let mut lists = BTreeMap::from([("the list of prompts".to_string(), environment.prompts_checksum())]);
+    lists.extend(regularizer.fingerprint().map(|images| ("the regularizer's list of images and captions".to_string(), images)));
+    let mut start = plan.start(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>(), lists)?;
     if let (Some(images), Some(scheduler)) = (policy_gradient, &plan.config.scheduler) {
         require_density(&*environment.scheduler().map_err(anyhow::Error::from)?).context("[scheduler]")?;
         let latents = environment.pipeline.latent_shape(environment.size);

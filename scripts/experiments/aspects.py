@@ -1,0 +1,21 @@
+#!/usr/bin/env python3
+"""(c) What each aspect is good for: rewards that never heard of one, and what models fine-tuned with them gain and lose.
+
+    cargo build --release && scripts/experiments/aspects.py
+"""
+
+import lab
+
+
+def main():
+    rewards = {"all four": lab.reward("vp-score")}
+    for aspect in lab.ASPECTS:
+        rewards[f"without {aspect.replace('_', ' ')}"] = lab.reward(f"without-{aspect}", **{f"rankings.weights.{aspect}": 0.0})
+    loras = [lab.tuned(f"refl-{path.parent.name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})[0] for path in rewards.values()]
+    found = lab.evaluated("aspects", loras)
+    rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(rewards, found)]
+    lab.table("aspects", "scripts/experiments/aspects.py", ["ReFL with a reward that learnt", *lab.COLUMNS], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""(b) How accuracy grows with the preference set: the same number of updates on a sixteenth, a quarter and all of the prompts.
+
+    cargo build --release && scripts/experiments/preference_set_size.py
+"""
+
+import lab
+
+
+def part(path, share):
+    """The first so many of a file's prompts, in a file beside it."""
+    lines = path.read_text().splitlines()
+    target = path.with_name(f"part-{share}.jsonl")
+    target.write_text("\n".join(lines[: len(lines) // share]) + "\n")
+    return target
+
+
+def main():
+    rows = []
+    for share in [16, 4, 1]:
+        records = [part(path, share) for path in lab.training()] if share > 1 else lab.training()
+        prompts = sum(len(path.read_text().splitlines()) for path in records)
+        model = lab.reward(f"share-{share}" if share > 1 else "vp-score", records=records)
+        *found, pairs = lab.accuracy(model, lab.held_out())
+        rows.append([prompts, lab.percent(*found)])
+    lab.table("preference-set-size", "scripts/experiments/preference_set_size.py",
+              ["prompts with their images", f"ordered as the judge does, of {pairs} pairs (95 %)"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""(e) Fine-tuning with VP-Score against fine-tuning with the other rewards of accuracy.py, judged by the judge.
+
+    cargo build --release && scripts/experiments/rewards.py
+"""
+
+import accuracy
+import lab
+
+
+def main():
+    titles, loras = [], []
+    for title, (name, values) in accuracy.REWARDS.items():
+        path = accuracy.model(name, values)
+        titles.append(title)
+        if name == "clip":
+            lora, _ = lab.tuned("refl-clip", config=lab.refl_on_clip(path), **lab.REFL)
+        else:
+            lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})
+        loras.append(lora)
+    found = lab.evaluated("rewards", loras)
+    rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(titles, found)]
+    lab.table("rewards", "scripts/experiments/rewards.py", ["ReFL with", *lab.COLUMNS], rows)
+
+
+if __name__ == "__main__":
+    main()
