@@ -18,7 +18,7 @@ BINARY = Path(os.environ.get("VISIONPREFER", ROOT / "target/release/visionprefer
 HOME = Path(os.environ.get("EXPERIMENTS", ROOT / "runs/experiments"))
 TABLES = ROOT / "docs/concepts/tables"
 # What every fine-tuning of the experiments has in common: the recipe that ships, shorter.
-REFL = {"run.num_train_steps": 150}
+REFL = {"run.num_train_steps": 100}
 ASPECTS = ["prompt_following", "aesthetic", "fidelity", "harmlessness"]
 
 

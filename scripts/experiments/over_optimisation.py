@@ -18,7 +18,7 @@ def looks(folder):
 
 
 def main():
-    push = {"run.num_train_steps": 160, "preview.every": 20, "optimizer.learning_rate": 2e-3, "algo.refl.grad_scale": 1.0}
+    push = {"run.num_train_steps": 120, "preview.every": 20, "optimizer.learning_rate": 2e-3, "algo.refl.grad_scale": 1.0}
     text = (lab.ROOT / "configs/refl/shapes.toml").read_text()
     config = lab.HOME / "refl-pushed.toml"
     config.write_text(lab.without_images(text))

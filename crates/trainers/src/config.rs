@@ -273,7 +273,6 @@ impl Validate for TrainConfig {
         ];
         optional.iter().flatten().for_each(|section| section.findings(findings));
         self.watch.iter().for_each(|reward| reward.findings(findings));
-        self.lr_scheduler.findings(self.run.num_train_steps, findings);
         if let Some(ema) = &self.ema {
             ema.findings(findings);
         }

@@ -25,7 +25,8 @@ pub struct Constant {}
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Warmup {
-    /// Updates until the full rate; the first of them has rate 0. 0 for none.
+    /// Updates until the full rate, at most half of the run's, so that a short trial of a long recipe learns too; the first of them has rate
+    /// 0. 0 for none.
     pub num_warmup_steps: u64,
 }
 
@@ -40,17 +41,6 @@ impl LrSchedulerConfig {
         match self {
             Self::Constant(_) => 0,
             Self::ConstantWithWarmup(warmup) | Self::Linear(warmup) | Self::Cosine(warmup) => warmup.num_warmup_steps,
-        }
-    }
-
-    /// Appends one sentence for everything that cannot work in a run of `num_training_steps` updates.
-    pub fn findings(&self, num_training_steps: u64, findings: &mut Vec<String>) {
-        let warmup = self.num_warmup_steps();
-        if warmup > 0 && warmup >= num_training_steps {
-            let name = self.name();
-            findings.push(format!(
-                "lr_scheduler.{name}.num_warmup_steps is {warmup}, and the run ends after {num_training_steps}, before the full rate"
-            ));
         }
     }
 }
@@ -75,7 +65,7 @@ impl LrSchedule {
     }
 
     fn factor(&self, step: u64) -> f64 {
-        let warmup = self.config.num_warmup_steps();
+        let warmup = self.config.num_warmup_steps().min(self.num_training_steps / 2);
         if step < warmup {
             return step as f64 / warmup as f64;
         }
@@ -116,10 +106,16 @@ mod tests {
         let config: LrSchedulerConfig = serde_json::from_str(r#"{"cosine": {"num_warmup_steps": 3}}"#).unwrap();
         assert_eq!((config.name(), config.num_warmup_steps()), ("cosine", 3));
         assert!(serde_json::from_str::<LrSchedulerConfig>(r#"{"constant": {"num_warmup_steps": 3}}"#).is_err());
-        let mut findings = Vec::new();
-        config.findings(3, &mut findings);
-        assert_eq!(findings.len(), 1);
-        config.findings(4, &mut findings);
-        assert_eq!(findings.len(), 1);
+    }
+
+    #[test]
+    fn a_warm_up_leaves_half_of_a_short_run() {
+        let rates = |updates: u64| {
+            let schedule = LrSchedule::new(LrSchedulerConfig::Cosine(Warmup { num_warmup_steps: 20 }), 1.0, updates);
+            (0..updates).map(|step| (schedule.rate(step) * 1e6).round() / 1e6).collect::<Vec<_>>()
+        };
+        assert_eq!(rates(1), [1.0]);
+        assert_eq!(rates(4), [0.0, 0.5, 1.0, 0.5]);
+        assert_eq!(rates(100)[..3], [0.0, 0.05, 0.1]);
     }
 }
