@@ -30,7 +30,7 @@ def main():
         rows.append([title, lab.percent(*share)])
     *share, _ = lab.accuracy("embedded:shapes/vp-score", lab.held_out())
     rows.append(["the VP-Score that ships, which saw more", lab.percent(*share)])
-    lab.table("accuracy", "scripts/experiments/accuracy.py", ["reward", f"ordered as the judge does, of {pairs} pairs (95 %)"], rows)
+    lab.table("accuracy", ["reward", f"ordered as the judge does, of {pairs} pairs (95 %)"], rows)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main():
     rows = [["base model", "", *lab.base_row(found[0])]]
     rows += [[title, f"{seconds} s", *lab.row_of(paired)] for (title, (_, seconds)), paired in zip(runs.items(), found)]
     rows += [[f"best of {n}", "none", *lab.row_of(best_of(n))] for n in [4]]
-    lab.table("algorithms", "scripts/experiments/algorithms.py", ["algorithm", "training", *lab.COLUMNS], rows)
+    lab.table("algorithms", ["algorithm", "training", *lab.COLUMNS], rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def main():
     loras = [lab.tuned(f"refl-{path.parent.name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})[0] for path in rewards.values()]
     found = lab.evaluated("aspects", loras)
     rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(rewards, found)]
-    lab.table("aspects", "scripts/experiments/aspects.py", ["ReFL with a reward that learnt", *lab.COLUMNS], rows)
+    lab.table("aspects", ["ReFL with a reward that learnt", *lab.COLUMNS], rows)
 
 
 if __name__ == "__main__":

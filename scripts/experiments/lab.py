@@ -1,7 +1,7 @@
 """What the experiments of docs/concepts/what-the-paper-claims.md share: the data, a reward model, a fine-tuned model, an evaluation, a table.
 
 Everything lies under runs/experiments ($EXPERIMENTS elsewhere), made once and used by every script; a command that was interrupted is given
-again, and goes on where it can. Needs Python 3 and a release build, nothing else. The tables go to docs/concepts/tables.
+again, and goes on where it can. Needs Python 3 and a release build, nothing else. Tables are written into the page.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("VISIONPREFER", ROOT / "target/release/visionprefer"))
 HOME = Path(os.environ.get("EXPERIMENTS", ROOT / "runs/experiments"))
-TABLES = ROOT / "docs/concepts/tables"
+PAGE = ROOT / "docs/concepts/what-the-paper-claims.md"
 # What every fine-tuning of the experiments has in common: the recipe that ships, shorter.
 REFL = {"run.num_train_steps": 100}
 ASPECTS = ["prompt_following", "aesthetic", "fidelity", "harmlessness"]
@@ -192,10 +192,12 @@ def base_row(paired):
     return [f"{100 * paired['judge/pass']['baseline']:.1f} %", *(f"{paired[f'judge/{aspect}']['baseline']:.3f}" for aspect in ASPECTS)]
 
 
-def table(name, command, header, rows, note=""):
-    """Writes a table for the page, under the command that made it."""
+def table(name, header, rows, note=""):
+    """Writes a table into the page, between its marks; what is said of it there, below, is for a reader to hold against it."""
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-    text = f"<!-- written by {command} -->\n" + "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
-    TABLES.mkdir(parents=True, exist_ok=True)
-    (TABLES / f"{name}.md").write_text(text)
+    text = "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    page = PAGE.read_text()
+    before, after = page[: page.index(begin) + len(begin)], page[page.index(end) :]
+    PAGE.write_text(f"{before}\n{text}\n{after}")
     print(text)

@@ -27,7 +27,7 @@ def main():
     sentinel = json.loads((folder / "report.json").read_text())["sentinel"]
     findings = "; ".join(f"`{found['rule']}` after update {found['step']}" for found in sentinel["findings"]) or "nothing"
     rows = [[line["step"], *(f"{line[f'preview/{name}']:.3f}" for name in NAMES)] for line in looks(folder)]
-    lab.table("over-optimisation", "scripts/experiments/over_optimisation.py", ["update", "VP-Score (trained)", *NAMES[1:]], rows,
+    lab.table("over-optimisation", ["update", "VP-Score (trained)", *NAMES[1:]], rows,
               f"The sentinel found: {findings}.")
 
 

@@ -23,8 +23,7 @@ def main():
         model = lab.reward(f"share-{share}" if share > 1 else "vp-score", records=records)
         *found, pairs = lab.accuracy(model, lab.held_out())
         rows.append([prompts, lab.percent(*found)])
-    lab.table("preference-set-size", "scripts/experiments/preference_set_size.py",
-              ["prompts with their images", f"ordered as the judge does, of {pairs} pairs (95 %)"], rows)
+    lab.table("preference-set-size", ["prompts with their images", f"ordered as the judge does, of {pairs} pairs (95 %)"], rows)
 
 
 if __name__ == "__main__":

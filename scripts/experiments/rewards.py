@@ -20,7 +20,7 @@ def main():
         loras.append(lora)
     found = lab.evaluated("rewards", loras)
     rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(titles, found)]
-    lab.table("rewards", "scripts/experiments/rewards.py", ["ReFL with", *lab.COLUMNS], rows)
+    lab.table("rewards", ["ReFL with", *lab.COLUMNS], rows)
 
 
 if __name__ == "__main__":
