@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use vp_core::atomic::temporary_beside;
 use vp_rewards::RewardConfig;
 use vp_trainers::regularizer::RegularizerConfig;
 
@@ -65,12 +66,22 @@ fn cache() -> PathBuf {
 }
 
 /// The folder of captioned images below `cache`, drawn when it is first asked for: made from nothing, it is not worth its room in the binary.
+/// It appears complete or not at all.
 fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
     // A folder of another version of the world is another folder.
     let folder = cache.join(concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")));
-    let args =
-        ShapesArgs { out: folder.clone(), n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE };
-    dataset::make(&args)?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    std::fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
+    let temporary = temporary_beside(&folder);
+    let out = temporary.clone();
+    dataset::make(&ShapesArgs { out, n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE })?;
+    // Another process may have been faster; what it drew is the same.
+    if std::fs::rename(&temporary, &folder).is_err() {
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    anyhow::ensure!(folder.is_dir(), "cannot write {}", folder.display());
     Ok(folder)
 }
 
