@@ -9,18 +9,18 @@ import lab
 REWARDS = {
     "VP-Score, a head an aspect": ("vp-score", {}),
     "VP-Score, one head": ("one-head", {"algo.reward_model.aspects": False}),
-    "CLIP type (two encoders, cosine)": ("clip", {"model.path": None, "algo.reward_model.aspects": False}),
+    "CLIP type (two encoders, cosine)": ("clip", {"algo.reward_model.aspects": False}),
     "prompt following alone": ("prompt-following", {"algo.reward_model.aspects": False} | {f"rankings.weights.{aspect}": 0.0 for aspect in lab.ASPECTS[1:]}),
     "aesthetic alone, without the prompt": ("aesthetic", {"algo.reward_model.aspects": False, "rankings.ignore_prompts": True}
                                             | {f"rankings.weights.{aspect}": 0.0 for aspect in lab.ASPECTS if aspect != "aesthetic"}),
 }
 
 
-def model(name, values, **more):
+def model(name, values):
     """One of the rewards of this table, which others fine-tune with."""
-    if "model.path" in values:
+    if name == "clip":
         values = values | {"model.path": str(lab.clip())}
-    return lab.reward(name, **values, **more)
+    return lab.reward(name, **values)
 
 
 def main():

@@ -13,8 +13,7 @@ def main():
         rewards[f"without {aspect.replace('_', ' ')}"] = lab.reward(f"without-{aspect}", **{f"rankings.weights.{aspect}": 0.0})
     loras = [lab.tuned(f"refl-{path.parent.name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})[0] for path in rewards.values()]
     found = lab.evaluated("aspects", loras)
-    rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(rewards, found)]
-    lab.table("aspects", ["ReFL with a reward that learnt", *lab.COLUMNS], rows)
+    lab.table("aspects", ["ReFL with a reward that learnt", *lab.COLUMNS], lab.rows(rewards, found))
 
 
 if __name__ == "__main__":

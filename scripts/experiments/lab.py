@@ -83,9 +83,9 @@ def settings(values):
     return [part for name, value in values.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 
-def reward(name, records=None, updates=1000, **values):
+def reward(name, records=None, **values):
     """A reward model, trained from nothing; its folder."""
-    values = {"run.num_train_steps": updates, "run.seed": 0, "algo.reward_model.workers": 1, "rankings.margin": 0.3,
+    values = {"run.num_train_steps": 1000, "run.seed": 0, "algo.reward_model.workers": 1, "rankings.margin": 0.3,
               "rankings.validation_every": 500} | values
 
     def make(out):
@@ -117,7 +117,7 @@ def clip():
 
 
 def accuracy(model, records):
-    """Share of the pairs that the judge orders strictly which a reward orders alike, their number, and a 95 % interval over prompts."""
+    """Share of the pairs that the judge orders strictly which a reward orders alike, its 95 % interval over prompts, and how many pairs."""
     out = json.loads(visionprefer("score", "-r", model, "--records", records, "--batch-size", 64, "--json").splitlines()[0])
     found = {row["protocol"]: row for row in out["accuracies"]}
     pooled = found["imagereward-pooled"]
@@ -160,10 +160,10 @@ def refl_on_clip(model):
     return path
 
 
-def evaluated(name, loras, more=(), count=200):
+def evaluated(name, loras, count=200):
     """LoRAs against the base model by the judge, one image for each of `count` prompts of `test`: what the report compares, by LoRA."""
     files = [part for path in loras for part in ("--lora", path)]
-    question = ["--prompts", prompts("test", count, 34), "--seeds", 1, "--batch-size", 20, "-r", "judge", *more]
+    question = ["--prompts", prompts("test", count, 34), "--seeds", 1, "--batch-size", 20, "-r", "judge"]
     folder = once(f"evaluations/{name}", "report.json", lambda out: visionprefer("evaluate", *files, *question, "-o", out))
     return contrasts(folder)
 
@@ -173,10 +173,10 @@ def contrasts(folder):
     return [{row["reward"]: row["paired"] for row in contrast["rewards"]} for contrast in report["comparison"]["contrasts"]]
 
 
-def difference(paired, places=3, scale=1.0, unit=""):
+def difference(paired, places=3, scale=1.0):
     """A paired difference with its 95 % interval."""
     low, high = (scale * paired["interval"][end] for end in ("low", "high")) if paired["interval"] else (0.0, 0.0)
-    return f"{scale * paired['difference']:+.{places}f}{unit} ({low:+.{places}f} to {high:+.{places}f})"
+    return f"{scale * paired['difference']:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
 
 
 def row_of(paired):
@@ -190,6 +190,11 @@ COLUMNS = ["passes, points", *(aspect.replace("_", " ") for aspect in ASPECTS)]
 def base_row(paired):
     """Where the base model stands."""
     return [f"{100 * paired['judge/pass']['baseline']:.1f} %", *(f"{paired[f'judge/{aspect}']['baseline']:.3f}" for aspect in ASPECTS)]
+
+
+def rows(titles, found):
+    """The base model's row, then what each of its LoRAs gained and lost."""
+    return [["base model", *base_row(found[0])], *([title, *row_of(paired)] for title, paired in zip(titles, found))]
 
 
 def table(name, header, rows, note=""):

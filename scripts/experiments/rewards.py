@@ -19,8 +19,7 @@ def main():
             lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})
         loras.append(lora)
     found = lab.evaluated("rewards", loras)
-    rows = [["base model", *lab.base_row(found[0])]] + [[title, *lab.row_of(paired)] for title, paired in zip(titles, found)]
-    lab.table("rewards", ["ReFL with", *lab.COLUMNS], rows)
+    lab.table("rewards", ["ReFL with", *lab.COLUMNS], lab.rows(titles, found))
 
 
 if __name__ == "__main__":

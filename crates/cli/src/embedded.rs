@@ -1,5 +1,6 @@
 //! The small model inside the binary, so that a first run needs neither files nor a network.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -66,21 +67,28 @@ fn cache() -> PathBuf {
 }
 
 /// The folder of captioned images below `cache`, drawn when it is first asked for: made from nothing, it is not worth its room in the binary.
-/// It appears complete or not at all.
 fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
     // A folder of another version of the world is another folder.
-    let folder = cache.join(concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")));
+    once(cache, concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")), |out| {
+        let out = out.to_path_buf();
+        dataset::make(&ShapesArgs { out, n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE })
+    })
+}
+
+/// The folder of this name below `cache`, filled when it is first asked for. It appears complete or not at all.
+fn once(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+    let folder = cache.join(name);
     if folder.is_dir() {
         return Ok(folder);
     }
-    std::fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
+    fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
     let temporary = temporary_beside(&folder);
-    let out = temporary.clone();
-    dataset::make(&ShapesArgs { out, n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE })?;
-    // Another process may have been faster; what it drew is the same.
-    if std::fs::rename(&temporary, &folder).is_err() {
-        let _ = std::fs::remove_dir_all(&temporary);
+    let filled = fill(&temporary);
+    // Another process may have been faster; what it wrote is the same.
+    if filled.is_err() || fs::rename(&temporary, &folder).is_err() {
+        let _ = fs::remove_dir_all(&temporary);
     }
+    filled?;
     anyhow::ensure!(folder.is_dir(), "cannot write {}", folder.display());
     Ok(folder)
 }
@@ -102,7 +110,6 @@ mod files {
 
     use anyhow::Context;
     use sha2::{Digest, Sha256};
-    use vp_core::atomic::temporary_beside;
 
     macro_rules! shapes {
         ($($name:literal),+ $(,)?) => {
@@ -130,25 +137,17 @@ mod files {
         "vp-score/vocab.txt",
     ];
 
-    /// The model's folder below `cache`, named by its content. It appears complete or not at all.
+    /// The model's folder below `cache`, named by its content.
     pub fn unpack_into(cache: &Path) -> anyhow::Result<PathBuf> {
-        let folder = cache.join(format!("shapes-{}", content()));
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-        fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
-        let temporary = temporary_beside(&folder);
-        for (name, bytes) in FILES {
-            let path = temporary.join(name);
-            fs::create_dir_all(path.parent().expect("a file lies in a folder")).with_context(|| format!("create {}", path.display()))?;
-            fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
-        }
-        // Another process may have been faster; what it wrote is the same.
-        if fs::rename(&temporary, &folder).is_err() {
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        anyhow::ensure!(folder.is_dir(), "cannot write {}", folder.display());
-        Ok(folder)
+        super::once(cache, &format!("shapes-{}", content()), |folder| {
+            for (name, bytes) in FILES {
+                let path = folder.join(name);
+                fs::create_dir_all(path.parent().expect("a file lies in a folder"))
+                    .with_context(|| format!("create {}", path.display()))?;
+                fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+            }
+            Ok(())
+        })
     }
 
     /// A name for what the files hold.

@@ -8,7 +8,7 @@
 //! | `per_prompt_stat_tracking` | `[algo.ddpo.advantages.per_prompt]` |
 //! | DanceGRPO's (2505.07818) groups | `[algo.ddpo.advantages.group]`, `images_per_prompt`, `share_initial_latents` |
 //! | DPOK's KL term | `kl_weight` |
-//! | L_pre of *Large-scale RL for diffusion models* (2401.12244), section 3.3 | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
+//! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
 //!
 //! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step. The log-probability is
 //! a mean over channels and pixels, as published; `clip_range` presumes it.

@@ -70,6 +70,11 @@ pub struct ImageBatch {
     pub captions: Vec<String>,
 }
 
+/// The checksum of images' names and captions in their order.
+pub fn fingerprint<'a>(entries: impl IntoIterator<Item = &'a ImageEntry>) -> String {
+    text_checksum(entries.into_iter().flat_map(|entry| [entry.file_name.as_str(), &entry.caption]))
+}
+
 impl CaptionedImages {
     /// Opens the folder and splits it. `captions`: whether an image without one is a problem.
     ///
@@ -93,8 +98,7 @@ impl CaptionedImages {
 
     /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
     pub fn fingerprint(&self) -> String {
-        let entries = self.training.iter().chain(&self.validation);
-        text_checksum(entries.flat_map(|entry| [entry.file_name.as_str(), &entry.caption]))
+        fingerprint(self.training.iter().chain(&self.validation))
     }
 
     /// The `count` images of a batch, in the shuffled order, some mirrored and some captions dropped as the section says.

@@ -14,9 +14,9 @@ use vp_models::pipeline::{Guidance, predict};
 use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::checkpoint::text_checksum;
 use crate::denoising::DenoisingBatch;
 use crate::environment::Environment;
+use crate::images::fingerprint;
 use crate::losses::mean_squared_error;
 
 vp_core::registry! {
@@ -138,7 +138,7 @@ impl Regularizer {
     /// The checksum of the images' names and captions, where there are some.
     pub fn fingerprint(&self) -> Option<String> {
         let Self::Images { folder, .. } = self else { return None };
-        Some(text_checksum(folder.entries.iter().flat_map(|entry| [entry.file_name.as_str(), &entry.caption])))
+        Some(fingerprint(&folder.entries))
     }
 
     /// The weighted loss `[1]`, tracked through `model`; `None` where there is nothing to add.
