@@ -17,8 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("VISIONPREFER", ROOT / "target/release/visionprefer"))
 HOME = Path(os.environ.get("EXPERIMENTS", ROOT / "runs/experiments"))
 PAGE = ROOT / "docs/concepts/what-the-paper-claims.md"
-# What every fine-tuning of the experiments has in common: the recipe that ships, shorter.
+# Of the trainings that are repeated, on the same data: (a) and (b). Fine-tuning has seed 0 throughout, and the rewards that it uses.
+SEEDS = [0, 1]
+# What every fine-tuning of the experiments but (c)'s has in common: the recipe that ships, shorter.
 REFL = {"run.num_train_steps": 100}
+# What these rewards' gradients count beside the captioned images; the VP-Score that ships is sharper.
+FACTOR = 0.1
 ASPECTS = ["prompt_following", "aesthetic", "fidelity", "harmlessness"]
 
 
@@ -83,10 +87,24 @@ def settings(values):
     return [part for name, value in values.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 
-def reward(name, records=None, **values):
-    """A reward model, trained from nothing; its folder."""
-    values = {"run.num_train_steps": 1000, "run.seed": 0, "algo.reward_model.workers": 1, "rankings.margin": 0.3,
+def blip():
+    """The sizes of the experiments' VP-Score, 0.9 million parameters, with the vocabulary of the one that ships."""
+    folder = HOME / "blip"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "checkpoints/shapes/vp-score/vocab.txt", folder / "vocab.txt")
+    config = {"image_size": 32, "patch_size": 8, "vision_width": 128, "vision_depth": 3, "vision_heads": 4, "hidden_size": 96,
+              "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192, "vocab_size": 38, "max_position_embeddings": 16,
+              "layer_norm_eps": 1e-12, "vision_layer_norm_eps": 1e-6, "mlp": [48, 24, 12, 6, 1], "max_length": 16, "aspects": True}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def reward(name, records=None, seed=0, **values):
+    """A reward model, trained from nothing on pairs, as the paper does; its folder."""
+    values = {"model.path": str(blip()), "run.num_train_steps": 1000, "run.seed": seed, "algo.reward_model.objective": "pairs",
+              "algo.reward_model.batch_size": 16, "algo.reward_model.workers": 1, "optimizer.learning_rate": 1e-3, "rankings.margin": 0.3,
               "rankings.validation_every": 500} | values
+    name = f"{name}-seed-{seed}" if seed else name
 
     def make(out):
         shutil.rmtree(out, ignore_errors=True)
@@ -117,15 +135,11 @@ def clip():
 
 
 def accuracy(model, records):
-    """Share of the pairs that the judge orders strictly which a reward orders alike, its 95 % interval over prompts, and how many pairs."""
+    """Share of the pairs that the judge orders strictly which a reward orders alike, with its 95 % interval over prompts."""
     out = json.loads(visionprefer("score", "-r", model, "--records", records, "--batch-size", 64, "--json").splitlines()[0])
-    found = {row["protocol"]: row for row in out["accuracies"]}
-    pooled = found["imagereward-pooled"]
-    return pooled["value"], pooled["interval"]["low"], pooled["interval"]["high"], pooled["pairs"]
-
-
-def percent(value, low, high):
-    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    found = {row["protocol"]: row for row in out["accuracies"]}["imagereward-pooled"]
+    share, low, high = (100 * value for value in (found["value"], found["interval"]["low"], found["interval"]["high"]))
+    return f"{share:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def tuned(name, algo="refl", config=None, **values):
@@ -147,6 +161,11 @@ def without_images(text):
     return re.sub(r"\[regularizer\.images\]\n[^\[]*?\n\n", "[regularizer.none]\n\n", text)
 
 
+def with_reward(model):
+    """The recipe that ships, with another VP-Score."""
+    return {"reward.vp_score.weights": str(model), "algo.refl.grad_scale": FACTOR}
+
+
 def refl_on_clip(model):
     """The recipe that ships, with a CLIP for a reward: its scores, unlike a VP-Score's, are not in standard deviations."""
     said = (HOME / f"logs/{model.parent.name}.log").read_text()
@@ -154,7 +173,7 @@ def refl_on_clip(model):
     text = (ROOT / "configs/refl/shapes.toml").read_text()
     text = re.sub(r"\[reward\.vp_score\]\nweights = .*", f'[reward.clip_score]\nweights = "{model}"', text)
     text = re.sub(r"(?m)^margin = \S+", f"margin = {mean + 2 * std}", text)
-    text = re.sub(r"(?m)^grad_scale = \S+", f"grad_scale = {0.1 / std}", text)
+    text = re.sub(r"(?m)^grad_scale = \S+", f"grad_scale = {FACTOR / std}", text)
     path = HOME / "refl-clip.toml"
     path.write_text(text)
     return path

@@ -16,7 +16,7 @@ def main():
         if name == "clip":
             lora, _ = lab.tuned("refl-clip", config=lab.refl_on_clip(path), **lab.REFL)
         else:
-            lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **{"reward.vp_score.weights": str(path)})
+            lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **lab.with_reward(path))
         loras.append(lora)
     found = lab.evaluated("rewards", loras)
     lab.table("rewards", ["ReFL with", *lab.COLUMNS], lab.rows(titles, found))

@@ -230,6 +230,8 @@ fn a_clip_and_an_image_reward_are_trained_under_their_own_keys() {
             "--set",
             "algo.reward_model.aspects=false",
             "--set",
+            "algo.reward_model.objective=pairs",
+            "--set",
             "algo.reward_model.ties=true",
         ];
         let more = [&more[..], &["--set", "algo.reward_model.fix_rate=0.5", "--set", "run.num_train_steps=2"]].concat();
@@ -264,6 +266,15 @@ fn what_cannot_be_trained_is_refused_by_name() {
     refused(&["--set", "algo.reward_model.fix_rate=1.0"], &["fix_rate is 1"]);
     refused(&["--set", "model.path=\"tests/golden/clip_tiny/model\""], &["aspects needs a BLIP"]);
     refused(&["--set", "rankings.files=[\"no/records.jsonl\"]"], &["no/records.jsonl"]);
+    refused(&["--set", "algo.reward_model.aspects=false"], &["needs a head an aspect: algo.reward_model.aspects = true"]);
+    let mut ranked = read_records(&records).unwrap();
+    for (rank, completion) in ranked.iter_mut().flat_map(|record| (1..).zip(&mut record.completions)) {
+        (completion.annotations, completion.rank) = (Default::default(), Some(rank));
+    }
+    let path = records.with_file_name("ranked.jsonl");
+    vp_data::write_records(&path, &ranked).unwrap();
+    let files = format!("rankings.files=[{path:?}]");
+    refused(&["--set", &files], &["4 of 4 prompts have none, the first is \"a"]);
     let stderr =
         run(&["train", "--algo", "sft", "--set", "rankings.files=[\"x\"]", "-o", dir.path().join("sft").to_str().unwrap()]).refused();
     assert!(stderr.contains("[rankings] is not used by [algo.sft]"), "{stderr}");

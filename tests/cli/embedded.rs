@@ -34,7 +34,7 @@ fn sample_and_score_need_no_files() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("known: embedded:shapes"));
 }
 
-/// 77 % of such pairs were measured (docs/guide/the-loop.md); 70 % is three standard errors and more below.
+/// 94 % of such pairs of 300 prompts were measured (docs/guide/the-loop.md); 88 % of 100 is three standard errors and more below.
 #[test]
 fn the_reward_model_orders_spoilt_images_as_the_judge_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,7 +44,7 @@ fn the_reward_model_orders_spoilt_images_as_the_judge_does() {
     let said = ok(dir.path(), &["score", "-r", "embedded:shapes/vp-score", "--records", "rated/records.jsonl"]);
     let pooled = said.lines().find(|line| line.contains("imagereward-pooled")).unwrap();
     let share: f64 = pooled.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(share > 70.0, "{said}");
+    assert!(share > 88.0, "{said}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn records(folder: &Path, captions: u64) {
 }
 
 /// The first model, the best one, and the shares of held-out pairs that they order rightly.
-fn train(name: &str, seed: u64, learning_rate: f64) -> (BlipReward, BlipReward, [f64; 2]) {
+fn train(name: &str, seed: u64, learning_rate: f64, objective: &str) -> (BlipReward, BlipReward, [f64; 2]) {
     let data = Scratch(std::env::temp_dir().join(format!("vp-learning-{name}-data-{}", std::process::id())));
     records(&data.0, 200);
     let overrides = [
@@ -50,6 +50,7 @@ fn train(name: &str, seed: u64, learning_rate: f64) -> (BlipReward, BlipReward, 
         "lr_scheduler.cosine.num_warmup_steps=10".into(),
         "checkpoint.every=0".into(),
         format!("run.seed={seed}"),
+        format!("algo.reward_model.objective='{objective}'"),
         format!("optimizer.learning_rate={learning_rate}"),
     ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -70,7 +71,16 @@ fn train(name: &str, seed: u64, learning_rate: f64) -> (BlipReward, BlipReward, 
 
 #[test]
 fn a_reward_model_orders_held_out_images_better_than_chance() {
-    let accuracies = [0, 1, 2].map(|seed| train(&format!("reward-model-{seed}"), seed, 1e-3).2[1]);
+    better_than_chance("pairs");
+}
+
+#[test]
+fn a_reward_model_that_learns_ratings_orders_held_out_images_better_than_chance() {
+    better_than_chance("ratings");
+}
+
+fn better_than_chance(objective: &str) {
+    let accuracies = [0, 1, 2].map(|seed| train(&format!("reward-model-{objective}-{seed}"), seed, 1e-3, objective).2[1]);
     let mean = mean(&accuracies);
     let standard_error = (accuracies.iter().map(|accuracy| (accuracy - mean).powi(2)).sum::<f64>() / 6.0).sqrt();
     assert!(mean - 3.0 * standard_error > 0.5, "{accuracies:?}");
@@ -78,7 +88,7 @@ fn a_reward_model_orders_held_out_images_better_than_chance() {
 
 #[test]
 fn a_reward_model_with_learning_rate_0_changes_nothing() {
-    let (base, best, [before, after]) = train("reward-model-still", 0, 0.0);
+    let (base, best, [before, after]) = train("reward-model-still", 0, 0.0, "pairs");
     assert_eq!(before, after);
     assert_same(&base, &best);
 }

@@ -78,6 +78,8 @@ pub struct RankedImages {
     pub ranks: Vec<u32>,
     /// On each of [`Aspect::ALL`], where it was rated.
     pub aspects: [Order; 4],
+    /// Every image's rating on each of [`Aspect::ALL`]; none of an aspect on which one was not rated.
+    pub ratings: [Vec<f64>; 4],
 }
 
 /// What is known of the order of some images, as pairs of indices.
@@ -137,7 +139,8 @@ impl Rankings {
         let texts = self.training.iter().chain(&self.validation).flat_map(|ranked| {
             let images = ranked.images.iter().map(ImageSource::to_string);
             let orders = std::iter::once(&ranked.overall).chain(&ranked.aspects).map(|order| format!("{:?}", order.pairs));
-            std::iter::once(ranked.prompt.clone()).chain(images).chain(orders).collect::<Vec<_>>()
+            let ratings = ranked.ratings.iter().map(|ratings| format!("{ratings:?}"));
+            std::iter::once(ranked.prompt.clone()).chain(images).chain(orders).chain(ratings).collect::<Vec<_>>()
         });
         let texts: Vec<String> = texts.collect();
         text_checksum(texts.iter().map(String::as_str))
@@ -179,10 +182,15 @@ fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImag
             let images = record.completions.iter().map(|completion| dataset.image(&completion.image_path));
             let images: Vec<ImageSource> = images.collect::<Result<_, _>>()?;
             missing.extend(images.iter().filter(|image| image.path().is_some_and(|path| !path.is_file())).map(ImageSource::to_string));
-            let rated = |aspect: Aspect| record.completions.iter().all(|completion| completion.annotations.contains_key(&aspect));
-            let of = |aspect| if rated(aspect) { Order::of(&record, &Aggregation::only(aspect)) } else { Order::default() };
+            let rating = |aspect| record.completions.iter().map(move |completion| Some(completion.annotations.get(&aspect)?.rating));
+            let ratings = Aspect::ALL.map(|aspect| rating(aspect).collect::<Option<Vec<f64>>>());
+            let of = |aspect: Aspect| match ratings[aspect as usize] {
+                Some(_) => Order::of(&record, &Aggregation::only(aspect)),
+                None => Order::default(),
+            };
             let (ranks, aspects) = (record.ranks(aggregation), Aspect::ALL.map(of));
-            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, ranks, aspects });
+            let ratings = ratings.map(Option::unwrap_or_default);
+            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, ranks, aspects, ratings });
         }
     }
     match missing.first() {

@@ -8,11 +8,20 @@
 //! third of the work with four images a prompt. With a head an aspect, the loss is the mean of the four aspects' and of that of their
 //! weighted sum.
 //!
+//! Where the ratings themselves can be had, a head an aspect can learn those:
+//!
+//! ```text
+//! loss = Σ over aspects of mean over images of (r_a − (rating_a − 3))² / aspects             regression, 3 the middle of 1 to 5
+//! ```
+//!
+//! A pair says which of two images is better, one bit; two ratings say by how much, and on what scale. Source: HelpSteer
+//! (arXiv 2311.09528), which regresses on ratings of several attributes.
+//!
 //! Source: VisionPrefer (arXiv 2404.15100) section 4; ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`; with `ties`, PickScore
 //! (arXiv 2305.01569), `trainer/criterions/clip_criterion.py`.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
@@ -43,15 +52,40 @@ pub struct RewardModel {
     pub dropout: bool,
     /// Whether each aspect has a head of its own, and the score is their weighted sum.
     pub aspects: bool,
+    /// What a score is held to.
+    pub objective: Objective,
     /// Whether ties are learnt too, as PickScore does.
     pub ties: bool,
     /// At most this many training images are scored for the mean and the standard deviation.
     pub scale_images: usize,
 }
 
+/// What a score is held to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Which image of each pair is better: Bradley–Terry, as the paper has it.
+    #[default]
+    Pairs,
+    /// Each aspect's rating: squared error. Needs a head an aspect.
+    Ratings,
+}
+
+/// The middle of a rating's scale, 1 to 5, where a head's score is 0.
+const MIDDLE: f64 = 3.0;
+
 impl Default for RewardModel {
     fn default() -> Self {
-        Self { batch_size: 16, workers: 1, fix_rate: 0.7, dropout: true, aspects: false, ties: false, scale_images: 10_000 }
+        Self {
+            batch_size: 16,
+            workers: 1,
+            fix_rate: 0.7,
+            dropout: true,
+            aspects: false,
+            objective: Objective::Pairs,
+            ties: false,
+            scale_images: 10_000,
+        }
     }
 }
 
@@ -80,8 +114,31 @@ pub struct Dropout<'a> {
 struct Prepared {
     pixel_values: Tensor<4>,
     prompts: Vec<String>,
-    orders: [Order; 5],
+    known: Known,
     first: u64,
+}
+
+/// What is known of some images.
+#[derive(Default)]
+struct Known {
+    /// Of their order: overall, then on each aspect; as indices into the images.
+    orders: [Order; 5],
+    /// Each aspect's ratings, with the images they are of.
+    ratings: [Vec<(usize, f64)>; 4],
+}
+
+impl Known {
+    /// Takes up what is known of further images, which are the `first` and the next.
+    fn extend(&mut self, other: &Self, first: usize) {
+        let shift = |(a, b): &(usize, usize)| (a + first, b + first);
+        for (all, order) in self.orders.iter_mut().zip(&other.orders) {
+            all.pairs.extend(order.pairs.iter().map(shift));
+            all.ties.extend(order.ties.iter().map(shift));
+        }
+        for (all, ratings) in self.ratings.iter_mut().zip(&other.ratings) {
+            all.extend(ratings.iter().map(|(image, rating)| (image + first, *rating)));
+        }
+    }
 }
 
 /// How well a model orders held-out images.
@@ -107,8 +164,35 @@ impl RewardModel {
         if !(0.0..1.0).contains(&self.fix_rate) {
             findings.push(format!("algo.reward_model.fix_rate is {}; expected at least 0 and less than 1", self.fix_rate));
         }
+        if self.objective == Objective::Ratings && !self.aspects {
+            findings.push(
+                "algo.reward_model.objective = \"ratings\" needs a head an aspect: algo.reward_model.aspects = true, or \"pairs\"".into(),
+            );
+        }
+        if self.objective == Objective::Ratings && self.ties {
+            findings.push("algo.reward_model.ties = true means nothing with algo.reward_model.objective = \"ratings\"".into());
+        }
         if self.scale_images < 2 {
             findings.push(format!("algo.reward_model.scale_images is {}; expected at least 2", self.scale_images));
+        }
+    }
+
+    /// Whether the data have what is to be learnt.
+    ///
+    /// # Errors
+    /// When ratings are to be learnt and a prompt's images were ranked without any.
+    pub fn check(&self, data: &Rankings) -> Result<(), Error> {
+        let all = || data.training.iter().chain(&data.validation);
+        let unrated = || all().filter(|ranked| ranked.ratings.iter().all(Vec::is_empty));
+        match unrated().next() {
+            Some(first) if self.objective == Objective::Ratings => Err(Error::Config(format!(
+                "algo.reward_model.objective = \"ratings\" needs ratings of aspects, and {} of {} prompts have none, the first is {:?}; leave \
+                 them out, or learn their order: \"pairs\"",
+                unrated().count(),
+                all().count(),
+                first.prompt
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -126,14 +210,15 @@ impl RewardModel {
             let prepared = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
             let images: usize = prepared.iter().map(|one| one.prompts.len()).sum();
             run.count_images(images);
-            let weights = PairWeights::of(&prepared, self.ties);
+            let weights = self.weights(&prepared);
 
-            // 2. A score an image, then −log σ of the difference of each pair, a mean over the pairs of the micro-batch.
+            // 2. A score an image, then −log σ of the difference of each pair or the squared error of each rating, a mean over the
+            //    micro-batch.
             let loss = |model: &M, part: Vec<Prepared>| {
                 let dropout = self.dropout.then_some(Dropout { noise: &noise, draw: batch.draw(), first: part[0].first });
-                let (scores, orders) = scored(network, model, part, dropout);
-                let right = right(&column(&scores, 0), &orders[0].pairs);
-                (weights.loss(&scores, &orders, self.ties), vec![("accuracy".into(), right)])
+                let (scores, known) = scored(network, model, part, dropout);
+                let right = right(&column(&scores, 0), &known.orders[0].pairs);
+                (weights.loss(&scores, &known), vec![("accuracy".into(), right)])
             };
 
             // 3. Backward in parts, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
@@ -167,8 +252,17 @@ impl RewardModel {
         first: u64,
     ) -> Result<Prepared, Error> {
         let [a, b, c, d] = if self.aspects { ranked.aspects.clone() } else { Default::default() };
-        let pixel_values = network.pixel_values(&ranked.load()?);
-        Ok(Prepared { pixel_values, prompts: data.prompts(ranked), orders: [ranked.overall.clone(), a, b, c, d], first })
+        let ratings = ranked.ratings.each_ref().map(|ratings| ratings.iter().copied().enumerate().collect());
+        let known = Known { orders: [ranked.overall.clone(), a, b, c, d], ratings };
+        Ok(Prepared { pixel_values: network.pixel_values(&ranked.load()?), prompts: data.prompts(ranked), known, first })
+    }
+
+    /// What everything that is known of a micro-batch counts in its loss.
+    fn weights(&self, prepared: &[Prepared]) -> LossWeights {
+        match self.objective {
+            Objective::Pairs => LossWeights::of_pairs(prepared, self.ties),
+            Objective::Ratings => LossWeights::of_ratings(prepared),
+        }
     }
 
     /// Validates, writes down, and keeps the weights if they are the best.
@@ -208,11 +302,11 @@ impl RewardModel {
         let mut found = Validation::default();
         for ranked in &data.validation {
             let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
-            let weights = PairWeights::of(std::slice::from_ref(&prepared), self.ties);
-            let (scores, orders) = scored(network, model, vec![prepared], None);
-            found.losses.push(values(&weights.loss(&scores, &orders, self.ties))[0]);
+            let weights = self.weights(std::slice::from_ref(&prepared));
+            let (scores, known) = scored(network, model, vec![prepared], None);
+            found.losses.push(values(&weights.loss(&scores, &known))[0]);
             let heads = scores.dims()[1];
-            for (head, order) in orders.iter().enumerate().take(heads) {
+            for (head, order) in known.orders.iter().enumerate().take(heads) {
                 found.right[head].extend(right(&column(&scores, head), &order.pairs));
             }
             found.scores.push(column(&scores, 0));
@@ -253,49 +347,75 @@ fn parts(mut prepared: Vec<Prepared>, count: usize) -> Vec<Vec<Prepared>> {
     parts
 }
 
-/// The scores of all images of some prompts, `[images, heads]`, and what is known of their order, as indices into them.
-fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout<'_>>) -> (Tensor<2>, [Order; 5]) {
-    let mut orders: [Order; 5] = Default::default();
-    let (mut pixel_values, mut prompts) = (Vec::new(), Vec::new());
+/// The scores of all images of some prompts, `[images, heads]`, and what is known of them.
+fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout<'_>>) -> (Tensor<2>, Known) {
+    let (mut pixel_values, mut prompts, mut known) = (Vec::new(), Vec::new(), Known::default());
     for one in prepared {
-        let shift = |(a, b): &(usize, usize)| (a + prompts.len(), b + prompts.len());
-        for (all, order) in orders.iter_mut().zip(&one.orders) {
-            all.pairs.extend(order.pairs.iter().map(shift));
-            all.ties.extend(order.ties.iter().map(shift));
-        }
+        known.extend(&one.known, prompts.len());
         prompts.extend(one.prompts);
         pixel_values.push(one.pixel_values);
     }
-    (network.scores(model, Tensor::cat(pixel_values, 0), &prompts, dropout), orders)
+    (network.scores(model, Tensor::cat(pixel_values, 0), &prompts, dropout), known)
 }
 
-/// What one pair of each order counts in the loss of a micro-batch.
-struct PairWeights([f64; 5]);
+/// What one of what is known counts in the loss of a micro-batch.
+enum LossWeights {
+    /// A pair of each order, and whether ties are learnt.
+    Pairs([f64; 5], bool),
+    /// A rating on each aspect.
+    Ratings([f64; 4]),
+}
 
-impl PairWeights {
-    /// Every order that has a pair counts alike, and so do its pairs.
-    fn of(prepared: &[Prepared], ties: bool) -> Self {
+/// Every kind of which there is one counts alike, and so do all of a kind.
+fn alike<const N: usize>(counts: [usize; N]) -> [f64; N] {
+    let kinds = counts.iter().filter(|count| **count > 0).count().max(1) as f64;
+    counts.map(|count| 1.0 / (kinds * count.max(1) as f64))
+}
+
+impl LossWeights {
+    fn of_pairs(prepared: &[Prepared], ties: bool) -> Self {
         let count = |order: &Order| order.pairs.len() + if ties { order.ties.len() } else { 0 };
-        let counts: [usize; 5] = std::array::from_fn(|i| prepared.iter().map(|one| count(&one.orders[i])).sum());
-        let orders = counts.iter().filter(|count| **count > 0).count().max(1) as f64;
-        Self(counts.map(|count| 1.0 / (orders * count.max(1) as f64)))
+        Self::Pairs(alike(std::array::from_fn(|i| prepared.iter().map(|one| count(&one.known.orders[i])).sum())), ties)
+    }
+
+    fn of_ratings(prepared: &[Prepared]) -> Self {
+        Self::Ratings(alike(std::array::from_fn(|i| prepared.iter().map(|one| one.known.ratings[i].len()).sum())))
     }
 
     /// `[1]`.
-    fn loss(&self, scores: &Tensor<2>, orders: &[Order; 5], ties: bool) -> Tensor<1> {
+    fn loss(&self, scores: &Tensor<2>, known: &Known) -> Tensor<1> {
         let [images, heads] = scores.dims();
-        let mut total = Tensor::zeros([1], &scores.device().without_autodiff());
-        for (head, (order, weight)) in orders.iter().zip(self.0).enumerate().take(heads) {
-            let of_head = scores.clone().narrow(1, head, 1).reshape([images]);
-            if !order.pairs.is_empty() {
-                total = pair_losses(of_head.clone(), &order.pairs).sum() * weight + total;
+        let device = scores.device().without_autodiff();
+        let of_head = |head| scores.clone().narrow(1, head, 1).reshape([images]);
+        let mut total = Tensor::zeros([1], &device);
+        match self {
+            Self::Pairs(weights, ties) => {
+                for (head, (order, weight)) in known.orders.iter().zip(weights).enumerate().take(heads) {
+                    if !order.pairs.is_empty() {
+                        total = pair_losses(of_head(head), &order.pairs).sum() * *weight + total;
+                    }
+                    if *ties && !order.ties.is_empty() {
+                        total = tie_losses(of_head(head), &order.ties).sum() * *weight + total;
+                    }
+                }
             }
-            if ties && !order.ties.is_empty() {
-                total = tie_losses(of_head, &order.ties).sum() * weight + total;
+            Self::Ratings(weights) => {
+                for (head, (ratings, weight)) in (1..heads).zip(known.ratings.iter().zip(weights)) {
+                    if !ratings.is_empty() {
+                        total = squared_errors(of_head(head), ratings, &device).sum() * *weight + total;
+                    }
+                }
             }
         }
         total
     }
+}
+
+/// `(score − (rating − 3))²` of each rating.
+fn squared_errors(scores: Tensor<1>, ratings: &[(usize, f64)], device: &Device) -> Tensor<1> {
+    let (images, values): (Vec<i64>, Vec<f32>) = ratings.iter().map(|(image, rating)| (*image as i64, (rating - MIDDLE) as f32)).unzip();
+    let rated = scores.select(0, Tensor::<1, Int>::from_data(&images[..], device));
+    (rated - Tensor::from_data(&values[..], device)).square()
 }
 
 /// One head's scores on the host.
@@ -308,4 +428,38 @@ fn column(scores: &Tensor<2>, head: usize) -> Vec<f64> {
 /// 1 for each pair that the scores order rightly, else 0; equal scores are wrong.
 fn right(scores: &[f64], pairs: &[(usize, usize)]) -> Vec<f64> {
     pairs.iter().map(|(better, worse)| f64::from(u8::from(scores[*better] > scores[*worse]))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratings_are_learnt_as_squared_errors_a_mean_over_images_then_over_rated_aspects() {
+        let device = Device::flex();
+        // Overall, then four aspects, of two images.
+        let scores = Tensor::<2>::from_data([[9.0, 1.0, 0.0, 0.5, 7.0], [9.0, -1.0, 0.0, 0.0, 7.0]], &device);
+        // Prompt following 4 and 3, fidelity 5 of the second image alone; the others were not rated.
+        let ratings = [vec![(0, 4.0), (1, 3.0)], vec![], vec![(1, 5.0)], vec![]];
+        let prepared = Prepared {
+            pixel_values: Tensor::zeros([1, 1, 1, 1], &device),
+            prompts: vec![],
+            known: Known { ratings, ..Known::default() },
+            first: 0,
+        };
+        let loss = LossWeights::of_ratings(std::slice::from_ref(&prepared)).loss(&scores, &prepared.known);
+        // ((1 − 1)² + (−1 − 0)²) / 2 and (0 − 2)², halved.
+        assert_eq!(values(&loss), [(0.5 + 4.0) / 2.0]);
+    }
+
+    #[test]
+    fn what_is_known_of_further_images_is_said_of_them() {
+        let order = Order { pairs: vec![(1, 0)], ties: vec![(0, 2)] };
+        let one = Known { orders: std::array::from_fn(|_| order.clone()), ratings: std::array::from_fn(|_| vec![(2, 4.5)]) };
+        let mut all = Known::default();
+        all.extend(&one, 0);
+        all.extend(&one, 3);
+        assert_eq!((&all.orders[4].pairs[..], &all.orders[4].ties[..]), (&[(1, 0), (4, 3)][..], &[(0, 2), (3, 5)][..]));
+        assert_eq!(all.ratings[3], [(2, 4.5), (5, 4.5)]);
+    }
 }

@@ -7,7 +7,7 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::RgbImage;
 use vp_models::blip::{BlipCheckpoint, BlipConfig, BlipFiles, BlipReward, HEAD_DROPOUT, RewardHead, TextInputs};
 use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
-use vp_models::parameters::initialize;
+use vp_models::parameters::initialize_reward;
 use vp_models::tokenizer::{BertTokenizer, ClipTokenizer};
 use vp_models::weights::SaveType;
 use vp_rewards::pixel_values;
@@ -154,7 +154,7 @@ impl ClipNetwork {
         let device = device.clone().without_autodiff();
         let ClipCheckpoint { model, config } = if drawn {
             let config = ClipConfig::read(&path.join("config.json"))?;
-            ClipCheckpoint { model: initialize(config.init(&device), noise), config }
+            ClipCheckpoint { model: initialize_reward(config.init(&device), noise), config }
         } else {
             ClipCheckpoint::load(path, &device)?
         };

@@ -11,7 +11,7 @@ use vp_core::noise::Noise;
 
 use super::{AspectHeads, Blip, BlipConfig, BlipReward, RewardHead};
 use crate::gradient_checkpointing::GradientCheckpointing;
-use crate::parameters::{initialize, load, named_parameters};
+use crate::parameters::{initialize_reward, load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, component_files, save_safetensors};
 
 /// What published files carry and the reward does not use.
@@ -116,13 +116,13 @@ impl BlipFiles {
 }
 
 fn load_or_draw<M: Module>(module: M, weights: Weights, noise: &Noise) -> Result<M, LoadError> {
-    if weights.is_empty() { Ok(initialize(module, noise)) } else { load(module, weights) }
+    if weights.is_empty() { Ok(initialize_reward(module, noise)) } else { load(module, weights) }
 }
 
 impl BlipCheckpoint {
     /// A network of `config`'s sizes with weights drawn from `noise`.
     pub fn initialize(config: BlipConfig, noise: &Noise, device: &Device) -> Self {
-        Self { model: initialize(BlipReward::new(&config, device), noise), config }
+        Self { model: initialize_reward(BlipReward::new(&config, device), noise), config }
     }
 
     /// Writes `model.safetensors` under ImageReward's keys and `config.json` into `folder`, which [`BlipFiles::find`] finds.
@@ -225,6 +225,27 @@ mod tests {
         assert!(error.contains("model.safetensors") && error.contains("ImageReward.pt"), "{error}");
         std::fs::remove_dir_all(folder).unwrap();
     }
+
+    #[test]
+    fn a_stem_is_written_and_read_and_one_that_does_not_fit_is_refused() {
+        let (folder, device) = (scratch("stem"), Device::flex());
+        std::fs::create_dir_all(&folder).unwrap();
+        let config = BlipConfig { vision_stem: vec![[8, 2], [16, 2]], ..tiny() };
+        let saved = BlipCheckpoint::initialize(config.clone(), &Noise::new(0), &device);
+        saved.save(&folder, SaveType::F32).unwrap();
+        let again = BlipFiles::find(&folder).unwrap().load(&device).unwrap();
+        assert_eq!(again.config, config);
+        let stem = |checkpoint: &BlipCheckpoint| checkpoint.model.blip.visual_encoder.patch_embed.stem[1].conv.weight.val().into_data();
+        assert_eq!(stem(&again), stem(&saved));
+
+        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        let text = text.replace("\"patch_size\": 4", "\"patch_size\": 2");
+        std::fs::write(folder.join("config.json"), text).unwrap();
+        let error = BlipFiles::find(&folder).unwrap().load(&device).unwrap_err().to_string();
+        assert!(error.contains("the strides of vision_stem multiply to 4: expected a divisor of patch_size = 2"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
     #[test]
     fn training_starts_from_a_reward_or_from_blip_itself() {
         let folder = scratch("to-train");

@@ -9,6 +9,8 @@ use crate::weights::{LoadError, Weights};
 
 /// Channels of one attention head in every published BLIP and BERT; how heads are counted when no config says.
 const HEAD_CHANNELS: usize = 64;
+/// Groups of channels that are normalised together in `vision_stem`.
+pub(super) const STEM_GROUPS: usize = 8;
 
 /// The fields of a BLIP reward's `config.json`. Others are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,10 @@ pub struct BlipConfig {
     pub image_size: usize,
     /// Height and width of a patch, in pixels.
     pub patch_size: usize,
+    /// Convolutions before the patches' projection, as `[channels, stride]`; their strides multiply to a divisor of `patch_size`. None in
+    /// published files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vision_stem: Vec<[usize; 2]>,
     /// Channels of the image encoder.
     pub vision_width: usize,
     /// Blocks of the image encoder.
@@ -80,6 +86,7 @@ impl BlipConfig {
         Self {
             image_size: 224,
             patch_size: 16,
+            vision_stem: Vec::new(),
             vision_width: 1024,
             vision_depth: 24,
             vision_heads: 16,
@@ -167,6 +174,11 @@ impl BlipConfig {
         if findings.is_empty() { Ok(self) } else { Err(LoadError::Corrupt { path: origin.into(), found: findings.join("; ") }) }
     }
 
+    /// Pixels of the image to one of what `vision_stem` makes of it, along each axis.
+    pub fn stem_stride(&self) -> usize {
+        self.vision_stem.iter().map(|[_, stride]| stride).product()
+    }
+
     /// Image tokens: the patches and the class token.
     pub fn image_tokens(&self) -> usize {
         (self.image_size / self.patch_size).pow(2) + 1
@@ -197,6 +209,14 @@ impl Validate for BlipConfig {
             if divisor != 0 && value % divisor != 0 {
                 findings.push(format!("{name} = {value} is no multiple of {by} = {divisor}"));
             }
+        }
+        if let Some([channels, _]) = self.vision_stem.iter().find(|[channels, _]| !channels.is_multiple_of(STEM_GROUPS) || *channels == 0) {
+            findings.push(format!("vision_stem has {channels} channels: expected a multiple of {STEM_GROUPS}"));
+        }
+        let stride = self.stem_stride();
+        if !self.patch_size.is_multiple_of(stride) {
+            findings
+                .push(format!("the strides of vision_stem multiply to {stride}: expected a divisor of patch_size = {}", self.patch_size));
         }
         if self.mlp.len() != 5 || self.mlp.last() != Some(&1) || self.mlp.contains(&0) {
             findings.push(format!("mlp = {:?}: expected the widths of five layers, the last of them 1", self.mlp));

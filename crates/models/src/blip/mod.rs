@@ -14,7 +14,7 @@ pub use config::BlipConfig;
 pub use med::{
     BertAttention, BertEmbeddings, BertEncoder, BertIntermediate, BertLayer, BertModel, BertOutput, BertSelfAttention, TextInputs,
 };
-pub use vit::{PatchEmbed, VisionAttention, VisionBlock, VisionMlp, VisionTransformer};
+pub use vit::{PatchEmbed, StemLayer, VisionAttention, VisionBlock, VisionMlp, VisionTransformer};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -304,6 +304,32 @@ mod tests {
         // Twelve in a ViT block, six around them; 26 in a text layer, four in its embeddings; ten in the head.
         assert_eq!(found.len(), 12 + 6 + 26 + 4 + 10);
     }
+
+    #[test]
+    fn a_stem_lets_patches_see_beyond_their_edges() {
+        let bare =
+            BlipConfig { image_size: 8, patch_size: 4, vision_width: 64, vision_depth: 0, vocab_size: 8, ..BlipConfig::image_reward() };
+        let config = BlipConfig { vision_stem: vec![[8, 2], [16, 1]], ..bare.clone() };
+        let device = Device::flex();
+        let encoder = |config| initialize(BlipReward::new(config, &device), &Noise::new(0)).blip.visual_encoder;
+        let found = named_parameters(&encoder(&config));
+        let shape = |name: &str| found.iter().find(|p| p.name == name).unwrap_or_else(|| panic!("no {name}")).shape.clone();
+        assert_eq!(shape("patch_embed.stem.0.conv.weight"), [8, 3, 3, 3]);
+        assert_eq!(shape("patch_embed.stem.1.norm.weight"), [16]);
+        assert_eq!(shape("patch_embed.proj.weight"), [64, 16, 2, 2]);
+
+        // A pixel at the left edge of the second patch, of four: which tokens hear of it?
+        let black = Tensor::<4>::zeros([1, 3, 8, 8], &device);
+        let dotted = black.clone().slice_assign([0..1, 0..3, 0..1, 4..5], Tensor::ones([1, 3, 1, 1], &device));
+        let changed = |config| {
+            let encoder = encoder(config);
+            let change = (encoder.embed(dotted.clone()) - encoder.embed(black.clone())).abs().sum_dim(2);
+            change.into_data().iter::<f32>().map(|sum| sum > 0.0).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(&bare), [false, false, true, false, false]);
+        assert_eq!(changed(&config)[..3], [false, true, true]);
+    }
+
     #[test]
     fn a_weighted_sum_of_heads_is_a_head() {
         let config = BlipConfig { hidden_size: 6, mlp: vec![5, 4, 3, 2, 1], ..BlipConfig::image_reward() };

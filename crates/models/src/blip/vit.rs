@@ -2,12 +2,16 @@
 //!
 //! Source: BLIP's `models/vit.py` (timm's `VisionTransformer`), as ImageReward carries it. Inference only: stochastic depth and
 //! dropout, which BLIP trains with, are absent.
+//!
+//! A network that is trained from nothing may have convolutions before its patches: Xiao and others, *Early Convolutions Help Transformers
+//! See Better* (arXiv 2106.14881), with group norms for batch norms, so that an image's score hangs on no other image.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::BlipConfig;
-use crate::layers::{Activation, Conv2d, LayerNorm, Linear, Mask, attention, parameter};
+use super::config::STEM_GROUPS;
+use crate::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention, parameter};
 
 /// Images to tokens. Exact GELU, norms with ε 1e-6, learned positions.
 #[derive(Module, Debug)]
@@ -24,11 +28,22 @@ pub struct VisionTransformer {
     pub norm: LayerNorm,
 }
 
-/// A convolution whose kernel is as large as its stride.
+/// A convolution whose kernel is as large as its stride, after the stem's if there are any.
 #[derive(Module, Debug)]
 pub struct PatchEmbed {
-    /// `[width, 3, patch, patch]`.
+    /// Before the projection; none in published files.
+    pub stem: Vec<StemLayer>,
+    /// `[width, 3, patch, patch]`, or after a stem `[width, channels, patch/stride, patch/stride]`.
     pub proj: Conv2d,
+}
+
+/// 3×3 convolution, group norm, GELU.
+#[derive(Module, Debug)]
+pub struct StemLayer {
+    /// `[out, in, 3, 3]`, with a stride.
+    pub conv: Conv2d,
+    /// Over each image.
+    pub norm: GroupNorm,
 }
 
 /// `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
@@ -67,7 +82,7 @@ pub struct VisionMlp {
 impl VisionTransformer {
     /// The encoder that `config` describes.
     pub fn new(config: &BlipConfig, device: &Device) -> Self {
-        let (width, patch, eps) = (config.vision_width, config.patch_size, config.vision_layer_norm_eps);
+        let (width, eps) = (config.vision_width, config.vision_layer_norm_eps);
         let block = |_| VisionBlock {
             norm1: LayerNorm::new(width, eps, device),
             attn: VisionAttention {
@@ -81,7 +96,7 @@ impl VisionTransformer {
         Self {
             cls_token: parameter([1, 1, width], 0.0, device),
             pos_embed: parameter([1, config.image_tokens(), width], 0.0, device),
-            patch_embed: PatchEmbed { proj: Conv2d::strided(3, width, patch, patch, (0, 0), device) },
+            patch_embed: PatchEmbed::new(config, device),
             blocks: (0..config.vision_depth).map(block).collect(),
             norm: LayerNorm::new(width, eps, device),
         }
@@ -103,9 +118,27 @@ impl VisionTransformer {
 }
 
 impl PatchEmbed {
+    fn new(config: &BlipConfig, device: &Device) -> Self {
+        let mut channels = 3;
+        let layer = |&[width, stride]: &[usize; 2]| StemLayer {
+            conv: Conv2d::strided(std::mem::replace(&mut channels, width), width, 3, stride, (1, 1), device),
+            norm: GroupNorm::new(STEM_GROUPS, width, 1e-5, device),
+        };
+        let stem = config.vision_stem.iter().map(layer).collect();
+        let patch = config.patch_size / config.stem_stride();
+        Self { stem, proj: Conv2d::strided(channels, config.vision_width, patch, patch, (0, 0), device) }
+    }
+
     /// `[b, 3, h, w]` → `[b, h/patch · w/patch, width]`, row by row.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
-        self.proj.forward_patches(x)
+        self.proj.forward_patches(self.stem.iter().fold(x, |x, layer| layer.forward(x)))
+    }
+}
+
+impl StemLayer {
+    /// `[b, in, h, w]` → `[b, out, h/stride, w/stride]`.
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        Activation::Gelu.forward(self.norm.forward(self.conv.forward(x)))
     }
 }
 

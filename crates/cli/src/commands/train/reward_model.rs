@@ -27,6 +27,7 @@ pub fn train(mut plan: Plan, reward_model: &RewardModel) -> Result<PathBuf, Fail
     let (config, noise) = (plan.config.clone(), Noise::new(plan.config.run.seed));
     let section = config.rankings.as_ref().context("missing [rankings]")?;
     let data = profile::time(Stage::Io, || Rankings::open(section, noise)).context("[rankings]").map_err(Failure::from)?;
+    reward_model.check(&data).context("[rankings]").map_err(Failure::from)?;
     let (path, device) = (plan.model.clone(), plan.device.clone());
     if is_clip(&path) {
         if reward_model.aspects {
