@@ -238,18 +238,18 @@ pub fn load<M: Module>(module: M, weights: Weights) -> Result<M, LoadError> {
 /// distribution PyTorch draws them from, tables of embeddings N(0, 0.02²), a pooling's learned vector N(0, 1 / channels), norms 1, biases 0.
 /// Each draw is keyed by the parameter's name, so it does not depend on the device or on the other parameters.
 pub fn initialize<M: Module>(module: M, noise: &Noise) -> M {
-    initialize_scaled(module, noise, 1.0 / 3.0)
+    initialize_with(module, noise, 3.0)
 }
 
 /// [`initialize`] with the variance 1 / fan_in for matrices and kernels, which keeps the size of what a layer is given (LeCun and others,
 /// *Efficient BackProp*, 1998, section 4.6). A reward wants it: ImageReward's head is five linear layers with nothing between them, which
 /// at a third of the variance let 6 % of an image's differences through, and as much of the gradient.
 pub fn initialize_reward<M: Module>(module: M, noise: &Noise) -> M {
-    initialize_scaled(module, noise, 1.0)
+    initialize_with(module, noise, 1.0)
 }
 
-/// Matrices and kernels with the variance `gain` / fan_in.
-fn initialize_scaled<M: Module>(module: M, noise: &Noise, gain: f32) -> M {
+/// Matrices and kernels with the variance 1 / (`divisor` · fan_in).
+fn initialize_with<M: Module>(module: M, noise: &Noise, divisor: f32) -> M {
     struct Init<'a>(KeyPath, &'a Noise, f32);
     impl ModuleMapper for Init<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
@@ -271,7 +271,7 @@ fn initialize_scaled<M: Module>(module: M, noise: &Noise, gain: f32) -> M {
             let std = match parameter {
                 "positional_embedding" => (1.0 / fan_in).sqrt(),
                 _ if is_table => 0.02,
-                _ => (self.2 / fan_in).sqrt(),
+                _ => (1.0 / (self.2 * fan_in)).sqrt(),
             };
             values.iter_mut().for_each(|v| *v *= std);
             let value = Tensor::from_data(TensorData::new(values, shape), &param.lazy_device());
@@ -279,7 +279,7 @@ fn initialize_scaled<M: Module>(module: M, noise: &Noise, gain: f32) -> M {
             param.transform_for_load(value, id)
         }
     }
-    module.map(&mut Init(KeyPath::default(), noise, gain))
+    module.map(&mut Init(KeyPath::default(), noise, divisor))
 }
 
 /// FNV-1a: a fixed number for a name, the same on every machine and in every version.
