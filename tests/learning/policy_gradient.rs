@@ -34,8 +34,14 @@ fn raises(algo: &str, name: &str, reward: &str, learning_rate: f64, extra: &[&st
     });
 }
 
-/// Images of one prompt from the same latents, held against each other.
-const GROUPS: [&str; 3] = ["algo.ddpo.images_per_prompt=8", "algo.ddpo.share_initial_latents=true", "algo.ddpo.advantages={ group = {} }"];
+/// Images of one prompt from the same latents, held against each other; twice as long, since with 12 updates three seeds rose by 0.25 ± 0.04 with
+/// AVX2 and by 0.16 ± 0.06 with AVX-512, whose roundings differ.
+const GROUPS: [&str; 4] = [
+    "algo.ddpo.images_per_prompt=8",
+    "algo.ddpo.share_initial_latents=true",
+    "algo.ddpo.advantages={ group = {} }",
+    "run.num_train_steps=24",
+];
 
 #[test]
 fn ddpo_raises_compressibility() {
