@@ -44,11 +44,9 @@ def main():
     dpo = {"model.path": "embedded:shapes", "preferences.file": str(pairs), "preferences.horizontal_flip": False, "run.num_train_steps": 100,
            "algo.dpo.batch_size": 16, "algo.dpo.beta": 500.0, "lora.rank": 8, "lora.alpha": 8.0, "optimizer.learning_rate": 5e-4,
            "preferences.validation_every": 0}
-    alone = lab.HOME / "refl-alone.toml"
-    alone.write_text(lab.without_images((lab.ROOT / "configs/refl/shapes.toml").read_text()))
     runs = {
         "ReFL": lab.tuned("algorithms-refl", **lab.REFL),
-        "ReFL, the reward alone": lab.tuned("algorithms-reward", config=alone, **lab.REFL),
+        "ReFL, the reward alone": lab.tuned("algorithms-reward", **lab.REFL, **lab.REWARD_ALONE),
         "ReFL, the captioned images alone": lab.tuned("algorithms-images", **lab.REFL, **{"algo.refl.grad_scale": 0.0}),
         "DDPO": lab.tuned("algorithms-ddpo", "ddpo", **{"run.num_train_steps": 28}),
         "DPO, on 4,000 rated images": lab.tuned("algorithms-dpo", config="configs/dpo/tiny.toml", **dpo),

@@ -83,8 +83,13 @@ def held_out():
     return drawn("test", 100, 33)
 
 
+def toml(value):
+    """A value as `--set` takes it; a table replaces the config's."""
+    return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }" if isinstance(value, dict) else json.dumps(value)
+
+
 def settings(values):
-    return [part for name, value in values.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return [part for name, value in values.items() for part in ("--set", f"{name}={toml(value)}")]
 
 
 def blip():
@@ -156,9 +161,8 @@ def tuned(name, algo="refl", config=None, **values):
     return folder / "lora.safetensors", int((folder / "took").read_text())
 
 
-def without_images(text):
-    """A recipe in which the reward alone decides."""
-    return re.sub(r"\[regularizer\.images\]\n[^\[]*?\n\n", "[regularizer.none]\n\n", text)
+# In place of the captioned images: the reward alone decides.
+REWARD_ALONE = {"regularizer": {"none": {}}}
 
 
 def with_reward(model):
@@ -166,17 +170,11 @@ def with_reward(model):
     return {"reward.vp_score.weights": str(model), "algo.refl.grad_scale": FACTOR}
 
 
-def refl_on_clip(model):
+def with_clip(model):
     """The recipe that ships, with a CLIP for a reward: its scores, unlike a VP-Score's, are not in standard deviations."""
     said = (HOME / f"logs/{model.parent.name}.log").read_text()
     mean, std = map(float, re.search(r"scores of training images: mean (\S+), standard deviation (\S+)", said).groups())
-    text = (ROOT / "configs/refl/shapes.toml").read_text()
-    text = re.sub(r"\[reward\.vp_score\]\nweights = .*", f'[reward.clip_score]\nweights = "{model}"', text)
-    text = re.sub(r"(?m)^margin = \S+", f"margin = {mean + 2 * std}", text)
-    text = re.sub(r"(?m)^grad_scale = \S+", f"grad_scale = {FACTOR / std}", text)
-    path = HOME / "refl-clip.toml"
-    path.write_text(text)
-    return path
+    return {"reward": {"clip_score": {"weights": str(model)}}, "algo.refl.margin": mean + 2 * std, "algo.refl.grad_scale": FACTOR / std}
 
 
 def evaluated(name, loras, count=200):

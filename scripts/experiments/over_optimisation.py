@@ -19,10 +19,7 @@ def looks(folder):
 
 def main():
     push = {"run.num_train_steps": 120, "preview.every": 20, "optimizer.learning_rate": 2e-3, "algo.refl.grad_scale": 1.0}
-    text = (lab.ROOT / "configs/refl/shapes.toml").read_text()
-    config = lab.HOME / "refl-pushed.toml"
-    config.write_text(lab.without_images(text))
-    lora, _ = lab.tuned("pushed", config=config, **push)
+    lora, _ = lab.tuned("pushed", **lab.REWARD_ALONE, **push)
     folder = lora.parent
     sentinel = json.loads((folder / "report.json").read_text())["sentinel"]
     findings = "; ".join(f"`{found['rule']}` after update {found['step']}" for found in sentinel["findings"]) or "nothing"

@@ -13,10 +13,8 @@ def main():
     for title, (name, values) in accuracy.REWARDS.items():
         path = accuracy.model(name, values)
         titles.append(title)
-        if name == "clip":
-            lora, _ = lab.tuned("refl-clip", config=lab.refl_on_clip(path), **lab.REFL)
-        else:
-            lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **lab.with_reward(path))
+        rewarded = lab.with_clip if name == "clip" else lab.with_reward
+        lora, _ = lab.tuned(f"refl-{name}", **lab.REFL, **rewarded(path))
         loras.append(lora)
     found = lab.evaluated("rewards", loras)
     lab.table("rewards", ["ReFL with", *lab.COLUMNS], lab.rows(titles, found))
