@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
+use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::{Aggregation, Aspect, AspectWeights, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, open_dataset};
+use vp_data::{Aggregation, Aspect, AspectWeights, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, flip_horizontal, open_dataset};
 
 use crate::Error;
 use crate::checkpoint::text_checksum;
-use crate::images::split;
+use crate::images::{Variation, split};
 use crate::run::Batch;
 
 /// Annotated images to learn from.
@@ -36,6 +37,9 @@ pub struct RankingsSection {
     /// Whether prompts are withheld: what can be known of an image without them.
     #[serde(default)]
     pub ignore_prompts: bool,
+    /// Whether all images of a prompt are mirrored half of the time; "left" and "right" then change places in the prompt.
+    #[serde(default)]
+    pub horizontal_flip: bool,
 }
 
 fn one_in_ten() -> f64 {
@@ -72,6 +76,8 @@ pub struct RankedImages {
     pub prompt: String,
     /// Where they are.
     pub images: Vec<ImageSource>,
+    /// Whether they are mirrored once they are read.
+    pub mirrored: bool,
     /// Overall.
     pub overall: Order,
     /// The same as ranks, 1 the best, ties share a number.
@@ -110,6 +116,7 @@ pub struct Rankings {
     /// What is held out.
     pub validation: Vec<RankedImages>,
     ignore_prompts: bool,
+    variation: Variation,
     order: ShuffledOrder,
 }
 
@@ -131,7 +138,8 @@ impl Rankings {
             )));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
-        Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, order })
+        let variation = Variation { caption_dropout: 0.0, horizontal_flip: section.horizontal_flip, noise };
+        Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, variation, order })
     }
 
     /// The checksum of what is learnt from: the order of a run hangs on it, and what its validation means.
@@ -146,10 +154,11 @@ impl Rankings {
         text_checksum(texts.iter().map(String::as_str))
     }
 
-    /// The `count` prompts of a batch, in the shuffled order.
-    pub fn batch(&mut self, batch: Batch, count: usize) -> Vec<&RankedImages> {
+    /// The `count` prompts of a batch, in the shuffled order, some mirrored where that is asked for.
+    pub fn batch(&mut self, batch: Batch, count: usize) -> Vec<RankedImages> {
         let entries = self.order.entries(batch.index * count as u64, count);
-        entries.into_iter().map(|entry| &self.training[entry]).collect()
+        let drawn = entries.into_iter().map(|entry| self.training[entry].clone());
+        drawn.zip(0..).map(|(ranked, sample)| if self.variation.mirrors(batch, sample) { ranked.mirrored() } else { ranked }).collect()
     }
 
     /// The prompt that the network is shown for each image of `of`.
@@ -165,8 +174,26 @@ impl RankedImages {
     /// # Errors
     /// When an image can no longer be read.
     pub fn load(&self) -> Result<Vec<RgbImage>, Error> {
-        self.images.iter().map(|image| Ok(image.load()?)).collect()
+        let as_asked = |image: RgbImage| if self.mirrored { flip_horizontal(&image) } else { image };
+        self.images.iter().map(|image| Ok(as_asked(image.load()?))).collect()
     }
+
+    /// The same in a mirror, which is as good.
+    fn mirrored(self) -> Self {
+        Self { prompt: with_sides_exchanged(&self.prompt), mirrored: !self.mirrored, ..self }
+    }
+}
+
+/// "left" and "right", where they are words, in each other's place.
+fn with_sides_exchanged(prompt: &str) -> String {
+    let sides = Regex::new(r"\b([Ll]eft|[Rr]ight)\b").expect("it is well formed");
+    let other = |found: &Captures<'_>| match &found[0] {
+        "left" => "right",
+        "Left" => "Right",
+        "right" => "left",
+        _ => "Left",
+    };
+    sides.replace_all(prompt, other).into_owned()
 }
 
 /// The records of some sets with a strict pair. Every annotator's word is a record of its own.
@@ -190,11 +217,66 @@ fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImag
             };
             let (ranks, aspects) = (record.ranks(aggregation), Aspect::ALL.map(of));
             let ratings = ratings.map(Option::unwrap_or_default);
-            found.push(RankedImages { prompt: record.prompt.clone(), images, overall, ranks, aspects, ratings });
+            found.push(RankedImages { prompt: record.prompt.clone(), images, mirrored: false, overall, ranks, aspects, ratings });
         }
     }
     match missing.first() {
         Some(first) => Err(Error::Config(format!("{} images of the records are missing, the first is {first}", missing.len()))),
         None => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vp_data::{Completion, Rating, write_png, write_records};
+
+    #[test]
+    fn sides_change_places_as_whole_words() {
+        for (prompt, mirrored) in [
+            ("a red circle left of a blue cross", "a red circle right of a blue cross"),
+            ("Right of the cleft, bright: left", "Left of the cleft, bright: right"),
+            ("two green squares", "two green squares"),
+        ] {
+            assert_eq!((with_sides_exchanged(prompt).as_str(), with_sides_exchanged(mirrored).as_str()), (mirrored, prompt));
+        }
+    }
+
+    #[test]
+    fn images_and_prompts_are_mirrored_together_half_of_the_time_and_never_where_they_are_held_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let completion = |number: u8| {
+            let image = RgbImage::from_fn(4, 4, |x, _| [number, if x < 2 { 200 } else { 0 }, 0].into());
+            write_png::<&str, &str>(dir.path().join(format!("{number}.png")), &image, &[]).unwrap();
+            let rating = |_| Rating { rating: f64::from(number), rationale: String::new() };
+            let annotations = Aspect::ALL.into_iter().map(|aspect| (aspect, rating(aspect))).collect();
+            Completion { image_path: format!("{number}.png"), annotations, ..Completion::default() }
+        };
+        let record = Record::new("0", "a circle left of a cross", vec![completion(1), completion(2)]);
+        write_records(dir.path().join("records.jsonl"), &[record]).unwrap();
+        let section = |horizontal_flip| RankingsSection {
+            files: vec![dir.path().into()],
+            validation_files: vec![dir.path().into()],
+            validation_fraction: 0.0,
+            validation_every: 0,
+            weights: AspectWeights::default(),
+            margin: 0.0,
+            ignore_prompts: false,
+            horizontal_flip,
+        };
+        let is_mirrored = |ranked: &RankedImages| {
+            let image = &ranked.load().unwrap()[0];
+            let mirrored = image.get_pixel(0, 0)[1] == 0;
+            assert_eq!(image.get_pixel(3, 0)[1] == 0, !mirrored);
+            assert_eq!(ranked.prompt, if mirrored { "a circle right of a cross" } else { "a circle left of a cross" });
+            mirrored
+        };
+        let count = |horizontal_flip| {
+            let mut data = Rankings::open(&section(horizontal_flip), Noise::new(0)).unwrap();
+            assert!(!is_mirrored(&data.validation[0]));
+            (0..80).filter(|index| is_mirrored(&data.batch(Batch { step: 0, index: *index }, 1)[0])).count()
+        };
+        assert_eq!(count(false), 0);
+        assert!((25..=55).contains(&count(true)), "{} of 80", count(true));
     }
 }

@@ -235,7 +235,7 @@ impl RewardModel {
 
     fn prepare<M>(&self, network: &impl RewardNetwork<M>, data: &mut Rankings, batch: Batch) -> Result<Vec<Prepared>, Error> {
         let mut first = 0;
-        let drawn: Vec<RankedImages> = data.batch(batch, self.batch_size).into_iter().cloned().collect();
+        let drawn = data.batch(batch, self.batch_size);
         let prepared = drawn.iter().map(|ranked| {
             let prepared = self.prepare_one(network, data, ranked, first)?;
             first += ranked.images.len() as u64;
