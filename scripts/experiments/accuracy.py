@@ -24,11 +24,14 @@ def model(name, values, seed=0):
 
 
 def main():
+    sets = {"base model": lab.held_out(), "stages": lab.held_out_of_stages()}
     rows = []
     for title, (name, values) in REWARDS.items():
-        rows.append([title, *(lab.accuracy(model(name, values, seed), lab.held_out()) for seed in lab.SEEDS)])
-    rows.append(["the VP-Score that ships, which saw more", lab.accuracy("embedded:shapes/vp-score", lab.held_out()), ""])
-    lab.table("accuracy", ["reward", *(f"training seed {seed}" for seed in lab.SEEDS)], rows)
+        models = [model(name, values, seed) for seed in lab.SEEDS]
+        rows.append([title, *(lab.accuracy(one, records) for records in sets.values() for one in models)])
+    shipped = [cell for records in sets.values() for cell in [lab.accuracy("embedded:shapes/vp-score", records), *[""] * (len(lab.SEEDS) - 1)]]
+    rows.append(["the VP-Score that ships, which saw more", *shipped])
+    lab.table("accuracy", ["reward", *(f"{images}, seed {seed}" for images in sets for seed in lab.SEEDS)], rows)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,25 @@ def held_out():
     return drawn("test", 100, 33)
 
 
+def stage(updates):
+    """A model that got fewer updates than the base model: the first run of docs/guide/train-the-base-model.md, shorter; its folder."""
+    data = once("shapes", "metadata.jsonl", lambda out: visionprefer("dataset", "shapes", "-n", 60000, "-o", out))
+
+    def make(out):
+        shutil.rmtree(out, ignore_errors=True)
+        values = {"model.path": "checkpoints/shapes", "data.folder": str(data), "run.num_train_steps": updates, "data.validation_every": 0,
+                  "checkpoint.every": 0}
+        visionprefer("train", "--config", "configs/sft/shapes.toml", *settings(values), "-o", out, log=HOME / f"logs/stage-{updates}.log")
+
+    return once(f"stages/{updates}", "model/model_index.json", make) / "model"
+
+
+def held_out_of_stages():
+    """The same prompts, two images each of the base model and of three earlier stages of its training."""
+    models = ["embedded:shapes", *(str(stage(updates)) for updates in (250, 750, 2000))]
+    return rated("test-100-stages", ["--set", f"sampling.models={toml(models)}", "--prompts", prompts("test", 100, 33)])
+
+
 def toml(value):
     """A value as `--set` takes it; a table replaces the config's."""
     return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }" if isinstance(value, dict) else json.dumps(value)
