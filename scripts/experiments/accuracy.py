@@ -25,13 +25,12 @@ def model(name, values, seed=0):
 
 def main():
     sets = {"base model": lab.held_out(), "stages": lab.held_out_of_stages()}
-    rows = []
-    for title, (name, values) in REWARDS.items():
-        models = [model(name, values, seed) for seed in lab.SEEDS]
-        rows.append([title, *(lab.accuracy(one, records) for records in sets.values() for one in models)])
-    shipped = [cell for records in sets.values() for cell in [lab.accuracy("embedded:shapes/vp-score", records), *[""] * (len(lab.SEEDS) - 1)]]
-    rows.append(["the VP-Score that ships, which saw more", *shipped])
-    lab.table("accuracy", ["reward", *(f"{images}, seed {seed}" for images in sets for seed in lab.SEEDS)], rows)
+    rewards = {title: {seed: model(name, values, seed) for seed in lab.SEEDS} for title, (name, values) in REWARDS.items()}
+    rewards["the VP-Score that ships, which saw more"] = {0: "embedded:shapes/vp-score"}
+    columns = [(images, seed) for images in sets for seed in lab.SEEDS]
+    cell = lambda models, images, seed: lab.accuracy(models[seed], sets[images]) if seed in models else ""
+    rows = [[title, *(cell(models, *column) for column in columns)] for title, models in rewards.items()]
+    lab.table("accuracy", ["reward", *(f"{images}, seed {seed}" for images, seed in columns)], rows)
 
 
 if __name__ == "__main__":

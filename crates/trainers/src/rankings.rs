@@ -1,6 +1,7 @@
 //! Ranked images for training a reward model: whose prompts are held out, in which order the others come, and which pairs they make.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
@@ -178,22 +179,24 @@ impl RankedImages {
         self.images.iter().map(|image| Ok(as_asked(image.load()?))).collect()
     }
 
-    /// The same in a mirror, which is as good.
+    /// The same in a mirror.
     fn mirrored(self) -> Self {
-        Self { prompt: with_sides_exchanged(&self.prompt), mirrored: !self.mirrored, ..self }
+        Self { prompt: with_sides_exchanged(&self.prompt), mirrored: true, ..self }
     }
 }
 
-/// "left" and "right", where they are words, in each other's place.
+/// "left" and "right", where they are words, in each other's place; in capitals, too, since readers of prompts lower the case of what they read.
 fn with_sides_exchanged(prompt: &str) -> String {
-    let sides = Regex::new(r"\b([Ll]eft|[Rr]ight)\b").expect("it is well formed");
+    static SIDES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\b([Ll]eft|LEFT|[Rr]ight|RIGHT)\b").expect("it is well formed"));
     let other = |found: &Captures<'_>| match &found[0] {
         "left" => "right",
         "Left" => "Right",
+        "LEFT" => "RIGHT",
         "right" => "left",
-        _ => "Left",
+        "Right" => "Left",
+        _ => "LEFT",
     };
-    sides.replace_all(prompt, other).into_owned()
+    SIDES.replace_all(prompt, other).into_owned()
 }
 
 /// The records of some sets with a strict pair. Every annotator's word is a record of its own.
@@ -236,6 +239,7 @@ mod tests {
         for (prompt, mirrored) in [
             ("a red circle left of a blue cross", "a red circle right of a blue cross"),
             ("Right of the cleft, bright: left", "Left of the cleft, bright: right"),
+            ("LEFT-hand, upright", "RIGHT-hand, upright"),
             ("two green squares", "two green squares"),
         ] {
             assert_eq!((with_sides_exchanged(prompt).as_str(), with_sides_exchanged(mirrored).as_str()), (mirrored, prompt));
