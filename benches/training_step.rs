@@ -20,11 +20,11 @@ use vp_models::pipeline::{Guidance, ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_rewards::{Reward, VpScore, VpScoreConfig};
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
+use vp_trainers::direct::refl::Refl;
 use vp_trainers::direct::{End, TapedChain, judge, reward_loss};
 use vp_trainers::optim::GradientAccumulator;
-use vp_trainers::policy_gradient::{Minibatch, Objective, surrogate, transition};
-use vp_trainers::refl::Refl;
-use vp_trainers::rollout::{Trajectory, draw_trajectory};
+use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
+use vp_trainers::policy::{Minibatch, Objective, surrogate, transition};
 
 struct Counting;
 

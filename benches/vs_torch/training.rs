@@ -15,13 +15,13 @@ use vp_models::pipeline::{ModelFolder, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_models::unet::resnet::{ResnetBlock2D, ResnetOptions};
 use vp_rewards::{BrightnessConfig, Reward, RewardConfig};
-use vp_trainers::advantages::AdvantagesConfig;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
-use vp_trainers::journal::{Journal, Options};
 use vp_trainers::losses::mean_squared_error;
 use vp_trainers::optim::{AdamW, AdamWConfig, NamedTensors};
+use vp_trainers::policy::advantages::AdvantagesConfig;
 use vp_trainers::regularizer::{Nothing, Regularizer, RegularizerConfig};
+use vp_trainers::run::journal::{Journal, Options};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Case, Work, random};

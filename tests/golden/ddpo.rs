@@ -10,8 +10,8 @@ use vp_models::pipeline::{Guidance, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
 use vp_trainers::optim::{GradientAccumulator, NamedTensors};
-use vp_trainers::policy_gradient::{Minibatch, Objective, kl_divergence, require_density, surrogate, transition};
-use vp_trainers::rollout::{Trajectory, draw_trajectory};
+use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
+use vp_trainers::policy::{Minibatch, Objective, kl_divergence, require_density, surrogate, transition};
 
 use crate::lora::{CASE, attached, pipeline};
 use crate::support::{Tensors, assert_close_values, case_dir, case_json, load_tensors, strings};
@@ -206,7 +206,7 @@ fn a_fresh_lora_changes_nothing() {
     let base = Trainable::denoiser(unet.clone());
     let lora = vp_models::lora::Lora { rank: 4, alpha: 8.0, targets: Regex::new(r"^unet\.").unwrap() };
     let (_, fresh) = pipeline.adapted(unet, &lora, &Noise::new(1)).unwrap();
-    let output = |model: &Model| vp_trainers::export::probe(&pipeline, model).into_data();
+    let output = |model: &Model| vp_trainers::run::export::probe(&pipeline, model).into_data();
     output(&fresh).assert_eq(&output(&base), true);
     assert!(output(&weights.merge(base.clone(), 1.0)) != output(&base));
 }

@@ -7,11 +7,11 @@ use vp_models::parameters::named_gradients;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
 use vp_rewards::{RewardConfig, VpScoreConfig};
 use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
+use vp_trainers::direct::draft::Draft;
+use vp_trainers::direct::refl::Refl;
 use vp_trainers::direct::{Call, End, TapedChain, judge, reward_loss};
-use vp_trainers::draft::Draft;
 use vp_trainers::losses::refl_loss;
 use vp_trainers::optim::GradientAccumulator;
-use vp_trainers::refl::Refl;
 
 use crate::support::{assert_close_values, case_dir, case_json, load_tensors, strings};
 

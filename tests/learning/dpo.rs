@@ -13,10 +13,10 @@ use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_scheduler;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::dpo::Frozen;
-use vp_trainers::journal::{Journal, Options};
-use vp_trainers::preferences::PreferencePairs;
+use vp_trainers::data::preferences::PreferencePairs;
+use vp_trainers::run::journal::{Journal, Options};
 use vp_trainers::run::{Run, Start};
+use vp_trainers::supervised::dpo::Frozen;
 
 use crate::{Model, Scratch, estimate, mean};
 

@@ -19,8 +19,8 @@ use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
-use vp_trainers::journal::{Journal, Options};
 use vp_trainers::regularizer::Regularizer;
+use vp_trainers::run::journal::{Journal, Options};
 use vp_trainers::run::{Run, Start};
 
 /// Removes its folder when it goes out of scope.

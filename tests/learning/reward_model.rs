@@ -9,8 +9,8 @@ use vp_data::{Aspect, Completion, Rating, Record, write_png, write_records};
 use vp_models::blip::BlipReward;
 use vp_shapes::{Description, Split, variant};
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::rankings::Rankings;
-use vp_trainers::reward_networks::BlipNetwork;
+use vp_trainers::data::rankings::Rankings;
+use vp_trainers::reward_model::networks::BlipNetwork;
 
 use crate::supervised::{assert_same, begin};
 use crate::{Scratch, mean};

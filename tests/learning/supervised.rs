@@ -12,8 +12,8 @@ use vp_models::pipeline::{ModelFolder, Pipeline, load_vae};
 use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_scheduler;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::images::CaptionedImages;
-use vp_trainers::journal::{Journal, Options};
+use vp_trainers::data::images::CaptionedImages;
+use vp_trainers::run::journal::{Journal, Options};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Model, Scratch, mean};

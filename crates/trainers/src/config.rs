@@ -12,24 +12,24 @@ use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
 use crate::Error;
-use crate::align_prop::AlignProp;
-use crate::d3po::D3po;
-use crate::ddpo::Ddpo;
-use crate::dpo::Dpo;
-use crate::draft::Draft;
-use crate::drtune::DrTune;
+use crate::data::preferences::PreferencesSection;
+use crate::data::rankings::RankingsSection;
+use crate::direct::align_prop::AlignProp;
+use crate::direct::draft::Draft;
+use crate::direct::drtune::DrTune;
+use crate::direct::refl::Refl;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
-use crate::preferences::PreferencesSection;
-use crate::rankings::RankingsSection;
-use crate::refl::Refl;
+use crate::policy::d3po::D3po;
+use crate::policy::ddpo::Ddpo;
 use crate::regularizer::RegularizerConfig;
 use crate::reward_model::RewardModel;
 use crate::sections::{
     CheckpointSection, DataSection, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
     SchedulerSection, Settings,
 };
-use crate::sft::Sft;
-use crate::vae::Vae;
+use crate::supervised::dpo::Dpo;
+use crate::supervised::sft::Sft;
+use crate::supervised::vae::Vae;
 
 vp_core::registry! {
     /// The `[algo.<name>]` section.

@@ -11,7 +11,7 @@ use vp_models::pipeline::{Guidance, Pipeline, predict};
 use vp_models::vae::Posterior;
 use vp_schedulers::NoiseSchedule;
 
-use crate::preview::is_finite;
+use crate::run::preview::is_finite;
 
 /// Captioned images, `[b, 3, h, w]` in [0, 1].
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use vp_rewards::{Judgement, Reward};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
-use crate::checkpoint::text_checksum;
-use crate::preview::{Preview, draw};
+use crate::run::checkpoint::text_checksum;
+use crate::run::preview::{Preview, draw};
 use crate::run::{Batch, Observed, values};
 use crate::sections::{PreviewSection, SchedulerSection};
 

@@ -4,39 +4,19 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
-pub mod advantages;
-pub mod align_prop;
-pub mod checkpoint;
 pub mod config;
-pub mod d3po;
-pub mod ddpo;
+pub mod data;
 pub mod denoising;
 pub mod direct;
-pub mod dpo;
-pub mod draft;
-pub mod drtune;
 pub mod environment;
 mod error;
-pub mod export;
-pub mod images;
-pub mod journal;
-pub mod latents;
 pub mod losses;
 pub mod optim;
-pub mod policy_gradient;
-pub mod preferences;
-pub mod preview;
-pub mod rankings;
-pub mod refl;
+pub mod policy;
 pub mod regularizer;
 pub mod reward_model;
-pub mod reward_networks;
-pub mod rollout;
 pub mod run;
 pub mod sections;
-pub mod sentinel;
-pub mod sft;
-pub mod vae;
-pub mod workers;
+pub mod supervised;
 
 pub use error::Error;

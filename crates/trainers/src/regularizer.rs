@@ -14,9 +14,9 @@ use vp_models::pipeline::{Guidance, predict};
 use vp_schedulers::Scheduler;
 
 use crate::Error;
+use crate::data::images::fingerprint;
 use crate::denoising::DenoisingBatch;
 use crate::environment::Environment;
-use crate::images::fingerprint;
 use crate::losses::mean_squared_error;
 
 vp_core::registry! {

@@ -17,7 +17,7 @@ use vp_core::config::{self, Validate};
 use vp_core::suggest::did_you_mean;
 use vp_data::{INSIDE, OnProblem, Prompt, Record, open_dataset, read_prompts};
 use vp_rewards::RewardConfig;
-use vp_trainers::journal::{say, warn};
+use vp_trainers::run::journal::{say, warn};
 
 use self::candidates::SamplingSection;
 use super::bring::bring;

@@ -10,7 +10,7 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Record, write_png, write_records};
 use vp_shapes::split::heldout_of;
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
-use vp_trainers::journal::say;
+use vp_trainers::run::journal::say;
 
 use super::origin;
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs, SplitArg};

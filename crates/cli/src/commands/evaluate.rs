@@ -13,8 +13,8 @@ use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt,
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::ModelFolder;
-use vp_trainers::checkpoint::{checksum, fingerprint};
-use vp_trainers::journal::{say, warn};
+use vp_trainers::run::checkpoint::{checksum, fingerprint};
+use vp_trainers::run::journal::{say, warn};
 
 use self::journal::{Journal, OfPrompt};
 use super::drawing::{Artist, Canvas};

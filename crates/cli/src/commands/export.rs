@@ -8,7 +8,7 @@ use vp_models::lora::{Dialect, LoraWeights, Names, merge_file};
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::SaveType;
-use vp_trainers::journal::say;
+use vp_trainers::run::journal::say;
 
 use crate::args::{ExportArgs, LoraArg, LoraFormat};
 use crate::failure::Failure;

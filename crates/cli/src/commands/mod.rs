@@ -17,7 +17,7 @@ mod score;
 mod train;
 
 use vp_core::profile;
-use vp_trainers::journal::say;
+use vp_trainers::run::journal::say;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;

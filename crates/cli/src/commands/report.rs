@@ -15,8 +15,8 @@ use vp_data::{near_duplicates, read_prompts};
 use vp_evaluation::report::{LeakPanel, Report, SentinelPanel};
 use vp_evaluation::sentinel::findings;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::journal::{say, warn};
-use vp_trainers::sentinel::{WATCH, Watch};
+use vp_trainers::run::journal::{say, warn};
+use vp_trainers::run::sentinel::{WATCH, Watch};
 
 pub use self::leaks::panel as leak_panel;
 pub use self::pairs::{by_image, pair};

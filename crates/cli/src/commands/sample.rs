@@ -13,7 +13,7 @@ use vp_models::pipeline::{ModelFolder, Pipeline, Request};
 use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
-use vp_trainers::journal::{say, warn};
+use vp_trainers::run::journal::{say, warn};
 
 use super::export::with_loras;
 use crate::args::SampleArgs;

@@ -18,9 +18,9 @@ use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
 use vp_models::GradientCheckpointing;
 use vp_trainers::Error;
-use vp_trainers::checkpoint::{Checkpoint, fingerprint};
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::journal::{Journal, Options, say, warn};
+use vp_trainers::run::checkpoint::{Checkpoint, fingerprint};
+use vp_trainers::run::journal::{Journal, Options, say, warn};
 use vp_trainers::run::{Interrupt, Run, Start};
 use vp_trainers::sections::Settings;
 

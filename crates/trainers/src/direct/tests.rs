@@ -6,10 +6,10 @@ use vp_models::parameters::named_gradients;
 use vp_schedulers::{SchedulerClass, SchedulerConfig, build_scheduler};
 
 use super::*;
-use crate::align_prop::{Fixed, Truncation};
-use crate::draft::{Draft, renoised_sample};
-use crate::drtune::DrTune;
-use crate::refl::Refl;
+use crate::direct::align_prop::{Fixed, Truncation};
+use crate::direct::draft::{Draft, renoised_sample};
+use crate::direct::drtune::DrTune;
+use crate::direct::refl::Refl;
 
 /// `slope · x + pull · c`, with `c` the mean of the text's embedding.
 #[derive(Module, Debug)]

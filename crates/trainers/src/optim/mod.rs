@@ -7,11 +7,13 @@ mod adamw;
 mod ema;
 mod gradients;
 mod lr_schedule;
+mod workers;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use ema::{Ema, EmaConfig};
 pub use gradients::GradientAccumulator;
 pub use lr_schedule::{Constant, LrSchedule, LrSchedulerConfig, Warmup};
+pub use workers::Workers;
 
 use std::collections::BTreeMap;
 

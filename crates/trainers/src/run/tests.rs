@@ -2,8 +2,8 @@ use burn::module::Param;
 use vp_core::run_dir::RunDir;
 
 use super::*;
-use crate::journal::Options;
 use crate::optim::AdamWConfig;
+use crate::run::journal::Options;
 use crate::sections::{CheckpointSection, GuardSection, OptimizerSection, RunSection};
 
 #[derive(Module, Debug)]

@@ -12,7 +12,7 @@ use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Parameters, Prompt, Record, RgbImage, write_png};
 use vp_models::pipeline::ModelFolder;
-use vp_trainers::journal::say;
+use vp_trainers::run::journal::say;
 
 use crate::args::LoraArg;
 use crate::commands::drawing::{Artist, Canvas};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use vp_core::atomic;
 use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records};
-use vp_trainers::journal::{say, warn};
+use vp_trainers::run::journal::{say, warn};
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
 use crate::commands::bring::bring;

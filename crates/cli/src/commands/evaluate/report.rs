@@ -9,8 +9,8 @@ use vp_data::RgbImage;
 use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{Fact, Picture, Provenance, Report};
-use vp_trainers::checkpoint::checksum;
-use vp_trainers::journal::say;
+use vp_trainers::run::checkpoint::checksum;
+use vp_trainers::run::journal::say;
 
 use super::Plan;
 use super::journal::{OfPrompt, image_in};

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::report::{Chart, Series};
 use vp_trainers::config::TrainConfig;
-use vp_trainers::sentinel::Watch;
+use vp_trainers::run::sentinel::Watch;
 
 use super::previews::Previews;
 

@@ -9,7 +9,7 @@ use vp_data::load_image;
 use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{ImagePair, Picture};
-use vp_trainers::journal::{RESULTS, image_name};
+use vp_trainers::run::journal::{RESULTS, image_name};
 
 use super::{PAIRS, by_image, pair};
 

@@ -9,8 +9,8 @@ use vp_core::profile::{self, Stage};
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_schedulers::build_sampler;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::dpo::{Dpo, Frozen};
-use vp_trainers::preferences::PreferencePairs;
+use vp_trainers::data::preferences::PreferencePairs;
+use vp_trainers::supervised::dpo::{Dpo, Frozen};
 
 use super::finish::{finish, warn_of_some};
 use super::{Plan, ended};

@@ -7,9 +7,9 @@ use vp_models::pipeline::{Family, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::PredictionType;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::export::{Exported, LORA_FILES, export, export_lora};
-use vp_trainers::journal::{Journal, warn};
 use vp_trainers::run::Run;
+use vp_trainers::run::export::{Exported, LORA_FILES, export, export_lora};
+use vp_trainers::run::journal::{Journal, warn};
 use vp_trainers::sections::LoraSection;
 
 /// What everything but the autoencoder trains.

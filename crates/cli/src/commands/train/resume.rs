@@ -9,10 +9,10 @@ use burn::tensor::Device;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
 use vp_trainers::Error;
-use vp_trainers::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::config::TrainConfig;
-use vp_trainers::export::LORA_FILES;
-use vp_trainers::journal::{Options, say, warn};
+use vp_trainers::run::checkpoint::{Checkpoint, Checkpoints, fingerprint};
+use vp_trainers::run::export::LORA_FILES;
+use vp_trainers::run::journal::{Options, say, warn};
 use vp_trainers::run::{Interrupt, newest_checkpoint};
 
 use super::{Plan, default_output, read_config, train};

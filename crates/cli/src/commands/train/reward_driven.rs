@@ -13,9 +13,9 @@ use vp_rewards::{Reward, RewardConfig};
 use vp_trainers::Error;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
-use vp_trainers::policy_gradient::require_density;
+use vp_trainers::policy::require_density;
+use vp_trainers::policy::rollout::Rollout;
 use vp_trainers::regularizer::{Nothing, Regularizer, RegularizerConfig};
-use vp_trainers::rollout::Rollout;
 use vp_trainers::run::Run;
 
 use super::finish::{Model, finish, warn_of_some};

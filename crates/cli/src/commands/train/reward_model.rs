@@ -12,11 +12,11 @@ use vp_models::clip::is_clip;
 use vp_models::parameters::named_parameters;
 use vp_trainers::Error;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::export::distance;
-use vp_trainers::rankings::{RankedImages, Rankings};
+use vp_trainers::data::rankings::{RankedImages, Rankings};
+use vp_trainers::reward_model::networks::{BlipNetwork, ClipNetwork, trainable_of_blip, trainable_of_clip};
 use vp_trainers::reward_model::{RewardModel, RewardNetwork, Validation};
-use vp_trainers::reward_networks::{BlipNetwork, ClipNetwork, trainable_of_blip, trainable_of_clip};
 use vp_trainers::run::Run;
+use vp_trainers::run::export::distance;
 
 use super::{Plan, ended};
 use crate::commands::accuracy::accuracies;

@@ -11,10 +11,10 @@ use vp_models::parameters::initialize;
 use vp_models::pipeline::{Anew, ModelFolder, Pipeline, load_vae};
 use vp_schedulers::build_sampler;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::export::export_vae;
-use vp_trainers::images::CaptionedImages;
-use vp_trainers::sft::Sft;
-use vp_trainers::vae::Vae;
+use vp_trainers::data::images::CaptionedImages;
+use vp_trainers::run::export::export_vae;
+use vp_trainers::supervised::sft::Sft;
+use vp_trainers::supervised::vae::Vae;
 
 use super::finish::{finish, report, warn_of_some};
 use super::{Plan, ended};

@@ -8,8 +8,8 @@ use vp_models::pipeline::Pipeline;
 use vp_models::vae::Posterior;
 
 use crate::Error;
+use crate::data::images::{CaptionedImages, Drawn};
 use crate::denoising::encode;
-use crate::images::{CaptionedImages, Drawn};
 
 /// Encodes images, and keeps what came out where that is wanted: `cache_latents` of diffusers' and kohya's trainers.
 #[derive(Debug, Default)]

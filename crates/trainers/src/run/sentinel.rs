@@ -7,7 +7,7 @@ use vp_evaluation::pixels::{PixelStats, distances};
 use vp_evaluation::sentinel::{Look, SentinelConfig};
 
 use crate::optim::NamedTensors;
-use crate::preview::Preview;
+use crate::run::preview::Preview;
 
 /// What a run's folder says of its sentinel, as `sentinel.json`.
 pub const WATCH: &str = "sentinel.json";

@@ -13,6 +13,11 @@
 //! Whatever the call, the latents' own path through the scheduler's linear update keeps its gradient. Guidance is on the tape
 //! wherever the network is.
 
+pub mod align_prop;
+pub mod draft;
+pub mod drtune;
+pub mod refl;
+
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
@@ -24,8 +29,8 @@ use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::environment::{Environment, observed_rewards};
-use crate::preview::is_finite;
 use crate::regularizer::{Regularizer, Trajectory, Visited};
+use crate::run::preview::is_finite;
 use crate::run::{Batch, Run, values};
 
 /// How a step calls the network.

@@ -6,8 +6,8 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{ImageEntry, ImageFolder, ImageFolderOptions, Problem, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
 
 use crate::Error;
-use crate::checkpoint::text_checksum;
 use crate::run::Batch;
+use crate::run::checkpoint::text_checksum;
 use crate::sections::DataSection;
 
 /// The images of a `[data]` section.

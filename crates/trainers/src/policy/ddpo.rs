@@ -21,15 +21,13 @@ use vp_models::pipeline::Trainable;
 use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{
-    Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, prompts, sampling_findings, surrogate,
-};
+use crate::policy::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
+use crate::policy::rollout::{Rollout, RolloutPlan};
+use crate::policy::{Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, prompts, sampling_findings, surrogate};
 use crate::regularizer::{Regularizer, Trajectory};
-use crate::rollout::{Rollout, RolloutPlan};
 use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
 

@@ -13,8 +13,8 @@ use vp_models::parameters::named_parameters;
 use vp_models::vae::{AutoencoderKL, Posterior};
 
 use crate::Error;
-use crate::images::{CaptionedImages, Drawn};
-use crate::preview::{Preview, is_finite};
+use crate::data::images::{CaptionedImages, Drawn};
+use crate::run::preview::{Preview, is_finite};
 use crate::run::{Run, values};
 
 /// Held-out images that are shown beside their reconstructions.

@@ -21,10 +21,10 @@ use vp_models::pipeline::Trainable;
 use vp_schedulers::{NoiseSchedule, build_scheduler, by_name};
 
 use crate::Error;
+use crate::data::preferences::{PairBatch, PreferencePairs};
 use crate::denoising::{DenoisingBatch, Noised, random_timesteps};
 use crate::losses::{dpo_inside, dpo_loss};
-use crate::preferences::{PairBatch, PreferencePairs};
-use crate::preview::{Preview, draw};
+use crate::run::preview::{Preview, draw};
 use crate::run::{Observed, Run, values};
 use crate::sections::PreviewSection;
 

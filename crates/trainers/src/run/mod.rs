@@ -5,6 +5,12 @@
 //! when it is told to, and refuses what is not finite. Between two batches it can be saved and continued to the bit: every random
 //! number is named by the batch it belongs to, so there is no generator to save.
 
+pub mod checkpoint;
+pub mod export;
+pub mod journal;
+pub mod preview;
+pub mod sentinel;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +26,13 @@ use vp_evaluation::sentinel::{Action, Finding, Look, SentinelConfig, findings};
 use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
-use crate::journal::Journal;
+use crate::optim::Workers;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
-use crate::preview::Preview;
+use crate::run::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
+use crate::run::journal::Journal;
+use crate::run::preview::Preview;
+use crate::run::sentinel::{Watch, distance, look};
 use crate::sections::Settings;
-use crate::sentinel::{Watch, distance, look};
-use crate::workers::Workers;
 
 /// Set from outside (a signal handler) to end a run at its next batch.
 #[derive(Debug, Clone, Default)]

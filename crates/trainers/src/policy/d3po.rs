@@ -20,8 +20,8 @@ use crate::Error;
 use crate::direct::preview_first;
 use crate::environment::Environment;
 use crate::optim::NamedTensors;
-use crate::policy_gradient::{Layout, Minibatch, Place, guided_transition, kl_divergence, learn, sampling_findings};
-use crate::rollout::{Rollout, RolloutPlan};
+use crate::policy::rollout::{Rollout, RolloutPlan};
+use crate::policy::{Layout, Minibatch, Place, guided_transition, kl_divergence, learn, sampling_findings};
 use crate::run::{Observed, Run, values};
 use crate::sections::SchedulerSection;
 

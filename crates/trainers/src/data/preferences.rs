@@ -9,9 +9,9 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{OnProblem, PreferencePair, Preferences, Problem, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
 
 use crate::Error;
-use crate::checkpoint::text_checksum;
-use crate::images::{Variation, number, split};
+use crate::data::images::{Variation, number, split};
 use crate::run::Batch;
+use crate::run::checkpoint::text_checksum;
 use crate::sections::image_findings;
 
 /// Pairs of images to train on; the defaults of varying them are DiffusionDPO's.

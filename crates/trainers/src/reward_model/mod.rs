@@ -20,6 +20,8 @@
 //! Source: VisionPrefer (arXiv 2404.15100) section 4; ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`; with `ties`, PickScore
 //! (arXiv 2305.01569), `trainer/criterions/clip_criterion.py`.
 
+pub mod networks;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -30,10 +32,10 @@ use vp_models::parameters::{map_parameters, named_parameters};
 use vp_rewards::{pair_losses, tie_losses};
 
 use crate::Error;
-use crate::preview::Preview;
-use crate::rankings::{Order, RankedImages, Rankings};
+use crate::data::rankings::{Order, RankedImages, Rankings};
+use crate::optim::Workers;
+use crate::run::preview::Preview;
 use crate::run::{Batch, Run, values};
-use crate::workers::Workers;
 
 /// Under which the best weights so far are kept in a run's memory.
 const BEST: &str = "best/";

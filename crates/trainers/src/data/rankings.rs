@@ -10,9 +10,9 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{Aggregation, Aspect, AspectWeights, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, flip_horizontal, open_dataset};
 
 use crate::Error;
-use crate::checkpoint::text_checksum;
-use crate::images::{Variation, split};
+use crate::data::images::{Variation, split};
 use crate::run::Batch;
+use crate::run::checkpoint::text_checksum;
 
 /// Annotated images to learn from.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,6 +6,11 @@
 //! | π(a \| s) = p_θ(x_{t-1} \| x_t, c) | [`transition`] |
 //! | importance ratio | [`Surrogate::ratio`] |
 
+pub mod advantages;
+pub mod d3po;
+pub mod ddpo;
+pub mod rollout;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::{Noise, Purpose};
@@ -17,8 +22,8 @@ use vp_schedulers::{Scheduler, Transition, require_stochastic};
 
 use crate::Error;
 use crate::environment::Environment;
-use crate::preview::is_finite;
-use crate::rollout::{Rollout, RolloutPlan};
+use crate::policy::rollout::{Rollout, RolloutPlan};
+use crate::run::preview::is_finite;
 use crate::run::{Observed, Run};
 use crate::sections::SchedulerSection;
 

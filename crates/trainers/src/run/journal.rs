@@ -16,8 +16,8 @@ pub use progress::{Options, Progress, clock, say, warn};
 use tensorboard::Events;
 
 use crate::Error;
-use crate::preview::Preview;
-use crate::sentinel::{WATCH, Watch};
+use crate::run::preview::Preview;
+use crate::run::sentinel::{WATCH, Watch};
 
 /// The tag of preview grids in TensorBoard: the one that diffusers' and other trainers use.
 const IMAGES: &str = "validation";

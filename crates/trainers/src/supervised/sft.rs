@@ -15,13 +15,13 @@ use vp_models::pipeline::Trainable;
 use vp_schedulers::{NoiseSchedule, PredictionType, build_scheduler, by_name};
 
 use crate::Error;
+use crate::data::images::CaptionedImages;
 use crate::denoising::{DenoisingBatch, Noised};
-use crate::images::CaptionedImages;
-use crate::latents::Latents;
-use crate::preview::{Preview, draw};
+use crate::optim::Workers;
+use crate::run::preview::{Preview, draw};
 use crate::run::{Run, values};
 use crate::sections::PreviewSection;
-use crate::workers::Workers;
+use crate::supervised::latents::Latents;
 
 /// Timesteps at which a held-out image is denoised: the middles of as many equal parts of the schedule.
 const VALIDATION_TIMESTEPS: usize = 4;
