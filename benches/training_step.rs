@@ -20,11 +20,12 @@ use vp_models::pipeline::{Guidance, ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_rewards::{Reward, VpScore, VpScoreConfig};
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
-use vp_trainers::direct::refl::Refl;
-use vp_trainers::direct::{End, TapedChain, judge, reward_loss};
+use vp_trainers::direct::TapedChain;
+use vp_trainers::direct::refl::predict_clean_latents;
+use vp_trainers::losses::{ppo_clip_loss, reward_loss};
 use vp_trainers::optim::GradientAccumulator;
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
-use vp_trainers::policy::{Minibatch, Objective, surrogate, transition};
+use vp_trainers::policy::{Minibatch, transition};
 
 struct Counting;
 
@@ -120,7 +121,7 @@ impl Policy {
         let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
         let log_probs = transition(&self.model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
-        surrogate(Objective::ImportanceSampling, log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
+        ppo_clip_loss(log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
     }
 }
 
@@ -165,11 +166,12 @@ fn recomputation(side: usize) {
         let unit = noise.normal(Purpose::InitialLatents, 1, &[0], pipeline.latent_shape(request.size), &device);
         let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
         move || {
-            let mut step_noise = |_| unreachable!("DDIM without eta draws nothing");
-            let mut chain = TapedChain { denoiser: &model.unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
-            let sampled = chain.run(unit.clone(), &Refl::calls(0), End::Prediction);
-            let judged = judge(sampled.latents, &pipeline.vae, &reward, &["a lighthouse at dusk".to_string()]).unwrap();
-            drop(named_gradients(&model, &mut reward_loss(judged.rewards, 1.0).backward()));
+            let step_noise = |_: usize| -> Tensor<4> { unreachable!("DDIM without eta draws nothing") };
+            let mut chain = TapedChain::new(&model.unet, &mut *scheduler, &guidance, &step_noise);
+            let latents = predict_clean_latents(&mut chain, unit.clone(), 0);
+            let images = pipeline.vae.decode_to_images(latents);
+            let rewards = reward.score(images, &["a lighthouse at dusk".to_string()]).unwrap();
+            drop(named_gradients(&model, &mut reward_loss(rewards, 1.0).backward()));
         }
     };
     let (mut everything, mut blocks) = (step(GradientCheckpointing::None), step(GradientCheckpointing::Blocks));

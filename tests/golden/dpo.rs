@@ -10,7 +10,7 @@ use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{build_scheduler, by_name};
 use vp_trainers::denoising::Noised;
-use vp_trainers::losses::{dpo_inside, dpo_loss};
+use vp_trainers::losses::{dpo_inside, dpo_loss, squared_error_changes};
 
 use crate::support::{Tensors, assert_close_values, case_dir, case_json, load_tensors, strings};
 
@@ -78,7 +78,7 @@ fn golden_dpo() {
     tensors.assert_close("dpo.ref_losses", noised.errors_of(references.clone()), FORWARD);
     let predictions = noised.predictions(&policy, conditioning);
     tensors.assert_close("dpo.model_losses", noised.errors_of(predictions.clone().without_autodiff()), FORWARD);
-    let changes = noised.error_changes(predictions, references);
+    let changes = squared_error_changes(predictions, references, noised.target.clone());
     let loss = dpo_loss(dpo_inside(changes.clone().narrow(0, 0, 1), changes.narrow(0, 1, 1), beta));
     tensors.assert_close("dpo.loss", loss.clone().without_autodiff(), FORWARD);
 

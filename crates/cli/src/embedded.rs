@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use vp_core::atomic::temporary_beside;
 use vp_rewards::RewardConfig;
-use vp_trainers::regularizer::RegularizerConfig;
 
 use crate::args::{ShapesArgs, Shard, SplitArg};
 use crate::commands::dataset;
@@ -43,18 +42,6 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
 pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     let mut config = config.clone();
     config.resolve(&mut resolve)?;
-    Ok(config)
-}
-
-/// A regularizer whose images are where they are, in the place of one that may name embedded ones.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn resolve_regularizer(config: &RegularizerConfig) -> anyhow::Result<RegularizerConfig> {
-    let mut config = config.clone();
-    if let RegularizerConfig::Images(images) = &mut config {
-        images.folder = resolve(&images.folder)?;
-    }
     Ok(config)
 }
 

@@ -21,7 +21,7 @@ pub struct Settings {
     pub run: RunSection,
     /// Matches the names of the parameters that train.
     pub trainable: String,
-    /// Micro-batches an update.
+    /// Micro-batches per update.
     pub micro_batches: usize,
     /// `[optimizer]`.
     pub optimizer: OptimizerSection,
@@ -120,7 +120,7 @@ impl LoraSection {
     /// As the model takes it.
     ///
     /// # Errors
-    /// When `targets` is no regular expression.
+    /// When `targets` is not a valid regular expression.
     pub fn lora(&self) -> Result<Lora, Error> {
         let targets = Regex::new(&self.targets).map_err(|error| Error::Config(format!("lora.targets: {error}")))?;
         Ok(Lora { rank: self.rank, alpha: self.alpha(), targets })
@@ -265,7 +265,7 @@ impl Validate for RunSection {
 impl Validate for ModelSection {
     fn findings(&self, findings: &mut Vec<String>) {
         if let Some(Err(error)) = self.trainable.as_deref().map(Regex::new) {
-            findings.push(format!("model.trainable is no regular expression: {error}"));
+            findings.push(format!("model.trainable is not a valid regular expression: {error}"));
         }
     }
 }
@@ -278,24 +278,39 @@ impl Validate for LoraSection {
             format!("lora.alpha is {alpha}; expected a number above 0 (absent: the rank)")
         });
         if let Err(error) = Regex::new(&self.targets) {
-            findings.push(format!("lora.targets is no regular expression: {error}"));
+            findings.push(format!("lora.targets is not a valid regular expression: {error}"));
         }
     }
 }
 
 impl Validate for DataSection {
     fn findings(&self, findings: &mut Vec<String>) {
-        image_findings("data", (self.caption_dropout, self.validation_fraction, self.min_size), findings);
+        let Self { caption_dropout, validation_fraction, min_size, .. } = *self;
+        ImageKnobs { section: "data", caption_dropout, validation_fraction, min_size }.findings(findings);
     }
 }
 
-/// What cannot be in a section that reads captioned images.
-pub(crate) fn image_findings(section: &str, (dropout, fraction, min_size): (f64, f64, u32), findings: &mut Vec<String>) {
-    find(!(0.0..=1.0).contains(&dropout), findings, || format!("{section}.caption_dropout is {dropout}; expected a probability, 0 to 1"));
-    find(!(0.0..1.0).contains(&fraction), findings, || {
-        format!("{section}.validation_fraction is {fraction}; expected at least 0 and less than 1")
-    });
-    find(min_size == 0, findings, || format!("{section}.min_size is 0; expected at least 1"));
+/// The knobs of a section that reads captioned images.
+pub(crate) struct ImageKnobs {
+    /// The section's name.
+    pub section: &'static str,
+    pub caption_dropout: f64,
+    pub validation_fraction: f64,
+    pub min_size: u32,
+}
+
+impl ImageKnobs {
+    /// Appends what cannot be.
+    pub fn findings(&self, findings: &mut Vec<String>) {
+        let Self { section, caption_dropout: dropout, validation_fraction: fraction, min_size } = *self;
+        find(!(0.0..=1.0).contains(&dropout), findings, || {
+            format!("{section}.caption_dropout is {dropout}; expected a probability, 0 to 1")
+        });
+        find(!(0.0..1.0).contains(&fraction), findings, || {
+            format!("{section}.validation_fraction is {fraction}; expected at least 0 and less than 1")
+        });
+        find(min_size == 0, findings, || format!("{section}.min_size is 0; expected at least 1"));
+    }
 }
 
 impl Validate for PromptsSection {
