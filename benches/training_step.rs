@@ -109,7 +109,7 @@ fn policy(rows: usize, steps: usize) -> Policy {
     let (samples, shape): (Vec<u64>, _) = ((0..rows as u64).collect(), pipeline.latent_shape(request.size));
     let unit = noise.normal(Purpose::InitialLatents, 1, &samples, shape, &device);
     let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(1, step), &samples, shape, &device);
-    let trajectory = draw_trajectory(&base.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+    let trajectory = draw_trajectory(&base.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
     Policy { model, scheduler, guidance, trajectory }
 }
 
@@ -118,7 +118,7 @@ impl Policy {
         let (sample, prev_sample) = (self.trajectory.latents[step].clone(), self.trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
         let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
-        let log_probs = transition(&self.model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
+        let log_probs = transition(&self.model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
         surrogate(Objective::ImportanceSampling, log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
     }
@@ -166,7 +166,8 @@ fn recomputation(side: usize) {
         let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
         move || {
             let mut step_noise = |_| unreachable!("DDIM without eta draws nothing");
-            let mut chain = TapedChain { denoiser: &model.unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
+            let mut chain =
+                TapedChain { denoiser: &model.denoiser, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
             let sampled = chain.run(unit.clone(), &Refl::calls(0), End::Prediction);
             let judged = judge(sampled.latents, &pipeline.vae, &reward, &["a lighthouse at dusk".to_string()]).unwrap();
             drop(named_gradients(&model, &mut reward_loss(judged.rewards, 1.0).backward()));

@@ -1,7 +1,8 @@
 //! What a denoiser is.
 
-use burn::module::{Module, ModuleDisplay};
+use burn::module::Module;
 use burn::tensor::Tensor;
+use serde_json::{Map, Value};
 
 /// What a denoiser is told besides the noisy latents and the time.
 #[derive(Debug, Clone)]
@@ -59,7 +60,14 @@ impl Conditioning {
 /// A network that predicts noise (or v, or x0) from noisy latents.
 ///
 /// Generic rather than boxed because an optimizer takes a module and gives one back.
-pub trait Denoiser: Module + ModuleDisplay {
+pub trait Denoiser: Module {
+    /// Its component in a diffusers folder, `unet` or `transformer`, which is also how the names of its parameters begin in
+    /// checkpoints and LoRA files.
+    const COMPONENT: &'static str;
+
+    /// What the network's `config.json` said, to be written again beside its tuned weights.
+    fn config_json(&self) -> Map<String, Value>;
+
     /// `sample` `[b, c, h, w]`, one timestep a row (fractional under Karras schedules) → `[b, c, h, w]`.
     fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4>;
 

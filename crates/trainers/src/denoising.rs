@@ -107,7 +107,7 @@ impl Noised {
             return Some("the text encoder's output".into());
         }
         let part = denoiser.first_non_finite(self.sample.clone(), &self.model_timesteps(), &conditioning);
-        part.map(|part| format!("unet.{part}"))
+        part.map(|part| format!("{}.{part}", D::COMPONENT))
     }
 
     /// The timesteps as the denoiser takes them.
@@ -132,7 +132,7 @@ impl DenoisingBatch<'_> {
         (noise, draw): (&Noise, u64),
     ) -> Tensor<1> {
         let noised = self.noised_at_random(pipeline, schedule, (noise, draw));
-        noised.errors(&model.unet, self.conditioning(model, pipeline)).mean()
+        noised.errors(&model.denoiser, self.conditioning(model, pipeline)).mean()
     }
 
     /// The captions, by the encoder that trains where one does.

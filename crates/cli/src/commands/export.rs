@@ -34,7 +34,7 @@ fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Res
     let model = with_loras(&pipeline, unet, &args.loras)?;
     let encoders = [("text_encoder", &model.text_encoder), ("text_encoder_2", &model.text_encoder_2)];
     let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let mut components: Vec<Component> = std::iter::once(Component::unet(&model.unet)).chain(encoders).collect();
+    let mut components: Vec<Component> = std::iter::once(Component::denoiser(&model.denoiser)).chain(encoders).collect();
     if args.half {
         components.push(Component::vae(&pipeline.vae));
         let untouched = ["text_encoder", "text_encoder_2"].into_iter().zip(&pipeline.text.encoders);
@@ -65,7 +65,7 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &
 /// `unet` and all text encoders with every LoRA added.
 pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
     if loras.is_empty() {
-        return Ok(Trainable::denoiser(unet));
+        return Ok(Trainable::of(unet));
     }
     let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
     let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");

@@ -10,9 +10,13 @@ use burn::tensor::Device;
 use super::{Layer, layers};
 use crate::NetworkConfig;
 use crate::clip::ClipTextConfig;
+use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::pipeline::{Family, ModelFolder};
-use crate::unet::UNetConfig;
+use crate::unet::{UNet2DConditionModel, UNetConfig};
+
+/// How the names of the denoiser's layers begin.
+const DENOISER: &str = UNet2DConditionModel::COMPONENT;
 
 /// The names of a pipeline's layers, and what they are called elsewhere.
 #[derive(Debug, Clone)]
@@ -32,7 +36,7 @@ impl Names {
             let Some((component, path)) = name.split_once('.') else { continue };
             let mut add = |alias: String| drop(aliases.insert(alias, name.clone()));
             add(name.clone());
-            if component == "unet" {
+            if component == DENOISER {
                 add(path.to_string());
                 add(format!("base_model.model.{path}"));
                 add(format!("lora_unet_{}", underscored(path)));
@@ -61,7 +65,7 @@ impl Names {
             let name = |layer: Layer| Layer { name: format!("{component}.{}", layer.name), ..layer };
             found.into_iter().map(name).collect::<Vec<_>>()
         };
-        let mut found = prefixed("unet", layers(&folder.unet_config().init(device)));
+        let mut found = prefixed(DENOISER, layers(&folder.unet_config().init(device)));
         for encoder in ["text_encoder", "text_encoder_2"].into_iter().filter(|name| folder.path().join(name).is_dir()) {
             let config = ClipTextConfig::read(&folder.path().join(encoder).join("config.json"))?;
             found.extend(prefixed(encoder, layers(&config.init(device))));
@@ -79,21 +83,21 @@ impl Names {
 
     /// A layer's name in a kohya file, without its ending.
     pub(super) fn kohya(&self, layer: &str) -> String {
-        let (component, path) = layer.split_once('.').unwrap_or(("unet", layer));
-        let component = match component {
-            "unet" => "unet",
+        let (component, path) = layer.split_once('.').unwrap_or((DENOISER, layer));
+        let kohya = match component {
+            DENOISER => "unet",
             "text_encoder" if self.family == Family::StableDiffusionXl => "te1",
             "text_encoder" => "te",
             _ => "te2",
         };
         // As published: an encoder's projection stands beside its `text_model`.
-        let within = if component == "unet" || path == "text_projection" { "" } else { "text_model_" };
-        format!("lora_{component}_{within}{}", underscored(path))
+        let within = if component == DENOISER || path == "text_projection" { "" } else { "text_model_" };
+        format!("lora_{kohya}_{within}{}", underscored(path))
     }
 
     /// Whether diffusers has a form of its own for a layer's factors: attention has, from its first releases.
     pub(super) fn is_attention(layer: &str) -> bool {
-        if layer.starts_with("unet.") {
+        if component(layer) == DENOISER {
             [".to_q", ".to_k", ".to_v", ".to_out.0"].iter().any(|end| layer.ends_with(end))
         } else {
             layer.contains(".self_attn.")
@@ -102,7 +106,7 @@ impl Names {
 
     /// The names of an attention layer's factors in a diffusers file.
     pub(super) fn diffusers(layer: &str) -> [String; 2] {
-        let form = if layer.starts_with("unet.") { "lora" } else { "lora_linear_layer" };
+        let form = if component(layer) == DENOISER { "lora" } else { "lora_linear_layer" };
         [format!("{layer}.{form}.down.weight"), format!("{layer}.{form}.up.weight")]
     }
 
@@ -110,6 +114,11 @@ impl Names {
     pub(super) fn peft(layer: &str) -> [String; 2] {
         [format!("{layer}.lora_A.weight"), format!("{layer}.lora_B.weight")]
     }
+}
+
+/// The component of a layer: all that stands before the first dot of its name.
+fn component(layer: &str) -> &str {
+    layer.split('.').next().unwrap_or(layer)
 }
 
 fn underscored(path: &str) -> String {
@@ -236,9 +245,9 @@ mod tests {
     fn no_two_layers_share_a_name() {
         let unet = xl();
         let mut found = layers(&unet.init(&Device::flex()));
-        found.iter_mut().for_each(|layer| layer.name = format!("unet.{}", layer.name));
+        found.iter_mut().for_each(|layer| layer.name = format!("{DENOISER}.{}", layer.name));
         let originals: std::collections::BTreeSet<_> =
-            found.iter().map(|layer| original_name(layer.name.strip_prefix("unet.").unwrap(), &unet).expect(&layer.name)).collect();
+            found.iter().map(|layer| original_name(layer.name.split_once('.').unwrap().1, &unet).expect(&layer.name)).collect();
         assert_eq!(originals.len(), found.len());
         let names = Names::new(&found, Family::StableDiffusionXl, &unet);
         let kohya: std::collections::BTreeSet<_> = found.iter().map(|layer| names.kohya(&layer.name)).collect();

@@ -11,9 +11,10 @@ use vp_schedulers::SchedulerConfig;
 
 use crate::clip::{ClipTextModel, published_name};
 use crate::config_json::NetworkConfig;
+use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::parameters::{NamedParameter, named_parameters};
-use crate::unet::{Addition, UNet2DConditionModel, UNetConfig};
+use crate::unet::{Addition, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
 use crate::weights::{SaveType, component_files, save_safetensors};
 
@@ -278,9 +279,9 @@ pub struct Component {
 }
 
 impl Component {
-    /// `unet/`.
-    pub fn unet(unet: &UNet2DConditionModel) -> Self {
-        Self::new("unet", "diffusion_pytorch_model", unet.config().raw.clone(), unet)
+    /// A denoiser, in the folder of its name: `unet/`.
+    pub fn denoiser<D: Denoiser>(denoiser: &D) -> Self {
+        Self::new(D::COMPONENT, "diffusion_pytorch_model", denoiser.config_json(), denoiser)
     }
 
     /// `vae/`.

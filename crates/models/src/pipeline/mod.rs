@@ -26,7 +26,7 @@ use crate::weights::Weights;
 pub use folder::{Component, Family, ModelFolder};
 pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders};
-pub use trainable::Trainable;
+pub use trainable::{TEXT_ENCODERS, Trainable};
 
 /// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
 /// and gives it back. Everything here stands on the plain device and is a constant to the tape.
@@ -96,9 +96,9 @@ impl Pipeline {
         let text = TextEncoders::load_or_initialize(&folder, device, anew)?;
         let vae = load_vae(&folder, device)?;
         let unet = folder.unet_config().init(device);
-        let unet = match anew.filter(|anew| anew.includes("unet", &unet)) {
+        let unet = match anew.filter(|anew| anew.includes(UNet2DConditionModel::COMPONENT, &unet)) {
             Some(anew) => initialize(unet, anew.noise),
-            None => load(unet, Weights::open_component(&folder.path().join("unet"), "diffusion_pytorch_model")?)?,
+            None => load(unet, Weights::open_component(&folder.path().join(UNet2DConditionModel::COMPONENT), "diffusion_pytorch_model")?)?,
         };
         Ok((Self { text, vae, folder, device: device.clone() }, unet))
     }
@@ -108,38 +108,40 @@ impl Pipeline {
         &self.device
     }
 
-    /// `unet` with those text encoders of which a parameter name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
-    pub fn trainable<D: Denoiser>(&self, unet: D, pattern: &Regex) -> Trainable<D> {
-        self.with_encoders(unet, |prefix, model| parameter_names(model).iter().any(|name| pattern.is_match(&format!("{prefix}.{name}"))))
+    /// `denoiser` with those text encoders that have a parameter whose name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
+    pub fn trainable<D: Denoiser>(&self, denoiser: D, pattern: &Regex) -> Trainable<D> {
+        self.with_encoders(denoiser, |prefix, model| {
+            parameter_names(model).iter().any(|name| pattern.is_match(&format!("{prefix}.{name}")))
+        })
     }
 
-    /// The base (`unet` and those text encoders that `lora` targets) and the same with factors attached.
+    /// The base (`denoiser` and those text encoders that `lora` targets) and the same with factors attached.
     ///
     /// # Errors
     /// When no layer is targeted.
-    pub fn adapted<D: Denoiser>(&self, unet: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
-        let base = self.with_encoders(unet, |prefix, model| {
+    pub fn adapted<D: Denoiser>(&self, denoiser: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
+        let base = self.with_encoders(denoiser, |prefix, model| {
             layers(model).iter().any(|layer| lora.targets.is_match(&format!("{prefix}.{}", layer.name)))
         });
         Ok((base.clone(), attach(base, lora, noise)?))
     }
 
-    /// `unet` with all text encoders: everything that a LoRA may change.
-    pub fn adaptable<D: Denoiser>(&self, unet: D) -> Trainable<D> {
-        self.with_encoders(unet, |_, _| true)
+    /// `denoiser` with all text encoders: everything that a LoRA may change.
+    pub fn adaptable<D: Denoiser>(&self, denoiser: D) -> Trainable<D> {
+        self.with_encoders(denoiser, |_, _| true)
     }
 
-    /// What the layers of this pipeline with `unet` are called in LoRA files.
-    pub fn lora_names<D: Denoiser>(&self, unet: &D) -> Names {
-        Names::new(&layers(&self.adaptable(unet.clone())), self.folder.family(), self.folder.unet_config())
+    /// What the layers of this pipeline with `denoiser` are called in LoRA files.
+    pub fn lora_names<D: Denoiser>(&self, denoiser: &D) -> Names {
+        Names::new(&layers(&self.adaptable(denoiser.clone())), self.folder.family(), self.folder.unet_config())
     }
 
-    fn with_encoders<D: Denoiser>(&self, unet: D, which: impl Fn(&str, &ClipTextModel) -> bool) -> Trainable<D> {
-        let pick = |index: usize, prefix: &str| {
+    fn with_encoders<D: Denoiser>(&self, denoiser: D, which: impl Fn(&str, &ClipTextModel) -> bool) -> Trainable<D> {
+        let pick = |index: usize| {
             let model = &self.text.encoders.get(index)?.model;
-            which(prefix, model).then(|| model.clone())
+            which(TEXT_ENCODERS[index], model).then(|| model.clone())
         };
-        Trainable { unet, text_encoder: pick(0, "text_encoder"), text_encoder_2: pick(1, "text_encoder_2") }
+        Trainable { denoiser, text_encoder: pick(0), text_encoder_2: pick(1) }
     }
 
     /// Shape of the latents of one image.
@@ -168,7 +170,7 @@ impl Pipeline {
     ) -> Tensor<4> {
         let guidance = self.encode(&model.text(&self.text), request);
         let (start, steps) = (latents * sampler.init_noise_sigma(), 0..sampler.timesteps().len());
-        let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
+        let latents = Chain { denoiser: &model.denoiser, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
         profile::time(Stage::Decode, || self.vae.decode_to_images(latents))
     }
 }

@@ -10,6 +10,7 @@ mod stages;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
 use crate::denoiser::{Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
@@ -201,6 +202,12 @@ impl UNet2DConditionModel {
 }
 
 impl Denoiser for UNet2DConditionModel {
+    const COMPONENT: &'static str = "unet";
+
+    fn config_json(&self) -> Map<String, Value> {
+        self.config.raw.clone()
+    }
+
     fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4> {
         let (context, state) = self.begin(sample, timesteps, conditioning);
         self.stages().into_iter().fold(state, |state, (_, stage)| stage.forward(state, &context)).hidden

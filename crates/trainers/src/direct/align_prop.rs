@@ -128,7 +128,7 @@ impl AlignProp {
 
             // 3. From noise to an image, and its reward.
             let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let mut chain = TapedChain { denoiser: &run.model.denoiser, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
             let sampled = chain.run(beginning.latents.clone(), &calls, End::Sample);
             let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
             let loss = reward_loss(judged.rewards.clone(), self.grad_scale);

@@ -93,7 +93,7 @@ impl Draft {
 
             // 2. From noise to an image's latents, the last K steps on the tape.
             let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let mut chain = TapedChain { denoiser: &run.model.denoiser, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
             let sampled = chain.run(beginning.latents.clone(), &calls, End::Sample);
 
             // 3. Decoded and rewarded; with DRaFT-LV also the same latents, noised and denoised anew.

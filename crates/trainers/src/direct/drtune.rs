@@ -96,7 +96,7 @@ impl DrTune {
 
             // 3. From noise to the last step's prediction of the clean latents, decoded and rewarded.
             let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let mut chain = TapedChain { denoiser: &run.model.denoiser, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
             let sampled = chain.run(beginning.latents.clone(), &calls, End::Prediction);
             let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
             let loss = reward_loss(judged.rewards.clone(), self.grad_scale);

@@ -272,7 +272,7 @@ pub fn finish<D: Denoiser>(
     };
     run.count_images(prompts.len());
     let plain = beginning.guidance.without_autodiff();
-    let blame = |model: &Trainable<D>| first_non_finite(&model.unet, scheduler, &plain, sampled, judged);
+    let blame = |model: &Trainable<D>| first_non_finite(&model.denoiser, scheduler, &plain, sampled, judged);
     let updated = run.backward(loss, observed, &blame)?;
     if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
         run.preview(&environment.preview(&run.tuned(), step)?)?;
@@ -296,7 +296,7 @@ fn first_non_finite<D: Denoiser>(
     let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
     let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
     if let Some(part) = denoiser.first_non_finite(input, &timesteps, &guidance.conditional) {
-        return Some(format!("unet.{part}"));
+        return Some(format!("{}.{part}", D::COMPONENT));
     }
     if !is_finite(&sampled.latents) {
         return Some("the latents that are decoded".into());

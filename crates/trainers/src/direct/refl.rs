@@ -107,7 +107,7 @@ impl Refl {
             // 2. From noise to a random late step off the tape, and that step on it, to its prediction of the clean latents.
             let mid_step = noise.integer(Purpose::MidTimestep, *draw, 0, self.min_mid_step, self.max_mid_step);
             let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
+            let mut chain = TapedChain { denoiser: &run.model.denoiser, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
             let sampled = chain.run(beginning.latents.clone(), &Self::calls(mid_step), End::Prediction);
 
             // 3. Decoded and rewarded.

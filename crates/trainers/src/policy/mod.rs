@@ -183,7 +183,7 @@ pub fn guided_transition<D: Denoiser>(
     let RolloutPlan { negative_prompt, guidance_scale, .. } = *plan;
     let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: environment.size };
     profile::time(Stage::TrackedStep, || {
-        transition(&model.unet, scheduler, &pipeline.encode(&model.text(&pipeline.text), &request), minibatch)
+        transition(&model.denoiser, scheduler, &pipeline.encode(&model.text(&pipeline.text), &request), minibatch)
     })
 }
 
@@ -257,7 +257,7 @@ fn first_non_finite<D: Denoiser>(
     }
     let timesteps: Vec<f32> = batch.steps.iter().map(|step| scheduler.timesteps()[*step] as f32).collect();
     let input = scheduler.scale_model_input(batch.sample.clone(), &batch.steps);
-    model.unet.first_non_finite(input, &timesteps, &conditioning).map(|part| format!("unet.{part}"))
+    model.denoiser.first_non_finite(input, &timesteps, &conditioning).map(|part| format!("{}.{part}", D::COMPONENT))
 }
 
 /// Appends that the scheduler draws no noise, where its section says so.

@@ -118,7 +118,7 @@ impl Rollout {
                 samples.iter().map(|sample| if plan.share_initial_latents { first_of_group(sample) } else { *sample }).collect();
             let unit = noise.normal(Purpose::InitialLatents, draw, &starts, shape, device);
             let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &samples, shape, device);
-            let drawn = || draw_trajectory(&model.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+            let drawn = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
             let trajectory = profile::time(Stage::Rollout, drawn);
             let last = trajectory.latents.last().expect("a chain has a start").clone();
             let images = profile::time(Stage::Decode, || pipeline.vae.decode_to_images(last));

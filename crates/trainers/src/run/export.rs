@@ -44,7 +44,7 @@ pub fn export_lora(
     folder: &Path,
     notes: &[(String, String)],
 ) -> Result<Exported, Error> {
-    let names = pipeline.lora_names(&base.unet);
+    let names = pipeline.lora_names(&base.denoiser);
     let weights = LoraWeights::of(tuned, lora.alpha());
     let (before, after) = (probe(pipeline, base), probe(pipeline, tuned));
     let mut change = 0.0;
@@ -70,7 +70,7 @@ pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Te
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
     let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
     let middle = pipeline.folder.scheduler_config.num_train_timesteps() / 2;
-    model.unet.forward(latents, &[middle as f32], &conditioning)
+    model.denoiser.forward(latents, &[middle as f32], &conditioning)
 }
 
 /// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there),
@@ -86,11 +86,11 @@ pub fn export(
     let (pipeline, base) = base;
     let encoders = [("text_encoder", &tuned.text_encoder), ("text_encoder_2", &tuned.text_encoder_2)];
     let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let components: Vec<Component> = std::iter::once(Component::unet(&tuned.unet)).chain(encoders).collect();
+    let components: Vec<Component> = std::iter::once(Component::denoiser(&tuned.denoiser)).chain(encoders).collect();
     pipeline.folder.export(destination, &components)?;
     let (reloaded, unet) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
     let text = |pipeline: &Pipeline, index: usize| pipeline.text.encoders.get(index).map(|encoder| encoder.model.clone());
-    let unets = distance(&base.unet, &unet);
+    let unets = distance(&base.denoiser, &unet);
     let encoders = (0..2).filter_map(|index| Some(distance(&text(pipeline, index)?, &text(&reloaded, index)?)));
     let (change, size) = encoders.fold(unets, |(change, size), (c, s)| (change + c, size + s));
     Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })

@@ -146,6 +146,6 @@ fn blame<D: Denoiser>(
         return "the text encoder's output".into();
     }
     let timesteps = vec![sampler.timesteps()[0] as f32; request.prompts.len()];
-    let part = model.unet.first_non_finite(latents * sampler.init_noise_sigma(), &timesteps, &guidance.conditional);
-    part.map_or_else(|| "the decoded image".into(), |part| format!("unet.{part}"))
+    let part = model.denoiser.first_non_finite(latents * sampler.init_noise_sigma(), &timesteps, &guidance.conditional);
+    part.map_or_else(|| "the decoded image".into(), |part| format!("{}.{part}", D::COMPONENT))
 }

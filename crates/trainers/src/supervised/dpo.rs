@@ -110,8 +110,8 @@ impl Dpo {
 
             // 3. What both models answer, the reference off the tape, and how their squared errors differ.
             let conditioning = data.conditioning(&run.model, pipeline);
-            let predictions = noised.predictions(&run.model.unet, conditioning.clone());
-            let references = noised.predictions(&base.unet, data.conditioning(base, pipeline));
+            let predictions = noised.predictions(&run.model.denoiser, conditioning.clone());
+            let references = noised.predictions(&base.denoiser, data.conditioning(base, pipeline));
             let changes = noised.error_changes(predictions.clone(), references.clone());
 
             // 4. −log σ of how far the model prefers the chosen image beyond the reference.
@@ -121,7 +121,7 @@ impl Dpo {
             // 5. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
             let losses = [noised.errors_of(predictions.without_autodiff()), noised.errors_of(references)];
             let observed = observed(losses, &changes, &inside);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
+            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &conditioning))?;
 
             // 6. Look.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
@@ -172,11 +172,11 @@ impl Dpo {
                 let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
                 let timesteps = vec![timestep; held_out.len()];
                 let noised = noised_pairs(&data, pipeline, schedule, &timesteps, (&noise, VALIDATION_DRAW, &samples));
-                let references = noised.predictions(&base.unet, reference_conditioning.clone());
-                let changes = noised.error_changes(noised.predictions(&model.unet, conditioning.clone()), references);
+                let references = noised.predictions(&base.denoiser, reference_conditioning.clone());
+                let changes = noised.error_changes(noised.predictions(&model.denoiser, conditioning.clone()), references);
                 let inside = values(&inside(changes, self.beta));
                 if !inside.iter().all(|inside| inside.is_finite()) {
-                    let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                    let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                     return Err(Error::NonFinitePreview { step, what });
                 }
                 let share = 1.0 / VALIDATION_TIMESTEPS as f64;

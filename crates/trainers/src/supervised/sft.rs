@@ -91,13 +91,13 @@ impl Sft {
                 let text = model.text(&pipeline.text);
                 text.encode(captions, images.size, pipeline.device())
             };
-            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.unet, &embed(model, &captions));
+            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embed(model, &captions));
 
             // 3. The squared error of the prediction, weighted, a mean over the micro-batch.
             let weights = self.weights(&*schedule, &noised.timesteps);
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
-                let errors = noised.errors(&model.unet, embed(model, &captions[rows.clone()]));
+                let errors = noised.errors(&model.denoiser, embed(model, &captions[rows.clone()]));
                 let observed = vec![("denoising_loss".to_string(), values(&errors))];
                 let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
                 ((errors * weights).sum() / self.batch_size as f64, observed)
@@ -175,9 +175,9 @@ impl Sft {
                 let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
                 let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
                 let noised = data.noised(pipeline, schedule, vec![timestep; entries.len()], (&noise, VALIDATION_DRAW, &samples));
-                let errors = values(&noised.errors(&model.unet, conditioning.clone()));
+                let errors = values(&noised.errors(&model.denoiser, conditioning.clone()));
                 if !errors.iter().all(|error| error.is_finite()) {
-                    let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                    let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                     return Err(Error::NonFinitePreview { step, what });
                 }
                 sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
