@@ -98,7 +98,7 @@ fn sft_of_the_text_encoder_alone_changes_it_alone_and_lowers_the_loss() {
     let (base, tuned, [before, after]) = sft("sft-text", 0, 5e-3, r"^text_encoder\.");
     assert!(after < before, "{before:.4} before, {after:.4} after");
     assert_same(&base.denoiser, &tuned.denoiser);
-    let (base, tuned) = (named_parameters(&base.text_encoder), named_parameters(&tuned.text_encoder));
+    let (base, tuned) = (named_parameters(&base.text_encoders["text_encoder"]), named_parameters(&tuned.text_encoders["text_encoder"]));
     assert!(base.iter().zip(&tuned).any(|(base, tuned)| base.values.to_data() != tuned.values.to_data()));
 }
 

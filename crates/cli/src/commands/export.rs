@@ -32,14 +32,11 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
 fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
     let (pipeline, unet) = Pipeline::load(folder, device)?;
     let model = with_loras(&pipeline, unet, &args.loras)?;
-    let encoders = [("text_encoder", &model.text_encoder), ("text_encoder_2", &model.text_encoder_2)];
-    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let mut components: Vec<Component> = std::iter::once(Component::denoiser(&model.denoiser)).chain(encoders).collect();
+    let mut components = model.components();
     if args.half {
         components.push(Component::vae(&pipeline.vae));
-        let untouched = ["text_encoder", "text_encoder_2"].into_iter().zip(&pipeline.text.encoders);
-        let untouched = untouched.skip(components.len() - 2).map(|(name, encoder)| Component::text_encoder(name, &encoder.model));
-        components.extend(untouched.collect::<Vec<_>>());
+        let untouched = pipeline.text.encoders.iter().filter(|encoder| !model.text_encoders.contains_key(encoder.component));
+        components.extend(untouched.map(|encoder| Component::text_encoder(encoder.component, &encoder.model)));
         components = components.into_iter().map(|component| component.with_save_type(SaveType::F16)).collect();
     }
     Ok(pipeline.folder.export(&args.output, &components)?)

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use vp_core::atomic::temporary_beside;
 use vp_schedulers::SchedulerConfig;
 
-use crate::clip::{ClipTextModel, published_name};
+use super::text::TextModel;
+use crate::clip::published_name;
 use crate::config_json::NetworkConfig;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
@@ -25,6 +26,16 @@ pub enum Family {
     StableDiffusion,
     /// `StableDiffusionXLPipeline`.
     StableDiffusionXl,
+}
+
+impl Family {
+    /// The components that encode text, in the pipeline's order.
+    pub fn text_encoders(self) -> &'static [&'static str] {
+        match self {
+            Self::StableDiffusion => &["text_encoder"],
+            Self::StableDiffusionXl => &["text_encoder", "text_encoder_2"],
+        }
+    }
 }
 
 /// A diffusers folder whose small files were read and checked: everything that can be wrong before a byte of weights is read.
@@ -290,7 +301,8 @@ impl Component {
     }
 
     /// `text_encoder/` or `text_encoder_2/`, under the published names.
-    pub fn text_encoder(name: &'static str, encoder: &ClipTextModel) -> Self {
+    pub fn text_encoder(name: &'static str, encoder: &TextModel) -> Self {
+        let TextModel::Clip(encoder) = encoder;
         let mut component = Self::new(name, "model", encoder.config().raw.clone(), encoder);
         component.tensors.iter_mut().for_each(|tensor| tensor.name = published_name(&tensor.name));
         component

@@ -14,7 +14,6 @@ use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_schedulers::Sampler;
 
-use crate::clip::ClipTextModel;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::lora::{Lora, Names, attach, layers};
@@ -25,8 +24,8 @@ use crate::weights::Weights;
 
 pub use folder::{Component, Family, ModelFolder};
 pub use sampling::{Chain, Guidance, Taken, predict};
-pub use text::{TextEncoder, TextEncoders};
-pub use trainable::{TEXT_ENCODERS, Trainable};
+pub use text::{TextEncoder, TextEncoders, TextModel};
+pub use trainable::Trainable;
 
 /// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
 /// and gives it back. Everything here stands on the plain device and is a constant to the tape.
@@ -136,12 +135,9 @@ impl Pipeline {
         Names::new(&layers(&self.adaptable(denoiser.clone())), self.folder.family(), self.folder.unet_config())
     }
 
-    fn with_encoders<D: Denoiser>(&self, denoiser: D, which: impl Fn(&str, &ClipTextModel) -> bool) -> Trainable<D> {
-        let pick = |index: usize| {
-            let model = &self.text.encoders.get(index)?.model;
-            which(TEXT_ENCODERS[index], model).then(|| model.clone())
-        };
-        Trainable { denoiser, text_encoder: pick(0), text_encoder_2: pick(1) }
+    fn with_encoders<D: Denoiser>(&self, denoiser: D, which: impl Fn(&str, &TextModel) -> bool) -> Trainable<D> {
+        let picked = self.text.encoders.iter().filter(|encoder| which(encoder.component, &encoder.model));
+        Trainable { denoiser, text_encoders: picked.map(|encoder| (encoder.component, encoder.model.clone())).collect() }
     }
 
     /// Shape of the latents of one image.

@@ -1,14 +1,13 @@
 //! What one optimizer step owns: the denoiser and, where they train too, the text encoders.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
 
-use super::text::TextEncoders;
-use crate::clip::ClipTextModel;
+use super::folder::Component;
+use super::text::{TextEncoders, TextModel};
 use crate::denoiser::Denoiser;
-
-/// The components of the text encoders, in a pipeline's order.
-pub const TEXT_ENCODERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
 
 /// The tuned parts of a pipeline under one roof, so that one optimizer, one moving average and one checkpoint hold them all.
 /// The names of its parameters begin with those of their components: [`Denoiser::COMPONENT`], `text_encoder` and `text_encoder_2`.
@@ -16,72 +15,70 @@ pub const TEXT_ENCODERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
 pub struct Trainable<D> {
     /// The network that predicts the noise.
     pub denoiser: D,
-    /// The first text encoder, where it trains.
-    pub text_encoder: Option<ClipTextModel>,
-    /// SDXL's second text encoder, where it trains.
-    pub text_encoder_2: Option<ClipTextModel>,
+    /// The text encoders that train, by component.
+    pub text_encoders: BTreeMap<&'static str, TextModel>,
 }
 
 impl<D: Denoiser> Trainable<D> {
     /// A denoiser alone, without text encoders.
     pub fn of(denoiser: D) -> Self {
-        Self { denoiser, text_encoder: None, text_encoder_2: None }
+        Self { denoiser, text_encoders: BTreeMap::new() }
     }
 
     /// The pipeline's text encoders with those that train in place of their originals. On the tape, embeddings are then too.
     pub fn text(&self, text: &TextEncoders) -> TextEncoders {
-        text.with_models([self.text_encoder.as_ref(), self.text_encoder_2.as_ref()])
+        text.with_models(&self.text_encoders)
+    }
+
+    /// All of it as components of a folder.
+    pub fn components(&self) -> Vec<Component> {
+        let encoders = self.text_encoders.iter().map(|(component, model)| Component::text_encoder(component, model));
+        std::iter::once(Component::denoiser(&self.denoiser)).chain(encoders).collect()
+    }
+
+    /// What two functions make of the denoiser and of each text encoder.
+    fn each(self, denoiser: impl FnOnce(D) -> D, encoder: impl Fn(TextModel) -> TextModel) -> Self {
+        let text_encoders = self.text_encoders.into_iter().map(|(component, model)| (component, encoder(model))).collect();
+        Self { denoiser: denoiser(self.denoiser), text_encoders }
     }
 }
 
-/// Written by hand, where Burn would derive it, for the sake of one name: derived, the denoiser's parameters would be called after the
-/// field and not after its component.
+/// Written by hand, where Burn would derive it, for the sake of names: derived, parameters would be called after fields and indices
+/// (`denoiser.…`, `text_encoders.0.…`), and not after their components.
 impl<D: Denoiser> Module for Trainable<D> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         visit_component(D::COMPONENT, &self.denoiser, visitor);
-        visit_component(TEXT_ENCODERS[0], &self.text_encoder, visitor);
-        visit_component(TEXT_ENCODERS[1], &self.text_encoder_2, visitor);
+        self.text_encoders.iter().for_each(|(component, model)| visit_component(component, model, visitor));
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        Self {
-            denoiser: map_component(D::COMPONENT, self.denoiser, mapper),
-            text_encoder: map_component(TEXT_ENCODERS[0], self.text_encoder, mapper),
-            text_encoder_2: map_component(TEXT_ENCODERS[1], self.text_encoder_2, mapper),
-        }
+        let denoiser = map_component(D::COMPONENT, self.denoiser, mapper);
+        let encoders = self.text_encoders.into_iter();
+        Self { denoiser, text_encoders: encoders.map(|(component, model)| (component, map_component(component, model, mapper))).collect() }
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
-        self.text_encoder_2.collect_devices(self.text_encoder.collect_devices(self.denoiser.collect_devices(devices)))
+        self.text_encoders.values().fold(self.denoiser.collect_devices(devices), |devices, model| model.collect_devices(devices))
     }
 
     fn to_device(self, device: &Device) -> Self {
-        let Self { denoiser, text_encoder, text_encoder_2 } = self;
-        Self {
-            denoiser: denoiser.to_device(device),
-            text_encoder: text_encoder.to_device(device),
-            text_encoder_2: text_encoder_2.to_device(device),
-        }
+        self.each(|denoiser| denoiser.to_device(device), |model| model.to_device(device))
     }
 
     fn fork(self, device: &Device) -> Self {
-        let Self { denoiser, text_encoder, text_encoder_2 } = self;
-        Self { denoiser: denoiser.fork(device), text_encoder: text_encoder.fork(device), text_encoder_2: text_encoder_2.fork(device) }
+        self.each(|denoiser| denoiser.fork(device), |model| model.fork(device))
     }
 
     fn train(self) -> Self {
-        let Self { denoiser, text_encoder, text_encoder_2 } = self;
-        Self { denoiser: denoiser.train(), text_encoder: text_encoder.train(), text_encoder_2: text_encoder_2.train() }
+        self.each(Module::train, Module::train)
     }
 
     fn valid(&self) -> Self {
-        let Self { denoiser, text_encoder, text_encoder_2 } = self;
-        Self { denoiser: denoiser.valid(), text_encoder: text_encoder.valid(), text_encoder_2: text_encoder_2.valid() }
+        self.clone().each(|denoiser| denoiser.valid(), |model| model.valid())
     }
 
     fn materialize(self) -> Self {
-        let Self { denoiser, text_encoder, text_encoder_2 } = self;
-        Self { denoiser: denoiser.materialize(), text_encoder: text_encoder.materialize(), text_encoder_2: text_encoder_2.materialize() }
+        self.each(Module::materialize, Module::materialize)
     }
 }
 
@@ -125,7 +122,8 @@ mod tests {
             under("text_encoder_2", parameter_names(&second)),
         ]
         .concat();
-        let model = Trainable { denoiser, text_encoder: Some(first), text_encoder_2: Some(second) };
+        let text_encoders = BTreeMap::from([("text_encoder", TextModel::Clip(first)), ("text_encoder_2", TextModel::Clip(second))]);
+        let model = Trainable { denoiser, text_encoders };
         assert_eq!(parameter_names(&model), expected);
         let (mut mapped, mut names) = (Vec::new(), layers(&model).into_iter().map(|layer| layer.name));
         map_parameters(model.clone(), |name, _, values| {

@@ -84,14 +84,11 @@ pub fn export(
     destination: &Path,
 ) -> Result<Exported, Error> {
     let (pipeline, base) = base;
-    let encoders = [("text_encoder", &tuned.text_encoder), ("text_encoder_2", &tuned.text_encoder_2)];
-    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let components: Vec<Component> = std::iter::once(Component::denoiser(&tuned.denoiser)).chain(encoders).collect();
-    pipeline.folder.export(destination, &components)?;
+    pipeline.folder.export(destination, &tuned.components())?;
     let (reloaded, unet) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
-    let text = |pipeline: &Pipeline, index: usize| pipeline.text.encoders.get(index).map(|encoder| encoder.model.clone());
     let unets = distance(&base.denoiser, &unet);
-    let encoders = (0..2).filter_map(|index| Some(distance(&text(pipeline, index)?, &text(&reloaded, index)?)));
+    let encoders = pipeline.text.encoders.iter().zip(&reloaded.text.encoders);
+    let encoders = encoders.map(|(base, tuned)| distance(&base.model, &tuned.model));
     let (change, size) = encoders.fold(unets, |(change, size), (c, s)| (change + c, size + s));
     Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })
 }
