@@ -9,17 +9,17 @@ use serde_json::{Map, Value};
 pub struct Conditioning {
     /// Text embeddings, `[b, tokens, cross_attention_dim]`.
     pub encoder_hidden_states: Tensor<3>,
-    /// SDXL's pooled text and sizes.
+    /// Pooled text, and with SDXL sizes.
     pub added: Option<AddedConditioning>,
 }
 
-/// SDXL's `added_cond_kwargs`.
+/// What some families are told of a whole text and of its image: diffusers' `added_cond_kwargs`.
 #[derive(Debug, Clone)]
 pub struct AddedConditioning {
-    /// The second encoder's projected pooled embedding, `[b, projection_dim]`.
+    /// The text pooled and projected, `[b, projection_dim]`; with SDXL by the second encoder.
     pub text_embeds: Tensor<2>,
-    /// Original height and width, crop top and left, target height and width: `[b, 6]`.
-    pub time_ids: Tensor<2>,
+    /// SDXL's sizes: original height and width, crop top and left, target height and width, `[b, 6]`.
+    pub time_ids: Option<Tensor<2>>,
 }
 
 impl Conditioning {
@@ -28,7 +28,7 @@ impl Conditioning {
         let added = match (&first.added, &second.added) {
             (Some(a), Some(b)) => Some(AddedConditioning {
                 text_embeds: Tensor::cat(vec![a.text_embeds.clone(), b.text_embeds.clone()], 0),
-                time_ids: Tensor::cat(vec![a.time_ids.clone(), b.time_ids.clone()], 0),
+                time_ids: a.time_ids.clone().zip(b.time_ids.clone()).map(|(a, b)| Tensor::cat(vec![a, b], 0)),
             }),
             _ => None,
         };
@@ -40,7 +40,7 @@ impl Conditioning {
     pub fn without_autodiff(&self) -> Self {
         let added = self.added.as_ref().map(|added| AddedConditioning {
             text_embeds: added.text_embeds.clone().without_autodiff(),
-            time_ids: added.time_ids.clone().without_autodiff(),
+            time_ids: added.time_ids.clone().map(Tensor::without_autodiff),
         });
         Self { encoder_hidden_states: self.encoder_hidden_states.clone().without_autodiff(), added }
     }
@@ -51,7 +51,7 @@ impl Conditioning {
             encoder_hidden_states: self.encoder_hidden_states.clone().narrow(0, start, count),
             added: self.added.as_ref().map(|added| AddedConditioning {
                 text_embeds: added.text_embeds.clone().narrow(0, start, count),
-                time_ids: added.time_ids.clone().narrow(0, start, count),
+                time_ids: added.time_ids.clone().map(|ids| ids.narrow(0, start, count)),
             }),
         }
     }

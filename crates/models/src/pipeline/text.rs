@@ -125,7 +125,7 @@ impl TextEncoders {
                 let outputs: Vec<_> = outputs.collect();
                 let states = outputs.iter().map(|output| output.penultimate.clone()).collect();
                 let text_embeds = outputs[1].text_embeds.clone().expect("XL's second text encoder has a projection; checked on loading");
-                let added = AddedConditioning { text_embeds, time_ids: time_ids(prompts.len(), size, device) };
+                let added = AddedConditioning { text_embeds, time_ids: Some(time_ids(prompts.len(), size, device)) };
                 Conditioning { encoder_hidden_states: Tensor::cat(states, 2), added: Some(added) }
             }
         }

@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
 
-use crate::denoiser::{Conditioning, Denoiser};
+use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use attention::{Transformer2DModel, TransformerOptions};
@@ -167,11 +167,15 @@ impl UNet2DConditionModel {
     fn embed_addition(&self, conditioning: &Conditioning) -> Option<Tensor<2>> {
         match (self.add_embedding.as_ref()?, self.config.addition, &conditioning.added) {
             (AddEmbedding::Text(pooled), ..) => Some(pooled.forward(conditioning.encoder_hidden_states.clone())),
-            (AddEmbedding::TextTime(embedding), Some(Addition::TextTime(text_time)), Some(added)) => {
-                let ([b, ids], dim) = (added.time_ids.dims(), text_time.addition_time_embed_dim);
-                let time_ids: Vec<f32> = added.time_ids.to_data().try_to_vec().expect("time ids are f32");
+            (
+                AddEmbedding::TextTime(embedding),
+                Some(Addition::TextTime(text_time)),
+                Some(AddedConditioning { text_embeds, time_ids: Some(time_ids) }),
+            ) => {
+                let ([b, ids], dim) = (time_ids.dims(), text_time.addition_time_embed_dim);
+                let time_ids: Vec<f32> = time_ids.to_data().try_to_vec().expect("time ids are f32");
                 let sizes = self.embed(&time_ids, dim, &conditioning.encoder_hidden_states.device()).reshape([b, ids * dim]);
-                Some(embedding.forward(Tensor::cat(vec![added.text_embeds.clone(), sizes], 1)))
+                Some(embedding.forward(Tensor::cat(vec![text_embeds.clone(), sizes], 1)))
             }
             (AddEmbedding::TextTime(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
         }
