@@ -5,6 +5,7 @@
 #![deny(missing_docs)]
 
 pub mod blip;
+pub mod blocks;
 pub mod clip;
 mod config_json;
 pub mod denoiser;

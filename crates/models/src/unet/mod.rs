@@ -2,22 +2,21 @@
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py`, `models/unets/unet_2d_blocks.py`.
 
-pub mod attention;
 mod config;
 pub mod embeddings;
-pub mod resnet;
 mod stages;
+pub mod transformer;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
 
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use attention::{Transformer2DModel, TransformerOptions};
 use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
-use resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
+use transformer::{Transformer2DModel, TransformerOptions};
 
 pub use config::{Addition, TextTime, UNetConfig};
 pub use stages::{Context, Stage, State};

@@ -6,8 +6,8 @@
 use burn::tensor::Tensor;
 
 use super::UNet2DConditionModel;
-use super::attention::Transformer2DModel;
-use super::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use super::transformer::Transformer2DModel;
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 

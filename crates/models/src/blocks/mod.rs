@@ -1,0 +1,3 @@
+//! The blocks that the UNet and the autoencoder are both made of.
+
+pub mod resnet;
