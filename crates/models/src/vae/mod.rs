@@ -8,10 +8,10 @@ mod stages;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::blocks::attention::Attention;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use crate::unet::transformer::Attention;
 use crate::weights::Weights;
 
 pub use config::AutoencoderConfig;

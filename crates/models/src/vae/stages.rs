@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
+use crate::blocks::attention::Attention;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use crate::unet::transformer::Attention;
 
 /// One step of the encoder or the decoder: `[b, c, h, w]` → `[b, c', h', w']`.
 #[derive(Debug, Clone, Copy)]
