@@ -3,13 +3,11 @@
 //! Fields are named as PyTorch names them and tensors keep PyTorch's layout (`Linear.weight` is `[out, in]`), so that the path
 //! of a parameter in a module *is* its key in a published checkpoint and its bytes need no transposition, in or out.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_ops::{conv2d, linear};
-
-use crate::lora::LowRank;
 
 pub use vp_ops::{Mask, attention};
 
@@ -47,6 +45,28 @@ impl Linear {
             None => linear(x, self.weight.val(), bias),
             Some(factors) => linear(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
         }
+    }
+}
+
+/// The low-rank factors that a [LoRA](crate::lora) puts beside the weight of a linear map or a convolution, where they train in its stead.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `[rank, in]`; of a `k`×`k` convolution `[rank, in · k · k]`.
+    pub down: Param<Tensor<2>>,
+    /// `[out, rank]`.
+    pub up: Param<Tensor<2>>,
+    /// alpha / rank.
+    pub scale: f64,
+}
+
+impl Reparameterization for LowRank {
+    const NAME: &'static str = "lora";
+
+    /// The dense weight, for those who ask for it; our own layers do not.
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let delta = (self.up.val() * self.scale).matmul(self.down.val());
+        let shape = base.shape();
+        base + delta.reshape(shape)
     }
 }
 

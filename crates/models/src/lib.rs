@@ -10,6 +10,7 @@ pub mod clip;
 mod config_json;
 pub mod denoiser;
 mod error;
+mod family;
 mod gradient_checkpointing;
 pub mod layers;
 pub mod lora;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use vp_models::lora::{Dialect, LoraWeights, Names, merge_file};
+use vp_models::lora::{Dialect, LoraWeights, merge_file};
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::SaveType;
@@ -53,7 +53,7 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &
         LoraFormat::Peft => Dialect::Peft,
     };
     // Names and shapes alone: no weights are read.
-    let names = Names::of_folder(&folder, device)?;
+    let names = folder.lora_names(device)?;
     let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)

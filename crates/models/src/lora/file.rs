@@ -253,8 +253,8 @@ impl Told {
 mod tests {
     use super::*;
     use crate::NetworkConfig;
+    use crate::family::Family;
     use crate::lora::layers;
-    use crate::pipeline::Family;
     use crate::unet::UNetConfig;
     use burn::tensor::Device;
 

@@ -13,38 +13,17 @@ mod names;
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterization, Reparameterizer};
+use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
 use burn::tensor::{Tensor, TensorData};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 
 use crate::error::{Error, Result};
+use crate::layers::LowRank;
 use crate::parameters::{KeyPath, map_parameters, name_key, named_parameters};
 
 pub use file::{Dialect, merge_file};
 pub use names::Names;
-
-/// The factors of one layer.
-#[derive(Module, Debug)]
-pub struct LowRank {
-    /// `[rank, in]`; of a `k`×`k` convolution `[rank, in · k · k]`.
-    pub down: Param<Tensor<2>>,
-    /// `[out, rank]`.
-    pub up: Param<Tensor<2>>,
-    /// alpha / rank.
-    pub scale: f64,
-}
-
-impl Reparameterization for LowRank {
-    const NAME: &'static str = "lora";
-
-    /// The dense weight, for those who ask for it; our own layers do not.
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let delta = (self.up.val() * self.scale).matmul(self.down.val());
-        let shape = base.shape();
-        base + delta.reshape(shape)
-    }
-}
 
 /// What is adapted, and how.
 #[derive(Debug, Clone)]

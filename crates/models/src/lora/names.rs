@@ -5,14 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
-
-use super::{Layer, layers};
-use crate::NetworkConfig;
-use crate::clip::ClipTextConfig;
+use super::Layer;
 use crate::denoiser::Denoiser;
-use crate::error::Result;
-use crate::pipeline::{Family, ModelFolder};
+use crate::family::Family;
 use crate::unet::{UNet2DConditionModel, UNetConfig};
 
 /// How the names of the denoiser's layers begin.
@@ -54,23 +49,6 @@ impl Names {
         }
         let shapes = layers.iter().map(|layer| (layer.name.clone(), layer.shape.clone())).collect();
         Self { family, shapes, aliases }
-    }
-
-    /// Those of a model folder, of which no weights are read.
-    ///
-    /// # Errors
-    /// When a text encoder's config cannot be read.
-    pub fn of_folder(folder: &ModelFolder, device: &Device) -> Result<Self> {
-        let prefixed = |component: &str, found: Vec<Layer>| {
-            let name = |layer: Layer| Layer { name: format!("{component}.{}", layer.name), ..layer };
-            found.into_iter().map(name).collect::<Vec<_>>()
-        };
-        let mut found = prefixed(DENOISER, layers(&folder.unet_config().init(device)));
-        for encoder in ["text_encoder", "text_encoder_2"].into_iter().filter(|name| folder.path().join(name).is_dir()) {
-            let config = ClipTextConfig::read(&folder.path().join(encoder).join("config.json"))?;
-            found.extend(prefixed(encoder, layers(&config.init(device))));
-        }
-        Ok(Self::new(&found, folder.family(), folder.unet_config()))
     }
 
     /// The layer of a name without its ending.
@@ -182,6 +160,9 @@ fn within(kind: &str, rest: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NetworkConfig;
+    use crate::lora::layers;
+    use burn::tensor::Device;
     use serde_json::json;
 
     fn xl() -> UNetConfig {

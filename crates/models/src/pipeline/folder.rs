@@ -4,39 +4,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use vp_core::atomic::temporary_beside;
 use vp_schedulers::SchedulerConfig;
 
 use super::text::TextModel;
-use crate::clip::published_name;
+use crate::clip::{ClipTextConfig, published_name};
 use crate::config_json::NetworkConfig;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
+use crate::family::Family;
+use crate::lora::{Layer, Names, layers};
 use crate::parameters::{NamedParameter, named_parameters};
-use crate::unet::{Addition, UNetConfig};
+use crate::unet::{Addition, UNet2DConditionModel, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
 use crate::weights::{SaveType, component_files, save_safetensors};
-
-/// The pipelines we know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// `StableDiffusionPipeline`: 1.x and 2.x.
-    StableDiffusion,
-    /// `StableDiffusionXLPipeline`.
-    StableDiffusionXl,
-}
-
-impl Family {
-    /// The components that encode text, in the pipeline's order.
-    pub fn text_encoders(self) -> &'static [&'static str] {
-        match self {
-            Self::StableDiffusion => &["text_encoder"],
-            Self::StableDiffusionXl => &["text_encoder", "text_encoder_2"],
-        }
-    }
-}
 
 /// A diffusers folder whose small files were read and checked: everything that can be wrong before a byte of weights is read.
 #[derive(Debug, Clone)]
@@ -90,7 +74,7 @@ impl ModelFolder {
                 return Err(Error::Config { path: name, message });
             }
         };
-        if let Some(missing) = components(family).iter().find(|component| !path.join(component).is_dir()) {
+        if let Some(missing) = family.components().iter().find(|component| !path.join(component).is_dir()) {
             return Err(not_a_folder(format!("its component {missing}/ is missing")));
         }
         let scheduler_path = path.join("scheduler/scheduler_config.json");
@@ -149,6 +133,24 @@ impl ModelFolder {
             return Err(Error::Request(format!("guidance scale {guidance_scale}: expected a number of at least 0 (above 1 guides)")));
         }
         Ok(())
+    }
+
+    /// What the layers of this folder's networks are called in LoRA files. No weights are read.
+    ///
+    /// # Errors
+    /// When a text encoder's config cannot be read.
+    pub fn lora_names(&self, device: &Device) -> Result<Names> {
+        let mut all = Vec::new();
+        let mut add = |component: &str, mut layers: Vec<Layer>| {
+            layers.iter_mut().for_each(|layer| layer.name = format!("{component}.{}", layer.name));
+            all.append(&mut layers);
+        };
+        add(UNet2DConditionModel::COMPONENT, layers(&self.unet_config.init(device)));
+        for component in self.family.text_encoders() {
+            let config = ClipTextConfig::read(&self.path.join(component).join("config.json"))?;
+            add(component, layers(&config.init(device)));
+        }
+        Ok(Names::new(&all, self.family, &self.unet_config))
     }
 
     /// The folder itself.
@@ -223,14 +225,6 @@ fn as_the_pipeline_runs_it(mut config: SchedulerConfig, family: Family) -> Sched
         config.clip_sample = Some(false);
     }
     config
-}
-
-/// The components that we read.
-fn components(family: Family) -> &'static [&'static str] {
-    match family {
-        Family::StableDiffusion => &["unet", "vae", "text_encoder", "tokenizer", "scheduler"],
-        Family::StableDiffusionXl => &["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"],
-    }
 }
 
 fn looks_like_a_hub_id(given: &str) -> bool {

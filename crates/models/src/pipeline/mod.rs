@@ -22,7 +22,8 @@ use crate::unet::UNet2DConditionModel;
 use crate::vae::{self, AutoencoderKL};
 use crate::weights::Weights;
 
-pub use folder::{Component, Family, ModelFolder};
+pub use crate::family::Family;
+pub use folder::{Component, ModelFolder};
 pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders, TextModel};
 pub use trainable::Trainable;

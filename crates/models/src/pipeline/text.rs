@@ -9,11 +9,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::profile::{self, Stage};
 
 use super::Anew;
-use super::folder::{Family, ModelFolder};
+use super::folder::ModelFolder;
 use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput, rename_published};
 use crate::config_json::NetworkConfig;
 use crate::denoiser::{AddedConditioning, Conditioning};
 use crate::error::Result;
+use crate::family::Family;
 use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::Weights;
