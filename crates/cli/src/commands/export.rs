@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
+use vp_models::denoiser::Denoiser;
 use vp_models::lora::{Dialect, LoraWeights, merge_file};
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
-use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::SaveType;
 use vp_trainers::run::journal::say;
 
@@ -59,12 +59,12 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &
     Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)
 }
 
-/// `unet` and all text encoders with every LoRA added.
-pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
+/// `denoiser` and all text encoders with every LoRA added.
+pub fn with_loras<D: Denoiser>(pipeline: &Pipeline, denoiser: D, loras: &[LoraArg]) -> anyhow::Result<Trainable<D>> {
     if loras.is_empty() {
-        return Ok(Trainable::of(unet));
+        return Ok(Trainable::of(denoiser));
     }
-    let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
+    let (names, model) = (pipeline.lora_names(&denoiser), pipeline.adaptable(denoiser));
     let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
     loras.iter().try_fold(model, add)
 }

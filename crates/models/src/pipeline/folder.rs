@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use vp_core::atomic::temporary_beside;
 use vp_schedulers::SchedulerConfig;
 
+use super::LoadedDenoiser;
 use super::text::TextModel;
 use crate::clip::{ClipTextConfig, published_name};
 use crate::config_json::NetworkConfig;
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::lora::{Layer, Names, layers};
 use crate::parameters::{NamedParameter, named_parameters};
-use crate::unet::{Addition, UNet2DConditionModel, UNetConfig};
+use crate::unet::{Addition, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
 use crate::weights::{SaveType, component_files, save_safetensors};
 
@@ -145,7 +146,7 @@ impl ModelFolder {
             layers.iter_mut().for_each(|layer| layer.name = format!("{component}.{}", layer.name));
             all.append(&mut layers);
         };
-        add(UNet2DConditionModel::COMPONENT, layers(&self.unet_config.init(device)));
+        add(LoadedDenoiser::COMPONENT, layers(&self.unet_config.init(device)));
         for component in self.family.text_encoders() {
             let config = ClipTextConfig::read(&self.path.join(component).join("config.json"))?;
             add(component, layers(&config.init(device)));

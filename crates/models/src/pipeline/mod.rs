@@ -28,6 +28,9 @@ pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders, TextModel};
 pub use trainable::Trainable;
 
+/// The denoiser of the pipelines that [`Pipeline::load`] knows.
+pub type LoadedDenoiser = UNet2DConditionModel;
+
 /// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
 /// and gives it back. Everything here stands on the plain device and is a constant to the tape.
 #[derive(Debug)]
@@ -84,7 +87,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// On a tensor that is missing, unexpected or mis-shaped, and on a file that is cut short, by name.
-    pub fn load(folder: ModelFolder, device: &Device) -> Result<(Self, UNet2DConditionModel)> {
+    pub fn load(folder: ModelFolder, device: &Device) -> Result<(Self, LoadedDenoiser)> {
         Self::load_or_initialize(folder, device, None)
     }
 
@@ -92,13 +95,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`load`](Self::load), for the others.
-    pub fn load_or_initialize(folder: ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<(Self, UNet2DConditionModel)> {
+    pub fn load_or_initialize(folder: ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<(Self, LoadedDenoiser)> {
         let text = TextEncoders::load_or_initialize(&folder, device, anew)?;
         let vae = load_vae(&folder, device)?;
         let unet = folder.unet_config().init(device);
-        let unet = match anew.filter(|anew| anew.includes(UNet2DConditionModel::COMPONENT, &unet)) {
+        let unet = match anew.filter(|anew| anew.includes(LoadedDenoiser::COMPONENT, &unet)) {
             Some(anew) => initialize(unet, anew.noise),
-            None => load(unet, Weights::open_component(&folder.path().join(UNet2DConditionModel::COMPONENT), "diffusion_pytorch_model")?)?,
+            None => load(unet, Weights::open_component(&folder.path().join(LoadedDenoiser::COMPONENT), "diffusion_pytorch_model")?)?,
         };
         Ok((Self { text, vae, folder, device: device.clone() }, unet))
     }

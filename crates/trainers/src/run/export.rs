@@ -10,7 +10,6 @@ use vp_models::lora::{Dialect, LoraWeights};
 use vp_models::parameters::named_parameters;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, load_vae};
-use vp_models::unet::UNet2DConditionModel;
 use vp_models::vae::AutoencoderKL;
 
 use crate::Error;
@@ -38,9 +37,9 @@ const MERGED: f64 = 1e-3;
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
-pub fn export_lora(
-    (pipeline, base): (&Pipeline, &Trainable<UNet2DConditionModel>),
-    (tuned, lora): (&Trainable<UNet2DConditionModel>, &LoraSection),
+pub fn export_lora<D: Denoiser>(
+    (pipeline, base): (&Pipeline, &Trainable<D>),
+    (tuned, lora): (&Trainable<D>, &LoraSection),
     folder: &Path,
     notes: &[(String, String)],
 ) -> Result<Exported, Error> {
@@ -65,7 +64,7 @@ pub fn export_lora(
 }
 
 /// What a model predicts for a fixed prompt, fixed latents, and the middle of the noise schedule; `[1, c, h, w]`.
-pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Tensor<4> {
+pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4> {
     let (size, device) = (pipeline.folder.default_size(), pipeline.device());
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
     let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
@@ -78,18 +77,14 @@ pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Te
 ///
 /// # Errors
 /// When the folder cannot be written or does not read back.
-pub fn export(
-    base: (&Pipeline, &Trainable<UNet2DConditionModel>),
-    tuned: &Trainable<UNet2DConditionModel>,
-    destination: &Path,
-) -> Result<Exported, Error> {
+pub fn export<D: Denoiser>(base: (&Pipeline, &Trainable<D>), tuned: &Trainable<D>, destination: &Path) -> Result<Exported, Error> {
     let (pipeline, base) = base;
     pipeline.folder.export(destination, &tuned.components())?;
-    let (reloaded, unet) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
-    let unets = distance(&base.denoiser, &unet);
+    let (reloaded, denoiser) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
+    let denoisers = distance(&base.denoiser, &denoiser);
     let encoders = pipeline.text.encoders.iter().zip(&reloaded.text.encoders);
     let encoders = encoders.map(|(base, tuned)| distance(&base.model, &tuned.model));
-    let (change, size) = encoders.fold(unets, |(change, size), (c, s)| (change + c, size + s));
+    let (change, size) = encoders.fold(denoisers, |(change, size), (c, s)| (change + c, size + s));
     Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })
 }
 
@@ -104,8 +99,8 @@ pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &Autoencode
     Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })
 }
 
-/// `(‖b − a‖², ‖a‖²)` over all parameters.
-pub fn distance<M: Module>(a: &M, b: &M) -> (f64, f64) {
+/// `(‖b − a‖², ‖a‖²)` over all parameters of two networks that have the same.
+pub fn distance<A: Module, B: Module>(a: &A, b: &B) -> (f64, f64) {
     let sum = |squares: Tensor<1>| f64::from(squares.sum().into_scalar::<f32>());
     named_parameters(a)
         .into_iter()
