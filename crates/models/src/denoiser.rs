@@ -1,29 +1,29 @@
-//! What a denoiser is.
+//! The interface of the network that predicts noise, and the conditioning it is given.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::{Map, Value};
 
-/// What a denoiser is told besides the noisy latents and the time.
+/// The inputs of a denoiser besides the noisy latents and the time.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     /// Text embeddings, `[b, tokens, cross_attention_dim]`.
     pub encoder_hidden_states: Tensor<3>,
-    /// Pooled text, and with SDXL sizes.
+    /// A vector for the whole text and, with SDXL, the sizes; `None` for families that have neither.
     pub added: Option<AddedConditioning>,
 }
 
-/// What some families are told of a whole text and of its image: diffusers' `added_cond_kwargs`.
+/// Conditioning that is not a row of tokens: diffusers' `added_cond_kwargs`.
 #[derive(Debug, Clone)]
 pub struct AddedConditioning {
-    /// The text pooled and projected, `[b, projection_dim]`; with SDXL by the second encoder.
+    /// The pooled and projected text, `[b, projection_dim]`. In SDXL it comes from the second encoder.
     pub text_embeds: Tensor<2>,
     /// SDXL's sizes: original height and width, crop top and left, target height and width, `[b, 6]`.
     pub time_ids: Option<Tensor<2>>,
 }
 
 impl Conditioning {
-    /// The rows of both, one after the other: `[unconditional, conditional]` for guidance.
+    /// The rows of `first` followed by those of `second`, as in `[unconditional, conditional]` for guidance.
     pub fn cat(first: &Self, second: &Self) -> Self {
         let added = match (&first.added, &second.added) {
             (Some(a), Some(b)) => Some(AddedConditioning {
@@ -36,7 +36,7 @@ impl Conditioning {
         Self { encoder_hidden_states: Tensor::cat(states, 0), added }
     }
 
-    /// The same off the tape.
+    /// The same values as constants to the tape.
     pub fn without_autodiff(&self) -> Self {
         let added = self.added.as_ref().map(|added| AddedConditioning {
             text_embeds: added.text_embeds.clone().without_autodiff(),
@@ -68,10 +68,11 @@ pub trait Denoiser: Module {
     /// What the network's `config.json` said, to be written again beside its tuned weights.
     fn config_json(&self) -> Map<String, Value>;
 
-    /// `sample` `[b, c, h, w]`, one timestep a row (fractional under Karras schedules) → `[b, c, h, w]`.
+    /// `sample` `[b, c, h, w]`, one timestep per row (fractional under Karras schedules) → `[b, c, h, w]`.
     fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4>;
 
-    /// The first part of the network whose output is not finite for this input, by its name in a checkpoint; for diagnosis.
+    /// For diagnosis: the first part of the network whose output is not finite for this input, by its name in a checkpoint (without
+    /// the component). `None` when all are finite.
     fn first_non_finite(&self, _sample: Tensor<4>, _timesteps: &[f32], _conditioning: &Conditioning) -> Option<String> {
         None
     }

@@ -1,6 +1,6 @@
-//! The families of pipelines, and what each is made of.
+//! The families of pipelines, and the components that each is made of.
 
-/// The pipelines we know.
+/// The pipelines that can be loaded, by the class in `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// `StableDiffusionPipeline`: 1.x and 2.x.

@@ -25,12 +25,12 @@ use crate::parameters::{KeyPath, map_parameters, name_key, named_parameters};
 pub use file::{Dialect, merge_file};
 pub use names::Names;
 
-/// What is adapted, and how.
+/// Which layers a LoRA adapts, and by how much.
 #[derive(Debug, Clone)]
 pub struct Lora {
-    /// Rank of the factors.
+    /// The factors' inner dimension: `down` has this many rows, `up` this many columns.
     pub rank: usize,
-    /// Numerator of the scale.
+    /// The numerator of the scale, alpha / rank.
     pub alpha: f64,
     /// Matches the names of the layers that are adapted, like `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
     pub targets: Regex,
@@ -46,7 +46,7 @@ pub struct Layer {
     id: ParamId,
 }
 
-/// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are none.
+/// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are not among them.
 pub fn layers<M: Module>(module: &M) -> Vec<Layer> {
     #[derive(Default)]
     struct Collect {
@@ -136,9 +136,9 @@ pub struct LoraWeights {
 pub struct Factors {
     /// Shape of the layer's weight, `[out, in]` or `[out, in, k, k]`.
     pub shape: Vec<usize>,
-    /// Rank.
+    /// The number of rows of `down` and of columns of `up`.
     pub rank: usize,
-    /// Numerator of the scale.
+    /// The numerator of the scale, alpha / rank.
     pub alpha: f64,
     /// `[rank, in · k · k]`, row by row.
     pub down: Vec<f32>,
@@ -157,7 +157,7 @@ impl Factors {
 }
 
 impl LoraWeights {
-    /// Those that [`attach`] put on `module` with this alpha, as training left them.
+    /// The factors that [`attach`] put on `module` with this alpha, as training left them.
     pub fn of<M: Module>(module: &M, alpha: f64) -> Self {
         let shapes: BTreeMap<String, Vec<usize>> = layers(module).into_iter().map(|layer| (layer.name, layer.shape)).collect();
         let mut values: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();

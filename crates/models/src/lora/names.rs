@@ -24,7 +24,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those of `layers`, whose names begin with `unet.`, `text_encoder.` or `text_encoder_2.`.
+    /// The names of `layers`; they begin with their component: `unet.`, `text_encoder.` or `text_encoder_2.`.
     pub fn new(layers: &[Layer], family: Family, unet: &UNetConfig) -> Self {
         let mut aliases = BTreeMap::new();
         for Layer { name, .. } in layers {
@@ -94,7 +94,7 @@ impl Names {
     }
 }
 
-/// The component of a layer: all that stands before the first dot of its name.
+/// The component of a layer: its name up to the first dot.
 fn component(layer: &str) -> &str {
     layer.split('.').next().unwrap_or(layer)
 }

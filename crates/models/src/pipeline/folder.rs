@@ -1,4 +1,4 @@
-//! A diffusers folder: what `model_index.json` says, and the same layout written again.
+//! A diffusers folder: reading its `model_index.json` and configs, and writing the same layout again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub struct ModelFolder {
     family: Family,
     unet_config: UNetConfig,
     vae_config: AutoencoderConfig,
-    /// The folder's own scheduler.
+    /// The config of the folder's own scheduler.
     pub scheduler_config: SchedulerConfig,
 }
 
@@ -39,8 +39,8 @@ impl ModelFolder {
     /// Opens a folder.
     ///
     /// # Errors
-    /// When `path` is not such a folder: a hub id and a single-file checkpoint are told apart and answered with what to pass
-    /// instead. When a component is missing or the pipeline is of another kind.
+    /// When `path` is not such a folder (for a hub id and for a single-file checkpoint the error says what to pass instead), when a
+    /// component is missing, and when the pipeline is of another kind.
     pub fn open(path: &Path) -> Result<Self> {
         let given = path.display().to_string();
         let not_a_folder = |message: String| Error::NotAFolder { given: given.clone(), message };
@@ -102,25 +102,25 @@ impl ModelFolder {
         Err(Error::Config { path: self.path.join("unet/config.json").display().to_string(), message })
     }
 
-    /// The denoiser's shape.
+    /// The denoiser's config.
     pub fn unet_config(&self) -> &UNetConfig {
         &self.unet_config
     }
 
-    /// The autoencoder's shape.
+    /// The autoencoder's config.
     pub fn vae_config(&self) -> &AutoencoderConfig {
         &self.vae_config
     }
 
-    /// Height and width drawn unless another size is asked for.
+    /// Height and width of an image in pixels, unless another size is asked for.
     pub fn default_size(&self) -> [usize; 2] {
         [self.unet_config.sample_size.unwrap_or(64) * self.vae_config.downscale(); 2]
     }
 
-    /// Checks what a user may ask for.
+    /// Checks the size (height and width in pixels) and the guidance scale that a user asks for.
     ///
     /// # Errors
-    /// On a size that the autoencoder cannot bring down to whole latents, and a guidance scale that is no number.
+    /// When a side is not a multiple of the autoencoder's reduction, or the scale is not a number of at least 0.
     pub fn check(&self, size: [usize; 2], guidance_scale: f64) -> Result<()> {
         let factor = self.vae_config.downscale();
         for (name, value) in ["height", "width"].into_iter().zip(size) {
@@ -136,7 +136,7 @@ impl ModelFolder {
         Ok(())
     }
 
-    /// What the layers of this folder's networks are called in LoRA files. No weights are read.
+    /// The names in LoRA files of the layers of this folder's networks. No weights are read.
     ///
     /// # Errors
     /// When a text encoder's config cannot be read.
@@ -154,17 +154,17 @@ impl ModelFolder {
         Ok(Names::new(&all, self.family, &self.unet_config))
     }
 
-    /// The folder itself.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which pipeline it is.
+    /// The family of its pipeline.
     pub fn family(&self) -> Family {
         self.family
     }
 
-    /// SDXL: an absent negative prompt means zeros instead of the empty text.
+    /// Whether an absent negative prompt means zeros instead of the empty text, as it may in SDXL.
     pub fn force_zeros_for_empty_prompt(&self) -> bool {
         self.index.get("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(self.family == Family::StableDiffusionXl)
     }
@@ -174,14 +174,17 @@ impl ModelFolder {
     /// is replaced.
     ///
     /// # Errors
-    /// When `destination` is no exported model or cannot be written.
+    /// When `destination` exists and is not a model folder, or cannot be written.
     pub fn export(&self, destination: &Path, replaced: &[Component]) -> Result<()> {
         let io = |path: &Path| {
             let path = path.display().to_string();
             move |source| Error::Io { path, source }
         };
         if destination.exists() && !destination.join("model_index.json").is_file() {
-            return Err(Error::Request(format!("{} exists and is no model; remove it or choose another folder", destination.display())));
+            return Err(Error::Request(format!(
+                "{} exists and is not a model folder; remove it or choose another folder",
+                destination.display()
+            )));
         }
         if let Some(parent) = destination.parent() {
             fs::create_dir_all(parent).map_err(io(parent))?;
@@ -218,8 +221,8 @@ impl ModelFolder {
     }
 }
 
-/// What `StableDiffusionPipeline` makes of its folder's scheduler config on loading: outdated files that clip the sample or do not
-/// shift the timesteps by one are corrected (diffusers `pipeline_stable_diffusion.py`, `__init__`). XL's pipeline takes it as it is.
+/// Corrects a scheduler config as `StableDiffusionPipeline` does on loading: outdated files clip the sample or do not shift the
+/// timesteps by one (diffusers `pipeline_stable_diffusion.py`, `__init__`). XL's pipeline leaves it as it is.
 fn as_the_pipeline_runs_it(mut config: SchedulerConfig, family: Family) -> SchedulerConfig {
     if family == Family::StableDiffusion {
         config.steps_offset = Some(1);
@@ -285,17 +288,17 @@ pub struct Component {
 }
 
 impl Component {
-    /// A denoiser, in the folder of its name: `unet/`.
+    /// The denoiser, in the folder of its name: `unet/`.
     pub fn denoiser<D: Denoiser>(denoiser: &D) -> Self {
         Self::new(D::COMPONENT, "diffusion_pytorch_model", denoiser.config_json(), denoiser)
     }
 
-    /// `vae/`.
+    /// The autoencoder, in `vae/`.
     pub fn vae(vae: &AutoencoderKL) -> Self {
         Self::new("vae", "diffusion_pytorch_model", vae.config().raw.clone(), vae)
     }
 
-    /// `text_encoder/` or `text_encoder_2/`, under the published names.
+    /// A text encoder, in `text_encoder/` or `text_encoder_2/`, its tensors under the published names.
     pub fn text_encoder(name: &'static str, encoder: &TextModel) -> Self {
         let TextModel::Clip(encoder) = encoder;
         let mut component = Self::new(name, "model", encoder.config().raw.clone(), encoder);
@@ -307,7 +310,7 @@ impl Component {
         Self { name, stem, config, tensors: named_parameters(module), save_type: SaveType::F32 }
     }
 
-    /// The same, its weights written in another type.
+    /// The same component, its weights written in another type.
     pub fn with_save_type(self, save_type: SaveType) -> Self {
         Self { save_type, ..self }
     }

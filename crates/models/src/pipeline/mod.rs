@@ -31,25 +31,25 @@ pub use trainable::Trainable;
 /// The denoiser of the pipelines that [`Pipeline::load`] knows.
 pub type LoadedDenoiser = UNet2DConditionModel;
 
-/// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
-/// and gives it back. Everything here stands on the plain device and is a constant to the tape.
+/// A text-to-image model without its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
+/// and gives it back. Everything here is on the plain device and a constant to the tape.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// Prompts to conditioning.
+    /// Turns prompts into conditioning.
     pub text: TextEncoders,
-    /// Latents to images and back.
+    /// Turns latents into images and back.
     pub vae: AutoencoderKL,
-    /// Where it was loaded from, and what the folder says of scheduler and sizes.
+    /// The folder it was loaded from, with its scheduler's config and its sizes.
     pub folder: ModelFolder,
     device: Device,
 }
 
-/// What is to be drawn.
+/// A batch of images to be drawn.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
-    /// One a row.
+    /// One prompt per image.
     pub prompts: &'a [String],
-    /// What to steer away from.
+    /// The text that guidance steers away from, the same for all images.
     pub negative_prompt: Option<&'a str>,
     /// Above 1: classifier-free guidance of this strength.
     pub guidance_scale: f64,
@@ -57,12 +57,12 @@ pub struct Request<'a> {
     pub size: [usize; 2],
 }
 
-/// Which networks begin with random weights: those of which a parameter name matches the pattern (`unet.…`, `text_encoder.…`).
+/// Which networks begin with random weights: those that have a parameter whose name (`unet.…`, `text_encoder.…`) matches the pattern.
 #[derive(Debug, Clone, Copy)]
 pub struct Anew<'a> {
-    /// What trains.
+    /// Matches names of parameters.
     pub pattern: &'a Regex,
-    /// Draws the weights.
+    /// The weights are drawn from it.
     pub noise: &'a Noise,
 }
 
@@ -91,7 +91,7 @@ impl Pipeline {
         Self::load_or_initialize(folder, device, None)
     }
 
-    /// The same with the networks that `anew` includes initialised rather than loaded: of those, the folder needs no weights.
+    /// The same, but the networks that `anew` includes are initialised: the folder needs no weights for them.
     ///
     /// # Errors
     /// As [`load`](Self::load), for the others.
@@ -106,7 +106,7 @@ impl Pipeline {
         Ok((Self { text, vae, folder, device: device.clone() }, unet))
     }
 
-    /// The plain device everything stands on.
+    /// The device of all tensors here, without autodiff.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -121,7 +121,7 @@ impl Pipeline {
     /// The base (`denoiser` and those text encoders that `lora` targets) and the same with factors attached.
     ///
     /// # Errors
-    /// When no layer is targeted.
+    /// When `lora.targets` matches no layer.
     pub fn adapted<D: Denoiser>(&self, denoiser: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
         let base = self.with_encoders(denoiser, |prefix, model| {
             layers(model).iter().any(|layer| lora.targets.is_match(&format!("{prefix}.{}", layer.name)))
@@ -150,8 +150,8 @@ impl Pipeline {
         [channels, height / factor, width / factor]
     }
 
-    /// Prompts and negative prompt to guidance, by `text`: the pipeline's own encoders or tuned ones. A scale of 1 or less
-    /// predicts without the negative branch.
+    /// Encodes prompts and negative prompt with `text`, which may be the pipeline's own encoders or tuned ones. With a scale of 1 or
+    /// less there is no negative branch.
     pub fn encode(&self, text: &TextEncoders, request: &Request<'_>) -> Guidance {
         let conditional = text.encode(request.prompts, request.size, &self.device);
         let unconditional = (request.guidance_scale > 1.0)
@@ -159,7 +159,7 @@ impl Pipeline {
         Guidance { conditional, unconditional, scale: request.guidance_scale }
     }
 
-    /// Draws: unit noise `[b, c, h, w]` to images `[b, 3, H, W]` in [0, 1]. `noise` gives the noise of a stochastic step.
+    /// Draws images `[b, 3, H, W]` in [0, 1] from unit noise `[b, c, h, w]`. `noise` gives the noise of a stochastic step.
     pub fn generate<D: Denoiser>(
         &self,
         model: &Trainable<D>,

@@ -1,4 +1,4 @@
-//! Prompts to conditioning.
+//! The text encoders of a pipeline, which turn prompts into conditioning.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::Weights;
 
-/// The network of a text encoder, of one kind or another.
+/// The network of a text encoder, by kind.
 #[derive(Module, Debug)]
 pub enum TextModel {
     /// CLIP's text encoder, with a projection or without.
@@ -76,10 +76,10 @@ impl TextEncoder {
 }
 
 impl TextEncoders {
-    /// Loads what the folder has.
+    /// Loads all text encoders and tokenizers of a folder.
     ///
     /// # Errors
-    /// As loading any component.
+    /// When a config, a tokenizer or weights are missing, cannot be read, or do not fit each other.
     pub fn load(folder: &ModelFolder, device: &Device) -> Result<Self> {
         Self::load_or_initialize(folder, device, None)
     }
@@ -102,12 +102,12 @@ impl TextEncoders {
         text
     }
 
-    /// One line for the user if a prompt does not fit into the encoder's tokens, with what is lost.
+    /// One line for the user if a prompt is too long for the encoder, quoting the part that is lost.
     pub fn warning(&self, prompt: &str) -> Option<String> {
         self.encoders[0].tokenizer.encode(prompt).warning()
     }
 
-    /// Conditioning for `prompts`, at images of `[height, width]` pixels (which SDXL is told).
+    /// Conditioning for `prompts`, for images of `[height, width]` pixels (SDXL conditions on the size too).
     ///
     /// SD 1.x and 2.x: the last hidden states. XL: both encoders' penultimate states side by side, the second's projected pooled
     /// state, and the sizes.
@@ -119,7 +119,7 @@ impl TextEncoders {
         let outputs = self.encoders.iter().map(|encoder| encoder.model.forward(&encoder.tokenize(prompts), device));
         match self.family {
             Family::StableDiffusion => {
-                let output = outputs.into_iter().next().expect("a pipeline has a text encoder");
+                let output = outputs.into_iter().next().expect("every family has at least one text encoder");
                 Conditioning { encoder_hidden_states: output.last_hidden_state, added: None }
             }
             Family::StableDiffusionXl => {
@@ -132,7 +132,8 @@ impl TextEncoders {
         }
     }
 
-    /// Conditioning for `rows` times the negative prompt. An absent one is the empty text, or zeros where the folder says so.
+    /// Conditioning for `rows` images with the same negative prompt. If there is none, it is that of the empty text, or zeros where the
+    /// folder says so.
     pub fn encode_negative(&self, negative: Option<&str>, rows: usize, size: [usize; 2], device: &Device) -> Conditioning {
         let encoded = self.encode(&vec![negative.unwrap_or_default().to_string(); rows], size, device);
         if negative.is_some() || self.family == Family::StableDiffusion || !self.force_zeros_for_empty_prompt {

@@ -1,4 +1,4 @@
-//! What one optimizer step owns: the denoiser and, where they train too, the text encoders.
+//! The networks that train: the denoiser and, where they train too, the text encoders.
 
 use std::collections::BTreeMap;
 
@@ -25,26 +25,26 @@ impl<D: Denoiser> Trainable<D> {
         Self { denoiser, text_encoders: BTreeMap::new() }
     }
 
-    /// The pipeline's text encoders with those that train in place of their originals. On the tape, embeddings are then too.
+    /// The pipeline's text encoders, with those that train in place of their originals; embeddings by these are on the tape.
     pub fn text(&self, text: &TextEncoders) -> TextEncoders {
         text.with_models(&self.text_encoders)
     }
 
-    /// All of it as components of a folder.
+    /// The denoiser and the text encoders, to be written as components of a folder.
     pub fn components(&self) -> Vec<Component> {
         let encoders = self.text_encoders.iter().map(|(component, model)| Component::text_encoder(component, model));
         std::iter::once(Component::denoiser(&self.denoiser)).chain(encoders).collect()
     }
 
-    /// What two functions make of the denoiser and of each text encoder.
+    /// Applies one function to the denoiser and another to each text encoder.
     fn each(self, denoiser: impl FnOnce(D) -> D, encoder: impl Fn(TextModel) -> TextModel) -> Self {
         let text_encoders = self.text_encoders.into_iter().map(|(component, model)| (component, encoder(model))).collect();
         Self { denoiser: denoiser(self.denoiser), text_encoders }
     }
 }
 
-/// Written by hand, where Burn would derive it, for the sake of names: derived, parameters would be called after fields and indices
-/// (`denoiser.…`, `text_encoders.0.…`), and not after their components.
+/// Written by hand for the names' sake: Burn's derive would name parameters after fields and indices (`denoiser.…`,
+/// `text_encoders.0.…`), not after their components.
 impl<D: Denoiser> Module for Trainable<D> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         visit_component(D::COMPONENT, &self.denoiser, visitor);
@@ -82,7 +82,7 @@ impl<D: Denoiser> Module for Trainable<D> {
     }
 }
 
-/// What a walk over a module calls the place where the components lie.
+/// The type of the components' container, as Burn's derive would name it on a walk.
 const CONTAINER: &str = "Struct:Trainable";
 
 fn visit_component<M: Module, V: ModuleVisitor>(component: &str, network: &M, visitor: &mut V) {

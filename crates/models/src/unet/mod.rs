@@ -21,7 +21,7 @@ use transformer::{Transformer2DModel, TransformerOptions};
 pub use config::{Addition, TextTime, UNetConfig};
 pub use stages::{Context, Stage, State};
 
-/// One level on the way down.
+/// One level on the way down, from high to low resolution.
 #[derive(Module, Debug)]
 pub struct DownBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -29,14 +29,14 @@ pub struct DownBlock {
     downsamplers: Vec<Downsample2D>,
 }
 
-/// The middle.
+/// The blocks at the lowest resolution, between the way down and the way up.
 #[derive(Module, Debug)]
 pub struct MidBlock {
     resnets: Vec<ResnetBlock2D>,
     attentions: Vec<Transformer2DModel>,
 }
 
-/// One level on the way up.
+/// One level on the way up, from low to high resolution.
 #[derive(Module, Debug)]
 pub struct UpBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -55,7 +55,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    /// What the tape keeps of a stage.
+    /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
     #[module(skip)]
@@ -152,7 +152,7 @@ impl UNetConfig {
 }
 
 impl UNet2DConditionModel {
-    /// The shape this was built from.
+    /// The config this was built from.
     pub fn config(&self) -> &UNetConfig {
         &self.config
     }
@@ -162,7 +162,7 @@ impl UNet2DConditionModel {
         sinusoidal(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift, device)
     }
 
-    /// What the text, and in SDXL the sizes, add to the time embedding: `[b, time]`.
+    /// The part of the time embedding that comes from the text and, in SDXL, from the sizes: `[b, time]`.
     fn embed_addition(&self, conditioning: &Conditioning) -> Option<Tensor<2>> {
         match (self.add_embedding.as_ref()?, self.config.addition, &conditioning.added) {
             (AddEmbedding::Text(pooled), ..) => Some(pooled.forward(conditioning.encoder_hidden_states.clone())),
@@ -176,11 +176,13 @@ impl UNet2DConditionModel {
                 let sizes = self.embed(&time_ids, dim, &conditioning.encoder_hidden_states.device()).reshape([b, ids * dim]);
                 Some(embedding.forward(Tensor::cat(vec![text_embeds.clone(), sizes], 1)))
             }
-            (AddEmbedding::TextTime(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
+            (AddEmbedding::TextTime(_), ..) => panic!(
+                "a UNet with addition_embed_type \"text_time\" (SDXL) needs pooled text embeddings and time ids; the conditioning lacks them"
+            ),
         }
     }
 
-    /// The time embedding `[b, time]`, with what is added to it.
+    /// The time embedding `[b, time]`, with [`embed_addition`](Self::embed_addition) added to it.
     fn embed_time(&self, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<2> {
         let device = conditioning.encoder_hidden_states.device();
         let time = self.time_embedding.forward(self.embed(timesteps, self.config.block_out_channels[0], &device));
@@ -192,7 +194,7 @@ impl UNet2DConditionModel {
 }
 
 impl UNet2DConditionModel {
-    /// What the stages start from: the context they share, and the state that passes through them.
+    /// The context that the stages share, and the state before the first of them.
     fn begin(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> (Context, State) {
         let context = Context {
             time: self.embed_time(timesteps, conditioning),

@@ -95,25 +95,25 @@ pub struct Transformer2DModel {
     proj_out: Projection,
 }
 
-/// What the attentions of one level share.
+/// The sizes that the transformers of one level share.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerOptions {
-    /// Channels.
+    /// Channels of the feature map.
     pub channels: usize,
-    /// Heads.
+    /// Attention heads; they divide the channels.
     pub heads: usize,
-    /// Transformer blocks.
+    /// Transformer blocks, one after another.
     pub layers: usize,
     /// Width of the text embeddings.
     pub cross_attention_dim: usize,
-    /// Groups of the norm.
+    /// Groups of the group norm before the blocks.
     pub groups: usize,
-    /// Linear projections.
+    /// Whether the projections before and after the blocks are stored as matrices instead of 1×1 convolutions.
     pub use_linear_projection: bool,
 }
 
 impl Transformer2DModel {
-    /// As the options say.
+    /// A transformer of these sizes, its weights not loaded yet.
     pub fn new(options: TransformerOptions, device: &Device) -> Self {
         let TransformerOptions { channels, heads, layers, cross_attention_dim, groups, use_linear_projection } = options;
         let block = || BasicTransformerBlock::new(channels, cross_attention_dim, heads, device);

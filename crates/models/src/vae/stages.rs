@@ -25,7 +25,7 @@ pub enum Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Runs the stage, of which the tape keeps what `gradient_checkpointing` says.
+    /// Runs the stage; `gradient_checkpointing` says how much of it the tape keeps.
     pub fn forward(&self, x: Tensor<4>, gradient_checkpointing: GradientCheckpointing) -> Tensor<4> {
         match self {
             Self::Conv(conv) => conv.forward(x),
