@@ -110,7 +110,7 @@ fn policy(rows: usize, steps: usize) -> Policy {
     let (samples, shape): (Vec<u64>, _) = ((0..rows as u64).collect(), pipeline.latent_shape(request.size));
     let unit = noise.normal(Purpose::InitialLatents, 1, &samples, shape, &device);
     let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(1, step), &samples, shape, &device);
-    let trajectory = draw_trajectory(&base.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+    let trajectory = draw_trajectory(&base.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
     Policy { model, scheduler, guidance, trajectory }
 }
 
@@ -119,7 +119,7 @@ impl Policy {
         let (sample, prev_sample) = (self.trajectory.latents[step].clone(), self.trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
         let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
-        let log_probs = transition(&self.model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
+        let log_probs = transition(&self.model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
         ppo_clip_loss(log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
     }
@@ -167,7 +167,7 @@ fn recomputation(side: usize) {
         let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
         move || {
             let step_noise = |_: usize| -> Tensor<4> { unreachable!("DDIM without eta draws nothing") };
-            let mut chain = TapedChain::new(&model.unet, &mut *scheduler, &guidance, &step_noise);
+            let mut chain = TapedChain::new(&model.denoiser, &mut *scheduler, &guidance, &step_noise);
             let latents = predict_clean_latents(&mut chain, unit.clone(), 0);
             let images = pipeline.vae.decode_to_images(latents);
             let rewards = reward.score(images, &["a lighthouse at dusk".to_string()]).unwrap();

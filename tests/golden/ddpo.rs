@@ -65,7 +65,7 @@ impl Case {
         let mut step_noise = |step| noise.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
         let latents = self.tensors.get("ddpo.latents");
         require_density(&*self.scheduler).unwrap();
-        draw_trajectory(&self.old.unet, &mut *self.scheduler, &self.guidance, latents, &mut step_noise)
+        draw_trajectory(&self.old.denoiser, &mut *self.scheduler, &self.guidance, latents, &mut step_noise)
     }
 
     /// All rows at one step.
@@ -81,7 +81,7 @@ impl Case {
 
     fn gradient(&self, model: &Model, trajectory: &Trajectory, step: usize, objective: Objective) -> NamedTensors {
         let batch = Self::minibatch(trajectory, step);
-        let log_probs = transition(&model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
+        let log_probs = transition(&model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let policy_loss = objective.loss(log_probs, batch.log_probs, self.advantages(), self.clip_range);
         named_gradients(model, &mut policy_loss.loss.mean().backward()).into_iter().collect()
     }
@@ -111,10 +111,10 @@ fn golden_ddpo() {
     let mut gradients = GradientAccumulator::default();
     for step in 0..steps {
         let batch = Case::minibatch(&trajectory, step);
-        let drew = transition(&old.unet, &**scheduler, guidance, &batch);
+        let drew = transition(&old.denoiser, &**scheduler, guidance, &batch);
         means.push(drew.prev_sample_mean.clone());
         stds.push(host(&drew.std_dev_t)[0]);
-        let log_probs = transition(&new.unet, &**scheduler, guidance, &batch).log_prob(batch.prev_sample.clone());
+        let log_probs = transition(&new.denoiser, &**scheduler, guidance, &batch).log_prob(batch.prev_sample.clone());
         let policy_loss = ppo_clip_loss(log_probs, batch.log_probs, case.advantages(), *clip_range);
         ratios.extend(host(&policy_loss.ratio));
         let loss = policy_loss.loss.mean();
@@ -163,7 +163,7 @@ fn the_gradient_is_the_slope_of_the_log_probability() {
     let gradient = case.gradient(&old, &trajectory, step, Objective::ScoreFunction);
     let loss = |model: &Model| {
         let batch = Case::minibatch(&trajectory, step);
-        let log_probs = host(&transition(&model.unet, &*case.scheduler, &case.guidance, &batch).log_prob(batch.prev_sample.clone()));
+        let log_probs = host(&transition(&model.denoiser, &*case.scheduler, &case.guidance, &batch).log_prob(batch.prev_sample.clone()));
         let pairs = log_probs.iter().zip(host(&case.advantages()));
         -pairs.map(|(log_prob, advantage)| log_prob * advantage).sum::<f64>() / log_probs.len() as f64
     };
@@ -190,7 +190,7 @@ fn kl_is_that_of_gaussians() {
     let mut case = case();
     let trajectory = case.draw();
     let batch = Case::minibatch(&trajectory, 4);
-    let of = |model: &Model| transition(&model.unet, &*case.scheduler, &case.guidance, &batch);
+    let of = |model: &Model| transition(&model.denoiser, &*case.scheduler, &case.guidance, &batch);
     let (old, new) = (of(&case.old), of(&case.new.valid()));
     assert_eq!(host(&transition_kl(&old, &old)), [0.0, 0.0]);
     let sigma = host(&old.std_dev_t)[0];

@@ -6,8 +6,7 @@ use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{RgbImage, write_png};
 use vp_models::parameters::map_parameters;
-use vp_models::pipeline::Trainable;
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, Trainable};
 use vp_models::vae::AutoencoderKL;
 use vp_trainers::assembly::Assembly;
 
@@ -49,7 +48,7 @@ fn write_pairs(folder: &Path) -> PathBuf {
     path
 }
 
-fn train(name: &str, seed: u64, learning_rate: f64) -> Trained<Trainable<UNet2DConditionModel>> {
+fn train(name: &str, seed: u64, learning_rate: f64) -> Trained<Trainable<LoadedDenoiser>> {
     let mut overrides: Vec<String> =
         ["run.num_train_steps=10", "preferences.caption_dropout=0.0", "preferences.validation_every=0", "checkpoint.every=0"]
             .map(String::from)
@@ -66,7 +65,7 @@ fn train(name: &str, seed: u64, learning_rate: f64) -> Trained<Trainable<UNet2DC
 }
 
 /// The shares of held-out pairs of which the model prefers the chosen image more than the reference does, before and after.
-fn implicit_accuracy(trained: &Trained<Trainable<UNet2DConditionModel>>) -> [f64; 2] {
+fn implicit_accuracy(trained: &Trained<Trainable<LoadedDenoiser>>) -> [f64; 2] {
     [&trained.before, &trained.after].map(|measures| {
         let (_, accuracies) = measures.iter().find(|(name, _)| name == "validation_implicit_accuracy").expect("pairs are held out");
         mean(accuracies)

@@ -1,14 +1,13 @@
 //! Every algorithm that is driven by a reward must raise it.
 
-use vp_models::pipeline::Trainable;
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, Trainable};
 use vp_trainers::algorithm::Driver;
 use vp_trainers::assembly::Assembly;
 use vp_trainers::config::AlgorithmConfig;
 
 use crate::{Trained, assembled, assert_above_chance, shipped, train};
 
-type Model = Trainable<UNet2DConditionModel>;
+type Model = Trainable<LoadedDenoiser>;
 
 /// A shipped config with overrides, on a reward that is easily raised.
 fn run(algo: &str, name: &str, seed: u64, overrides: &[&str]) -> Trained<Model> {

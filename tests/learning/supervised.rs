@@ -1,8 +1,7 @@
 //! Training on given images must lower its loss on images it has not seen, and leave the model alone at learning rate 0.
 
 use vp_models::parameters::named_parameters;
-use vp_models::pipeline::Trainable;
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, Trainable};
 use vp_models::vae::AutoencoderKL;
 use vp_trainers::assembly::Assembly;
 
@@ -16,7 +15,7 @@ fn overrides(seed: u64, steps: u64, learning_rate: f64) -> Vec<String> {
     overrides
 }
 
-fn sft(name: &str, seed: u64, learning_rate: f64, trainable: &str) -> Trained<Trainable<UNet2DConditionModel>> {
+fn sft(name: &str, seed: u64, learning_rate: f64, trainable: &str) -> Trained<Trainable<LoadedDenoiser>> {
     let mut overrides = overrides(seed, 25, learning_rate);
     overrides.push(format!("model.trainable={trainable}"));
     let mut config = shipped("configs/sft/tiny.toml", &overrides);
@@ -45,7 +44,7 @@ fn sft_of_the_text_encoder_alone_changes_it_alone_and_lowers_the_loss() {
     let trained = sft("sft-text", 0, 5e-3, r"^text_encoder\.");
     let [before, after] = trained.first_measure();
     assert!(after < before, "{before:.4} before, {after:.4} after");
-    assert_same(&trained.first.unet, &trained.tuned.unet);
+    assert_same(&trained.first.denoiser, &trained.tuned.denoiser);
     let (first, tuned) = (named_parameters(&trained.first), named_parameters(&trained.tuned));
     assert!(first.iter().zip(&tuned).any(|(first, tuned)| first.values.to_data() != tuned.values.to_data()));
 }

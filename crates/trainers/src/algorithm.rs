@@ -1,8 +1,7 @@
 //! What an algorithm is: its knobs, what it needs, and its loop. [`AlgorithmConfig`](crate::config::AlgorithmConfig) is the table of them.
 
 use vp_models::denoiser::Denoiser;
-use vp_models::pipeline::Trainable;
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, Trainable};
 
 use crate::Error;
 use crate::config::{Section, TrainConfig};
@@ -33,7 +32,7 @@ pub trait Algorithm {
 #[derive(Clone, Copy)]
 pub enum Driver<'a> {
     /// Prompts, from which images are drawn, and a reward.
-    Reward(&'a dyn RewardDriven<UNet2DConditionModel>),
+    Reward(&'a dyn RewardDriven<LoadedDenoiser>),
     /// Captioned images.
     Captions(&'a Sft),
     /// Pairs of images of which one is preferred.

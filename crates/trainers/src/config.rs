@@ -214,12 +214,12 @@ impl TrainConfig {
     ///
     /// # Errors
     /// When a pattern is no regular expression, or a LoRA's matches no layer.
-    pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, unet: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
+    pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, denoiser: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
         if let Some(lora) = self.lora() {
-            return Ok(pipeline.adapted(unet, &lora.lora()?, noise)?);
+            return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);
         }
         let pattern = Regex::new(&self.trainable()).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
-        let base = pipeline.trainable(unet, &pattern);
+        let base = pipeline.trainable(denoiser, &pattern);
         Ok((base.clone(), base))
     }
 

@@ -132,7 +132,7 @@ impl DenoisingBatch<'_> {
         draw: Draw,
     ) -> Tensor<1> {
         let noised = Noised::at_random(&encode(pipeline, self.images.clone()), pipeline, schedule, draw);
-        noised.errors(&model.unet, self.conditioning(model, pipeline)).mean()
+        noised.errors(&model.denoiser, self.conditioning(model, pipeline)).mean()
     }
 
     /// The captions, by the encoder that trains where one does.

@@ -18,5 +18,5 @@ pub fn first_of<'a, const D: usize>(tensors: impl IntoIterator<Item = (&'a str, 
 pub fn in_prediction<D: Denoiser>(denoiser: &D, input: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Option<String> {
     let conditioning = conditioning.without_autodiff();
     let text = first_of([("the text encoder's output", &conditioning.encoder_hidden_states)]);
-    text.or_else(|| denoiser.first_non_finite(input, timesteps, &conditioning).map(|part| format!("unet.{part}")))
+    text.or_else(|| denoiser.first_non_finite(input, timesteps, &conditioning).map(|part| format!("{}.{part}", D::COMPONENT)))
 }

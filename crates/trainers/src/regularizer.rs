@@ -175,8 +175,8 @@ impl Regularizer {
                 let Visited { step, latents } = &visited[draw.integer(Purpose::DenoisingTimestep, 0, visited.len() - 1)];
                 let input = scheduler.scale_model_input(latents.clone(), &vec![*step; prompts.len()]);
                 let timesteps = vec![scheduler.timesteps()[*step] as f32; prompts.len()];
-                let target = predict(&base.unet, input.clone(), &timesteps, &encode(base, prompts));
-                Ok(Some(mean_squared_error(predict(&model.unet, input, &timesteps, &encode(model, prompts)), target) * *weight))
+                let target = predict(&base.denoiser, input.clone(), &timesteps, &encode(base, prompts));
+                Ok(Some(mean_squared_error(predict(&model.denoiser, input, &timesteps, &encode(model, prompts)), target) * *weight))
             }
             Self::Images { folder, order, weight } => {
                 let rows = prompts.len();

@@ -8,7 +8,9 @@ use vp_core::config::Validate;
 use vp_data::OnProblem;
 use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::GradientCheckpointing;
+use vp_models::denoiser::Denoiser;
 use vp_models::lora::Lora;
+use vp_models::pipeline::LoadedDenoiser;
 use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
 
 use crate::Error;
@@ -107,7 +109,7 @@ pub struct LoraSection {
 impl Default for LoraSection {
     /// DDPO's and TRL's: the projections of the UNet's attention, at rank 4.
     fn default() -> Self {
-        Self { rank: 4, alpha: None, targets: r"^unet\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$".into() }
+        Self { rank: 4, alpha: None, targets: format!(r"^{}\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", LoadedDenoiser::COMPONENT) }
     }
 }
 

@@ -6,8 +6,7 @@ use anyhow::Context;
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
-use vp_models::pipeline::{ModelFolder, Pipeline, Request, Trainable};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Request, Trainable};
 use vp_schedulers::{Sampler, build_sampler};
 
 use super::export::with_loras;
@@ -17,7 +16,7 @@ use crate::embedded;
 /// A model ready to draw.
 pub struct Artist {
     pipeline: Pipeline,
-    model: Trainable<UNet2DConditionModel>,
+    model: Trainable<LoadedDenoiser>,
     sampler: Box<dyn Sampler>,
     /// Height and width in pixels.
     pub size: [usize; 2],

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use vp_core::profile::{self, Stage};
 use vp_data::read_prompts;
-use vp_models::pipeline::{Pipeline, Trainable};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, Pipeline, Trainable};
 use vp_rewards::{Reward, RewardConfig};
 
 use super::{Assembled, Exported, InSection, Outline, Parts, SHOWN, some};
@@ -25,9 +24,9 @@ pub struct RewardDrivenRun {
     /// What the run is told before it begins.
     pub outline: Outline,
     /// What trains.
-    pub model: Trainable<UNet2DConditionModel>,
+    pub model: Trainable<LoadedDenoiser>,
     /// What the model draws with, and what it is rewarded by.
-    pub environment: Environment<UNet2DConditionModel>,
+    pub environment: Environment<LoadedDenoiser>,
     /// What keeps it a model of images.
     pub regularizer: Regularizer,
     config: TrainConfig,
@@ -61,9 +60,9 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     // The networks.
     let kept = config.model.gradient_checkpointing;
     reward.set_gradient_checkpointing(kept);
-    let (mut pipeline, mut unet) = Pipeline::load(folder, device)?;
-    (pipeline.vae.gradient_checkpointing, unet.gradient_checkpointing) = (kept, kept);
-    let (base, model) = config.models(&pipeline, unet, &noise)?;
+    let (mut pipeline, mut denoiser) = Pipeline::load(folder, device)?;
+    (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) = (kept, kept);
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
 
     let mut outline = parts.outline();
     outline.arithmetic = algorithm.arithmetic(config);
@@ -83,7 +82,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     Ok(RewardDrivenRun { outline, model, environment, regularizer, config: config.clone() })
 }
 
-fn reward_driven(algo: &AlgorithmConfig) -> &dyn RewardDriven<UNet2DConditionModel> {
+fn reward_driven(algo: &AlgorithmConfig) -> &dyn RewardDriven<LoadedDenoiser> {
     match algo.chosen().driver() {
         Driver::Reward(algorithm) => algorithm,
         _ => unreachable!("{} is not driven by a reward", algo.name()),
@@ -91,7 +90,7 @@ fn reward_driven(algo: &AlgorithmConfig) -> &dyn RewardDriven<UNet2DConditionMod
 }
 
 impl Assembled for RewardDrivenRun {
-    type Model = Trainable<UNet2DConditionModel>;
+    type Model = Trainable<LoadedDenoiser>;
 
     fn model(&self) -> Self::Model {
         self.model.clone()

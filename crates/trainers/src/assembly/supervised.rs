@@ -4,8 +4,7 @@ use regex::Regex;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_models::parameters::initialize;
-use vp_models::pipeline::{Anew, ModelFolder, Pipeline, Trainable, load_vae};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{Anew, LoadedDenoiser, ModelFolder, Pipeline, Trainable, load_vae};
 use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_sampler;
 
@@ -28,9 +27,9 @@ pub struct CaptionsRun {
     /// What the run is told before it begins.
     pub outline: Outline,
     /// What trains.
-    pub model: Trainable<UNet2DConditionModel>,
+    pub model: Trainable<LoadedDenoiser>,
     /// The untuned model.
-    pub base: Trainable<UNet2DConditionModel>,
+    pub base: Trainable<LoadedDenoiser>,
     /// Encoders, autoencoder, folder.
     pub pipeline: Pipeline,
     /// What is learnt.
@@ -46,9 +45,9 @@ pub(super) fn captions(parts: &Parts<'_>, sft: &Sft) -> Result<CaptionsRun, Erro
     let mut outline = parts.outline();
     let pattern = Regex::new(&outline.settings.trainable).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
     let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
-    let (pipeline, mut unet) = Pipeline::load_or_initialize(folder, device, anew)?;
-    unet.gradient_checkpointing = config.model.gradient_checkpointing;
-    let (base, model) = config.models(&pipeline, unet, &noise)?;
+    let (pipeline, mut denoiser) = Pipeline::load_or_initialize(folder, device, anew)?;
+    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     outline_images(&mut outline, config, sft.batch_size, &images);
     let cut = images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption));
     outline.warnings.extend(some(cut, SHOWN, "more captions are cut"));
@@ -56,7 +55,7 @@ pub(super) fn captions(parts: &Parts<'_>, sft: &Sft) -> Result<CaptionsRun, Erro
 }
 
 impl Assembled for CaptionsRun {
-    type Model = Trainable<UNet2DConditionModel>;
+    type Model = Trainable<LoadedDenoiser>;
 
     fn model(&self) -> Self::Model {
         self.model.clone()
@@ -85,9 +84,9 @@ pub struct PairsRun {
     /// What the run is told before it begins.
     pub outline: Outline,
     /// What trains.
-    pub model: Trainable<UNet2DConditionModel>,
+    pub model: Trainable<LoadedDenoiser>,
     /// The reference: the untuned model.
-    pub base: Trainable<UNet2DConditionModel>,
+    pub base: Trainable<LoadedDenoiser>,
     /// Encoders, autoencoder, folder.
     pub pipeline: Pipeline,
     /// What is learnt.
@@ -102,9 +101,9 @@ pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
     check_preview(config, &folder, size)?;
     let section = config.preferences.as_ref().ok_or_else(|| Error::Config("[algo.dpo] needs [preferences]".into()))?;
     let pairs = PreferencePairs::open(section, size, noise, device).in_section("[preferences]")?;
-    let (pipeline, mut unet) = Pipeline::load(folder, device)?;
-    unet.gradient_checkpointing = config.model.gradient_checkpointing;
-    let (base, model) = config.models(&pipeline, unet, &noise)?;
+    let (pipeline, mut denoiser) = Pipeline::load(folder, device)?;
+    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     let mut outline = parts.outline();
     outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());
     outline.warnings = some(pairs.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more pairs are left out");
@@ -116,7 +115,7 @@ pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
 }
 
 impl Assembled for PairsRun {
-    type Model = Trainable<UNet2DConditionModel>;
+    type Model = Trainable<LoadedDenoiser>;
 
     fn model(&self) -> Self::Model {
         self.model.clone()

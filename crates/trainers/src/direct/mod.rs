@@ -271,7 +271,7 @@ impl ScoredBatch<'_> {
         let rows = latents.dims()[0];
         let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
         let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
-        let in_network = non_finite::in_prediction(&model.unet, input, &timesteps, &self.start.guidance.conditional);
+        let in_network = non_finite::in_prediction(&model.denoiser, input, &timesteps, &self.start.guidance.conditional);
         let decoded = [("the latents that are decoded", self.latents), ("the decoded images", &self.scored.images)];
         in_network.or_else(|| non_finite::first_of(decoded)).or_else(|| {
             let rewards = values(&self.scored.rewards);

@@ -71,7 +71,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
 
             // 2. A random late step t. Up to it without gradient, that one step with, to the clean latents x_0 that it predicts.
             let mid_step = start.draw.integer(Purpose::MidTimestep, self.min_mid_step, self.max_mid_step);
-            let mut chain = start.chain(&run.model.unet, &mut *scheduler);
+            let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
             let latents = predict_clean_latents(&mut chain, start.latents.clone(), mid_step);
             let visited = chain.visited;
 

@@ -21,6 +21,12 @@ struct Toy {
 }
 
 impl Denoiser for Toy {
+    const COMPONENT: &'static str = "toy";
+
+    fn config_json(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::Map::new()
+    }
+
     fn forward(&self, sample: Tensor<4>, _: &[f32], conditioning: &Conditioning) -> Tensor<4> {
         let [rows, ..] = sample.dims();
         let text = conditioning.encoder_hidden_states.clone().mean_dims(&[1, 2]).reshape([rows, 1, 1, 1]);

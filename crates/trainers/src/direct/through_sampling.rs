@@ -54,7 +54,7 @@ pub fn train<D: Denoiser>(
 
         // 2. From noise to latents, through the steps that the algorithm chooses.
         let calls = algorithm.calls(scheduler.timesteps().len(), start.draw);
-        let mut chain = start.chain(&run.model.unet, &mut *scheduler);
+        let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
         let latents = chain.run(start.latents.clone(), &calls, algorithm.end());
         let further = algorithm.further_samples(&chain, &latents, &start);
         let visited = chain.visited;

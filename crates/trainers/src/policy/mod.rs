@@ -69,7 +69,7 @@ fn first_non_finite<D: Denoiser>(
     let (pipeline, prompts) = (&environment.pipeline, rollout.texts(environment, &at.items));
     let conditioning = model.text(&pipeline.text).encode(&prompts, environment.size, pipeline.device());
     let (input, timesteps) = batch.model_input(scheduler);
-    non_finite::in_prediction(&model.unet, input, &timesteps, &conditioning)
+    non_finite::in_prediction(&model.denoiser, input, &timesteps, &conditioning)
 }
 
 /// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is shown before a run.

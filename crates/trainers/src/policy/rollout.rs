@@ -128,7 +128,7 @@ impl Rollout {
             let (shape, device) = (environment.pipeline.latent_shape(environment.size), environment.pipeline.device());
             let unit = noise.normal(Purpose::InitialLatents, draw, &plan.starts(&images), shape, device);
             let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &images, shape, device);
-            let sampled = || draw_trajectory(&model.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+            let sampled = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
             trajectories.push(profile::time(Stage::Rollout, sampled));
         }
         for step in 0..=scheduler.timesteps().len() {
@@ -189,7 +189,7 @@ impl Rollout {
     ) -> Transition {
         profile::time(Stage::TrackedStep, || {
             let guidance = self.guidance(model, environment, plan, &at.items);
-            transition(&model.unet, scheduler, &guidance, &self.minibatch(at))
+            transition(&model.denoiser, scheduler, &guidance, &self.minibatch(at))
         })
     }
 

@@ -10,7 +10,6 @@ use vp_models::lora::{Dialect, LoraWeights};
 use vp_models::parameters::named_parameters;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Component, Family, ModelFolder, Pipeline, load_vae};
-use vp_models::unet::UNet2DConditionModel;
 use vp_models::vae::AutoencoderKL;
 
 use vp_schedulers::PredictionType;
@@ -31,10 +30,10 @@ const MERGED: f64 = 1e-3;
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
-pub fn export_tuned(
+pub fn export_tuned<D: Denoiser>(
     pipeline: &Pipeline,
-    base: &Trainable<UNet2DConditionModel>,
-    tuned: &Trainable<UNet2DConditionModel>,
+    base: &Trainable<D>,
+    tuned: &Trainable<D>,
     config: &TrainConfig,
     run_dir: &Path,
 ) -> Result<Exported, Error> {
@@ -69,13 +68,13 @@ pub struct Factors<'a> {
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
-pub fn export_lora(
+pub fn export_lora<D: Denoiser>(
     pipeline: &Pipeline,
-    base: &Trainable<UNet2DConditionModel>,
-    tuned: &Trainable<UNet2DConditionModel>,
+    base: &Trainable<D>,
+    tuned: &Trainable<D>,
     Factors { alpha, notes, folder }: &Factors<'_>,
 ) -> Result<f64, Error> {
-    let names = pipeline.lora_names(&base.unet);
+    let names = pipeline.lora_names(&base.denoiser);
     let weights = LoraWeights::of(tuned, *alpha);
     let (before, after) = (probe(pipeline, base), probe(pipeline, tuned));
     let mut change = 0.0;
@@ -134,12 +133,12 @@ fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(
 }
 
 /// What a model predicts for a fixed prompt, fixed latents, and the middle of the noise schedule; `[1, c, h, w]`.
-pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Tensor<4> {
+pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4> {
     let (size, device) = (pipeline.folder.default_size(), pipeline.device());
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
     let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
     let middle = pipeline.folder.scheduler_config.num_train_timesteps() / 2;
-    model.unet.forward(latents, &[middle as f32], &conditioning)
+    model.denoiser.forward(latents, &[middle as f32], &conditioning)
 }
 
 /// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there) and reads it
@@ -147,21 +146,18 @@ pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Te
 ///
 /// # Errors
 /// When the folder cannot be written or does not read back.
-pub fn export(
+pub fn export<D: Denoiser>(
     pipeline: &Pipeline,
-    base: &Trainable<UNet2DConditionModel>,
-    tuned: &Trainable<UNet2DConditionModel>,
+    base: &Trainable<D>,
+    tuned: &Trainable<D>,
     destination: &Path,
 ) -> Result<f64, Error> {
-    let encoders = [("text_encoder", &tuned.text_encoder), ("text_encoder_2", &tuned.text_encoder_2)];
-    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let components: Vec<Component> = std::iter::once(Component::unet(&tuned.unet)).chain(encoders).collect();
-    pipeline.folder.export(destination, &components)?;
-    let (reloaded, unet) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
-    let text = |pipeline: &Pipeline, index: usize| pipeline.text.encoders.get(index).map(|encoder| encoder.model.clone());
-    let unets = distance(&base.unet, &unet);
-    let encoders = (0..2).filter_map(|index| Some(distance(&text(pipeline, index)?, &text(&reloaded, index)?)));
-    let (change, size) = encoders.fold(unets, |(change, size), (c, s)| (change + c, size + s));
+    pipeline.folder.export(destination, &tuned.components())?;
+    let (reloaded, denoiser) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
+    let denoisers = distance(&base.denoiser, &denoiser);
+    let encoders = pipeline.text.encoders.iter().zip(&reloaded.text.encoders);
+    let encoders = encoders.map(|(base, tuned)| distance(&base.model, &tuned.model));
+    let (change, size) = encoders.fold(denoisers, |(change, size), (c, s)| (change + c, size + s));
     Ok((change / size).sqrt())
 }
 
@@ -177,8 +173,8 @@ pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &Autoencode
     Ok((change / size).sqrt())
 }
 
-/// `(‖b − a‖², ‖a‖²)` over all parameters.
-pub fn distance<M: Module>(a: &M, b: &M) -> (f64, f64) {
+/// `(‖b − a‖², ‖a‖²)` over all parameters of two networks that have the same.
+pub fn distance<A: Module, B: Module>(a: &A, b: &B) -> (f64, f64) {
     let sum = |squares: Tensor<1>| f64::from(squares.sum().into_scalar::<f32>());
     named_parameters(a)
         .into_iter()

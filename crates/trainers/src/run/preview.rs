@@ -149,5 +149,5 @@ fn blame<D: Denoiser>(
     let guidance = pipeline.encode(&model.text(&pipeline.text), request);
     let timesteps = vec![sampler.timesteps()[0] as f32; request.prompts.len()];
     let input = latents * sampler.init_noise_sigma();
-    in_prediction(&model.unet, input, &timesteps, &guidance.conditional).unwrap_or_else(|| "the decoded image".into())
+    in_prediction(&model.denoiser, input, &timesteps, &guidance.conditional).unwrap_or_else(|| "the decoded image".into())
 }

@@ -110,8 +110,8 @@ impl Dpo {
 
             // 3. What both models answer, the reference off the tape, and how their squared errors differ.
             let conditioning = data.conditioning(&run.model, pipeline);
-            let predictions = noised.predictions(&run.model.unet, conditioning.clone());
-            let references = noised.predictions(&base.unet, data.conditioning(base, pipeline));
+            let predictions = noised.predictions(&run.model.denoiser, conditioning.clone());
+            let references = noised.predictions(&base.denoiser, data.conditioning(base, pipeline));
             let changes = squared_error_changes(predictions.clone(), references.clone(), noised.target.clone());
 
             // 4. −log σ of how far the model prefers the chosen image beyond the reference.
@@ -121,7 +121,7 @@ impl Dpo {
             // 5. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let losses = [noised.errors_of(predictions.without_autodiff()), noised.errors_of(references)];
             let observed = observed(losses, &changes, &inside);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
+            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &conditioning))?;
 
             // 6. Validate, and draw.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
@@ -163,13 +163,13 @@ impl Dpo {
             let (conditioning, reference_conditioning) = (data.conditioning(model, pipeline), data.conditioning(base, pipeline));
             let [losses, accuracies] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
                 let noised = noised_pairs(&data, pipeline, &*schedule, &vec![timestep; held_out.len()], rows);
-                let references = noised.predictions(&base.unet, reference_conditioning.clone());
-                let predictions = noised.predictions(&model.unet, conditioning.clone());
+                let references = noised.predictions(&base.denoiser, reference_conditioning.clone());
+                let predictions = noised.predictions(&model.denoiser, conditioning.clone());
                 let inside = values(&inside(squared_error_changes(predictions, references, noised.target.clone()), self.beta));
                 if inside.iter().all(|inside| inside.is_finite()) {
                     return Ok([inside.iter().map(|inside| softplus(-inside)).collect(), implicit_accuracies(&inside)]);
                 }
-                let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
             })?;
             validation.losses.extend(losses);

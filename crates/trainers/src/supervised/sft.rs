@@ -90,13 +90,13 @@ impl Sft {
                 let text = model.text(&pipeline.text);
                 text.encode(captions, images.size, pipeline.device())
             };
-            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.unet, &embed(model, &captions));
+            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embed(model, &captions));
 
             // 3. The squared error of the prediction, weighted, a mean over the micro-batch.
             let weights = self.weights(&*schedule, &noised.timesteps);
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
-                let errors = noised.errors(&model.unet, embed(model, &captions[rows.clone()]));
+                let errors = noised.errors(&model.denoiser, embed(model, &captions[rows.clone()]));
                 let observed = vec![("denoising_loss".to_string(), values(&errors))];
                 let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
                 ((errors * weights).sum() / self.batch_size as f64, observed)
@@ -155,11 +155,11 @@ impl Sft {
             let conditioning = batch.conditioning(model, pipeline);
             let [of_batch] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
                 let noised = batch.noised(pipeline, &*schedule, vec![timestep; entries.len()], rows);
-                let errors = values(&noised.errors(&model.unet, conditioning.clone()));
+                let errors = values(&noised.errors(&model.denoiser, conditioning.clone()));
                 if errors.iter().all(|error| error.is_finite()) {
                     return Ok([errors]);
                 }
-                let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
             })?;
             losses.extend(of_batch);
