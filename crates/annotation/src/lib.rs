@@ -1,4 +1,4 @@
-//! Floor 5: images and prompts to ratings.
+//! Floor 3: images and prompts to ratings.
 //!
 //! 1. An [`Annotator`] rates all images of a prompt at once on VisionPrefer's four aspects (arXiv 2404.15100, section 3), compares two of
 //!    them, or polishes a prompt. A model behind an OpenAI-compatible server, the judge of the world of shapes, a reward, earlier records.

@@ -1,4 +1,4 @@
-//! The `visionprefer` binary: arguments in, one command run, one exit code out.
+//! Floor 6: the `visionprefer` binary. Arguments in, one command run, one exit code out.
 
 mod allocator;
 mod args;

@@ -1,4 +1,4 @@
-//! Prompts and images on disk.
+//! Floor 2: prompts, images and preferences on disk.
 //!
 //! - [`read_prompts`] reads a prompt set in any of the layouts in which such sets are published; [`ShuffledOrder`] walks
 //!   it in a seeded order that a checkpoint can resume.
