@@ -9,44 +9,35 @@
 //! A new annotator is one file (a config that is [`Build`] and [`Validate`], a type that is [`Annotator`]) and one line in the table below.
 #![deny(missing_docs)]
 
+mod annotators;
 mod answer;
-mod budget;
 mod cache;
-mod client;
-mod clock;
-mod desk;
 mod error;
 mod estimate;
 mod journal;
-mod judge;
-mod limiter;
-mod openai;
 mod picture;
 mod polish;
 mod questions;
 mod records;
-mod replay;
-mod reply;
-mod retry;
-mod reward;
 pub mod rubric;
 mod run;
-mod secret;
+mod server;
+mod settle;
 
+pub use annotators::judge::{Judge, JudgeConfig};
+pub use annotators::openai::{Detail, OpenAi, OpenAiConfig};
+pub use annotators::replay::{Replay, ReplayConfig};
+pub use annotators::reward::{Reward, RewardConfig, Score, bands_at};
 pub use answer::{Answered, Ask, Choice, Estimate, Polished, Task, Unanswered, Unusable, Usage};
-pub use budget::Budget;
-pub use clock::Clock;
-pub use desk::{Event, SetAside, Stopped, Summary};
 pub use error::{Error, Result};
 pub use estimate::{DryRun, dry_run};
-pub use judge::{Judge, JudgeConfig};
-pub use openai::{Detail, OpenAi, OpenAiConfig};
 pub use picture::Picture;
 pub use polish::polish;
-pub use replay::{Replay, ReplayConfig};
-pub use reward::{Reward, RewardConfig, Score, bands_at};
 pub use run::{Job, RunOptions, run};
-pub use secret::ApiKey;
+pub use server::budget::Budget;
+pub use server::clock::Clock;
+pub use server::secret::ApiKey;
+pub use settle::{Event, SetAside, Stopped, Summary};
 
 use serde_json::Value;
 use vp_core::config::Validate;

@@ -4,7 +4,7 @@ use std::path::{self, Path};
 
 use vp_data::{AnnotatorId, Comparison, Completion, Record};
 
-use crate::desk::{Place, Settled};
+use crate::settle::{Place, Settled};
 use crate::journal::Said;
 use crate::questions::Question;
 use crate::{Annotator, Error, Result, Task};

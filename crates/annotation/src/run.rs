@@ -8,7 +8,7 @@ use vp_core::atomic;
 use vp_core::config::Validate;
 use vp_data::Record;
 
-use crate::desk::{Settled, settle};
+use crate::settle::{Settled, settle};
 use crate::records::{image_path, records};
 use crate::{Annotator, Error, Event, Result, Summary, questions};
 
