@@ -20,8 +20,8 @@ use serde_json::{Map, Value, json};
 use vp_core::config::Validate;
 use vp_data::Ratings;
 
-use crate::server::client::{Client, Connection, Failure, Prices, Reply};
 use crate::picture::fitted;
+use crate::server::client::{Client, Connection, Failure, Prices, Reply};
 use crate::{
     Annotator, Answered, ApiKey, Ask, Build, Choice, Estimate, Picture, Polished, Result, Supplies, Task, Unanswered, Unusable, rubric,
 };

@@ -20,9 +20,9 @@ use vp_rewards::RewardConfig;
 use vp_trainers::run::journal::{say, warn};
 
 use self::candidates::SamplingSection;
-use super::bring::bring;
 use crate::args::AnnotateArgs;
 use crate::failure::Failure;
+use crate::image_copies::bring;
 use crate::{device, embedded, signals};
 
 /// How many set-aside questions are shown.

@@ -12,9 +12,9 @@ use vp_shapes::split::heldout_of;
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
 use vp_trainers::run::journal::say;
 
-use super::origin;
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs, SplitArg};
 use crate::failure::Failure;
+use crate::output_folder;
 
 /// What the folder was made from; a folder of another is not added to.
 const ORIGIN: &str = "dataset.json";
@@ -76,7 +76,7 @@ fn begin(args: &ShapesArgs) -> anyhow::Result<()> {
     if args.per_caption > 1 {
         origin["per_caption"] = args.per_caption.into();
     }
-    origin::begin(&args.out, ORIGIN, &origin)
+    output_folder::begin(&args.out, ORIGIN, &origin)
 }
 
 /// Image `index` and its caption, which hang on the seed, the split and the number alone.

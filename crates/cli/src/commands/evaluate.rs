@@ -17,10 +17,10 @@ use vp_trainers::run::checkpoint::{checksum, fingerprint};
 use vp_trainers::run::journal::{say, warn};
 
 use self::journal::{Journal, OfPrompt};
-use super::drawing::{Artist, Canvas};
 use super::score::{Judge, judges};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
+use crate::image_generator::{Artist, Canvas};
 use crate::{device, embedded};
 
 /// How many leaks are shown.

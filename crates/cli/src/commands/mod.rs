@@ -1,16 +1,12 @@
 //! One command a file: load, validate, build, call, report.
 
-mod accuracy;
 mod annotate;
-mod bring;
 pub mod dataset;
 mod docs;
-mod drawing;
 mod evaluate;
-mod export;
+pub mod export;
 mod init;
 mod list;
-mod origin;
 mod report;
 mod sample;
 mod score;

@@ -7,11 +7,10 @@ use burn::tensor::Device;
 use vp_core::config::Validate;
 use vp_core::suggest::did_you_mean;
 use vp_data::{Aggregation, Dataset, ImageEntry, OnProblem, Record, RgbImage, check_images, load_image, open_dataset, read_manifest};
-use vp_evaluation::accuracy::Ranked;
+use vp_evaluation::accuracy::{Ranked, by_every_protocol};
 use vp_models::clip::is_clip;
 use vp_rewards::{ClipScoreConfig, Reward, RewardConfig, VpScoreConfig};
 
-use super::accuracy::accuracies;
 use crate::args::ScoreArgs;
 use crate::failure::Failure;
 use crate::score_table::ScoreTable;
@@ -88,7 +87,7 @@ fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreAr
         }
     }
     for (judge, ranked) in judges.iter().zip(&found) {
-        let accuracies = accuracies(ranked);
+        let accuracies = by_every_protocol(ranked);
         if args.json {
             let line = serde_json::json!({ "reward": judge.name, "records": dataset.path(), "accuracies": accuracies });
             stdout::print(&format!("{line}\n"))?;

@@ -24,9 +24,9 @@ use vp_trainers::run::journal::{Journal, Options, say, warn};
 use vp_trainers::run::{Interrupt, Run, Start};
 use vp_trainers::sections::Settings;
 
-use super::report::{self, provenance};
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::report::{self, provenance};
 use crate::{device, embedded, presets, signals};
 
 /// What is to be trained, where, and from where on.

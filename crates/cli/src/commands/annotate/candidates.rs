@@ -15,10 +15,10 @@ use vp_models::pipeline::ModelFolder;
 use vp_trainers::run::journal::say;
 
 use crate::args::LoraArg;
-use crate::commands::drawing::{Artist, Canvas};
-use crate::commands::origin;
 use crate::embedded;
 use crate::failure::Failure;
+use crate::image_generator::{Artist, Canvas};
+use crate::output_folder;
 
 /// `[sampling]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ pub fn draw(
     let mut origin = json!({ "sampling": section, "prompts": texts });
     // That many at once changes nothing but rounding.
     origin["sampling"].as_object_mut().expect("a section is an object").remove("batch_size");
-    origin::begin(&folder, ORIGIN, &origin)?;
+    output_folder::begin(&folder, ORIGIN, &origin)?;
     for (index, model) in section.models.iter().enumerate() {
         let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
         if !of_model.is_empty() {

@@ -9,8 +9,8 @@ use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagere
 use vp_trainers::run::journal::{say, warn};
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
-use crate::commands::bring::bring;
 use crate::failure::Failure;
+use crate::image_copies::bring;
 use crate::stdout;
 
 /// Decodes everything, and fails where something is wrong.

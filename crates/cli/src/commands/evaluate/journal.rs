@@ -12,7 +12,7 @@ use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
 use crate::args::Shard;
-use crate::commands::origin;
+use crate::output_folder;
 
 /// What was evaluated; a folder of another evaluation is not added to.
 const ORIGIN: &str = "evaluation.json";
@@ -35,7 +35,7 @@ pub struct Journal {
 impl Journal {
     /// Makes the folder, or recognises it.
     pub fn open(folder: &Path, origin: &Value) -> anyhow::Result<Self> {
-        origin::begin(folder, ORIGIN, origin)?;
+        output_folder::begin(folder, ORIGIN, origin)?;
         for name in ["results", "images"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
         }

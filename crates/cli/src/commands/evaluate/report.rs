@@ -14,9 +14,9 @@ use vp_trainers::run::journal::say;
 
 use super::Plan;
 use super::journal::{OfPrompt, image_in};
-use crate::commands::report::provenance::{date, of_program};
-use crate::commands::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
 use crate::commands::score::Judge;
+use crate::report::provenance::{date, of_program};
+use crate::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
 use crate::stdout;
 
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean

@@ -7,7 +7,7 @@ use anyhow::Context;
 use burn::module::Module;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
-use vp_evaluation::accuracy::Ranked;
+use vp_evaluation::accuracy::{Ranked, by_every_protocol};
 use vp_models::clip::is_clip;
 use vp_models::parameters::named_parameters;
 use vp_trainers::Error;
@@ -19,7 +19,6 @@ use vp_trainers::run::Run;
 use vp_trainers::run::export::distance;
 
 use super::{Plan, ended};
-use crate::commands::accuracy::accuracies;
 use crate::failure::Failure;
 
 /// From records to a folder that `--reward` takes.
@@ -91,7 +90,7 @@ fn conclude<M: Module>(run: &Run<M>, data: &Rankings, found: &Validation, (mean,
         .iter()
         .zip(&data.validation)
         .map(|(scores, of)| Ranked::new(scores.clone(), of.ranks.clone()).expect("a rank an image"));
-    accuracies(&ranked.collect::<Vec<_>>()).iter().for_each(|accuracy| run.journal.conclude(format_args!("{accuracy}")));
+    by_every_protocol(&ranked.collect::<Vec<_>>()).iter().for_each(|accuracy| run.journal.conclude(format_args!("{accuracy}")));
 }
 
 /// The derived arithmetic of a config.

@@ -10,8 +10,8 @@ use vp_models::pipeline::{ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{Sampler, build_sampler};
 
-use super::export::with_loras;
 use crate::args::LoraArg;
+use crate::commands::export::with_loras;
 use crate::embedded;
 
 /// A model ready to draw.
