@@ -96,15 +96,15 @@ pub trait Annotator: Sync {
     }
 }
 
-/// What some annotators need and no configuration can hold.
-pub struct Supplies {
-    /// The scores of images for a prompt: what `reward` makes ratings of.
+/// What building an annotator takes besides its configuration.
+pub struct BuildContext {
+    /// Scores images for a prompt; the annotator `reward` makes ratings of the scores.
     pub score: Option<Score>,
-    /// What waits are measured by.
+    /// Measures waiting times.
     pub clock: Clock,
 }
 
-impl Default for Supplies {
+impl Default for BuildContext {
     fn default() -> Self {
         Self { score: None, clock: Clock::system() }
     }
@@ -116,7 +116,7 @@ pub trait Build: Validate {
     ///
     /// # Errors
     /// When a file that it reads, or something that it needs, is missing or wrong.
-    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>>;
+    fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>>;
 }
 
 vp_core::registry! {
@@ -138,13 +138,13 @@ impl AnnotatorConfig {
     ///
     /// # Errors
     /// When the configuration has findings, or a file that it reads is missing or wrong.
-    pub fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
+    pub fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
         let mut findings = Vec::new();
         self.findings(&mut findings);
         if !findings.is_empty() {
             return Err(Error::Invalid { annotator: self.name(), findings });
         }
-        self.chosen().build(supplies)
+        self.chosen().build(context)
     }
 }
 

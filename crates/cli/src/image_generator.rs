@@ -1,4 +1,4 @@
-//! Images of a model, each from noise of its own: the same whatever is drawn beside them.
+//! Images of a model folder. Each is drawn from noise of its own, so that it is the same whatever is drawn beside it.
 
 use std::path::Path;
 
@@ -6,16 +6,19 @@ use anyhow::Context;
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
+use vp_models::lora::merge_file;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::args::LoraArg;
-use crate::commands::export::with_loras;
 use crate::embedded;
 
-/// A model ready to draw.
-pub struct Artist {
+/// The usual guidance scale of Stable Diffusion.
+const GUIDANCE_SCALE: f64 = 7.5;
+
+/// A model that is ready to draw.
+pub struct ImageGenerator {
     pipeline: Pipeline,
     model: Trainable<UNet2DConditionModel>,
     sampler: Box<dyn Sampler>,
@@ -23,10 +26,18 @@ pub struct Artist {
     pub size: [usize; 2],
 }
 
+/// How a model is asked to draw.
+pub struct Sampling<'a> {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Every guidance scale that will be asked for.
+    pub guidance_scales: &'a [f64],
+}
+
 /// What one image is drawn from.
 #[derive(Debug, Clone)]
-pub struct Canvas<'a> {
-    /// What to draw.
+pub struct ImageRequest<'a> {
+    /// What it shows.
     pub prompt: &'a str,
     /// Its noise follows from this and `sample`.
     pub seed: u64,
@@ -34,29 +45,47 @@ pub struct Canvas<'a> {
     pub sample: u64,
 }
 
-impl Artist {
-    /// Loads a diffusers folder and merges LoRAs into it; `guidance_scales` are those it will be asked for.
-    pub fn open(path: &Path, loras: &[LoraArg], (steps, guidance_scales): (usize, &[f64]), device: &Device) -> anyhow::Result<Self> {
+impl ImageGenerator {
+    /// Loads a diffusers folder and adds LoRAs to its weights.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or when the model cannot be sampled with such steps and guidance scales.
+    pub fn open(path: &Path, loras: &[LoraArg], sampling: &Sampling<'_>, device: &Device) -> anyhow::Result<Self> {
         let folder = ModelFolder::open(&embedded::resolve(path)?).with_context(|| format!("model {}", path.display()))?;
         let size = folder.default_size();
-        guidance_scales.iter().try_for_each(|scale| folder.check(size, *scale))?;
-        let sampler = build_sampler(&folder.scheduler_config, None, steps, 0.0)?;
+        sampling.guidance_scales.iter().try_for_each(|scale| folder.check(size, *scale))?;
+        let sampler = build_sampler(&folder.scheduler_config, None, sampling.steps, 0.0)?;
         let (pipeline, unet) = Pipeline::load(folder, device)?;
         let model = with_loras(&pipeline, unet, loras)?;
         Ok(Self { pipeline, model, sampler, size })
     }
 
-    /// One image each.
-    pub fn draw(&mut self, canvases: &[Canvas<'_>], guidance_scale: f64) -> anyhow::Result<Vec<RgbImage>> {
-        let prompts: Vec<String> = canvases.iter().map(|canvas| canvas.prompt.to_string()).collect();
+    /// One image per request, all at one guidance scale.
+    pub fn generate(&mut self, requests: &[ImageRequest<'_>], guidance_scale: f64) -> anyhow::Result<Vec<RgbImage>> {
+        let prompts: Vec<String> = requests.iter().map(|request| request.prompt.to_string()).collect();
         let (shape, device) = (self.pipeline.latent_shape(self.size), self.pipeline.device());
         let of_all = |purpose, step| {
-            let one = |canvas: &Canvas<'_>| Noise::new(canvas.seed).normal(purpose, step, &[canvas.sample], shape, device);
-            Tensor::cat(canvases.iter().map(one).collect(), 0)
+            let one = |image: &ImageRequest<'_>| Noise::new(image.seed).normal(purpose, step, &[image.sample], shape, device);
+            Tensor::cat(requests.iter().map(one).collect(), 0)
         };
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale, size: self.size };
         let latents = of_all(Purpose::InitialLatents, 0);
         let mut noise = |step| of_all(Purpose::SamplerStep, chain_step(0, step));
         Ok(from_tensor(self.pipeline.generate(&self.model, &mut *self.sampler, &request, latents, &mut noise))?)
     }
+}
+
+/// `unet` and all text encoders with every LoRA added.
+pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
+    if loras.is_empty() {
+        return Ok(Trainable::denoiser(unet));
+    }
+    let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
+    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
+    loras.iter().try_fold(model, add)
+}
+
+/// The guidance scale that a model is sampled with unless another is asked for.
+pub fn default_guidance_scale(model: &Path) -> f64 {
+    if model == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { GUIDANCE_SCALE }
 }

@@ -23,7 +23,7 @@ use vp_data::Ratings;
 use crate::picture::fitted;
 use crate::server::client::{Client, Connection, Failure, Prices, Reply};
 use crate::{
-    Annotator, Answered, ApiKey, Ask, Build, Choice, Estimate, Picture, Polished, Result, Supplies, Task, Unanswered, Unusable, rubric,
+    Annotator, Answered, ApiKey, Ask, Build, BuildContext, Choice, Estimate, Picture, Polished, Result, Task, Unanswered, Unusable, rubric,
 };
 
 const NAME: &str = "openai";
@@ -192,8 +192,8 @@ impl Validate for OpenAiConfig {
 }
 
 impl Build for OpenAiConfig {
-    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
-        Ok(Box::new(OpenAi::new(self.clone(), ApiKey::from_env(&self.api_key_env), supplies.clock)))
+    fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
+        Ok(Box::new(OpenAi::new(self.clone(), ApiKey::from_env(&self.api_key_env), context.clock)))
     }
 }
 
