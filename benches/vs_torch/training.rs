@@ -21,7 +21,7 @@ use vp_trainers::losses::mean_squared_error;
 use vp_trainers::optim::{AdamW, AdamWConfig, NamedTensors};
 use vp_trainers::policy::advantages::AdvantagesConfig;
 use vp_trainers::regularizer::{Nothing, Regularizer, RegularizerConfig};
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Case, Work, random};
@@ -231,8 +231,7 @@ fn begin(config: &TrainConfig, beat: Beat, folder: &Path) -> (Run<Trainable<UNet
     let around = (sections.scheduler.clone(), sections.preview.clone());
     let prompts = (sections.prompts.list.clone(), noise);
     let environment = Environment::new((pipeline, base), (reward, Vec::new()), around, prompts, size).expect("an environment");
-    let quiet = Options { quiet: true, ..Options::default() };
-    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, quiet));
+    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, Silent));
     let run = Run::new(model, config.settings(), Start::default(), journal).expect("a run");
     (run, environment)
 }

@@ -14,7 +14,7 @@ use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_scheduler;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::data::preferences::PreferencePairs;
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 use vp_trainers::supervised::dpo::Frozen;
 
@@ -75,7 +75,7 @@ fn train(name: &str, seed: u64, learning_rate: f64) -> (Model, Model, f64) {
     let (mut pipeline, unet) = Pipeline::load(folder, &device).unwrap();
     pipeline.vae = with_latents_of_unit_size(pipeline.vae);
     let (base, model) = config.models(&pipeline, unet, &noise).unwrap();
-    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0.join("run"), "")?, Options::default()));
+    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0.join("run"), "")?, Silent));
     let mut run = Run::new(model, config.settings(), Start::default(), journal).unwrap();
     let AlgorithmConfig::Dpo(dpo) = &config.algo else { panic!("{config:?}") };
     let frozen = Frozen { pipeline: &pipeline, base: &base };

@@ -20,7 +20,7 @@ use vp_models::unet::UNet2DConditionModel;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::environment::Environment;
 use vp_trainers::regularizer::Regularizer;
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 /// Removes its folder when it goes out of scope.
@@ -60,7 +60,7 @@ fn train(name: &str, config_path: &str, overrides: &[String]) -> Trained {
     let (base, model) = config.models(&pipeline, unet, &noise).unwrap();
     let mut environment = Environment::new((pipeline, base.clone()), rewards, sections, prompts, size).unwrap();
     let mut regularizer = Regularizer::new(&config.regularizer.clone().unwrap_or_default(), noise).unwrap();
-    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Options::default()));
+    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Silent));
     let mut run = Run::new(model, config.settings(), Start::default(), journal).unwrap();
     match &config.algo {
         AlgorithmConfig::Refl(refl) => refl.train(&mut run, &mut environment, &mut regularizer).unwrap(),

@@ -13,7 +13,7 @@ use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_scheduler;
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
 use vp_trainers::data::images::CaptionedImages;
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Model, Scratch, mean};
@@ -33,7 +33,7 @@ fn shipped(path: &str, overrides: &[String]) -> (TrainConfig, ModelFolder, Capti
 
 pub fn begin<M: Module>(name: &str, model: M, config: &TrainConfig) -> (Run<M>, Scratch) {
     let scratch = Scratch(std::env::temp_dir().join(format!("vp-learning-{name}-{}", std::process::id())));
-    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Options::default()));
+    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Silent));
     (Run::new(model, config.settings(), Start::default(), journal).unwrap(), scratch)
 }
 

@@ -9,12 +9,13 @@ mod failure;
 mod image_copies;
 mod image_generator;
 mod listing;
+mod named_rewards;
 mod output_folder;
 mod presets;
 mod report;
 mod score_table;
 mod signals;
-mod stdout;
+mod terminal;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -10,11 +10,11 @@ use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Record, write_png, write_records};
 use vp_shapes::split::heldout_of;
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
-use vp_trainers::run::journal::say;
 
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs, SplitArg};
 use crate::failure::Failure;
 use crate::output_folder;
+use crate::terminal::say;
 
 /// What the folder was made from; a folder of another is not added to.
 const ORIGIN: &str = "dataset.json";
@@ -76,7 +76,7 @@ fn begin(args: &ShapesArgs) -> anyhow::Result<()> {
     if args.per_caption > 1 {
         origin["per_caption"] = args.per_caption.into();
     }
-    output_folder::begin(&args.out, ORIGIN, &origin)
+    output_folder::create_or_continue(&args.out, ORIGIN, &origin)
 }
 
 /// Image `index` and its caption, which hang on the seed, the split and the number alone.

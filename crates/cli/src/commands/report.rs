@@ -1,10 +1,9 @@
 //! `report`: the report of a run that has ended, or was killed.
 
-use vp_trainers::run::journal::say;
-
 use crate::args::ReportArgs;
 use crate::failure::Failure;
 use crate::report;
+use crate::terminal::say;
 
 /// The top-level entry point for `report`.
 pub fn run(args: ReportArgs) -> Result<(), Failure> {

@@ -15,12 +15,12 @@ use vp_data::{near_duplicates, read_prompts};
 use vp_evaluation::report::{LeakPanel, Report, SentinelPanel};
 use vp_evaluation::sentinel::findings;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::run::journal::{say, warn};
 use vp_trainers::run::sentinel::{WATCH, Watch};
 
 pub use self::leaks::panel as leak_panel;
 pub use self::pairs::{by_image, pair};
 use self::previews::Previews;
+use crate::terminal::{say, warn};
 
 /// Pairs of images that a report shows, beside the extremes.
 pub const PAIRS: usize = 12;

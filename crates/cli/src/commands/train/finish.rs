@@ -9,8 +9,10 @@ use vp_schedulers::PredictionType;
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::Run;
 use vp_trainers::run::export::{Exported, LORA_FILES, export, export_lora};
-use vp_trainers::run::journal::{Journal, warn};
+use vp_trainers::run::journal::Journal;
 use vp_trainers::sections::LoraSection;
+
+pub use crate::terminal::warn_of_some;
 
 /// What everything but the autoencoder trains.
 pub type Model = Trainable<UNet2DConditionModel>;
@@ -102,13 +104,4 @@ fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(
         ("modelspec.prediction_type", prediction.into()),
     ];
     notes.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
-}
-
-/// Shows the first few, and says how many there are.
-pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: &str) {
-    let warnings: Vec<String> = warnings.collect();
-    warnings.iter().take(shown).for_each(|warning| warn(format_args!("{warning}")));
-    if warnings.len() > shown {
-        warn(format_args!("… and {} {more}", warnings.len() - shown));
-    }
 }
