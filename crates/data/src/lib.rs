@@ -25,6 +25,7 @@ mod near_duplicates;
 mod order;
 mod parameters;
 mod parquet_file;
+mod parsed_record;
 mod png_file;
 mod preferences;
 mod prompts;
