@@ -19,7 +19,7 @@ use vp_trainers::losses::mean_squared_error;
 use vp_trainers::optim::{AdamW, AdamWConfig, NamedTensors};
 use vp_trainers::policy::advantages::AdvantagesConfig;
 use vp_trainers::regularizer::{Nothing, RegularizerConfig};
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Case, Work, random};
@@ -220,8 +220,7 @@ fn train(config: TrainConfig, beat: Beat, folder: &Path) {
     let Assembly::Reward(mut assembled) = assembly else { panic!("a config driven by a reward") };
     let unmarked = std::mem::replace(&mut assembled.environment.reward, Box::new(Brightness));
     assembled.environment.reward = Box::new(Marked { reward: unmarked, beat });
-    let quiet = Options { quiet: true, ..Options::default() };
-    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, quiet));
+    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, Silent));
     let mut run = Run::new(assembled.model(), assembled.outline.settings.clone(), Start::default(), journal).expect("a run");
     assembled.train(&mut run).expect("the run goes on");
 }

@@ -205,7 +205,7 @@ fn kl_is_that_of_gaussians() {
 fn a_fresh_lora_changes_nothing() {
     let (pipeline, unet, names) = pipeline();
     let weights = LoraWeights::read(&case_dir(CASE).join("kohya_lora.safetensors"), &names).unwrap();
-    let base = Trainable::denoiser(unet.clone());
+    let base = Trainable::of(unet.clone());
     let lora = vp_models::lora::Lora { rank: 4, alpha: 8.0, targets: Regex::new(r"^unet\.").unwrap() };
     let (_, fresh) = pipeline.adapted(unet, &lora, &Noise::new(1)).unwrap();
     let output = |model: &Model| vp_trainers::run::export::probe(&pipeline, model).into_data();

@@ -15,7 +15,7 @@ use vp_core::run_dir::RunDir;
 use vp_models::parameters::named_parameters;
 use vp_trainers::assembly::{Assembled, Assembly, assemble};
 use vp_trainers::config::TrainConfig;
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 /// Student's t of 4 degrees of freedom that chance exceeds once in a hundred times: five seeds.
@@ -66,7 +66,7 @@ fn assembled(config: &TrainConfig) -> Assembly {
 /// Trains what was assembled to the end.
 fn train<A: Assembled>(name: &str, mut assembled: A) -> Trained<A::Model> {
     let scratch = Scratch::new(name);
-    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Options::default()));
+    let journal = |_| Ok(Journal::new(RunDir::create(&scratch.0, "")?, Silent));
     let settings = assembled.outline().settings.clone();
     let mut run = Run::new(assembled.model(), settings, Start::default(), journal).unwrap();
     assembled.train(&mut run).unwrap();

@@ -263,7 +263,7 @@ fn initialize_with<M: Module>(module: M, noise: &Noise, divisor: f32) -> M {
                 return param;
             }
             let (key, shape) = (self.0.key(), param.lazy_shape());
-            let mut values = self.1.normal_values(Purpose::ParameterInit, name_key(&key), 0, shape.num_elements());
+            let mut values = self.1.normal_values(Purpose::PARAMETER_INIT, name_key(&key), 0, shape.num_elements());
             let fan_in = (shape.num_elements() / shape[0]) as f32;
             // The layer decides, not what it lies in: add_embedding.proj is a matrix.
             let (layer, parameter) = key.rsplit_once('.').unwrap_or(("", &key));

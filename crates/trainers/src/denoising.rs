@@ -48,8 +48,8 @@ impl Noised {
     ) -> Self {
         let [_, c, h, w] = posterior.mean.dims();
         let normal = |purpose| rows.normal(purpose, [c, h, w], pipeline.device());
-        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));
-        let epsilon = normal(Purpose::DenoisingNoise);
+        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::POSTERIOR)));
+        let epsilon = normal(Purpose::DENOISING_NOISE);
         let sample = schedule.add_noise(latents.clone(), epsilon.clone(), &timesteps);
         Self { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
     }
@@ -119,7 +119,7 @@ pub fn sample_numbers(count: usize) -> Vec<u64> {
 /// A timestep for each row, uniform over the schedule.
 pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<usize> {
     let (last, Draw { noise, number }) = (schedule.alphas_cumprod().len() - 1, rows.draw);
-    rows.samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, number, *sample, 0, last)).collect()
+    rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last)).collect()
 }
 
 impl DenoisingBatch<'_> {

@@ -48,7 +48,7 @@ impl Prompts {
     /// # Panics
     /// When there are none.
     pub fn new(texts: Vec<String>, noise: Noise) -> Self {
-        let order = ShuffledOrder::new(texts.len(), noise, Purpose::DataOrder);
+        let order = ShuffledOrder::new(texts.len(), noise, Purpose::DATA_ORDER);
         Self { texts, order }
     }
 

@@ -1,4 +1,4 @@
-//! Floor 7: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks, and of the reward models.
+//! Floor 5: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks, and of the reward models.
 //!
 //! An algorithm is one file with its knobs at the top and its steps numbered. What algorithms share is functions and small
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].

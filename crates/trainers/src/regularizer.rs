@@ -138,7 +138,7 @@ impl Regularizer {
             RegularizerConfig::Images(Images { folder, weight, on_problem }) => {
                 let options = ImageFolderOptions { on_problem: *on_problem, ..ImageFolderOptions::default() };
                 let folder = ImageFolder::open(folder, &options)?;
-                let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::ImageOrder);
+                let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::IMAGE_ORDER);
                 Self::Images { folder, order, weight: *weight }
             }
             RegularizerConfig::BasePredictions(BasePredictions { weight }) => Self::BasePredictions(*weight),
@@ -172,7 +172,7 @@ impl Regularizer {
         match self {
             Self::None => Ok(None),
             Self::BasePredictions(weight) => {
-                let Visited { step, latents } = &visited[draw.integer(Purpose::DenoisingTimestep, 0, visited.len() - 1)];
+                let Visited { step, latents } = &visited[draw.integer(Purpose::DENOISING_TIMESTEP, 0, visited.len() - 1)];
                 let input = scheduler.scale_model_input(latents.clone(), &vec![*step; prompts.len()]);
                 let timesteps = vec![scheduler.timesteps()[*step] as f32; prompts.len()];
                 let target = predict(&base.denoiser, input.clone(), &timesteps, &encode(base, prompts));

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use vp_models::denoiser::Denoiser;
-use vp_models::lora::{Dialect, LoraWeights, merge_file};
-use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
+use vp_models::lora::{Dialect, LoraWeights};
+use vp_models::pipeline::{Component, ModelFolder, Pipeline};
 use vp_models::weights::SaveType;
-use vp_trainers::run::journal::say;
 
 use crate::args::{ExportArgs, LoraArg, LoraFormat};
 use crate::failure::Failure;
+use crate::image_generator::with_loras;
+use crate::terminal::say;
 use crate::{device, embedded};
 
 /// The top-level entry point for `export`.
@@ -57,14 +57,4 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &
     let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)
-}
-
-/// `denoiser` and all text encoders with every LoRA added.
-pub fn with_loras<D: Denoiser>(pipeline: &Pipeline, denoiser: D, loras: &[LoraArg]) -> anyhow::Result<Trainable<D>> {
-    if loras.is_empty() {
-        return Ok(Trainable::of(denoiser));
-    }
-    let (names, model) = (pipeline.lora_names(&denoiser), pipeline.adaptable(denoiser));
-    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
-    loras.iter().try_fold(model, add)
 }

@@ -2,30 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use burn::tensor::Device;
-use vp_core::config::Validate;
-use vp_core::suggest::did_you_mean;
-use vp_data::{Aggregation, Dataset, ImageEntry, OnProblem, Record, RgbImage, check_images, load_image, open_dataset, read_manifest};
-use vp_evaluation::accuracy::Ranked;
-use vp_models::clip::is_clip;
-use vp_rewards::{ClipScoreConfig, Reward, RewardConfig, VpScoreConfig};
+use vp_data::{Aggregation, Dataset, ImageEntry, OnProblem, Record, check_images, load_image, open_dataset, read_manifest};
+use vp_evaluation::accuracy::{Ranked, by_every_protocol};
 
-use super::accuracy::accuracies;
 use crate::args::ScoreArgs;
+use crate::device;
 use crate::failure::Failure;
+use crate::named_rewards::{self, NamedReward};
 use crate::score_table::ScoreTable;
-use crate::{device, embedded, stdout};
-
-/// A reward under the name that was typed for it.
-pub struct Judge {
-    /// The name.
-    pub name: String,
-    /// The reward.
-    pub reward: Box<dyn Reward>,
-    /// Files and folders that it was read from.
-    pub weights: Vec<PathBuf>,
-}
+use crate::terminal::{print, warn_of_some};
 
 /// The top-level entry point for `score`.
 pub fn run(args: ScoreArgs) -> Result<(), Failure> {
@@ -33,29 +20,29 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     if args.batch_size == 0 {
         return Err(anyhow::anyhow!("--batch-size is 0; expected at least 1").into());
     }
-    let configs = reward_configs(&args.rewards)?;
+    let configs = named_rewards::configs(&args.rewards)?;
     if let Some(path) = &args.records {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
-        let judges = built(configs, &device)?;
-        return agree(&judges, &dataset, &records, &args, &device).map_err(Failure::run);
+        let rewards = named_rewards::build(configs, &device)?;
+        return agree(&rewards, &dataset, &records, &args, &device).map_err(Failure::run);
     }
     let images = images(&args)?;
     check_images(&images)?;
-    let judges = built(configs, &device)?;
-    judges.iter().for_each(|judge| warn_of_cut_prompts(judge, &images));
-    score(&judges, &images, &args, &device).map_err(Failure::run)
+    let rewards = named_rewards::build(configs, &device)?;
+    rewards.iter().for_each(|reward| warn_of_cut_prompts(reward, &images));
+    score(&rewards, &images, &args, &device).map_err(Failure::run)
 }
 
-fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for batch in images.chunks(args.batch_size) {
         let pixels = batch.iter().map(|image| load_image(&image.path)).collect::<Result<Vec<_>, _>>()?;
-        let scores = judges.iter().map(|judge| judge.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
+        let scores = rewards.iter().map(|reward| reward.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
         for (i, image) in batch.iter().enumerate() {
             let scores: Vec<f64> = scores.iter().map(|scores| scores[i]).collect();
             if args.json {
-                print_json(judges, image, &scores)?;
+                print_json(rewards, image, &scores)?;
             }
             rows.push(scores);
         }
@@ -63,39 +50,39 @@ fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Dev
     if args.json {
         return Ok(());
     }
-    stdout::print(&ScoreTable { rewards: headings(judges), images, rows: &rows }.to_string())
+    print(&ScoreTable { rewards: headings(rewards), images, rows: &rows }.to_string())
 }
 
 /// How well each reward orders the images of records, by every protocol.
-fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let aggregation = Aggregation::default();
-    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); judges.len()];
+    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); rewards.len()];
     for record in records {
         if record.pairs(&aggregation).is_empty() && record.ties(&aggregation) == 0 {
             continue;
         }
         let ranks = record.ranks(&aggregation);
         let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
-        let mut scores = vec![Vec::new(); judges.len()];
+        let mut scores = vec![Vec::new(); rewards.len()];
         for batch in images.chunks(args.batch_size) {
             let pixels = batch.iter().map(|image| dataset.image(&image.file_name)?.load()).collect::<Result<Vec<_>, _>>()?;
-            for (scores, judge) in scores.iter_mut().zip(judges) {
-                scores.extend(judge.score(&pixels, batch, device)?);
+            for (scores, reward) in scores.iter_mut().zip(rewards) {
+                scores.extend(reward.score(&pixels, batch, device)?);
             }
         }
         for (found, scores) in found.iter_mut().zip(scores) {
             found.push(Ranked::new(scores, ranks.clone())?);
         }
     }
-    for (judge, ranked) in judges.iter().zip(&found) {
-        let accuracies = accuracies(ranked);
+    for (reward, ranked) in rewards.iter().zip(&found) {
+        let accuracies = by_every_protocol(ranked);
         if args.json {
-            let line = serde_json::json!({ "reward": judge.name, "records": dataset.path(), "accuracies": accuracies });
-            stdout::print(&format!("{line}\n"))?;
+            let line = serde_json::json!({ "reward": reward.name, "records": dataset.path(), "accuracies": accuracies });
+            print(&format!("{line}\n"))?;
             continue;
         }
-        stdout::print(&format!("{}: {} prompts\n", judge.name, ranked.len()))?;
-        accuracies.iter().try_for_each(|accuracy| stdout::print(&format!("  {accuracy}\n")))?;
+        print(&format!("{}: {} prompts\n", reward.name, ranked.len()))?;
+        accuracies.iter().try_for_each(|accuracy| print(&format!("  {accuracy}\n")))?;
     }
     Ok(())
 }
@@ -105,86 +92,19 @@ fn entry(prompt: &str, image_path: &str) -> ImageEntry {
 }
 
 /// The last part of each reward's path, or all of it where another ends alike.
-fn headings(judges: &[Judge]) -> Vec<&str> {
-    let last: Vec<Option<&str>> = judges.iter().map(|judge| Path::new(&judge.name).file_name()?.to_str()).collect();
+fn headings(rewards: &[NamedReward]) -> Vec<&str> {
+    let last: Vec<Option<&str>> = rewards.iter().map(|reward| Path::new(&reward.name).file_name()?.to_str()).collect();
     let is_alone = |short| last.iter().filter(|other| **other == Some(short)).count() == 1;
-    judges.iter().zip(&last).map(|(judge, short)| short.filter(|short| is_alone(*short)).unwrap_or(&judge.name)).collect()
+    rewards.iter().zip(&last).map(|(reward, short)| short.filter(|short| is_alone(*short)).unwrap_or(&reward.name)).collect()
 }
 
 /// An object for each reward, as soon as it is known.
-fn print_json(judges: &[Judge], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
-    for (judge, score) in judges.iter().zip(scores) {
-        let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": judge.name });
-        stdout::print(&format!("{line}\n"))?;
+fn print_json(rewards: &[NamedReward], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
+    for (reward, score) in rewards.iter().zip(scores) {
+        let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": reward.name });
+        print(&format!("{line}\n"))?;
     }
     Ok(())
-}
-
-impl Judge {
-    fn score(&self, pixels: &[RgbImage], batch: &[ImageEntry], device: &Device) -> anyhow::Result<Vec<f64>> {
-        let prompts: Vec<String> = batch.iter().map(|image| image.caption.clone()).collect();
-        let scores = self.reward.score_rgb(pixels, &prompts, device)?;
-        match scores.iter().zip(batch).find(|(score, _)| !score.is_finite()) {
-            Some((score, image)) => bail!("{} gives {} the score {score}; are its weights damaged?", self.name, image.file_name),
-            None => Ok(scores),
-        }
-    }
-}
-
-/// The rewards of these names, ready to score.
-pub fn judges(names: &[String], device: &Device) -> anyhow::Result<Vec<Judge>> {
-    built(reward_configs(names)?, device)
-}
-
-fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<Judge>> {
-    let build = |(name, config): (String, RewardConfig)| {
-        let resolved = embedded::resolve_reward(&config).and_then(|config| Ok((config.build(device)?, config.weights())));
-        let (reward, weights) = resolved.with_context(|| format!("--reward {name}"))?;
-        Ok(Judge { name, reward, weights })
-    };
-    configs.into_iter().map(build).collect()
-}
-
-/// What each `--reward` means, checked before any weights are read.
-fn reward_configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)>> {
-    let (mut configs, mut findings) = (Vec::new(), Vec::new());
-    for (i, name) in names.iter().enumerate() {
-        if names[..i].contains(name) {
-            bail!("--reward {name} is given twice");
-        }
-        let config = reward_config(name).with_context(|| format!("--reward {name}"))?;
-        config.findings(&mut findings);
-        configs.push((name.clone(), config));
-    }
-    if !findings.is_empty() {
-        bail!("--reward: {}", findings.join("\n  and "));
-    }
-    Ok(configs)
-}
-
-/// The reward registered under `name` if it needs nothing more, else the CLIP in that folder, else the BLIP reward in that folder or file.
-fn reward_config(name: &str) -> anyhow::Result<RewardConfig> {
-    if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
-        let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
-        return section.map_err(|error| match error.message() {
-            missing if missing.contains("`weights`") => {
-                anyhow::anyhow!("this reward needs weights; give the folder or file that holds them")
-            }
-            missing => anyhow::anyhow!("this reward is one of a config's [reward.{name}] alone ({missing}); name its parts instead"),
-        });
-    }
-    let path = Path::new(name);
-    if !path.exists() && path.components().count() == 1 {
-        let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| reward_config(name).is_ok());
-        let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
-        bail!(
-            "no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward, or the folder of a CLIP)"
-        );
-    }
-    if is_clip(path) {
-        return Ok(RewardConfig::ClipScore(ClipScoreConfig { weights: path.into(), logit_scale: false }));
-    }
-    Ok(RewardConfig::VpScore(VpScoreConfig::new(path)))
 }
 
 fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
@@ -197,17 +117,13 @@ fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
 }
 
 /// Shows the first few prompts that are cut, each by its first image, and says how many there are.
-fn warn_of_cut_prompts(judge: &Judge, images: &[ImageEntry]) {
+fn warn_of_cut_prompts(reward: &NamedReward, images: &[ImageEntry]) {
     const SHOWN: usize = 3;
     let mut first: Vec<&ImageEntry> = images.iter().collect();
     first.sort_by(|a, b| a.caption.cmp(&b.caption));
     first.dedup_by(|a, b| a.caption == b.caption);
     let prompts: Vec<String> = first.iter().map(|image| image.caption.clone()).collect();
-    let warnings = judge.reward.check_prompts(&prompts);
-    for warning in warnings.iter().take(SHOWN) {
-        eprintln!("warning: {}: {}", first[warning.index].file_name, warning.message);
-    }
-    if warnings.len() > SHOWN {
-        eprintln!("warning: … and {} more prompts are cut", warnings.len() - SHOWN);
-    }
+    let warnings = reward.reward.check_prompts(&prompts);
+    let lines = warnings.iter().map(|warning| format!("{}: {}", first[warning.index].file_name, warning.message));
+    warn_of_some(lines, SHOWN, "more prompts are cut");
 }

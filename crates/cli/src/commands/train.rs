@@ -15,12 +15,13 @@ use vp_trainers::Error;
 use vp_trainers::assembly::{Assembled, Assembly, Outline, assemble};
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::checkpoint::{Checkpoint, fingerprint};
-use vp_trainers::run::journal::{Journal, Options, say, warn};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Interrupt, Run, Start};
 
-use super::report::{self, provenance};
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::report::{self, provenance};
+use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
 use crate::{device, embedded, presets, signals};
 
 /// What is to be trained, where, and from where on.
@@ -53,7 +54,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         profile::time(Stage::Io, || report::conclude(&output));
     }
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
-        super::say_where_time_went();
+        say_where_time_went();
     }
     ended
 }
@@ -171,7 +172,7 @@ impl Plan {
             let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));
             let journal = |bytes| {
                 self.check_disk(bytes, export_bytes)?;
-                Ok(Journal::new(RunDir::create(&scratch, "")?, Options::default()))
+                Ok(Journal::new(RunDir::create(&scratch, "")?, Silent))
             };
             let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
             let _ = std::fs::remove_dir_all(&scratch);
@@ -194,12 +195,12 @@ impl Plan {
     fn journal(&self, resumed_at: Option<u64>) -> Result<Journal, Error> {
         if self.folder_exists {
             return match resumed_at {
-                Some(step) => Journal::resume(&self.output, step, self.options),
-                None => Journal::restart(&self.output, self.options),
+                Some(step) => Journal::resume(&self.output, step, Terminal::new(self.options)),
+                None => Journal::restart(&self.output, Terminal::new(self.options)),
             };
         }
         let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
-        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, self.options))
+        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, Terminal::new(self.options)))
     }
 
     /// Refuses to start what the disk cannot hold.

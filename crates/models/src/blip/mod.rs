@@ -340,7 +340,7 @@ mod tests {
             head
         };
         let (a, b) = (offset(head(1), 0.5), offset(head(2), -2.0));
-        let features = Noise::new(3).normal(Purpose::InitialLatents, 0, &[0], [1, 3, 6], &device).reshape([3, 6]);
+        let features = Noise::new(3).normal(Purpose::INITIAL_LATENTS, 0, &[0], [1, 3, 6], &device).reshape([3, 6]);
         let expected = a.forward(features.clone()) * 0.25 + b.forward(features.clone()) * 3.0;
         let sum = RewardHead::weighted_sum(&[(&a, 0.25), (&b, 3.0)], &config, &device);
         sum.forward(features).into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());

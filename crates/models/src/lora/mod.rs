@@ -112,7 +112,7 @@ impl Reparameterizer for Attach<'_> {
         let (rank, d_out, fan_in) = (self.lora.rank, shape[0], shape[1..].iter().product::<usize>());
         let std = (1.0 / (3.0 * fan_in as f32)).sqrt();
         let key = name_key(&format!("{name}.lora.down.weight"));
-        let mut down = self.noise.normal_values(Purpose::ParameterInit, key, 0, rank * fan_in);
+        let mut down = self.noise.normal_values(Purpose::PARAMETER_INIT, key, 0, rank * fan_in);
         down.iter_mut().for_each(|value| *value *= std);
         let device = param.lazy_device();
         let factors = LowRank {

@@ -101,7 +101,7 @@ impl PreferencePairs {
             let way_out = "add some of other prompts, or lower preferences.validation_fraction";
             return Err(Error::Config(format!("{file}: all {held_out} pairs are held out; {way_out}")));
         }
-        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
         Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
     }

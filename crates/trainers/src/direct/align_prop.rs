@@ -27,6 +27,9 @@ use crate::environment::Environment;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
+/// From which step on the noise prediction is differentiated.
+const TRUNCATION: Purpose = Purpose::numbered(14);
+
 /// The knobs of `[algo.align_prop]`, with the values of the authors' later code where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -180,7 +183,7 @@ impl Truncation {
             Self::Random(_) => 0,
         };
         let border = |step| match self {
-            Self::Random(Random { min, max }) => draw.noise.integer(Purpose::Truncation, chain_step(draw.number, step), 0, *min, *max),
+            Self::Random(Random { min, max }) => draw.noise.integer(TRUNCATION, chain_step(draw.number, step), 0, *min, *max),
             Self::Fixed(_) | Self::Gaussian(_) => once,
         };
         (0..steps).map(|step| if step + 1 == steps || step >= border(step) { Call::On } else { Call::Off }).collect()
@@ -201,7 +204,7 @@ impl Gaussian {
         // With the mean among the steps and a standard deviation of at most their number, a draw is good at least once in three
         // times; the mean itself stands in for what will not happen.
         const DRAWS: usize = 100;
-        let drawn = noise.normal_values(Purpose::Truncation, number, 0, DRAWS);
+        let drawn = noise.normal_values(TRUNCATION, number, 0, DRAWS);
         let borders = drawn.into_iter().map(|z| self.mean + self.std * f64::from(z));
         borders.filter(|border| *border >= 1.0).map(|border| border as usize).find(|border| *border < steps).unwrap_or(self.mean as usize)
     }

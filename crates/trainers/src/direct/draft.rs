@@ -26,6 +26,9 @@ use crate::environment::Environment;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
+/// The noise that is added to drawn latents.
+pub(super) const LOW_VARIANCE: Purpose = Purpose::numbered(17);
+
 /// The knobs of `[algo.draft]`, with the paper's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -69,7 +72,7 @@ impl ThroughSampling for Draft {
 
     /// DRaFT-LV: the same latents, noised and denoised anew.
     fn further_samples<D: Denoiser>(&self, chain: &TapedChain<'_, D>, latents: &Tensor<4>, start: &StartingPoint) -> Vec<Tensor<4>> {
-        (0..self.num_lv_samples).map(|sample| renoised_sample(chain, latents, start.normal(Purpose::LowVariance, sample))).collect()
+        (0..self.num_lv_samples).map(|sample| renoised_sample(chain, latents, start.normal(LOW_VARIANCE, sample))).collect()
     }
 }
 

@@ -26,6 +26,11 @@ use crate::environment::Environment;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
+/// The last step of a chain.
+const EARLY_STOP: Purpose = Purpose::numbered(15);
+/// Which of its steps are trained.
+const TRAINED_STEPS: Purpose = Purpose::numbered(16);
+
 /// The knobs of `[algo.drtune]`, with FlowBP's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,9 +63,9 @@ impl ThroughSampling for DrTune {
 
     /// The steps up to the one where this chain stops; K of them are trained, equally spaced from a random first on.
     fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call> {
-        let taken = num_inference_steps + 1 - draw.integer(Purpose::EarlyStop, 1, self.early_stop_steps(num_inference_steps));
+        let taken = num_inference_steps + 1 - draw.integer(EARLY_STOP, 1, self.early_stop_steps(num_inference_steps));
         let stride = taken / self.k;
-        let first = draw.integer(Purpose::TrainedSteps, 0, taken - 1 - (self.k - 1) * stride);
+        let first = draw.integer(TRAINED_STEPS, 0, taken - 1 - (self.k - 1) * stride);
         let mut calls = vec![Call::Off; taken];
         calls.iter_mut().skip(first).step_by(stride).take(self.k).for_each(|call| *call = Call::DetachedInput);
         calls

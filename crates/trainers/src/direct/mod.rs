@@ -111,7 +111,7 @@ impl StartingPoint {
         let guidance = pipeline.encode(&run.model.text(&pipeline.text), &request);
         let (draw, device) = (run.draw(batch), pipeline.device().clone());
         let samples = sample_numbers(batch_size);
-        let latents = draw.noise.normal(Purpose::InitialLatents, draw.number, &samples, pipeline.latent_shape(*size), &device);
+        let latents = draw.noise.normal(Purpose::INITIAL_LATENTS, draw.number, &samples, pipeline.latent_shape(*size), &device);
         Self { prompts, guidance, latents, draw, device }
     }
 
@@ -148,7 +148,7 @@ pub trait StepNoise {
 
 impl StepNoise for StartingPoint {
     fn step_noise(&self, step: usize) -> Tensor<4> {
-        self.normal(Purpose::SamplerStep, step)
+        self.normal(Purpose::SAMPLER_STEP, step)
     }
 }
 

@@ -26,6 +26,9 @@ use crate::losses::refl_loss;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::Run;
 
+/// Which late step ReFL tracks.
+const MID_TIMESTEP: Purpose = Purpose::numbered(4);
+
 /// The knobs of `[algo.refl]`, with ReFL.py's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -70,7 +73,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
             let start = StartingPoint::new(run, environment, batch, self.sampling());
 
             // 2. A random late step t. Up to it without gradient, that one step with, to the clean latents x_0 that it predicts.
-            let mid_step = start.draw.integer(Purpose::MidTimestep, self.min_mid_step, self.max_mid_step);
+            let mid_step = start.draw.integer(MID_TIMESTEP, self.min_mid_step, self.max_mid_step);
             let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
             let latents = predict_clean_latents(&mut chain, start.latents.clone(), mid_step);
             let visited = chain.visited;

@@ -8,7 +8,7 @@ use vp_schedulers::{SchedulerClass, SchedulerConfig, build_scheduler};
 
 use super::*;
 use crate::direct::align_prop::{Fixed, Truncation};
-use crate::direct::draft::{Draft, renoised_sample};
+use crate::direct::draft::{Draft, LOW_VARIANCE, renoised_sample};
 use crate::direct::drtune::DrTune;
 use crate::direct::refl::predict_clean_latents;
 use crate::direct::through_sampling::{ThroughSampling, mean_reward_loss};
@@ -261,7 +261,7 @@ fn draft_lv_renoises_the_drawn_latents_with_noise_of_its_own() {
     let further = draft.further_samples(&chain, &latents, &start);
     assert_eq!(further.len(), 2);
     for (sample, further) in further.iter().enumerate() {
-        let epsilon = start.normal(Purpose::LowVariance, sample);
+        let epsilon = start.normal(LOW_VARIANCE, sample);
         assert_eq!(scalar(further), scalar(&renoised_sample(&chain, &latents, epsilon)));
     }
     assert!(scalar(&further[0]) != scalar(&further[1]) && scalar(&further[0]) != scalar(&latents));

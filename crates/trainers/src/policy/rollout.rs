@@ -126,8 +126,8 @@ impl Rollout {
             let rows: Vec<usize> = images.iter().map(|image| *image as usize).collect();
             let guidance = rollout.guidance(&model, environment, plan, &rows);
             let (shape, device) = (environment.pipeline.latent_shape(environment.size), environment.pipeline.device());
-            let unit = noise.normal(Purpose::InitialLatents, draw, &plan.starts(&images), shape, device);
-            let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &images, shape, device);
+            let unit = noise.normal(Purpose::INITIAL_LATENTS, draw, &plan.starts(&images), shape, device);
+            let mut step_noise = |step| noise.normal(Purpose::SAMPLER_STEP, chain_step(draw, step), &images, shape, device);
             let sampled = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
             trajectories.push(profile::time(Stage::Rollout, sampled));
         }

@@ -73,8 +73,8 @@ impl Walk {
         // Walks are numbered through the run: each shuffles images and timesteps anew.
         let walk = epoch * self.num_inner_epochs as u64 + inner_epoch as u64;
         let first = walk * self.num_items as u64 + (minibatch * self.batch_size) as u64;
-        let items = ShuffledOrder::new(self.num_items, self.noise, Purpose::MinibatchOrder).entries(first, self.batch_size);
-        let mut timesteps = ShuffledOrder::new(self.num_inference_steps, self.noise, Purpose::TimestepOrder);
+        let items = ShuffledOrder::new(self.num_items, self.noise, Purpose::MINIBATCH_ORDER).entries(first, self.batch_size);
+        let mut timesteps = ShuffledOrder::new(self.num_inference_steps, self.noise, Purpose::TIMESTEP_ORDER);
         let steps = items.iter().map(|item| {
             let order_of_item = walk * self.num_items as u64 + *item as u64;
             timesteps.entries(order_of_item * self.num_inference_steps as u64 + step as u64, 1)[0]

@@ -125,7 +125,7 @@ fn masks_of(dropout: Dropout, head: &RewardHead, number: u64, images: usize, dev
     for image in 0..images as u64 {
         // Five heads at most: the overall one and four aspects.
         let stream = (dropout.first + image) * 5 + number;
-        let drawn = dropout.draw.noise.uniform_values(Purpose::Dropout, dropout.draw.number, stream, widths.iter().sum());
+        let drawn = dropout.draw.noise.uniform_values(Purpose::DROPOUT, dropout.draw.number, stream, widths.iter().sum());
         let mut drawn = drawn.into_iter();
         for ((values, width), probability) in values.iter_mut().zip(widths).zip(HEAD_DROPOUT) {
             let kept = 1.0 / (1.0 - probability) as f32;

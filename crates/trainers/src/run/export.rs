@@ -136,7 +136,7 @@ fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(
 pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4> {
     let (size, device) = (pipeline.folder.default_size(), pipeline.device());
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
-    let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
+    let latents = Noise::new(0).normal(Purpose::INITIAL_LATENTS, 0, &[0], pipeline.latent_shape(size), device);
     let middle = pipeline.folder.scheduler_config.num_train_timesteps() / 2;
     model.denoiser.forward(latents, &[middle as f32], &conditioning)
 }

@@ -114,8 +114,8 @@ pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &Pr
         };
         let negative_prompt = section.negative_prompt.as_deref();
         let request = Request { prompts: &prompts, negative_prompt, guidance_scale: section.guidance_scale, size };
-        let latents = rows(Purpose::InitialLatents, 0);
-        let mut noise = |step| rows(Purpose::SamplerStep, step);
+        let latents = rows(Purpose::INITIAL_LATENTS, 0);
+        let mut noise = |step| rows(Purpose::SAMPLER_STEP, step);
         let drawn = pipeline.generate(model, &mut *sampler, &request, latents.clone(), &mut noise);
         if !is_finite(&drawn) {
             return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });

@@ -186,5 +186,5 @@ fn first_non_finite(model: &AutoencoderKL, posterior: &Posterior, reconstructed:
 /// Standard normal beside the posterior's mean.
 fn posterior_noise(draw: Draw, mean: &Tensor<4>) -> Tensor<4> {
     let [rows, c, h, w] = mean.dims();
-    Rows { draw, samples: &sample_numbers(rows) }.normal(Purpose::Posterior, [c, h, w], &mean.device().without_autodiff())
+    Rows { draw, samples: &sample_numbers(rows) }.normal(Purpose::POSTERIOR, [c, h, w], &mean.device().without_autodiff())
 }

@@ -3,19 +3,18 @@
 use std::path::Path;
 
 use burn::module::Module;
+use vp_evaluation::accuracy::by_every_protocol;
 use vp_trainers::assembly::{ExportKind, Exported};
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::Run;
 use vp_trainers::run::export::LORA_FILES;
-
-use crate::commands::accuracy::accuracies;
 
 /// Says how the scores went, where the tuned model is, that it is another one, and the command that uses it.
 pub fn finish<M: Module>(run: &Run<M>, exported: &Exported, config: &TrainConfig) {
     run.summary();
     exported.notes.iter().for_each(|note| run.journal.say(format_args!("{note}")));
     if !exported.ranked.is_empty() {
-        accuracies(&exported.ranked).iter().for_each(|accuracy| run.journal.conclude(format_args!("{accuracy}")));
+        by_every_protocol(&exported.ranked).iter().for_each(|accuracy| run.journal.conclude(format_args!("{accuracy}")));
     }
     let (change, path) = (format!("{:.3e}", exported.relative_change), exported.path.display());
     match exported.kind {

@@ -12,13 +12,13 @@ use vp_trainers::Error;
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::run::export::LORA_FILES;
-use vp_trainers::run::journal::{Options, say, warn};
 use vp_trainers::run::{Interrupt, newest_checkpoint};
 
 use super::{Plan, default_output, read_config, train};
 use crate::args::TrainArgs;
 use crate::device;
 use crate::failure::Failure;
+use crate::terminal::{Options, say, warn};
 
 /// What `--resume` came to.
 pub struct Choice {
