@@ -50,6 +50,14 @@ impl Build for ClipScoreConfig {
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
         Ok(Box::new(ClipScore::load(self, device)?))
     }
+
+    fn weights(&self) -> Vec<PathBuf> {
+        vec![self.weights.clone()]
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.weights]
+    }
 }
 
 /// A loaded CLIP. Its weights are constants: gradients reach images only.

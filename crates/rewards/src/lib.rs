@@ -29,6 +29,7 @@ pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
+use toml::{Table, Value};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
@@ -151,12 +152,25 @@ pub struct Warning {
 }
 
 /// A configuration that a reward is made from.
+///
+/// A reward with weights names them by a key `weights` and has a finding where they are not its own: `score --reward PATH` takes the
+/// first reward in the table that finds nothing wrong with the path.
 pub trait Build: Validate {
-    /// Makes the reward, ready to score, on `device`'s plain form.
+    /// Makes the reward, ready to score, with its weights on `device` without autodiff.
     ///
     /// # Errors
     /// When its files cannot be read or do not fit together.
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>>;
+
+    /// The files and folders that [`build`](Self::build) reads. A folder stands for everything in it.
+    fn weights(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// The values of the keys that may name a model inside the program (`embedded:…`) instead of a path.
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        Vec::new()
+    }
 }
 
 vp_core::registry! {
@@ -182,38 +196,46 @@ vp_core::registry! {
 }
 
 impl RewardConfig {
-    /// The files and folders it reads; a folder for what lies in it.
-    pub fn weights(&self) -> Vec<PathBuf> {
-        match self {
-            Self::VpScore(config) => config.paths(),
-            Self::ClipScore(config) => vec![config.weights.clone()],
-            Self::WeightedSum(sum) => {
-                let mut paths: Vec<PathBuf> = Vec::new();
-                for path in sum.terms.iter().flat_map(|term| term.reward.weights()) {
-                    if !paths.contains(&path) {
-                        paths.push(path);
-                    }
-                }
-                paths
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Puts in the place of each path that names weights what `resolve` makes of it.
+    /// The reward that has its weights at `path`, with the defaults of its other keys.
     ///
     /// # Errors
-    /// The first of `resolve`.
-    pub fn resolve<E>(&mut self, resolve: &mut impl FnMut(&Path) -> std::result::Result<PathBuf, E>) -> std::result::Result<(), E> {
-        match self {
-            Self::VpScore(config) => config.weights = resolve(&config.weights)?,
-            Self::ClipScore(config) => config.weights = resolve(&config.weights)?,
-            Self::WeightedSum(sum) => {
-                for term in &mut sum.terms {
-                    term.reward.resolve(resolve)?;
-                }
+    /// When no reward in the table has its weights there; says what each expected.
+    pub fn from_weights(path: &Path) -> Result<Self> {
+        let mut findings = Vec::new();
+        for config in Self::with_weights(path) {
+            let before = findings.len();
+            config.findings(&mut findings);
+            if findings.len() == before {
+                return Ok(config);
             }
-            _ => {}
+        }
+        Err(Error::NobodysWeights { path: path.display().to_string(), findings })
+    }
+
+    /// The names of the rewards that need a path to weights, and nothing else.
+    pub fn names_with_weights() -> impl Iterator<Item = &'static str> {
+        Self::with_weights(Path::new("")).map(|config| config.name())
+    }
+
+    /// Each reward that a path to weights is enough for, with this one.
+    fn with_weights(path: &Path) -> impl Iterator<Item = Self> {
+        let section = |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
+        let weights = section("weights", path.to_string_lossy().into_owned().into());
+        Self::ENTRIES.iter().filter_map(move |entry| section(entry.name, weights.clone()).try_into().ok())
+    }
+
+    /// The files and folders that the reward reads. A folder stands for everything in it.
+    pub fn weights(&self) -> Vec<PathBuf> {
+        self.chosen().weights()
+    }
+
+    /// Replaces each path that names weights by what `resolve` makes of it.
+    ///
+    /// # Errors
+    /// The first error of `resolve`.
+    pub fn resolve<E>(&mut self, resolve: impl Fn(&Path) -> std::result::Result<PathBuf, E>) -> std::result::Result<(), E> {
+        for path in self.chosen_mut().weights_mut() {
+            *path = resolve(path)?;
         }
         Ok(())
     }

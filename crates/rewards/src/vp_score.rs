@@ -16,10 +16,11 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
+use vp_models::clip::is_clip;
 use vp_models::resize::{Antialias, preprocess};
+use vp_models::tokenizer::BertTokenizer;
 
 use crate::{Build, Error, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs, pixel_values};
-use vp_models::tokenizer::BertTokenizer;
 
 const NAME: &str = "vp_score";
 
@@ -56,16 +57,6 @@ impl VpScoreConfig {
         Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
     }
 
-    /// What is read: the weights or the folder they are in, and the files that lie elsewhere or beside weights given as a file.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        let mut paths = vec![self.weights.clone()];
-        match self.files() {
-            Ok(files) if !self.weights.is_dir() => paths.extend([files.config, files.vocab, files.scale].into_iter().flatten()),
-            _ => paths.extend([self.config.clone(), self.vocab.clone()].into_iter().flatten()),
-        }
-        paths
-    }
-
     fn files(&self) -> Result<BlipFiles> {
         let mut files = BlipFiles::find(&self.weights)?;
         files.config = self.config.clone().or(files.config);
@@ -80,6 +71,11 @@ impl Validate for VpScoreConfig {
             // A model inside the program, which knows where it is when the reward is built.
         } else if !self.weights.exists() {
             findings.push(no_such_weights(&self.weights));
+        } else if is_clip(&self.weights) {
+            findings.push(format!(
+                "reward.{NAME}.weights: {} is a CLIP; expected a BLIP reward (a CLIP is a clip_score)",
+                self.weights.display()
+            ));
         } else {
             match self.files() {
                 Ok(BlipFiles { vocab: None, weights, .. }) => findings.push(format!(
@@ -123,6 +119,20 @@ fn no_such_weights(path: &Path) -> String {
 impl Build for VpScoreConfig {
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
         Ok(Box::new(VpScore::load(self, device)?))
+    }
+
+    /// The weights or their folder, and the files that lie elsewhere, or beside weights that are given as a file.
+    fn weights(&self) -> Vec<PathBuf> {
+        let mut paths = vec![self.weights.clone()];
+        match self.files() {
+            Ok(files) if !self.weights.is_dir() => paths.extend([files.config, files.vocab, files.scale].into_iter().flatten()),
+            _ => paths.extend([self.config.clone(), self.vocab.clone()].into_iter().flatten()),
+        }
+        paths
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.weights]
     }
 }
 

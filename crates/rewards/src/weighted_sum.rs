@@ -7,6 +7,8 @@
 //! A mean and a standard deviation bring rewards of different units to one scale, so that the weights say what counts how much;
 //! `reward/<term>` of a run's metrics shows what they are. The defaults, 0 and 1, leave a reward as it is.
 
+use std::path::PathBuf;
+
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
@@ -78,6 +80,21 @@ impl Build for WeightedSumConfig {
             terms.push(Weighed { name, factor, offset, reward });
         }
         Ok(Box::new(WeightedSum { terms }))
+    }
+
+    /// The terms' files and folders, each once.
+    fn weights(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for path in self.terms.iter().flat_map(|term| term.reward.weights()) {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        paths
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        self.terms.iter_mut().flat_map(|term| term.reward.chosen_mut().weights_mut()).collect()
     }
 }
 
@@ -239,6 +256,6 @@ mod tests {
         let reward = |weights: &str| RewardConfig::VpScore(VpScoreConfig::new(weights));
         let terms = ["a", "b", "a"].map(|weights| Term { weight: 1.0, mean: 0.0, std: 1.0, reward: reward(weights) }).to_vec();
         let config = RewardConfig::WeightedSum(WeightedSumConfig { terms });
-        assert_eq!(config.weights(), ["a", "b"].map(std::path::PathBuf::from));
+        assert_eq!(config.weights(), ["a", "b"].map(PathBuf::from));
     }
 }

@@ -6,30 +6,41 @@ use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use vp_data::{RgbImage, to_tensor};
 use vp_rewards::{Reward, RewardConfig};
 
-/// A configuration of every entry of the table.
 fn every_reward() -> Vec<Box<dyn Reward>> {
-    let build = |entry: &vp_core::Entry| {
+    every_config().iter().map(|config| config.build(&Device::flex()).unwrap()).collect()
+}
+
+/// A configuration of every entry of the table: with the weights of a golden case, if it needs weights.
+fn every_config() -> Vec<RewardConfig> {
+    let weights = |name: &str| {
+        let is_own = |path: &PathBuf| RewardConfig::from_weights(path).is_ok_and(|config| config.name() == name);
+        golden_models().into_iter().find(is_own).unwrap_or_else(|| panic!("{name} recognises the weights of no tests/golden/<case>/model"))
+    };
+    let config = |entry: &vp_core::Entry| {
         let section = match entry.name {
-            "vp_score" => format!("[vp_score]\nweights = '{}'", golden("blip_reward_tiny/model").display()),
-            "clip_score" => format!("[clip_score]\nweights = '{}'", golden("clip_tiny/model").display()),
             "weighted_sum" => format!(
                 "[[weighted_sum.terms]]\nweight = 0.5\nmean = 0.3\nstd = 0.2\n[weighted_sum.terms.reward.brightness]\n\
                  [[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.vp_score]\nweights = '{}'",
-                golden("blip_reward_tiny/model").display()
+                weights("vp_score").display()
             ),
+            name if RewardConfig::names_with_weights().any(|with_weights| with_weights == name) => {
+                format!("[{name}]\nweights = '{}'", weights(name).display())
+            }
             name => format!("[{name}]"),
         };
         let origin = format!("the contract of {}", entry.name);
         let config: RewardConfig = vp_core::config::parse(&section, &origin, &[]).unwrap();
         assert_eq!(config.name(), entry.name);
-        config.build(&Device::flex()).unwrap()
+        config
     };
-    RewardConfig::ENTRIES.iter().map(build).collect()
+    RewardConfig::ENTRIES.iter().map(config).collect()
 }
 
-fn golden(name: &str) -> PathBuf {
+fn golden_models() -> Vec<PathBuf> {
     let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));
-    std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from).join(name)
+    let golden = std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from);
+    let cases = std::fs::read_dir(&golden).unwrap_or_else(|error| panic!("{}: {error}", golden.display()));
+    cases.map(|case| case.unwrap().path().join("model")).filter(|model| model.is_dir()).collect()
 }
 
 /// Three different pictures and prompts; neither square nor of any encoder's size.
@@ -125,6 +136,17 @@ fn images_of_different_sizes_score_as_they_do_alone() {
             let message = error.unwrap_err().to_string();
             assert!(message.starts_with(&format!("reward {}: ", reward.name())), "{message}");
         }
+    }
+}
+
+#[test]
+fn what_is_read_can_be_resolved() {
+    for mut config in every_config() {
+        let given: Vec<PathBuf> = config.weights();
+        let needs_weights = !given.is_empty();
+        config.resolve(|path| if given.contains(&path.into()) { Ok(path.join("elsewhere")) } else { Err(path.to_path_buf()) }).unwrap();
+        let resolved = config.weights().iter().any(|path| path.ends_with("elsewhere"));
+        assert_eq!(resolved, needs_weights, "{}: {given:?} became {:?}", config.name(), config.weights());
     }
 }
 
