@@ -115,23 +115,22 @@ fn images_of_different_sizes_score_as_they_do_alone() {
     let images = [image((40, 56)), image((90, 33)), image((40, 56))];
     let prompts = ["a red fox", "an ocean", "an ocean"].map(String::from);
     for reward in every_reward() {
-        let scores = reward.score_rgb(&images, &prompts, &device).unwrap();
+        let scored = reward.score_rgb(&images, &prompts, &device).unwrap();
+        let scores = &scored.scores;
         assert_eq!(scores.len(), 3, "{}", reward.name());
         for i in 0..3 {
-            let alone = reward.score_rgb(&images[i..=i], &prompts[i..=i], &device).unwrap()[0];
+            let alone = reward.score_rgb(&images[i..=i], &prompts[i..=i], &device).unwrap().scores[0];
             let as_tensor: f32 = reward.score(to_tensor(&images[i..=i], &device).unwrap(), &prompts[i..=i]).unwrap().into_scalar();
             assert!((scores[i] - alone).abs() < 1e-4, "{}: {} and {alone}", reward.name(), scores[i]);
             assert!((scores[i] - f64::from(as_tensor)).abs() < 0.1, "{}: {} and {as_tensor}", reward.name(), scores[i]);
         }
-        let judgement = reward.judge_rgb(&images, &prompts, &device).unwrap();
-        assert_eq!(judgement.scores, scores, "{}", reward.name());
-        for (term, of_term) in &judgement.terms {
-            let alone = reward.judge_rgb(&images[1..2], &prompts[1..2], &device).unwrap().terms;
+        for (term, of_term) in &scored.terms {
+            let alone = reward.score_rgb(&images[1..2], &prompts[1..2], &device).unwrap().terms;
             let (_, alone) = alone.iter().find(|(name, _)| name == term).unwrap();
             assert!(of_term.len() == 3 && (of_term[1] - alone[0]).abs() < 1e-4, "{}/{term}: {of_term:?} and {alone:?}", reward.name());
         }
         assert_ne!(scores[0], scores[1], "{}", reward.name());
-        assert_eq!(reward.score_rgb(&[], &[], &device).unwrap(), [0.0; 0]);
+        assert_eq!(reward.score_rgb(&[], &[], &device).unwrap().scores, [0.0; 0]);
         for error in [reward.score_rgb(&images, &prompts[..2], &device), reward.score_rgb(&[RgbImage::new(0, 4)], &prompts[..1], &device)] {
             let message = error.unwrap_err().to_string();
             assert!(message.starts_with(&format!("reward {}: ", reward.name())), "{message}");
@@ -164,12 +163,12 @@ fn vp_score_says_what_it_cuts() {
 }
 
 #[test]
-fn judging_is_scoring() {
+fn terms_leave_the_scores_as_they_are() {
     for reward in every_reward() {
         let (images, prompts) = batch(&Device::flex());
-        let judgement = reward.judge(images.clone(), &prompts).unwrap();
-        judgement.scores.into_data().assert_eq(&reward.score(images, &prompts).unwrap().into_data(), true);
-        assert!(judgement.terms.iter().all(|(_, scores)| scores.dims() == [3] && !scores.is_autodiff()), "{}", reward.name());
+        let scored = reward.score_with_terms(images.clone(), &prompts).unwrap();
+        scored.scores.into_data().assert_eq(&reward.score(images, &prompts).unwrap().into_data(), true);
+        assert!(scored.terms.iter().all(|(_, scores)| scores.dims() == [3] && !scores.is_autodiff()), "{}", reward.name());
     }
 }
 

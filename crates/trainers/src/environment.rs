@@ -7,7 +7,7 @@ use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Pipeline;
 use vp_models::pipeline::Trainable;
-use vp_rewards::{Judgement, Reward};
+use vp_rewards::{Reward, Scored};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
@@ -91,7 +91,7 @@ impl<D: Denoiser> Environment<D> {
     /// # Errors
     /// When a reward fails.
     pub fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<(Tensor<1>, Observed), Error> {
-        let Judgement { scores, terms } = profile::time(Stage::Reward, || self.reward.judge(images.clone(), prompts))?;
+        let Scored { scores, terms } = profile::time(Stage::Reward, || self.reward.score_with_terms(images.clone(), prompts))?;
         let mut observed = observed_rewards(&scores, &terms).split_off(1);
         observed.extend(self.watch(images, prompts)?);
         Ok((scores, observed))

@@ -302,9 +302,9 @@ fn judge(
     let prompts = vec![prompt.text.clone(); images.len()];
     let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
     for Judge { name, reward, .. } in rewards {
-        let said = reward.judge_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?;
-        scores.push((name.clone(), said.scores));
-        scores.extend(said.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
+        let scored = reward.score_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?;
+        scores.push((name.clone(), scored.scores));
+        scores.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
     }
     let row = |(number, (image, seed)): (usize, (&RgbImage, u64))| {
         let [width, height] = [image.width() as usize, image.height() as usize];

@@ -122,7 +122,7 @@ fn print_json(judges: &[Judge], image: &ImageEntry, scores: &[f64]) -> anyhow::R
 impl Judge {
     fn score(&self, pixels: &[RgbImage], batch: &[ImageEntry], device: &Device) -> anyhow::Result<Vec<f64>> {
         let prompts: Vec<String> = batch.iter().map(|image| image.caption.clone()).collect();
-        let scores = self.reward.score_rgb(pixels, &prompts, device)?;
+        let scores = self.reward.score_rgb(pixels, &prompts, device)?.scores;
         match scores.iter().zip(batch).find(|(score, _)| !score.is_finite()) {
             Some((score, image)) => bail!("{} gives {} the score {score}; are its weights damaged?", self.name, image.file_name),
             None => Ok(scores),

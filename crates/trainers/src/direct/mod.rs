@@ -24,7 +24,7 @@ use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable, predict};
 use vp_models::vae::AutoencoderKL;
-use vp_rewards::{Judgement, Reward};
+use vp_rewards::{Reward, Scored};
 use vp_schedulers::Scheduler;
 
 use crate::Error;
@@ -224,7 +224,7 @@ pub struct Judged {
 /// As the reward.
 pub fn judge(latents: Tensor<4>, vae: &AutoencoderKL, reward: &dyn Reward, prompts: &[String]) -> Result<Judged, Error> {
     let images = profile::time(Stage::Decode, || vae.decode_to_images(latents));
-    let Judgement { scores: rewards, terms } = profile::time(Stage::Reward, || reward.judge(images.clone(), prompts))?;
+    let Scored { scores: rewards, terms } = profile::time(Stage::Reward, || reward.score_with_terms(images.clone(), prompts))?;
     Ok(Judged { images, rewards, terms })
 }
 
