@@ -18,7 +18,7 @@ use vp_trainers::run::journal::{say, warn};
 
 use self::journal::{Journal, OfPrompt};
 use super::drawing::{Artist, Canvas};
-use super::score::{Judge, judges};
+use super::score::{NamedReward, named_rewards};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
 use crate::{device, embedded};
@@ -60,7 +60,7 @@ pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
     let mut plan = plan(args)?;
-    let rewards = judges(&plan.args.rewards, &device)?;
+    let rewards = named_rewards(&plan.args.rewards, &device)?;
     plan.checksums.extend(checksums_of_rewards(&rewards)?);
     let journal = Journal::open(&plan.args.output, &plan.origin(&rewards)?)?;
     for (number, side) in plan.sides.iter().enumerate() {
@@ -160,9 +160,9 @@ fn checksums(sides: &[Side]) -> anyhow::Result<BTreeMap<String, String>> {
 }
 
 /// The checksums of the weights of every reward.
-fn checksums_of_rewards(rewards: &[Judge]) -> anyhow::Result<BTreeMap<String, String>> {
+fn checksums_of_rewards(rewards: &[NamedReward]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
-    for Judge { name, weights, .. } in rewards {
+    for NamedReward { name, weights, .. } in rewards {
         for path in weights {
             found.extend(fingerprint(path)?.into_iter().map(|(file, sum)| (format!("{name}: {file}"), sum)));
         }
@@ -203,7 +203,7 @@ impl Plan {
     }
 
     /// What the results hang on: a folder of others is not added to.
-    fn origin(&self, rewards: &[Judge]) -> anyhow::Result<Value> {
+    fn origin(&self, rewards: &[NamedReward]) -> anyhow::Result<Value> {
         let source = |side: &Side| match &side.source {
             Source::Images(path) => path.display().to_string(),
             Source::Model(path, loras) => {
@@ -217,14 +217,19 @@ impl Plan {
             "seeds": self.seeds(),
             "steps": self.args.steps,
             "guidance_scale": self.guidance_scale,
-            "rewards": rewards.iter().map(|judge| judge.name.as_str()).collect::<Vec<_>>(),
+            "rewards": rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>(),
             "checksums": self.checksums,
         }))
     }
 }
 
 /// Draws, scores and measures what is not in the journal yet of one side.
-fn look(plan: &Plan, (number, side): (usize, &Side), (rewards, device): (&[Judge], &Device), journal: &Journal) -> anyhow::Result<()> {
+fn look(
+    plan: &Plan,
+    (number, side): (usize, &Side),
+    (rewards, device): (&[NamedReward], &Device),
+    journal: &Journal,
+) -> anyhow::Result<()> {
     let shard = plan.args.shard;
     let known = journal.known(number)?;
     let mine = |index: &usize| *index as u64 % shard.of == shard.index && !known.contains(index);
@@ -245,7 +250,7 @@ fn look(plan: &Plan, (number, side): (usize, &Side), (rewards, device): (&[Judge
     for indices in open.chunks(at_once) {
         let images = source.get(plan, indices)?;
         for (index, images) in indices.iter().zip(images) {
-            let of_prompt = judge(plan, (side, *index), &images, (rewards, device))?;
+            let of_prompt = score(plan, (side, *index), &images, (rewards, device))?;
             for (image, seed) in images.iter().zip(plan.seeds()) {
                 write_png::<&str, &str>(journal.image(number, *index, seed), image, &[])?;
             }
@@ -292,16 +297,16 @@ impl Pictures {
 }
 
 /// What is to be known of the images of a prompt.
-fn judge(
+fn score(
     plan: &Plan,
     (side, index): (&Side, usize),
     images: &[RgbImage],
-    (rewards, device): (&[Judge], &Device),
+    (rewards, device): (&[NamedReward], &Device),
 ) -> anyhow::Result<OfPrompt> {
     let prompt = &plan.prompts[index];
     let prompts = vec![prompt.text.clone(); images.len()];
     let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
-    for Judge { name, reward, .. } in rewards {
+    for NamedReward { name, reward, .. } in rewards {
         let scored = reward.score_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?;
         scores.push((name.clone(), scored.scores));
         scores.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));

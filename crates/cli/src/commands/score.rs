@@ -17,7 +17,7 @@ use crate::score_table::ScoreTable;
 use crate::{device, embedded, stdout};
 
 /// A reward under the name that was typed for it.
-pub struct Judge {
+pub struct NamedReward {
     /// The name.
     pub name: String,
     /// The reward.
@@ -36,25 +36,25 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     if let Some(path) = &args.records {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
-        let judges = built(configs, &device)?;
-        return agree(&judges, &dataset, &records, &args, &device).map_err(Failure::run);
+        let rewards = built(configs, &device)?;
+        return agree(&rewards, &dataset, &records, &args, &device).map_err(Failure::run);
     }
     let images = images(&args)?;
     check_images(&images)?;
-    let judges = built(configs, &device)?;
-    judges.iter().for_each(|judge| warn_of_cut_prompts(judge, &images));
-    score(&judges, &images, &args, &device).map_err(Failure::run)
+    let rewards = built(configs, &device)?;
+    rewards.iter().for_each(|reward| warn_of_cut_prompts(reward, &images));
+    score(&rewards, &images, &args, &device).map_err(Failure::run)
 }
 
-fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for batch in images.chunks(args.batch_size) {
         let pixels = batch.iter().map(|image| load_image(&image.path)).collect::<Result<Vec<_>, _>>()?;
-        let scores = judges.iter().map(|judge| judge.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
+        let scores = rewards.iter().map(|reward| reward.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
         for (i, image) in batch.iter().enumerate() {
             let scores: Vec<f64> = scores.iter().map(|scores| scores[i]).collect();
             if args.json {
-                print_json(judges, image, &scores)?;
+                print_json(rewards, image, &scores)?;
             }
             rows.push(scores);
         }
@@ -62,38 +62,38 @@ fn score(judges: &[Judge], images: &[ImageEntry], args: &ScoreArgs, device: &Dev
     if args.json {
         return Ok(());
     }
-    stdout::print(&ScoreTable { rewards: headings(judges), images, rows: &rows }.to_string())
+    stdout::print(&ScoreTable { rewards: headings(rewards), images, rows: &rows }.to_string())
 }
 
 /// How well each reward orders the images of records, by every protocol.
-fn agree(judges: &[Judge], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
+fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let aggregation = Aggregation::default();
-    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); judges.len()];
+    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); rewards.len()];
     for record in records {
         if record.pairs(&aggregation).is_empty() && record.ties(&aggregation) == 0 {
             continue;
         }
         let ranks = record.ranks(&aggregation);
         let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
-        let mut scores = vec![Vec::new(); judges.len()];
+        let mut scores = vec![Vec::new(); rewards.len()];
         for batch in images.chunks(args.batch_size) {
             let pixels = batch.iter().map(|image| dataset.image(&image.file_name)?.load()).collect::<Result<Vec<_>, _>>()?;
-            for (scores, judge) in scores.iter_mut().zip(judges) {
-                scores.extend(judge.score(&pixels, batch, device)?);
+            for (scores, reward) in scores.iter_mut().zip(rewards) {
+                scores.extend(reward.score(&pixels, batch, device)?);
             }
         }
         for (found, scores) in found.iter_mut().zip(scores) {
             found.push(Ranked::new(scores, ranks.clone())?);
         }
     }
-    for (judge, ranked) in judges.iter().zip(&found) {
+    for (reward, ranked) in rewards.iter().zip(&found) {
         let accuracies = accuracies(ranked);
         if args.json {
-            let line = serde_json::json!({ "reward": judge.name, "records": dataset.path(), "accuracies": accuracies });
+            let line = serde_json::json!({ "reward": reward.name, "records": dataset.path(), "accuracies": accuracies });
             stdout::print(&format!("{line}\n"))?;
             continue;
         }
-        stdout::print(&format!("{}: {} prompts\n", judge.name, ranked.len()))?;
+        stdout::print(&format!("{}: {} prompts\n", reward.name, ranked.len()))?;
         accuracies.iter().try_for_each(|accuracy| stdout::print(&format!("  {accuracy}\n")))?;
     }
     Ok(())
@@ -104,22 +104,22 @@ fn entry(prompt: &str, image_path: &str) -> ImageEntry {
 }
 
 /// The last part of each reward's path, or all of it where another ends alike.
-fn headings(judges: &[Judge]) -> Vec<&str> {
-    let last: Vec<Option<&str>> = judges.iter().map(|judge| Path::new(&judge.name).file_name()?.to_str()).collect();
+fn headings(rewards: &[NamedReward]) -> Vec<&str> {
+    let last: Vec<Option<&str>> = rewards.iter().map(|reward| Path::new(&reward.name).file_name()?.to_str()).collect();
     let is_alone = |short| last.iter().filter(|other| **other == Some(short)).count() == 1;
-    judges.iter().zip(&last).map(|(judge, short)| short.filter(|short| is_alone(*short)).unwrap_or(&judge.name)).collect()
+    rewards.iter().zip(&last).map(|(reward, short)| short.filter(|short| is_alone(*short)).unwrap_or(&reward.name)).collect()
 }
 
 /// An object for each reward, as soon as it is known.
-fn print_json(judges: &[Judge], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
-    for (judge, score) in judges.iter().zip(scores) {
-        let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": judge.name });
+fn print_json(rewards: &[NamedReward], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
+    for (reward, score) in rewards.iter().zip(scores) {
+        let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": reward.name });
         stdout::print(&format!("{line}\n"))?;
     }
     Ok(())
 }
 
-impl Judge {
+impl NamedReward {
     fn score(&self, pixels: &[RgbImage], batch: &[ImageEntry], device: &Device) -> anyhow::Result<Vec<f64>> {
         let prompts: Vec<String> = batch.iter().map(|image| image.caption.clone()).collect();
         let scores = self.reward.score_rgb(pixels, &prompts, device)?.scores;
@@ -130,16 +130,16 @@ impl Judge {
     }
 }
 
-/// The rewards of these names, ready to score.
-pub fn judges(names: &[String], device: &Device) -> anyhow::Result<Vec<Judge>> {
+/// The rewards that `names` mean, ready to score.
+pub fn named_rewards(names: &[String], device: &Device) -> anyhow::Result<Vec<NamedReward>> {
     built(reward_configs(names)?, device)
 }
 
-fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<Judge>> {
+fn built(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<NamedReward>> {
     let build = |(name, config): (String, RewardConfig)| {
         let resolved = embedded::resolve_reward(&config).and_then(|config| Ok((config.build(device)?, config.weights())));
         let (reward, weights) = resolved.with_context(|| format!("--reward {name}"))?;
-        Ok(Judge { name, reward, weights })
+        Ok(NamedReward { name, reward, weights })
     };
     configs.into_iter().map(build).collect()
 }
@@ -195,13 +195,13 @@ fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
 }
 
 /// Shows the first few prompts that are cut, each by its first image, and says how many there are.
-fn warn_of_cut_prompts(judge: &Judge, images: &[ImageEntry]) {
+fn warn_of_cut_prompts(named: &NamedReward, images: &[ImageEntry]) {
     const SHOWN: usize = 3;
     let mut first: Vec<&ImageEntry> = images.iter().collect();
     first.sort_by(|a, b| a.caption.cmp(&b.caption));
     first.dedup_by(|a, b| a.caption == b.caption);
     let prompts: Vec<String> = first.iter().map(|image| image.caption.clone()).collect();
-    let warnings = judge.reward.check_prompts(&prompts);
+    let warnings = named.reward.check_prompts(&prompts);
     for warning in warnings.iter().take(SHOWN) {
         eprintln!("warning: {}: {}", first[warning.index].file_name, warning.message);
     }

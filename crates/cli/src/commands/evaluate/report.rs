@@ -16,16 +16,16 @@ use super::Plan;
 use super::journal::{OfPrompt, image_in};
 use crate::commands::report::provenance::{date, of_program};
 use crate::commands::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
-use crate::commands::score::Judge;
+use crate::commands::score::NamedReward;
 use crate::stdout;
 
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
 /// square of their difference.
-pub fn distances(images: &[RgbImage], rewards: &[Judge]) -> Vec<f64> {
+pub fn distances(images: &[RgbImage], rewards: &[NamedReward]) -> Vec<f64> {
     if images.len() < 2 {
         return Vec::new();
     }
-    let Some(encoder) = rewards.iter().find_map(|judge| judge.reward.image_encoder()) else {
+    let Some(encoder) = rewards.iter().find_map(|named| named.reward.image_encoder()) else {
         return pixels::distances(&images.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>());
     };
     let features = encoder.image_features(images);
@@ -39,9 +39,9 @@ pub fn distances(images: &[RgbImage], rewards: &[Judge]) -> Vec<f64> {
 }
 
 /// Writes the report and prints its numbers.
-pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[Judge], started: Instant) -> anyhow::Result<()> {
-    let metric = match rewards.iter().find(|judge| judge.reward.image_encoder().is_some()) {
-        Some(Judge { name, .. }) => format!("1 − cosine of {name}'s image features"),
+pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[NamedReward], started: Instant) -> anyhow::Result<()> {
+    let metric = match rewards.iter().find(|named| named.reward.image_encoder().is_some()) {
+        Some(NamedReward { name, .. }) => format!("1 − cosine of {name}'s image features"),
         None => "root mean square of pixels".into(),
     };
     let mut models: BTreeMap<String, BTreeMap<usize, Vec<f64>>> = BTreeMap::new();
