@@ -42,7 +42,7 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
 /// As [`resolve`].
 pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     let mut config = config.clone();
-    config.resolve(&mut resolve)?;
+    config.resolve(resolve)?;
     Ok(config)
 }
 

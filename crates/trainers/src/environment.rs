@@ -6,7 +6,7 @@ use vp_core::profile::{self, Stage};
 use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Pipeline, Trainable};
-use vp_rewards::{Judgement, Reward};
+use vp_rewards::{Reward, Scored};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
@@ -75,7 +75,7 @@ impl Prompts {
 
 /// Images and their rewards, on the tape where the latents were.
 #[derive(Debug)]
-pub struct Scored {
+pub struct ScoredImages {
     /// `[b, 3, H, W]` in [0, 1].
     pub images: Tensor<4>,
     /// The trained reward, `[b]`.
@@ -113,9 +113,9 @@ impl<D: Denoiser> Environment<D> {
     ///
     /// # Errors
     /// When a reward fails.
-    pub fn decode_and_score(&self, latents: Tensor<4>, prompts: &[String]) -> Result<Scored, Error> {
+    pub fn decode_and_score(&self, latents: Tensor<4>, prompts: &[String]) -> Result<ScoredImages, Error> {
         let images = profile::time(Stage::Decode, || self.pipeline.vae.decode_to_images(latents));
-        let Judgement { scores: rewards, terms } = profile::time(Stage::Reward, || self.reward.judge(images.clone(), prompts))?;
+        let Scored { scores: rewards, terms } = profile::time(Stage::Reward, || self.reward.score_with_terms(images.clone(), prompts))?;
         let mut observed: Observed = vec![("reward".into(), values(&rewards))];
         observed.extend(terms.iter().map(|(name, scores)| (format!("reward/{name}"), values(scores))));
         let looked_at = images.clone().without_autodiff();
@@ -125,7 +125,7 @@ impl<D: Denoiser> Environment<D> {
             }
             Ok::<_, Error>(())
         })?;
-        Ok(Scored { images, rewards, observed })
+        Ok(ScoredImages { images, rewards, observed })
     }
 
     /// Decodes latents `[b, c, h, w]` and asks the trained reward alone, `[b]`.

@@ -29,7 +29,7 @@ use vp_schedulers::Scheduler;
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::denoising::sample_numbers;
-use crate::environment::{Environment, Scored};
+use crate::environment::{Environment, ScoredImages};
 use crate::non_finite;
 use crate::regularizer::Visited;
 use crate::run::{Batch, Draw, Run, values};
@@ -233,7 +233,7 @@ pub struct ScoredBatch<'a> {
     /// What was decoded, `[b, c, h, w]`.
     pub latents: &'a Tensor<4>,
     /// Images, rewards, and what the journal is told of them.
-    pub scored: Scored,
+    pub scored: ScoredImages,
     /// The algorithm's loss, `[1]`.
     pub loss: Tensor<1>,
     /// The regulariser's, `[1]`.

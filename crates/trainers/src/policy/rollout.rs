@@ -9,7 +9,7 @@ use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable};
 use vp_schedulers::{Scheduler, Transition};
 
 use crate::Error;
-use crate::environment::{Environment, Scored};
+use crate::environment::{Environment, ScoredImages};
 use crate::optim::NamedTensors;
 use crate::policy::walk::Position;
 use crate::policy::{Minibatch, transition};
@@ -155,7 +155,7 @@ impl Rollout {
             run.heed_signals()?;
             let rows: Vec<usize> = batch.clone().collect();
             let latents = last.clone().narrow(0, batch.start, batch.len());
-            let Scored { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, &rows))?;
+            let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, &rows))?;
             self.rewards.extend(values(&rewards).into_iter().map(|reward| reward as f32));
             for (name, scores) in observed.into_iter().filter(|(name, _)| name != "reward") {
                 let scores = scores.into_iter().map(|score| score as f32);

@@ -122,9 +122,9 @@ pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &Pr
         }
         let mut of_prompt = Vec::new();
         for (reward, (name, scores)) in rewards.iter().zip(&mut scores) {
-            let judgement = profile::time(Stage::Reward, || reward.judge(drawn.clone(), &prompts))?;
-            scores.extend(judgement.scores.into_data().iter::<f64>());
-            of_prompt.extend(judgement.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
+            let scored = profile::time(Stage::Reward, || reward.score_with_terms(drawn.clone(), &prompts))?;
+            scores.extend(scored.scores.into_data().iter::<f64>());
+            of_prompt.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
         }
         terms.resize_with(of_prompt.len(), Default::default);
         for ((name, all), (term, scores)) in terms.iter_mut().zip(of_prompt) {
