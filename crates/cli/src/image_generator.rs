@@ -6,8 +6,8 @@ use anyhow::Context;
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
-use vp_models::lora::merge_file;
 use vp_models::denoiser::Denoiser;
+use vp_models::lora::merge_file;
 use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Request, Trainable};
 use vp_schedulers::{Sampler, build_sampler};
 

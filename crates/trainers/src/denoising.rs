@@ -34,7 +34,7 @@ pub struct Noised {
     /// Noise, v or the clean latents, by the schedule's prediction type; `[b, c, h, w]`.
     pub target: Tensor<4>,
     /// One per row.
-    pub timesteps: Vec<usize>,
+    pub timesteps: Vec<f64>,
 }
 
 impl Noised {
@@ -43,7 +43,7 @@ impl Noised {
         posterior: &Posterior,
         pipeline: &Pipeline,
         schedule: &(impl NoiseSchedule + ?Sized),
-        timesteps: Vec<usize>,
+        timesteps: Vec<f64>,
         rows: Rows<'_>,
     ) -> Self {
         let [_, c, h, w] = posterior.mean.dims();
@@ -117,9 +117,9 @@ pub fn sample_numbers(count: usize) -> Vec<u64> {
 }
 
 /// A timestep for each row, uniform over the schedule.
-pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<usize> {
-    let (last, Draw { noise, number }) = (schedule.alphas_cumprod().len() - 1, rows.draw);
-    rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last)).collect()
+pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<f64> {
+    let (last, Draw { noise, number }) = (schedule.num_train_timesteps() - 1, rows.draw);
+    rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last) as f64).collect()
 }
 
 impl DenoisingBatch<'_> {
@@ -141,7 +141,7 @@ impl DenoisingBatch<'_> {
     }
 
     /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its sample.
-    pub fn noised(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), timesteps: Vec<usize>, rows: Rows<'_>) -> Noised {
+    pub fn noised(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), timesteps: Vec<f64>, rows: Rows<'_>) -> Noised {
         Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, rows)
     }
 }

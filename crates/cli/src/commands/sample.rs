@@ -101,12 +101,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     Ok(SamplingPlan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
 }
 
-fn draw<D: Denoiser>(
-    plan: &SamplingPlan,
-    pipeline: &Pipeline,
-    model: &Trainable<D>,
-    sampler: &mut dyn Sampler,
-) -> anyhow::Result<()> {
+fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
     let (count, mut next_name) = (plan.prompts.len(), first_free_number(&plan.args.output)?);
     let shape = pipeline.latent_shape(plan.size);
     for start in (0..count).step_by(plan.args.batch_size) {

@@ -146,12 +146,7 @@ pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4
 ///
 /// # Errors
 /// When the folder cannot be written or does not read back.
-pub fn export<D: Denoiser>(
-    pipeline: &Pipeline,
-    base: &Trainable<D>,
-    tuned: &Trainable<D>,
-    destination: &Path,
-) -> Result<f64, Error> {
+pub fn export<D: Denoiser>(pipeline: &Pipeline, base: &Trainable<D>, tuned: &Trainable<D>, destination: &Path) -> Result<f64, Error> {
     pipeline.folder.export(destination, &tuned.components())?;
     let (reloaded, denoiser) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
     let denoisers = distance(&base.denoiser, &denoiser);

@@ -184,7 +184,7 @@ fn noised_pairs(
     data: &DenoisingBatch<'_>,
     pipeline: &Pipeline,
     schedule: &(impl NoiseSchedule + ?Sized),
-    timesteps: &[usize],
+    timesteps: &[f64],
     rows: Rows<'_>,
 ) -> Noised {
     let samples = rows.samples.repeat(2);

@@ -34,12 +34,12 @@ pub fn over_timesteps<const N: usize>(
     schedule: &dyn Scheduler,
     noise: Noise,
     numbers: &[u64],
-    mut measure: impl FnMut(usize, Rows<'_>) -> Result<[Vec<f64>; N], Error>,
+    mut measure: impl FnMut(f64, Rows<'_>) -> Result<[Vec<f64>; N], Error>,
 ) -> Result<[Vec<f64>; N], Error> {
-    let count = schedule.alphas_cumprod().len();
+    let count = schedule.num_train_timesteps();
     let mut means: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; numbers.len()]);
     for part in 0..TIMESTEPS {
-        let timestep = (2 * part + 1) * count / (2 * TIMESTEPS);
+        let timestep = ((2 * part + 1) * count / (2 * TIMESTEPS)) as f64;
         let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
         let rows = Rows { draw: Draw { noise, number: DRAW }, samples: &samples };
         for (means, values) in means.iter_mut().zip(measure(timestep, rows)?) {
