@@ -65,7 +65,7 @@ fn golden_dpo() {
     let policy = merged(base.clone(), &factors, scale).train();
 
     // Row 0 is chosen, row 1 rejected; one prompt, one timestep and one noise for both.
-    let timesteps: Vec<usize> = tensors.values("dpo.timesteps").iter().map(|timestep| *timestep as usize).collect();
+    let timesteps = tensors.values("dpo.timesteps").to_vec();
     let (latents, noise) = (tensors.get::<4>("dpo.latents"), tensors.get::<4>("dpo.noise"));
     let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
     let sample = schedule.add_noise(latents.clone(), noise.clone(), &timesteps);

@@ -32,7 +32,7 @@ pub struct Noised {
     /// Noise, v or the clean latents, by the schedule's prediction type; `[b, c, h, w]`.
     pub target: Tensor<4>,
     /// One a row.
-    pub timesteps: Vec<usize>,
+    pub timesteps: Vec<f64>,
 }
 
 impl Noised {
@@ -41,7 +41,7 @@ impl Noised {
         posterior: &Posterior,
         pipeline: &Pipeline,
         schedule: &(impl NoiseSchedule + ?Sized),
-        timesteps: Vec<usize>,
+        timesteps: Vec<f64>,
         (noise, draw, samples): (&Noise, u64, &[u64]),
     ) -> Self {
         let [_, c, h, w] = posterior.mean.dims();
@@ -117,9 +117,9 @@ impl Noised {
 }
 
 /// A timestep for each sample, uniform over the schedule.
-pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), (noise, draw, samples): (&Noise, u64, &[u64])) -> Vec<usize> {
-    let last = schedule.alphas_cumprod().len() - 1;
-    samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect()
+pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), (noise, draw, samples): (&Noise, u64, &[u64])) -> Vec<f64> {
+    let last = schedule.num_train_timesteps() - 1;
+    samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last) as f64).collect()
 }
 
 impl DenoisingBatch<'_> {
@@ -151,7 +151,7 @@ impl DenoisingBatch<'_> {
         &self,
         pipeline: &Pipeline,
         schedule: &(impl NoiseSchedule + ?Sized),
-        timesteps: Vec<usize>,
+        timesteps: Vec<f64>,
         (noise, draw, samples): (&Noise, u64, &[u64]),
     ) -> Noised {
         Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, (noise, draw, samples))

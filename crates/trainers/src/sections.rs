@@ -9,7 +9,7 @@ use vp_data::OnProblem;
 use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::GradientCheckpointing;
 use vp_models::lora::Lora;
-use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
+use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
 
 use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
@@ -312,9 +312,9 @@ impl Validate for SchedulerSection {
         find(self.num_inference_steps == 0, findings, || "scheduler.num_inference_steps is 0; expected at least 1".into());
         match by_name(&self.name) {
             Err(error) => findings.push(error.to_string()),
-            Ok(entry) => find(!entry.single_step, findings, || {
-                let known = "training needs a single-step one (ddpm, ddim, euler_a, euler)";
-                format!("scheduler.name {} keeps history between steps; {known}", entry.name)
+            Ok(entry) => find(!entry.is_single_step(), findings, || {
+                let known = known_names(SchedulerEntry::is_single_step);
+                format!("scheduler.name {} keeps history between steps; training needs a single-step one ({known})", entry.name)
             }),
         }
     }
@@ -348,5 +348,23 @@ impl Validate for PreviewSection {
         find(!(scale >= 0.0 && scale.is_finite()), findings, || {
             format!("preview.guidance_scale is {scale}; expected a number of at least 0")
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheduler_with_history_is_refused_with_the_names_that_would_do() {
+        let findings = |name: &str| {
+            let section: SchedulerSection = serde_json::from_value(serde_json::json!({ "name": name, "num_inference_steps": 10 })).unwrap();
+            let mut findings = Vec::new();
+            section.findings(&mut findings);
+            findings
+        };
+        assert!(["Euler a", "DDIM", "euler karras"].iter().all(|name| findings(name).is_empty()));
+        let found = findings("DPM++ 2M").join("\n");
+        assert!(found.contains("dpmpp_2m keeps history") && found.contains("(ddim, ddpm, euler, euler_karras, euler_a)"), "{found}");
     }
 }

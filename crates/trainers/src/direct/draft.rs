@@ -141,7 +141,8 @@ impl Draft {
 pub fn renoised_sample<D: Denoiser>(chain: &TapedChain<'_, D>, original: &Tensor<4>, epsilon: Tensor<4>) -> Tensor<4> {
     let last = chain.scheduler.timesteps().len() - 1;
     let rows = original.dims()[0];
-    let (steps, timestep) = (vec![last; rows], chain.scheduler.timesteps()[last].round() as usize);
+    // Euler's continuous time is negative where σ < 1.
+    let (steps, timestep) = (vec![last; rows], chain.scheduler.timesteps()[last].max(0.0));
     let noised = chain.scheduler.add_noise(original.clone().without_autodiff(), epsilon, &vec![timestep; rows]);
     // `add_noise` gives what the network sees; samplers that step along σ hold the same unscaled.
     let scale = chain.scheduler.scale_model_input(noised.ones_like(), &steps);

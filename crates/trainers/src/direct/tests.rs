@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use vp_models::denoiser::Conditioning;
 use vp_models::parameters::named_gradients;
-use vp_schedulers::{SchedulerClass, SchedulerConfig, build_scheduler};
+use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
 
 use super::*;
 use crate::direct::align_prop::{Fixed, Truncation};
@@ -57,9 +57,13 @@ fn guidance() -> Guidance {
     Guidance { conditional: text(TEXTS[0]), unconditional: Some(text(TEXTS[1])), scale: SCALE }
 }
 
+fn config_of(name: &str) -> SchedulerConfig {
+    SchedulerConfig::new(by_name(name).unwrap().class)
+}
+
 /// DDIM whose last sample is the prediction of the clean one.
 fn ddim(eta: f64) -> Box<dyn Scheduler> {
-    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(SchedulerClass::Ddim) };
+    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..config_of("ddim") };
     build_scheduler(&config, None, STEPS, eta).unwrap()
 }
 
@@ -139,7 +143,7 @@ fn every_call_lets_through_what_it_says() {
 
 #[test]
 fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
-    let mut euler = build_scheduler(&SchedulerConfig::new(SchedulerClass::EulerDiscrete), None, STEPS, 0.0).unwrap();
+    let mut euler = build_scheduler(&config_of("euler"), None, STEPS, 0.0).unwrap();
     for call in [Call::On, Call::DetachedInput] {
         assert_is_by_hand(&mut *euler, &[call; STEPS], End::Sample);
     }
@@ -201,10 +205,10 @@ fn drtunes_gradient_is_the_sum_of_its_steps_along_the_linear_path() {
 /// DRaFT-LV: √ᾱ x_0 + √(1 − ᾱ) ε, one step from there, the gradient of that step alone.
 #[test]
 fn a_renoised_sample_is_the_last_step_from_noised_latents() {
-    for (class, name) in [(SchedulerClass::Ddim, "ddim"), (SchedulerClass::EulerDiscrete, "euler")] {
-        let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(class) };
+    for name in ["ddim", "euler"] {
+        let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..config_of(name) };
         let mut scheduler = build_scheduler(&config, None, STEPS, 0.0).unwrap();
-        let alpha = scheduler.alphas_cumprod()[scheduler.timesteps()[STEPS - 1] as usize];
+        let alpha = scheduler.training_level(scheduler.timesteps()[STEPS - 1]).signal.powi(2);
         let (toy, guidance, original, epsilon) = (toy(SLOPE, PULL), guidance(), 0.6, -1.5);
         let mut noise = |step| constant(step_noise(step));
         let chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };

@@ -18,7 +18,7 @@ use vp_core::profile::{self, Stage};
 use vp_data::ShuffledOrder;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Guidance, Request, Trainable, predict};
-use vp_schedulers::{Scheduler, Transition, require_stochastic};
+use vp_schedulers::{Scheduler, Transition, by_name, require_stochastic};
 
 use crate::Error;
 use crate::environment::Environment;
@@ -260,12 +260,10 @@ fn first_non_finite<D: Denoiser>(
     model.unet.first_non_finite(input, &timesteps, &conditioning).map(|part| format!("unet.{part}"))
 }
 
-/// Appends that the scheduler draws no noise, where its section says so.
+/// Appends that the scheduler draws no noise, where its section says so. Unknown names and schedulers that keep history are findings of
+/// the section itself.
 fn stochastic_findings(algo: &str, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
-    let deterministic = match scheduler.name.as_str() {
-        "ddim" => scheduler.eta == 0.0,
-        name => name.starts_with("euler") && !name.starts_with("euler_a"),
-    };
+    let deterministic = by_name(&scheduler.name).is_ok_and(|entry| entry.is_single_step() && !entry.is_stochastic(scheduler.eta));
     if deterministic {
         findings.push(format!(
             "algo.{algo} needs a density for each step, and scheduler.name {} with scheduler.eta {} draws none; expected ddim with eta above 0 \
@@ -288,5 +286,35 @@ pub fn require_density(scheduler: &dyn Scheduler) -> Result<(), Error> {
              eta above 0 and scheduler.set_alpha_to_one = false",
             scheduler.std_dev_t(with_density)
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The findings about a scheduler whose name is written as a user might write it.
+    fn findings(name: &str, eta: f64) -> Vec<String> {
+        let section = serde_json::json!({ "name": name, "num_inference_steps": 10, "eta": eta });
+        let mut findings = Vec::new();
+        stochastic_findings("ddpo", &serde_json::from_value(section).unwrap(), &mut findings);
+        findings
+    }
+
+    #[test]
+    fn a_scheduler_without_noise_is_found_however_its_name_is_written() {
+        for (name, eta) in
+            [("DDIM", 1.0), ("euler a", 0.0), ("Euler-Ancestral", 0.0), ("EulerAncestralDiscreteScheduler", 0.0), ("DDPM", 0.0)]
+        {
+            assert!(findings(name, eta).is_empty(), "{name}");
+        }
+        for (name, eta) in
+            [("ddim", 0.0), ("DDIM", 0.0), ("DDIMScheduler", 0.0), ("Euler", 1.0), ("Euler Karras", 1.0), ("euler_karras", 0.0)]
+        {
+            let found = findings(name, eta);
+            assert!(found.len() == 1 && found[0].contains(&format!("scheduler.name {name} with scheduler.eta {eta}")), "{name}: {found:?}");
+        }
+        // The section itself refuses these.
+        assert!(findings("dpmpp_2m", 0.0).is_empty() && findings("dimm", 0.0).is_empty());
     }
 }

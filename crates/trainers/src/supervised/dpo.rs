@@ -160,7 +160,7 @@ impl Dpo {
         (schedule, noise): (&dyn NoiseSchedule, Noise),
         step: u64,
     ) -> Result<Validation, Error> {
-        let count = schedule.alphas_cumprod().len();
+        let count = schedule.num_train_timesteps();
         let mut validation = Validation::default();
         for held_out in pairs.validation.chunks(self.batch_size) {
             let (PairBatch { images, captions }, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
@@ -168,7 +168,7 @@ impl Dpo {
             let (conditioning, reference_conditioning) = (data.conditioning(model, pipeline), data.conditioning(base, pipeline));
             let (mut losses, mut accuracies) = (vec![0.0; held_out.len()], vec![0.0; held_out.len()]);
             for part in 0..VALIDATION_TIMESTEPS {
-                let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
+                let timestep = ((2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS)) as f64;
                 let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
                 let timesteps = vec![timestep; held_out.len()];
                 let noised = noised_pairs(&data, pipeline, schedule, &timesteps, (&noise, VALIDATION_DRAW, &samples));
@@ -195,7 +195,7 @@ fn noised_pairs(
     data: &DenoisingBatch<'_>,
     pipeline: &Pipeline,
     schedule: &(impl NoiseSchedule + ?Sized),
-    timesteps: &[usize],
+    timesteps: &[f64],
     (noise, draw, samples): (&Noise, u64, &[u64]),
 ) -> Noised {
     data.noised(pipeline, schedule, timesteps.repeat(2), (noise, draw, &samples.repeat(2)))

@@ -120,9 +120,9 @@ impl Sft {
     }
 
     /// min(SNR, γ) / SNR for predictions of the noise, over SNR + 1 for v, times SNR for the clean sample; all 1 without γ.
-    pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[usize]) -> Vec<f32> {
+    pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[f64]) -> Vec<f32> {
         let Some(gamma) = self.snr_gamma else { return vec![1.0; timesteps.len()] };
-        let weight = |timestep: &usize| {
+        let weight = |timestep: &f64| {
             let snr = schedule.signal_to_noise(*timestep);
             match schedule.prediction_type() {
                 // At zero terminal SNR the quotient has no value, its limit is 1.
@@ -164,7 +164,7 @@ impl Sft {
         (schedule, noise): (&dyn NoiseSchedule, Noise),
         step: u64,
     ) -> Result<Vec<f64>, Error> {
-        let count = schedule.alphas_cumprod().len();
+        let count = schedule.num_train_timesteps();
         let mut losses = Vec::with_capacity(images.validation.len());
         for entries in images.validation.chunks(self.batch_size) {
             let (read, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
@@ -172,7 +172,7 @@ impl Sft {
             let conditioning = data.conditioning(model, pipeline);
             let mut sums = vec![0.0; entries.len()];
             for part in 0..VALIDATION_TIMESTEPS {
-                let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
+                let timestep = ((2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS)) as f64;
                 let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
                 let noised = data.noised(pipeline, schedule, vec![timestep; entries.len()], (&noise, VALIDATION_DRAW, &samples));
                 let errors = values(&noised.errors(&model.unet, conditioning.clone()));
@@ -197,11 +197,12 @@ fn parts(rows: usize, count: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vp_schedulers::{SchedulerClass, SchedulerConfig};
+    use vp_schedulers::SchedulerConfig;
 
-    fn weights(prediction_type: PredictionType, snr_gamma: Option<f64>, timesteps: &[usize]) -> (Vec<f64>, Vec<f32>) {
-        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(SchedulerClass::Ddpm) };
-        let schedule = build_scheduler(&config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
+    fn weights(prediction_type: PredictionType, snr_gamma: Option<f64>, timesteps: &[f64]) -> (Vec<f64>, Vec<f32>) {
+        let ddpm = by_name("ddpm").unwrap();
+        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(ddpm.class) };
+        let schedule = build_scheduler(&config, Some(ddpm), 1, 0.0).unwrap();
         let snr = timesteps.iter().map(|timestep| schedule.signal_to_noise(*timestep)).collect();
         (snr, Sft { batch_size: 1, workers: 1, snr_gamma }.weights(&*schedule, timesteps))
     }
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn min_snr_weights_by_hand() {
-        let timesteps = [0, 999];
+        let timesteps = [0.0, 999.0];
         assert_eq!(weights(PredictionType::Epsilon, None, &timesteps).1, [1.0, 1.0]);
         let (snr, epsilon) = weights(PredictionType::Epsilon, Some(5.0), &timesteps);
         assert!(snr[0] > 5.0 && snr[1] < 5.0, "{snr:?}");
