@@ -107,8 +107,8 @@ fn policy(rows: usize, steps: usize) -> Policy {
     let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 5.0, size: pipeline.folder.default_size() };
     let guidance = pipeline.encode(&pipeline.text, &request);
     let (samples, shape): (Vec<u64>, _) = ((0..rows as u64).collect(), pipeline.latent_shape(request.size));
-    let unit = noise.normal(Purpose::InitialLatents, 1, &samples, shape, &device);
-    let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(1, step), &samples, shape, &device);
+    let unit = noise.normal(Purpose::INITIAL_LATENTS, 1, &samples, shape, &device);
+    let mut step_noise = |step| noise.normal(Purpose::SAMPLER_STEP, chain_step(1, step), &samples, shape, &device);
     let trajectory = draw_trajectory(&base.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
     Policy { model, scheduler, guidance, trajectory }
 }
@@ -162,7 +162,7 @@ fn recomputation(side: usize) {
         let (model, _) = select_trainable(model.train(), &Regex::new(FACTORS).unwrap());
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 1.0, size: [side; 2] };
         let guidance = pipeline.encode(&pipeline.text, &request);
-        let unit = noise.normal(Purpose::InitialLatents, 1, &[0], pipeline.latent_shape(request.size), &device);
+        let unit = noise.normal(Purpose::INITIAL_LATENTS, 1, &[0], pipeline.latent_shape(request.size), &device);
         let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
         move || {
             let mut step_noise = |_| unreachable!("DDIM without eta draws nothing");

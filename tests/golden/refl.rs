@@ -94,7 +94,7 @@ fn draft_1_is_refl_at_the_last_step() {
     let guidance = pipeline.encode(&pipeline.text, &request);
     let config = SchedulerConfig { set_alpha_to_one: Some(true), ..pipeline.folder.scheduler_config.clone() };
     let mut scheduler = build_scheduler(&config, Some(by_name("ddim").unwrap()), STEPS, 0.0).unwrap();
-    let latents = Noise::new(1).normal(Purpose::InitialLatents, 1, &[0, 1], pipeline.latent_shape(size), &device);
+    let latents = Noise::new(1).normal(Purpose::INITIAL_LATENTS, 1, &[0, 1], pipeline.latent_shape(size), &device);
 
     let mut gradients = |calls: &[Call], end: End, loss: fn(Tensor<1>) -> Tensor<1>| {
         let mut noise = |step| panic!("step {step} of a deterministic sampler draws noise");

@@ -38,7 +38,7 @@ fn with_latents_of_unit_size(vae: AutoencoderKL) -> AutoencoderKL {
 fn write_pairs(folder: &Path) -> PathBuf {
     std::fs::create_dir_all(folder).unwrap();
     let noise = Noise::new(0);
-    let level = |place: u64, entry: u64| noise.integer(Purpose::Augmentation, place, entry, 0, 255) as u8;
+    let level = |place: u64, entry: u64| noise.integer(Purpose::AUGMENTATION, place, entry, 0, 255) as u8;
     let mut list = String::new();
     for i in 0..48 {
         let color = [0, 1, 2].map(|channel| level(i, channel));

@@ -20,7 +20,7 @@ fn records(folder: &Path, captions: u64) {
     std::fs::create_dir_all(folder).unwrap();
     let mut records = Vec::new();
     for index in 0..captions {
-        let mut rng = Noise::new(5).stream(Purpose::Spoiling, 0, index);
+        let mut rng = Noise::new(5).stream(Purpose::SPOILING, 0, index);
         let description = Split::Train.draw(&mut rng);
         let completion = |number: usize| {
             let image = variant::variant(&description, 32, &mut rng).image;

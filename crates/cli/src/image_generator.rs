@@ -69,8 +69,8 @@ impl ImageGenerator {
             Tensor::cat(requests.iter().map(one).collect(), 0)
         };
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale, size: self.size };
-        let latents = of_all(Purpose::InitialLatents, 0);
-        let mut noise = |step| of_all(Purpose::SamplerStep, chain_step(0, step));
+        let latents = of_all(Purpose::INITIAL_LATENTS, 0);
+        let mut noise = |step| of_all(Purpose::SAMPLER_STEP, chain_step(0, step));
         Ok(from_tensor(self.pipeline.generate(&self.model, &mut *self.sampler, &request, latents, &mut noise))?)
     }
 }

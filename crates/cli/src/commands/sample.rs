@@ -90,7 +90,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
             latents
         }
         None => {
-            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::InitialLatents, 0, &[0], shape, device);
+            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::INITIAL_LATENTS, 0, &[0], shape, device);
             Tensor::cat((0..prompts.len()).map(one).collect(), 0)
         }
     };
@@ -120,7 +120,7 @@ fn draw(
             size: plan.size,
         };
         let mut noise = |step| {
-            let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SamplerStep, chain_step(0, step), &[0], shape, pipeline.device());
+            let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SAMPLER_STEP, chain_step(0, step), &[0], shape, pipeline.device());
             Tensor::cat(seeds.iter().map(one).collect(), 0)
         };
         let latents = plan.latents.clone().narrow(0, start, rows);

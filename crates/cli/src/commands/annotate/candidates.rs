@@ -217,7 +217,7 @@ fn described(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(V
 fn wanted(section: &SamplingSection, prompt: usize) -> impl Iterator<Item = Wanted> + '_ {
     let noise = Noise::new(section.seed);
     (0..section.images_per_prompt).map(move |image| {
-        let lot = noise.integer(Purpose::GuidanceScale, prompt as u64, image as u64, 0, section.guidance_scales.len() - 1);
+        let lot = noise.integer(Purpose::GUIDANCE_SCALE, prompt as u64, image as u64, 0, section.guidance_scales.len() - 1);
         let seed = (prompt * section.images_per_prompt + image) as u64;
         Wanted {
             prompt,
