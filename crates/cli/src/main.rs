@@ -14,6 +14,8 @@ mod output_folder;
 mod presets;
 mod report;
 mod score_table;
+mod shapes_dataset;
+mod shard;
 mod signals;
 mod terminal;
 

@@ -231,7 +231,7 @@ impl Evaluation<'_> {
         let Self { plan, device, journal, .. } = self;
         let (side, shard) = (&plan.sides[number], plan.args.shard);
         let known = journal.known(number)?;
-        let mine = |index: &usize| *index as u64 % shard.of == shard.index && !known.contains(index);
+        let mine = |index: &usize| shard.has(*index as u64) && !known.contains(index);
         let open: Vec<usize> = (0..plan.prompts.len()).filter(mine).collect();
         if open.is_empty() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! One command per file: load, validate, build, call, report.
 
 mod annotate;
-pub mod dataset;
+mod dataset;
 mod docs;
 mod evaluate;
 mod export;

@@ -11,8 +11,8 @@ use serde_json::Value;
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
-use crate::args::Shard;
 use crate::output_folder;
+use crate::shard::Shard;
 
 /// What was evaluated; results of another evaluation are not added to.
 const EVALUATION: &str = "evaluation.json";
