@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use vp_data::load_image;
-use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
+use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{ImagePair, Picture};
 use vp_trainers::run::journal::{RESULTS, image_name};
@@ -75,7 +75,7 @@ impl Previews {
     }
 
     /// The last against the first.
-    pub fn compare(&self) -> anyhow::Result<Option<Comparison>> {
+    pub fn compare(&self) -> anyhow::Result<Option<ModelComparison>> {
         let Some((first, last)) = self.both() else { return Ok(None) };
         let rows = [&first.results[..], &last.results].concat();
         let distances = Distances {
@@ -88,7 +88,7 @@ impl Previews {
     }
 
     /// Some images before and after, every prompt once before any comes twice, and those that changed most.
-    pub fn pairs(&self, run: &Path, comparison: Option<&Comparison>) -> anyhow::Result<(Vec<ImagePair>, Vec<ImagePair>)> {
+    pub fn pairs(&self, run: &Path, comparison: Option<&ModelComparison>) -> anyhow::Result<(Vec<ImagePair>, Vec<ImagePair>)> {
         let Some((first, last)) = self.both() else { return Ok((Vec::new(), Vec::new())) };
         let rows = [&first.results[..], &last.results].concat();
         let names = [rows[0].model.as_str(), last.results[0].model.as_str()];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use vp_data::RgbImage;
-use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
+use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{Fact, Picture, Provenance, Report};
 use vp_trainers::run::checkpoint::checksum;
@@ -60,7 +60,7 @@ pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[Named
     Ok(())
 }
 
-fn report(plan: &EvaluationPlan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
+fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
     let by_image = by_image(rows);
     // Some of each.
     let candidates = plan.sides[1..].iter().map(|side| side.name.as_str());
