@@ -92,9 +92,9 @@ pub fn compare(rows: &[ImageResult], models: &[&str], distances: Option<&Distanc
     let images = rows::by_model(rows, models)?;
     let baseline = models[0];
     let contrast = |(candidate, of_candidate): (&&str, &rows::Images)| {
-        let pairs = rows::paired(&images[0], of_candidate, [baseline, candidate]);
+        let (pairs, unpaired) = rows::paired(&images[0], of_candidate, [baseline, candidate]);
         let diversity = distances.map(|distances| DiversityContrast::of(distances, [baseline, candidate], &options.bootstrap));
-        Contrast { diversity, ..Contrast::of(candidate, pairs, options) }
+        Contrast { diversity, ..Contrast::of(candidate, &pairs, unpaired, options) }
     };
     let rows_of = |(model, images): (&&str, &rows::Images)| {
         let prompts: BTreeSet<_> = images.keys().map(|(index, _)| index).collect();
