@@ -111,7 +111,7 @@ fn reconstruct(folder: &ModelFolder, count: u64) -> Result<(), Box<dyn Error>> {
 fn draw(folder: ModelFolder, count: u64, guidance_scale: f64, sheet: Option<&str>, split: Split) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
     let (pipeline, unet) = Pipeline::load(folder, &device)?;
-    let (model, size) = (Trainable::denoiser(unet), pipeline.folder.default_size());
+    let (model, size) = (Trainable::of(unet), pipeline.folder.default_size());
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, STEPS, 0.0)?;
     let (mut tally, mut shown, began) = (Tally::default(), Vec::new(), Instant::now());
     for start in (0..count).step_by(BATCH) {

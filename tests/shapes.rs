@@ -52,7 +52,7 @@ fn card() -> (f64, f64) {
 fn heldout_prompts_pass_as_the_card_says() {
     let device = Device::flex();
     let (pipeline, unet) = Pipeline::load(folder(), &device).unwrap();
-    let (model, size) = (Trainable::denoiser(unet), pipeline.folder.default_size());
+    let (model, size) = (Trainable::of(unet), pipeline.folder.default_size());
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, 20, 0.0).unwrap();
     let mut passed = 0;
     for start in (0..PROMPTS).step_by(50) {

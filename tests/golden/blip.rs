@@ -128,7 +128,7 @@ fn golden_score_of_a_file() {
     for prompt in prompts() {
         let prompt = [prompt];
         let expected: Vec<f64> = reward.score_pixel_values(pillows.clone(), &prompt).into_data().iter::<f64>().collect();
-        let got = reward.score_rgb(std::slice::from_ref(&image), &prompt, &Device::flex()).unwrap();
+        let got = reward.score_rgb(std::slice::from_ref(&image), &prompt, &Device::flex()).unwrap().scores;
         assert_close_values("score_rgb", &got, &expected, FORWARD);
     }
 }

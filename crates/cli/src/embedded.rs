@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use vp_core::atomic::temporary_beside;
 use vp_rewards::RewardConfig;
 use vp_shapes::Split;
-use vp_trainers::regularizer::RegularizerConfig;
 
 use crate::shapes_dataset::ShapesDataset;
 use crate::shard::Shard;
@@ -43,19 +42,7 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
 /// As [`resolve`].
 pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     let mut config = config.clone();
-    config.resolve(&mut resolve)?;
-    Ok(config)
-}
-
-/// A regularizer whose images are where they are, in the place of one that may name embedded ones.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn resolve_regularizer(config: &RegularizerConfig) -> anyhow::Result<RegularizerConfig> {
-    let mut config = config.clone();
-    if let RegularizerConfig::Images(images) = &mut config {
-        images.folder = resolve(&images.folder)?;
-    }
+    config.resolve(resolve)?;
     Ok(config)
 }
 

@@ -6,9 +6,9 @@ use anyhow::Context;
 use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
+use vp_models::denoiser::Denoiser;
 use vp_models::lora::merge_file;
-use vp_models::pipeline::{ModelFolder, Pipeline, Request, Trainable};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Request, Trainable};
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::args::LoraArg;
@@ -20,7 +20,7 @@ const GUIDANCE_SCALE: f64 = 7.5;
 /// A model that is ready to draw.
 pub struct ImageGenerator {
     pipeline: Pipeline,
-    model: Trainable<UNet2DConditionModel>,
+    model: Trainable<LoadedDenoiser>,
     sampler: Box<dyn Sampler>,
     /// Height and width in pixels.
     pub size: [usize; 2],
@@ -75,12 +75,12 @@ impl ImageGenerator {
     }
 }
 
-/// `unet` and all text encoders with every LoRA added.
-pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
+/// `denoiser` and all text encoders with every LoRA added.
+pub fn with_loras<D: Denoiser>(pipeline: &Pipeline, denoiser: D, loras: &[LoraArg]) -> anyhow::Result<Trainable<D>> {
     if loras.is_empty() {
-        return Ok(Trainable::denoiser(unet));
+        return Ok(Trainable::of(denoiser));
     }
-    let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
+    let (names, model) = (pipeline.lora_names(&denoiser), pipeline.adaptable(denoiser));
     let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
     loras.iter().try_fold(model, add)
 }

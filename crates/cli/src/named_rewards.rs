@@ -7,8 +7,7 @@ use burn::tensor::Device;
 use vp_core::config::Validate;
 use vp_core::suggest::did_you_mean;
 use vp_data::{ImageEntry, RgbImage};
-use vp_models::clip::is_clip;
-use vp_rewards::{ClipScoreConfig, Reward, RewardConfig, VpScoreConfig};
+use vp_rewards::{Reward, RewardConfig};
 
 use crate::embedded;
 
@@ -29,7 +28,7 @@ impl NamedReward {
     /// When the reward cannot score the images, or when a score is not finite.
     pub fn score(&self, pixels: &[RgbImage], images: &[ImageEntry], device: &Device) -> anyhow::Result<Vec<f64>> {
         let prompts: Vec<String> = images.iter().map(|image| image.caption.clone()).collect();
-        let scores = self.reward.score_rgb(pixels, &prompts, device)?;
+        let scores = self.reward.score_rgb(pixels, &prompts, device)?.scores;
         match scores.iter().zip(images).find(|(score, _)| !score.is_finite()) {
             Some((score, image)) => bail!("{} gives {} the score {score}; are its weights damaged?", self.name, image.file_name),
             None => Ok(scores),
@@ -78,27 +77,26 @@ pub fn configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)>> 
     Ok(configs)
 }
 
-/// The reward registered under `name` if it needs nothing more, else the CLIP in that folder, else the BLIP reward in that folder or file.
+/// The reward registered under `name` if it needs no weights, else the reward that has its weights at the path `name`.
 fn config(name: &str) -> anyhow::Result<RewardConfig> {
     if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
         let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
-        return section.map_err(|error| match error.message() {
-            missing if missing.contains("`weights`") => {
-                anyhow::anyhow!("this reward needs weights; give the folder or file that holds them")
-            }
-            missing => anyhow::anyhow!("only a config's [reward.{name}] can describe this reward ({missing}); name its parts instead"),
-        });
+        return section.map_err(|error| needs_more(name, error.message()));
     }
     let path = Path::new(name);
     if !path.exists() && path.components().count() == 1 {
         let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| config(name).is_ok());
         let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
-        bail!(
-            "no such reward, file or folder{hint} (known: {known}; or the folder or file of a VP-Score or ImageReward, or the folder of a CLIP)"
-        );
+        let with_weights = RewardConfig::names_with_weights().collect::<Vec<_>>().join(" or ");
+        bail!("no such reward, file or folder{hint} (known: {known}; or the file or folder that holds the weights of a {with_weights})");
     }
-    if is_clip(path) {
-        return Ok(RewardConfig::ClipScore(ClipScoreConfig { weights: path.into(), logit_scale: false }));
+    Ok(RewardConfig::from_weights(path)?)
+}
+
+/// Why the name of a reward alone is not enough; `missing` is what serde says of an empty section.
+fn needs_more(name: &str, missing: &str) -> anyhow::Error {
+    if RewardConfig::names_with_weights().any(|with_weights| with_weights == name) {
+        return anyhow::anyhow!("this reward needs weights; give the file or folder that holds them in place of its name");
     }
-    Ok(RewardConfig::VpScore(VpScoreConfig::new(path)))
+    anyhow::anyhow!("only a config can name this reward, as [reward.{name}] with all of its keys ({missing}); give its parts instead")
 }

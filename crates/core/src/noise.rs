@@ -80,34 +80,6 @@ impl Purpose {
     }
 }
 
-/// The names that the trainers and models still use; they go as soon as no file does.
-#[allow(non_upper_case_globals, missing_docs)]
-impl Purpose {
-    pub const InitialLatents: Self = Self::INITIAL_LATENTS;
-    pub const SamplerStep: Self = Self::SAMPLER_STEP;
-    pub const DataOrder: Self = Self::DATA_ORDER;
-    /// ReFL's `mid_timestep`.
-    pub const MidTimestep: Self = Self::numbered(4);
-    pub const DenoisingNoise: Self = Self::DENOISING_NOISE;
-    pub const DenoisingTimestep: Self = Self::DENOISING_TIMESTEP;
-    pub const ParameterInit: Self = Self::PARAMETER_INIT;
-    pub const CaptionDropout: Self = Self::CAPTION_DROPOUT;
-    pub const Posterior: Self = Self::POSTERIOR;
-    pub const Augmentation: Self = Self::AUGMENTATION;
-    pub const ImageOrder: Self = Self::IMAGE_ORDER;
-    pub const MinibatchOrder: Self = Self::MINIBATCH_ORDER;
-    pub const TimestepOrder: Self = Self::TIMESTEP_ORDER;
-    /// From which step on AlignProp differentiates the noise prediction.
-    pub const Truncation: Self = Self::numbered(14);
-    /// DRTune's last step.
-    pub const EarlyStop: Self = Self::numbered(15);
-    /// Which of its steps DRTune trains.
-    pub const TrainedSteps: Self = Self::numbered(16);
-    /// The noise that DRaFT-LV adds to a drawn image's latents.
-    pub const LowVariance: Self = Self::numbered(17);
-    pub const Dropout: Self = Self::DROPOUT;
-}
-
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its
 /// micro-batches from 1), `scheduler_step` the place in it.
 pub fn chain_step(draw: u64, scheduler_step: usize) -> u64 {

@@ -30,8 +30,8 @@ pub struct Entry {
 /// assert_eq!(RewardConfig::ENTRIES[0].summary, "Negative JPEG size; not differentiable.");
 /// ```
 ///
-/// `pub enum RewardConfig: Build { … }` also makes `chosen()`, the choice's own configuration as `&dyn Build`, so that a new
-/// entry needs no `match` anywhere.
+/// `pub enum RewardConfig: Build { … }` also makes `chosen()` and `chosen_mut()`, the choice's own configuration as `&dyn Build` and
+/// `&mut dyn Build`, so that a new entry needs no `match` anywhere.
 #[macro_export]
 macro_rules! registry {
     ($(#[$enum_doc:meta])* pub enum $Enum:ident : $Trait:path { $($(#[doc = $summary:literal])+ $Variant:ident = $name:literal => $Config:ty,)+ }) => {
@@ -43,6 +43,11 @@ macro_rules! registry {
         impl $Enum {
             /// The configuration of this choice.
             pub fn chosen(&self) -> &dyn $Trait {
+                match self { $(Self::$Variant(config) => config,)+ }
+            }
+
+            /// The configuration of this choice, to change it.
+            pub fn chosen_mut(&mut self) -> &mut dyn $Trait {
                 match self { $(Self::$Variant(config) => config,)+ }
             }
         }

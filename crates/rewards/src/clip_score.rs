@@ -17,7 +17,7 @@ use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::ClipTokenizer;
 
-use crate::{Build, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs, pixel_values};
+use crate::{Build, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, pixel_values};
 
 const NAME: &str = "clip_score";
 
@@ -49,6 +49,14 @@ impl Validate for ClipScoreConfig {
 impl Build for ClipScoreConfig {
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
         Ok(Box::new(ClipScore::load(self, device)?))
+    }
+
+    fn weights(&self) -> Vec<PathBuf> {
+        vec![self.weights.clone()]
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.weights]
     }
 }
 
@@ -103,22 +111,17 @@ impl Reward for ClipScore {
     }
 
     /// Pillow's resize and rounding, as transformers' `CLIPImageProcessor`.
-    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
-            return Ok(RgbJudgement::default());
+            return Ok(ScoredRgb::default());
         }
         let scores = self.score_pixel_values(pixel_values(images, self.image_size, &self.device), prompts);
-        Ok(Judgement { scores, terms: Vec::new() }.into())
+        Ok(Scored { scores, terms: Vec::new() }.into())
     }
 
-    fn has_image_features(&self) -> bool {
-        true
-    }
-
-    /// The images' embeddings.
-    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
-        (!images.is_empty()).then(|| self.model.image_embeds(pixel_values(images, self.image_size, &self.device)))
+    fn image_encoder(&self) -> Option<&dyn ImageEncoder> {
+        Some(self)
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
@@ -127,5 +130,12 @@ impl Reward for ClipScore {
             Some(Warning { index, message })
         };
         prompts.iter().enumerate().filter_map(lost).collect()
+    }
+}
+
+impl ImageEncoder for ClipScore {
+    /// The images' embeddings, before they are normalised.
+    fn image_features(&self, images: &[RgbImage]) -> Tensor<2> {
+        self.model.image_embeds(pixel_values(images, self.image_size, &self.device))
     }
 }

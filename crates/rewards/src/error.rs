@@ -14,6 +14,14 @@ pub enum Error {
         /// One sentence each.
         findings: Vec<String>,
     },
+    /// A path that no reward has its weights at. Lists what each expected.
+    #[error("no reward has its weights at {path}: {}", findings.join("\n  and "))]
+    NobodysWeights {
+        /// The file or folder.
+        path: String,
+        /// One sentence each.
+        findings: Vec<String>,
+    },
     /// Weights, config or vocabulary on disk.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -13,7 +13,7 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, AspectWeights, RgbImage, from_tensor};
 use vp_shapes::{Description, Verdict, judge};
 
-use crate::{Build, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs};
+use crate::{Build, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs};
 
 const NAME: &str = "judge";
 
@@ -61,13 +61,13 @@ impl Judge {
         images.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect()
     }
 
-    fn sum_up(&self, said: &[Said]) -> RgbJudgement {
+    fn sum_up(&self, said: &[Said]) -> ScoredRgb {
         let total = self.weights.iter().sum::<f64>();
         let overall = |said: &Said| self.weights.iter().zip(said.aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
         let aspect = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), said.iter().map(|said| said.aspects[i]).collect());
         let pass = said.iter().map(|said| f64::from(u8::from(said.passes))).collect();
         let terms = Aspect::ALL.iter().enumerate().map(aspect).chain([("pass".to_string(), pass)]).collect();
-        RgbJudgement { scores: said.iter().map(overall).collect(), terms }
+        ScoredRgb { scores: said.iter().map(overall).collect(), terms }
     }
 }
 
@@ -81,11 +81,11 @@ impl Reward for Judge {
     }
 
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.judge(images, prompts)?.scores)
+        Ok(self.score_with_terms(images, prompts)?.scores)
     }
 
     /// The terms are the aspects, and `pass`: 1 where every claim of the prompt holds, else 0.
-    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         let [b, ..] = check_batch(NAME, &images, prompts)?;
         let images = images.without_autodiff();
         let device = images.device();
@@ -102,11 +102,11 @@ impl Reward for Judge {
             let values: Vec<f32> = values.into_iter().zip(&is_nan).map(value).collect();
             Tensor::<1>::from_data(values.as_slice(), &device)
         };
-        let RgbJudgement { scores, terms } = self.sum_up(&said);
-        Ok(Judgement { scores: tensor(scores), terms: terms.into_iter().map(|(name, values)| (name, tensor(values))).collect() })
+        let ScoredRgb { scores, terms } = self.sum_up(&said);
+        Ok(Scored { scores: tensor(scores), terms: terms.into_iter().map(|(name, values)| (name, tensor(values))).collect() })
     }
 
-    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         Ok(self.sum_up(&Self::look_at(images, prompts)))
     }

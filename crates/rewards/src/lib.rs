@@ -29,12 +29,13 @@ pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
+use toml::{Table, Value};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 use vp_models::resize::preprocess_bytes;
 
-/// Images and their prompts to one number each, larger is better.
+/// What makes one number of an image and its prompt, larger for a better image.
 pub trait Reward: Send {
     /// The name under which it is registered.
     fn name(&self) -> &'static str;
@@ -42,88 +43,83 @@ pub trait Reward: Send {
     /// Whether gradients reach the images. ReFL needs them; DDPO does not.
     fn differentiable(&self) -> bool;
 
-    /// `images` `[b, 3, h, w]` in `[0, 1]` (values a little outside are fine) and `b` prompts → `[b]`. An image's score does not
-    /// depend on the others of its batch. An image with NaN in it scores NaN.
+    /// Scores `[b]` of `images` `[b, 3, h, w]` in `[0, 1]` (values a little outside are fine) for `b` prompts. An image's score does
+    /// not depend on the rest of its batch, and an image with a NaN in it scores NaN.
     ///
     /// # Errors
-    /// When there are no images, they have not three channels, or there is not one prompt for each.
+    /// When there are no images, they do not have three channels, or there is not one prompt for each.
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>>;
 
-    /// The score together with those of its terms, where it has some: a sum's, or the aspects. Each reward judges once.
+    /// The scores together with those of the terms that they are made of, if any: a sum's rewards, or the aspects of a rating.
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
-        Ok(Judgement { scores: self.score(images, prompts)?, terms: Vec::new() })
+    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
+        Ok(Scored { scores: self.score(images, prompts)?, terms: Vec::new() })
     }
 
-    /// Scores of 8-bit images, as of files, each of its own size, with those of its terms. As [`judge`](Self::judge) unless a reward's
-    /// original treats files otherwise. `device` is the one that the reward was built on.
+    /// Scores, with those of the terms, of 8-bit images as files hold them, each of its own size. They are those of
+    /// [`score_with_terms`](Self::score_with_terms), but where a reward's original preprocesses files in another way than tensors. `device` is the one that the
+    /// reward was built on.
     ///
     /// # Errors
     /// When an image has no pixels, or there is not one prompt for each.
-    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<RgbJudgement> {
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<ScoredRgb> {
         check_pairs(self.name(), images, prompts)?;
         let device = device.clone().without_autodiff();
-        let mut all = RgbJudgement::default();
+        let mut all = ScoredRgb::default();
         for (image, prompt) in images.iter().zip(prompts) {
-            let image = to_tensor(std::slice::from_ref(image), &device).expect("one image is as large as itself");
-            all.append(self.judge(image, std::slice::from_ref(prompt))?.into());
+            let image = to_tensor(std::slice::from_ref(image), &device).expect("a single image has a single size");
+            all.append(self.score_with_terms(image, std::slice::from_ref(prompt))?.into());
         }
         Ok(all)
     }
 
-    /// The scores of [`judge_rgb`](Self::judge_rgb).
-    ///
-    /// # Errors
-    /// As there.
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<Vec<f64>> {
-        Ok(self.judge_rgb(images, prompts, device)?.scores)
-    }
-
-    /// Whether there are [`image_features`](Self::image_features).
-    fn has_image_features(&self) -> bool {
-        false
-    }
-
-    /// What the reward's own network sees of 8-bit images whatever the prompt, `[b, width]`: how alike they are to it. None where it has no
-    /// network, or there are no images.
-    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
-        let _ = images;
+    /// The network that looks at images whatever their prompts, if the reward has one.
+    fn image_encoder(&self) -> Option<&dyn ImageEncoder> {
         None
     }
 
-    /// Says what the tape keeps of this reward's network, if it has one.
+    /// Chooses what autodiff keeps of this reward's network between the forward and the backward pass, if it has a network.
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
         let _ = kept;
     }
 
-    /// What this reward will not see of `prompts`; worth showing once, before a run.
+    /// The prompts that this reward reads only in part, or not at all; worth showing once, before a run.
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
         let _ = prompts;
         Vec::new()
     }
 }
 
-/// What a reward says of a batch.
+/// A reward's network as a measure of how alike images are.
+pub trait ImageEncoder {
+    /// Features `[b, width]` of `b` 8-bit images of any size.
+    ///
+    /// # Panics
+    /// When there are no images.
+    fn image_features(&self, images: &[RgbImage]) -> Tensor<2>;
+}
+
+/// The scores of a batch of image tensors.
 #[derive(Debug, Clone)]
-pub struct Judgement {
-    /// `[b]`.
+pub struct Scored {
+    /// `[b]`, with the gradient if the reward is differentiable.
     pub scores: Tensor<1>,
-    /// What each term said by its name, before it was normalised and weighed; `[b]`, off the tape.
+    /// The name and the scores `[b]` of each term, before they are normalised and weighed; without gradient.
     pub terms: Vec<(String, Tensor<1>)>,
 }
 
-/// What a reward says of 8-bit images.
+/// The scores of 8-bit images.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct RgbJudgement {
-    /// One an image.
+pub struct ScoredRgb {
+    /// One score per image.
     pub scores: Vec<f64>,
-    /// As [`Judgement::terms`].
+    /// The name and the scores of each term, as in [`Scored::terms`].
     pub terms: Vec<(String, Vec<f64>)>,
 }
 
-impl RgbJudgement {
+impl ScoredRgb {
     fn append(&mut self, other: Self) {
         self.scores.extend(other.scores);
         match self.terms.is_empty() {
@@ -133,11 +129,11 @@ impl RgbJudgement {
     }
 }
 
-impl From<Judgement> for RgbJudgement {
-    fn from(judgement: Judgement) -> Self {
+impl From<Scored> for ScoredRgb {
+    fn from(scored: Scored) -> Self {
         let values = |scores: Tensor<1>| scores.into_data().iter::<f64>().collect();
-        let terms = judgement.terms.into_iter().map(|(name, scores)| (name, values(scores))).collect();
-        Self { scores: values(judgement.scores), terms }
+        let terms = scored.terms.into_iter().map(|(name, scores)| (name, values(scores))).collect();
+        Self { scores: values(scored.scores), terms }
     }
 }
 
@@ -151,12 +147,25 @@ pub struct Warning {
 }
 
 /// A configuration that a reward is made from.
+///
+/// A reward with weights names them by a key `weights` and has a finding where they are not its own: `score --reward PATH` takes the
+/// first reward in the table that finds nothing wrong with the path.
 pub trait Build: Validate {
-    /// Makes the reward, ready to score, on `device`'s plain form.
+    /// Makes the reward, ready to score, with its weights on `device` without autodiff.
     ///
     /// # Errors
     /// When its files cannot be read or do not fit together.
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>>;
+
+    /// The files and folders that [`build`](Self::build) reads. A folder stands for everything in it.
+    fn weights(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// The values of the keys that may name a model inside the program (`embedded:…`) instead of a path.
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        Vec::new()
+    }
 }
 
 vp_core::registry! {
@@ -182,38 +191,46 @@ vp_core::registry! {
 }
 
 impl RewardConfig {
-    /// The files and folders it reads; a folder for what lies in it.
-    pub fn weights(&self) -> Vec<PathBuf> {
-        match self {
-            Self::VpScore(config) => config.paths(),
-            Self::ClipScore(config) => vec![config.weights.clone()],
-            Self::WeightedSum(sum) => {
-                let mut paths: Vec<PathBuf> = Vec::new();
-                for path in sum.terms.iter().flat_map(|term| term.reward.weights()) {
-                    if !paths.contains(&path) {
-                        paths.push(path);
-                    }
-                }
-                paths
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Puts in the place of each path that names weights what `resolve` makes of it.
+    /// The reward that has its weights at `path`, with the defaults of its other keys.
     ///
     /// # Errors
-    /// The first of `resolve`.
-    pub fn resolve<E>(&mut self, resolve: &mut impl FnMut(&Path) -> std::result::Result<PathBuf, E>) -> std::result::Result<(), E> {
-        match self {
-            Self::VpScore(config) => config.weights = resolve(&config.weights)?,
-            Self::ClipScore(config) => config.weights = resolve(&config.weights)?,
-            Self::WeightedSum(sum) => {
-                for term in &mut sum.terms {
-                    term.reward.resolve(resolve)?;
-                }
+    /// When no reward in the table has its weights there; says what each expected.
+    pub fn from_weights(path: &Path) -> Result<Self> {
+        let mut findings = Vec::new();
+        for config in Self::with_weights(path) {
+            let before = findings.len();
+            config.findings(&mut findings);
+            if findings.len() == before {
+                return Ok(config);
             }
-            _ => {}
+        }
+        Err(Error::NobodysWeights { path: path.display().to_string(), findings })
+    }
+
+    /// The names of the rewards that need a path to weights, and nothing else.
+    pub fn names_with_weights() -> impl Iterator<Item = &'static str> {
+        Self::with_weights(Path::new("")).map(|config| config.name())
+    }
+
+    /// Each reward that a path to weights is enough for, with this one.
+    fn with_weights(path: &Path) -> impl Iterator<Item = Self> {
+        let section = |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
+        let weights = section("weights", path.to_string_lossy().into_owned().into());
+        Self::ENTRIES.iter().filter_map(move |entry| section(entry.name, weights.clone()).try_into().ok())
+    }
+
+    /// The files and folders that the reward reads. A folder stands for everything in it.
+    pub fn weights(&self) -> Vec<PathBuf> {
+        self.chosen().weights()
+    }
+
+    /// Replaces each path that names weights by what `resolve` makes of it.
+    ///
+    /// # Errors
+    /// The first error of `resolve`.
+    pub fn resolve<E>(&mut self, resolve: impl Fn(&Path) -> std::result::Result<PathBuf, E>) -> std::result::Result<(), E> {
+        for path in self.chosen_mut().weights_mut() {
+            *path = resolve(path)?;
         }
         Ok(())
     }

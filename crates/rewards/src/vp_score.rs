@@ -6,7 +6,7 @@
 //!
 //! Source: ImageReward (arXiv 2304.05977), `ImageReward/ImageReward.py`'s `score_gard`, which ReFL differentiates. Images are
 //! resized as tensors, antialiased; Python's `score` of a *file* goes through Pillow and its bytes instead, and so does
-//! [`Reward::judge_rgb`] here.
+//! [`Reward::score_rgb`] here.
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,11 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
+use vp_models::clip::is_clip;
 use vp_models::resize::{Antialias, preprocess};
-
-use crate::{Build, Error, Judgement, Result, Reward, RgbJudgement, Warning, check_batch, check_pairs, pixel_values};
 use vp_models::tokenizer::BertTokenizer;
+
+use crate::{Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, pixel_values};
 
 const NAME: &str = "vp_score";
 
@@ -56,16 +57,6 @@ impl VpScoreConfig {
         Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
     }
 
-    /// What is read: the weights or the folder they are in, and the files that lie elsewhere or beside weights given as a file.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        let mut paths = vec![self.weights.clone()];
-        match self.files() {
-            Ok(files) if !self.weights.is_dir() => paths.extend([files.config, files.vocab, files.scale].into_iter().flatten()),
-            _ => paths.extend([self.config.clone(), self.vocab.clone()].into_iter().flatten()),
-        }
-        paths
-    }
-
     fn files(&self) -> Result<BlipFiles> {
         let mut files = BlipFiles::find(&self.weights)?;
         files.config = self.config.clone().or(files.config);
@@ -80,6 +71,11 @@ impl Validate for VpScoreConfig {
             // A model inside the program, which knows where it is when the reward is built.
         } else if !self.weights.exists() {
             findings.push(no_such_weights(&self.weights));
+        } else if is_clip(&self.weights) {
+            findings.push(format!(
+                "reward.{NAME}.weights: {} is a CLIP; expected a BLIP reward (a CLIP is a clip_score)",
+                self.weights.display()
+            ));
         } else {
             match self.files() {
                 Ok(BlipFiles { vocab: None, weights, .. }) => findings.push(format!(
@@ -123,6 +119,20 @@ fn no_such_weights(path: &Path) -> String {
 impl Build for VpScoreConfig {
     fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
         Ok(Box::new(VpScore::load(self, device)?))
+    }
+
+    /// The weights or their folder, and the files that lie elsewhere, or beside weights that are given as a file.
+    fn weights(&self) -> Vec<PathBuf> {
+        let mut paths = vec![self.weights.clone()];
+        match self.files() {
+            Ok(files) if !self.weights.is_dir() => paths.extend([files.config, files.vocab, files.scale].into_iter().flatten()),
+            _ => paths.extend([self.config.clone(), self.vocab.clone()].into_iter().flatten()),
+        }
+        paths
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.weights]
     }
 }
 
@@ -177,13 +187,13 @@ impl VpScore {
     }
 
     /// The scores together with those of the aspects, as their heads leave them, where there are heads.
-    fn judge_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Judgement {
+    fn score_pixel_values_with_terms(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Scored {
         let features = self.model.features(pixel_values, &self.text(prompts));
         let of = |head: &RewardHead| head.forward(features.clone()).reshape([prompts.len()]);
         let scores = (of(&self.model.mlp) - self.config.mean) / self.config.std;
         let heads = self.model.aspect_heads.as_ref().map(AspectHeads::all);
         let named = heads.into_iter().flat_map(|heads| Aspect::ALL.into_iter().zip(heads));
-        Judgement { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
+        Scored { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
     }
 
     fn text(&self, prompts: &[String]) -> TextInputs {
@@ -205,32 +215,22 @@ impl Reward for VpScore {
         Ok(self.score_pixel_values(preprocess(images, self.config.image_size, self.antialias), prompts))
     }
 
-    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         check_batch(NAME, &images, prompts)?;
-        Ok(self.judge_pixel_values(preprocess(images, self.config.image_size, self.antialias), prompts))
+        Ok(self.score_pixel_values_with_terms(preprocess(images, self.config.image_size, self.antialias), prompts))
     }
 
     /// Pillow's resize and rounding, as `ImageReward.py`'s `score` of files; always antialiased.
-    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<RgbJudgement> {
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
-            return Ok(RgbJudgement::default());
+            return Ok(ScoredRgb::default());
         }
-        Ok(self.judge_pixel_values(pixel_values(images, self.config.image_size, &self.device), prompts).into())
+        Ok(self.score_pixel_values_with_terms(pixel_values(images, self.config.image_size, &self.device), prompts).into())
     }
 
-    fn has_image_features(&self) -> bool {
-        true
-    }
-
-    /// The image encoder's class token.
-    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
-        if images.is_empty() {
-            return None;
-        }
-        let tokens = self.model.blip.visual_encoder.forward(pixel_values(images, self.config.image_size, &self.device));
-        let [b, _, width] = tokens.dims();
-        Some(tokens.narrow(1, 0, 1).reshape([b, width]))
+    fn image_encoder(&self) -> Option<&dyn ImageEncoder> {
+        Some(self)
     }
 
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
@@ -244,5 +244,14 @@ impl Reward for VpScore {
             Some(Warning { index, message })
         };
         prompts.iter().enumerate().filter_map(lost).collect()
+    }
+}
+
+impl ImageEncoder for VpScore {
+    /// The image encoder's class token.
+    fn image_features(&self, images: &[RgbImage]) -> Tensor<2> {
+        let tokens = self.model.blip.visual_encoder.forward(pixel_values(images, self.config.image_size, &self.device));
+        let [b, _, width] = tokens.dims();
+        tokens.narrow(1, 0, 1).reshape([b, width])
     }
 }

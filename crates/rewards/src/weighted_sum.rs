@@ -7,13 +7,15 @@
 //! A mean and a standard deviation bring rewards of different units to one scale, so that the weights say what counts how much;
 //! `reward/<term>` of a run's metrics shows what they are. The defaults, 0 and 1, leave a reward as it is.
 
+use std::path::PathBuf;
+
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
 use vp_models::GradientCheckpointing;
 
-use crate::{Build, Judgement, Result, Reward, RewardConfig, RgbJudgement, Warning, check_batch, check_pairs};
+use crate::{Build, ImageEncoder, Result, Reward, RewardConfig, Scored, ScoredRgb, Warning, check_batch, check_pairs};
 
 const NAME: &str = "weighted_sum";
 
@@ -79,6 +81,21 @@ impl Build for WeightedSumConfig {
         }
         Ok(Box::new(WeightedSum { terms }))
     }
+
+    /// The terms' files and folders, each once.
+    fn weights(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for path in self.terms.iter().flat_map(|term| term.reward.weights()) {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        paths
+    }
+
+    fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
+        self.terms.iter_mut().flat_map(|term| term.reward.chosen_mut().weights_mut()).collect()
+    }
 }
 
 /// A reward and its part of the sum, `factor · score + offset`.
@@ -105,16 +122,16 @@ impl Reward for WeightedSum {
     }
 
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.judge(images, prompts)?.scores)
+        Ok(self.score_with_terms(images, prompts)?.scores)
     }
 
-    fn judge(&self, images: Tensor<4>, prompts: &[String]) -> Result<Judgement> {
+    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         let [b, ..] = check_batch(NAME, &images, prompts)?;
         // A gradient of some terms would pull towards another sum than the score's.
         let images = if self.differentiable() { images } else { images.without_autodiff() };
-        let mut sum = Judgement { scores: Tensor::zeros([b], &images.device().without_autodiff()), terms: Vec::new() };
+        let mut sum = Scored { scores: Tensor::zeros([b], &images.device().without_autodiff()), terms: Vec::new() };
         for Weighed { name, factor, offset, reward } in &self.terms {
-            let Judgement { scores, terms } = reward.judge(images.clone(), prompts)?;
+            let Scored { scores, terms } = reward.score_with_terms(images.clone(), prompts)?;
             sum.scores = sum.scores + scores.clone() * *factor + *offset;
             sum.terms.push((name.clone(), scores.without_autodiff()));
             sum.terms.extend(terms.into_iter().map(|(below, scores)| (format!("{name}/{below}"), scores)));
@@ -123,11 +140,11 @@ impl Reward for WeightedSum {
     }
 
     /// The sum of the terms' own scores of files.
-    fn judge_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<RgbJudgement> {
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
-        let mut sum = RgbJudgement { scores: vec![0.0; images.len()], terms: Vec::new() };
+        let mut sum = ScoredRgb { scores: vec![0.0; images.len()], terms: Vec::new() };
         for Weighed { name, factor, offset, reward } in &self.terms {
-            let RgbJudgement { scores, terms } = reward.judge_rgb(images, prompts, device)?;
+            let ScoredRgb { scores, terms } = reward.score_rgb(images, prompts, device)?;
             sum.scores.iter_mut().zip(&scores).for_each(|(sum, score)| *sum += score * factor + offset);
             sum.terms.push((name.clone(), scores));
             sum.terms.extend(terms.into_iter().map(|(below, scores)| (format!("{name}/{below}"), scores)));
@@ -135,13 +152,9 @@ impl Reward for WeightedSum {
         Ok(sum)
     }
 
-    fn has_image_features(&self) -> bool {
-        self.terms.iter().any(|term| term.reward.has_image_features())
-    }
-
-    /// The first term's that has some.
-    fn image_features(&self, images: &[RgbImage]) -> Option<Tensor<2>> {
-        self.terms.iter().find_map(|term| term.reward.image_features(images))
+    /// The first that a term has.
+    fn image_encoder(&self) -> Option<&dyn ImageEncoder> {
+        self.terms.iter().find_map(|term| term.reward.image_encoder())
     }
 
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
@@ -179,7 +192,7 @@ mod tests {
     fn terms_are_normalised_weighed_and_told() {
         let device = Device::flex();
         let prompts = ["".to_string(), "".to_string()];
-        let Judgement { scores, terms } = sum(TWO).judge(greys([0.25, 0.75], &device), &prompts).unwrap();
+        let Scored { scores, terms } = sum(TWO).score_with_terms(greys([0.25, 0.75], &device), &prompts).unwrap();
         // 2 (0.25 − 0.25) / 0.5 − 0.25 and 2 (0.75 − 0.25) / 0.5 − 0.75.
         scores.into_data().assert_approx_eq::<f32>(&[-0.25, 1.25].into(), Tolerance::default());
         assert_eq!(terms.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["brightness", "brightness_2"]);
@@ -187,7 +200,7 @@ mod tests {
             scores.into_data().assert_approx_eq::<f32>(&[0.25, 0.75].into(), Tolerance::default());
         }
         let images = [64, 191].map(|level| RgbImage::from_pixel(1, 1, [level; 3].into()));
-        let files = sum(TWO).score_rgb(&images, &prompts, &device).unwrap();
+        let files = sum(TWO).score_rgb(&images, &prompts, &device).unwrap().scores;
         assert!((files[0] + 0.25).abs() < 0.01 && (files[1] - 1.25).abs() < 0.01, "{files:?}");
     }
 
@@ -195,9 +208,9 @@ mod tests {
     fn sums_of_sums_name_their_terms_by_their_place() {
         let nested = "[[weighted_sum.terms]]\nweight = 3.0\n[[weighted_sum.terms.reward.weighted_sum.terms]]\nweight = 1.0\nmean = 1.0\n\
                       [weighted_sum.terms.reward.weighted_sum.terms.reward.brightness]\n";
-        let judgement = sum(nested).judge(greys([0.5, 1.0], &Device::flex()), &["".into(), "".into()]).unwrap();
-        judgement.scores.into_data().assert_approx_eq::<f32>(&[-1.5, 0.0].into(), Tolerance::default());
-        let names: Vec<&str> = judgement.terms.iter().map(|(name, _)| name.as_str()).collect();
+        let scored = sum(nested).score_with_terms(greys([0.5, 1.0], &Device::flex()), &["".into(), "".into()]).unwrap();
+        scored.scores.into_data().assert_approx_eq::<f32>(&[-1.5, 0.0].into(), Tolerance::default());
+        let names: Vec<&str> = scored.terms.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["weighted_sum", "weighted_sum/brightness"]);
     }
 
@@ -239,6 +252,6 @@ mod tests {
         let reward = |weights: &str| RewardConfig::VpScore(VpScoreConfig::new(weights));
         let terms = ["a", "b", "a"].map(|weights| Term { weight: 1.0, mean: 0.0, std: 1.0, reward: reward(weights) }).to_vec();
         let config = RewardConfig::WeightedSum(WeightedSumConfig { terms });
-        assert_eq!(config.weights(), ["a", "b"].map(std::path::PathBuf::from));
+        assert_eq!(config.weights(), ["a", "b"].map(PathBuf::from));
     }
 }

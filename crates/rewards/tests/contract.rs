@@ -6,30 +6,41 @@ use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use vp_data::{RgbImage, to_tensor};
 use vp_rewards::{Reward, RewardConfig};
 
-/// A configuration of every entry of the table.
 fn every_reward() -> Vec<Box<dyn Reward>> {
-    let build = |entry: &vp_core::Entry| {
+    every_config().iter().map(|config| config.build(&Device::flex()).unwrap()).collect()
+}
+
+/// A configuration of every entry of the table: with the weights of a golden case, if it needs weights.
+fn every_config() -> Vec<RewardConfig> {
+    let weights = |name: &str| {
+        let is_own = |path: &PathBuf| RewardConfig::from_weights(path).is_ok_and(|config| config.name() == name);
+        golden_models().into_iter().find(is_own).unwrap_or_else(|| panic!("{name} recognises the weights of no tests/golden/<case>/model"))
+    };
+    let config = |entry: &vp_core::Entry| {
         let section = match entry.name {
-            "vp_score" => format!("[vp_score]\nweights = '{}'", golden("blip_reward_tiny/model").display()),
-            "clip_score" => format!("[clip_score]\nweights = '{}'", golden("clip_tiny/model").display()),
             "weighted_sum" => format!(
                 "[[weighted_sum.terms]]\nweight = 0.5\nmean = 0.3\nstd = 0.2\n[weighted_sum.terms.reward.brightness]\n\
                  [[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.vp_score]\nweights = '{}'",
-                golden("blip_reward_tiny/model").display()
+                weights("vp_score").display()
             ),
+            name if RewardConfig::names_with_weights().any(|with_weights| with_weights == name) => {
+                format!("[{name}]\nweights = '{}'", weights(name).display())
+            }
             name => format!("[{name}]"),
         };
         let origin = format!("the contract of {}", entry.name);
         let config: RewardConfig = vp_core::config::parse(&section, &origin, &[]).unwrap();
         assert_eq!(config.name(), entry.name);
-        config.build(&Device::flex()).unwrap()
+        config
     };
-    RewardConfig::ENTRIES.iter().map(build).collect()
+    RewardConfig::ENTRIES.iter().map(config).collect()
 }
 
-fn golden(name: &str) -> PathBuf {
+fn golden_models() -> Vec<PathBuf> {
     let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));
-    std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from).join(name)
+    let golden = std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from);
+    let cases = std::fs::read_dir(&golden).unwrap_or_else(|error| panic!("{}: {error}", golden.display()));
+    cases.map(|case| case.unwrap().path().join("model")).filter(|model| model.is_dir()).collect()
 }
 
 /// Three different pictures and prompts; neither square nor of any encoder's size.
@@ -104,27 +115,37 @@ fn images_of_different_sizes_score_as_they_do_alone() {
     let images = [image((40, 56)), image((90, 33)), image((40, 56))];
     let prompts = ["a red fox", "an ocean", "an ocean"].map(String::from);
     for reward in every_reward() {
-        let scores = reward.score_rgb(&images, &prompts, &device).unwrap();
+        let scored = reward.score_rgb(&images, &prompts, &device).unwrap();
+        let scores = &scored.scores;
         assert_eq!(scores.len(), 3, "{}", reward.name());
         for i in 0..3 {
-            let alone = reward.score_rgb(&images[i..=i], &prompts[i..=i], &device).unwrap()[0];
+            let alone = reward.score_rgb(&images[i..=i], &prompts[i..=i], &device).unwrap().scores[0];
             let as_tensor: f32 = reward.score(to_tensor(&images[i..=i], &device).unwrap(), &prompts[i..=i]).unwrap().into_scalar();
             assert!((scores[i] - alone).abs() < 1e-4, "{}: {} and {alone}", reward.name(), scores[i]);
             assert!((scores[i] - f64::from(as_tensor)).abs() < 0.1, "{}: {} and {as_tensor}", reward.name(), scores[i]);
         }
-        let judgement = reward.judge_rgb(&images, &prompts, &device).unwrap();
-        assert_eq!(judgement.scores, scores, "{}", reward.name());
-        for (term, of_term) in &judgement.terms {
-            let alone = reward.judge_rgb(&images[1..2], &prompts[1..2], &device).unwrap().terms;
+        for (term, of_term) in &scored.terms {
+            let alone = reward.score_rgb(&images[1..2], &prompts[1..2], &device).unwrap().terms;
             let (_, alone) = alone.iter().find(|(name, _)| name == term).unwrap();
             assert!(of_term.len() == 3 && (of_term[1] - alone[0]).abs() < 1e-4, "{}/{term}: {of_term:?} and {alone:?}", reward.name());
         }
         assert_ne!(scores[0], scores[1], "{}", reward.name());
-        assert_eq!(reward.score_rgb(&[], &[], &device).unwrap(), [0.0; 0]);
+        assert_eq!(reward.score_rgb(&[], &[], &device).unwrap().scores, [0.0; 0]);
         for error in [reward.score_rgb(&images, &prompts[..2], &device), reward.score_rgb(&[RgbImage::new(0, 4)], &prompts[..1], &device)] {
             let message = error.unwrap_err().to_string();
             assert!(message.starts_with(&format!("reward {}: ", reward.name())), "{message}");
         }
+    }
+}
+
+#[test]
+fn what_is_read_can_be_resolved() {
+    for mut config in every_config() {
+        let given: Vec<PathBuf> = config.weights();
+        let needs_weights = !given.is_empty();
+        config.resolve(|path| if given.contains(&path.into()) { Ok(path.join("elsewhere")) } else { Err(path.to_path_buf()) }).unwrap();
+        let resolved = config.weights().iter().any(|path| path.ends_with("elsewhere"));
+        assert_eq!(resolved, needs_weights, "{}: {given:?} became {:?}", config.name(), config.weights());
     }
 }
 
@@ -142,12 +163,12 @@ fn vp_score_says_what_it_cuts() {
 }
 
 #[test]
-fn judging_is_scoring() {
+fn terms_leave_the_scores_as_they_are() {
     for reward in every_reward() {
         let (images, prompts) = batch(&Device::flex());
-        let judgement = reward.judge(images.clone(), &prompts).unwrap();
-        judgement.scores.into_data().assert_eq(&reward.score(images, &prompts).unwrap().into_data(), true);
-        assert!(judgement.terms.iter().all(|(_, scores)| scores.dims() == [3] && !scores.is_autodiff()), "{}", reward.name());
+        let scored = reward.score_with_terms(images.clone(), &prompts).unwrap();
+        scored.scores.into_data().assert_eq(&reward.score(images, &prompts).unwrap().into_data(), true);
+        assert!(scored.terms.iter().all(|(_, scores)| scores.dims() == [3] && !scores.is_autodiff()), "{}", reward.name());
     }
 }
 

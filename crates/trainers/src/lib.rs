@@ -4,6 +4,8 @@
 //! types: [`optim`], [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
+pub mod algorithm;
+pub mod assembly;
 pub mod config;
 pub mod data;
 pub mod denoising;
@@ -11,12 +13,14 @@ pub mod direct;
 pub mod environment;
 mod error;
 pub mod losses;
+mod non_finite;
 pub mod optim;
 pub mod policy;
 pub mod regularizer;
 pub mod reward_model;
 pub mod run;
 pub mod sections;
+mod statistics;
 pub mod supervised;
 
 pub use error::Error;

@@ -108,7 +108,8 @@ fn build_context(config: &AnnotateConfig, device: &Device) -> anyhow::Result<Bui
     let reward = embedded::resolve_reward(reward).and_then(|reward| Ok(reward.build(device)?)).context("[reward]")?;
     let device = device.clone();
     let score = move |images: &[vp_data::RgbImage], prompt: &str| {
-        reward.score_rgb(images, &vec![prompt.to_string(); images.len()], &device).map_err(|error| error.to_string())
+        let prompts = vec![prompt.to_string(); images.len()];
+        reward.score_rgb(images, &prompts, &device).map(|scored| scored.scores).map_err(|error| error.to_string())
     };
     Ok(BuildContext { score: Some(Box::new(score)), ..BuildContext::default() })
 }

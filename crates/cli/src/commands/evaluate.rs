@@ -265,7 +265,7 @@ impl Evaluation<'_> {
         let prompts = vec![prompt.text.clone(); images.len()];
         let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
         for NamedReward { name, reward, .. } in self.rewards {
-            let scored = reward.judge_rgb(images, &prompts, self.device).with_context(|| format!("--reward {name}"))?;
+            let scored = reward.score_rgb(images, &prompts, self.device).with_context(|| format!("--reward {name}"))?;
             scores.push((name.clone(), scored.scores));
             scores.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
         }

@@ -8,9 +8,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
+use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
-use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
 
@@ -101,12 +101,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     Ok(SamplingPlan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
 }
 
-fn draw(
-    plan: &SamplingPlan,
-    pipeline: &Pipeline,
-    model: &Trainable<UNet2DConditionModel>,
-    sampler: &mut dyn Sampler,
-) -> anyhow::Result<()> {
+fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
     let (count, mut next_name) = (plan.prompts.len(), first_free_number(&plan.args.output)?);
     let shape = pipeline.latent_shape(plan.size);
     for start in (0..count).step_by(plan.args.batch_size) {

@@ -24,9 +24,10 @@ pub fn distances(images: &[RgbImage], rewards: &[NamedReward]) -> Vec<f64> {
     if images.len() < 2 {
         return Vec::new();
     }
-    let Some(features) = rewards.iter().find_map(|reward| reward.reward.image_features(images)) else {
+    let Some(encoder) = rewards.iter().find_map(|named| named.reward.image_encoder()) else {
         return pixels::distances(&images.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>());
     };
+    let features = encoder.image_features(images);
     let [_, width] = features.dims();
     let values: Vec<f64> = features.to_data().iter::<f64>().collect();
     let rows: Vec<&[f64]> = values.chunks(width).collect();
@@ -38,7 +39,7 @@ pub fn distances(images: &[RgbImage], rewards: &[NamedReward]) -> Vec<f64> {
 
 /// Writes the report and prints its numbers.
 pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[NamedReward], started: Instant) -> anyhow::Result<()> {
-    let metric = match rewards.iter().find(|reward| reward.reward.has_image_features()) {
+    let metric = match rewards.iter().find(|named| named.reward.image_encoder().is_some()) {
         Some(NamedReward { name, .. }) => format!("1 − cosine of {name}'s image features"),
         None => "root mean square of pixels".into(),
     };
