@@ -20,11 +20,12 @@ use vp_models::pipeline::{Guidance, ModelFolder, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_rewards::{Reward, VpScore, VpScoreConfig};
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
-use vp_trainers::direct::refl::Refl;
-use vp_trainers::direct::{End, TapedChain, judge, reward_loss};
+use vp_trainers::direct::TapedChain;
+use vp_trainers::direct::refl::predict_clean_latents;
+use vp_trainers::losses::{ppo_clip_loss, reward_loss};
 use vp_trainers::optim::GradientAccumulator;
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
-use vp_trainers::policy::{Minibatch, Objective, surrogate, transition};
+use vp_trainers::policy::{Minibatch, transition};
 
 struct Counting;
 
@@ -107,9 +108,9 @@ fn policy(rows: usize, steps: usize) -> Policy {
     let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 5.0, size: pipeline.folder.default_size() };
     let guidance = pipeline.encode(&pipeline.text, &request);
     let (samples, shape): (Vec<u64>, _) = ((0..rows as u64).collect(), pipeline.latent_shape(request.size));
-    let unit = noise.normal(Purpose::InitialLatents, 1, &samples, shape, &device);
-    let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(1, step), &samples, shape, &device);
-    let trajectory = draw_trajectory(&base.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
+    let unit = noise.normal(Purpose::INITIAL_LATENTS, 1, &samples, shape, &device);
+    let mut step_noise = |step| noise.normal(Purpose::SAMPLER_STEP, chain_step(1, step), &samples, shape, &device);
+    let trajectory = draw_trajectory(&base.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
     Policy { model, scheduler, guidance, trajectory }
 }
 
@@ -118,9 +119,9 @@ impl Policy {
         let (sample, prev_sample) = (self.trajectory.latents[step].clone(), self.trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
         let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
-        let log_probs = transition(&self.model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
+        let log_probs = transition(&self.model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
-        surrogate(Objective::ImportanceSampling, log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
+        ppo_clip_loss(log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
     }
 }
 
@@ -162,14 +163,15 @@ fn recomputation(side: usize) {
         let (model, _) = select_trainable(model.train(), &Regex::new(FACTORS).unwrap());
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 1.0, size: [side; 2] };
         let guidance = pipeline.encode(&pipeline.text, &request);
-        let unit = noise.normal(Purpose::InitialLatents, 1, &[0], pipeline.latent_shape(request.size), &device);
+        let unit = noise.normal(Purpose::INITIAL_LATENTS, 1, &[0], pipeline.latent_shape(request.size), &device);
         let mut scheduler = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddim").unwrap()), 4, 0.0).unwrap();
         move || {
-            let mut step_noise = |_| unreachable!("DDIM without eta draws nothing");
-            let mut chain = TapedChain { denoiser: &model.unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
-            let sampled = chain.run(unit.clone(), &Refl::calls(0), End::Prediction);
-            let judged = judge(sampled.latents, &pipeline.vae, &reward, &["a lighthouse at dusk".to_string()]).unwrap();
-            drop(named_gradients(&model, &mut reward_loss(judged.rewards, 1.0).backward()));
+            let step_noise = |_: usize| -> Tensor<4> { unreachable!("DDIM without eta draws nothing") };
+            let mut chain = TapedChain::new(&model.denoiser, &mut *scheduler, &guidance, &step_noise);
+            let latents = predict_clean_latents(&mut chain, unit.clone(), 0);
+            let images = pipeline.vae.decode_to_images(latents);
+            let rewards = reward.score(images, &["a lighthouse at dusk".to_string()]).unwrap();
+            drop(named_gradients(&model, &mut reward_loss(rewards, 1.0).backward()));
         }
     };
     let (mut everything, mut blocks) = (step(GradientCheckpointing::None), step(GradientCheckpointing::Blocks));

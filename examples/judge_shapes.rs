@@ -31,7 +31,7 @@ struct Wanted {
 }
 
 fn wanted(split: Split, seed: u64, index: u64) -> Wanted {
-    let mut rng = Noise::new(seed).stream(Purpose::Scene, split as u64, index);
+    let mut rng = Noise::new(seed).stream(Purpose::SCENE, split as u64, index);
     let description = split.draw(&mut rng);
     let caption = description.phrase(&mut rng);
     let category = match &heldout_of(&description)[..] {
@@ -111,7 +111,7 @@ fn reconstruct(folder: &ModelFolder, count: u64) -> Result<(), Box<dyn Error>> {
 fn draw(folder: ModelFolder, count: u64, guidance_scale: f64, sheet: Option<&str>, split: Split) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
     let (pipeline, unet) = Pipeline::load(folder, &device)?;
-    let (model, size) = (Trainable::denoiser(unet), pipeline.folder.default_size());
+    let (model, size) = (Trainable::of(unet), pipeline.folder.default_size());
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, STEPS, 0.0)?;
     let (mut tally, mut shown, began) = (Tally::default(), Vec::new(), Instant::now());
     for start in (0..count).step_by(BATCH) {
@@ -119,7 +119,7 @@ fn draw(folder: ModelFolder, count: u64, guidance_scale: f64, sheet: Option<&str
         let batch: Vec<Wanted> = numbers.iter().map(|index| wanted(split, 0, *index)).collect();
         let prompts: Vec<String> = batch.iter().map(|wanted| wanted.caption.clone()).collect();
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale, size };
-        let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &numbers, pipeline.latent_shape(size), &device);
+        let latents = Noise::new(0).normal(Purpose::INITIAL_LATENTS, 0, &numbers, pipeline.latent_shape(size), &device);
         let mut noise = |_: usize| -> Tensor<4> { unreachable!("the model's own sampler draws no noise") };
         let images = from_tensor(pipeline.generate(&model, &mut *sampler, &request, latents, &mut noise))?;
         let verdicts = verdicts(&mut tally, &images, &batch)?;

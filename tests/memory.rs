@@ -71,7 +71,7 @@ fn recomputation_holds_less() {
     let width = pipeline.folder.unet_config().cross_attention_dim[0];
     let (sample, states) = (random([2, 4, 32, 32]), random([1, 2, 77, width]).squeeze_dim::<3>(0));
     assert_less("UNet with a LoRA", 0.6, |kept| {
-        let mut unet = adapted.unet.clone();
+        let mut unet = adapted.denoiser.clone();
         unet.gradient_checkpointing = kept;
         let conditioning = Conditioning { encoder_hidden_states: states.clone(), added: None };
         unet.forward(sample.clone(), &[10.0, 900.0], &conditioning)

@@ -18,7 +18,7 @@ fn folder() -> ModelFolder {
 
 /// A caption and a scene that it is true of.
 fn wanted(split: Split, seed: u64, index: u64) -> (String, Scene) {
-    let mut rng = Noise::new(seed).stream(Purpose::Scene, split as u64, index);
+    let mut rng = Noise::new(seed).stream(Purpose::SCENE, split as u64, index);
     let description = split.draw(&mut rng);
     (description.phrase(&mut rng), Scene::of(&description, &mut rng))
 }
@@ -52,14 +52,14 @@ fn card() -> (f64, f64) {
 fn heldout_prompts_pass_as_the_card_says() {
     let device = Device::flex();
     let (pipeline, unet) = Pipeline::load(folder(), &device).unwrap();
-    let (model, size) = (Trainable::denoiser(unet), pipeline.folder.default_size());
+    let (model, size) = (Trainable::of(unet), pipeline.folder.default_size());
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, 20, 0.0).unwrap();
     let mut passed = 0;
     for start in (0..PROMPTS).step_by(50) {
         let numbers: Vec<u64> = (start..PROMPTS.min(start + 50)).collect();
         let prompts: Vec<String> = numbers.iter().map(|index| wanted(Split::Heldout, 0, *index).0).collect();
         let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale: 3.0, size };
-        let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &numbers, pipeline.latent_shape(size), &device);
+        let latents = Noise::new(0).normal(Purpose::INITIAL_LATENTS, 0, &numbers, pipeline.latent_shape(size), &device);
         let mut noise = |_: usize| -> Tensor<4> { unreachable!("DDIM without eta draws none") };
         let images = from_tensor(pipeline.generate(&model, &mut *sampler, &request, latents, &mut noise)).unwrap();
         passed += images.iter().zip(&prompts).filter(|(image, prompt)| passes(image, prompt)).count();

@@ -9,19 +9,17 @@ use regex::Regex;
 use tempfile::TempDir;
 use vp_core::noise::Noise;
 use vp_core::run_dir::RunDir;
+use vp_models::blocks::resnet::{ResnetBlock2D, ResnetOptions};
 use vp_models::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention};
 use vp_models::parameters::{initialize, named_gradients, select_trainable};
-use vp_models::pipeline::{ModelFolder, Pipeline, Trainable};
-use vp_models::unet::UNet2DConditionModel;
-use vp_models::unet::resnet::{ResnetBlock2D, ResnetOptions};
-use vp_rewards::{BrightnessConfig, Reward, RewardConfig};
+use vp_rewards::{Brightness, BrightnessConfig, Reward, RewardConfig};
+use vp_trainers::assembly::{Assembled, Assembly, assemble};
 use vp_trainers::config::{AlgorithmConfig, TrainConfig};
-use vp_trainers::environment::Environment;
 use vp_trainers::losses::mean_squared_error;
 use vp_trainers::optim::{AdamW, AdamWConfig, NamedTensors};
 use vp_trainers::policy::advantages::AdvantagesConfig;
-use vp_trainers::regularizer::{Nothing, Regularizer, RegularizerConfig};
-use vp_trainers::run::journal::{Journal, Options};
+use vp_trainers::regularizer::{Nothing, RegularizerConfig};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 use crate::{Case, Work, random};
@@ -180,11 +178,9 @@ fn beaten(train: fn(Beat, &Path)) -> Work {
 /// The shipped config with a fixed tracked step, and of everything beside the algorithm (regulariser, moving average, watched rewards,
 /// previews, checkpoints) nothing.
 fn refl(beat: Beat, folder: &Path) {
-    let config = config("configs/refl/tiny.toml", &["algo.refl.min_mid_step=17", "algo.refl.max_mid_step=17"]);
-    let AlgorithmConfig::Refl(refl) = config.algo.clone() else { panic!("a config of ReFL") };
-    let mut regularizer = Regularizer::new(&RegularizerConfig::None(Nothing {}), Noise::new(0)).expect("nothing to read");
-    let (mut run, mut environment) = begin(&config, beat, folder);
-    refl.train(&mut run, &mut environment, &mut regularizer).expect("the run goes on");
+    let mut config = config("configs/refl/tiny.toml", &["algo.refl.min_mid_step=17", "algo.refl.max_mid_step=17"]);
+    config.regularizer = Some(RegularizerConfig::None(Nothing {}));
+    train(config, beat, folder);
 }
 
 /// The shipped config with 8 images an epoch, minibatches of 4, guidance 5 and brightness for a reward; beside the algorithm, as above.
@@ -198,10 +194,9 @@ fn ddpo(beat: Beat, folder: &Path) {
     ];
     let mut config = config("configs/ddpo/tiny.toml", &overrides);
     config.reward = Some(RewardConfig::Brightness(BrightnessConfig::default()));
-    let AlgorithmConfig::Ddpo(mut ddpo) = config.algo.clone() else { panic!("a config of DDPO") };
+    let AlgorithmConfig::Ddpo(ddpo) = &mut config.algo else { panic!("a config of DDPO") };
     ddpo.advantages = AdvantagesConfig::Batch(Default::default());
-    let (mut run, mut environment) = begin(&config, beat, folder);
-    ddpo.train(&mut run, &mut environment, &mut Regularizer::None).expect("the run goes on");
+    train(config, beat, folder);
 }
 
 fn config(path: &str, overrides: &[&str]) -> TrainConfig {
@@ -219,20 +214,13 @@ fn config(path: &str, overrides: &[&str]) -> TrainConfig {
     config
 }
 
-/// What the `train` command makes of a config.
-fn begin(config: &TrainConfig, beat: Beat, folder: &Path) -> (Run<Trainable<UNet2DConditionModel>>, Environment<UNet2DConditionModel>) {
-    let (device, noise) = (Device::flex(), Noise::new(config.run.seed));
-    let model_folder = ModelFolder::open(&config.model.path).expect("the golden checkpoint");
-    let size = model_folder.default_size();
-    let (pipeline, unet) = Pipeline::load(model_folder, &device).expect("the golden checkpoint");
-    let (base, model) = config.models(&pipeline, unet, &noise).expect("layers match");
-    let sections = config.reward_driven().expect("a config driven by a reward");
-    let reward = Box::new(Marked { reward: sections.reward.build(&device).expect("the reward"), beat });
-    let around = (sections.scheduler.clone(), sections.preview.clone());
-    let prompts = (sections.prompts.list.clone(), noise);
-    let environment = Environment::new((pipeline, base), (reward, Vec::new()), around, prompts, size).expect("an environment");
-    let quiet = Options { quiet: true, ..Options::default() };
-    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, quiet));
-    let run = Run::new(model, config.settings(), Start::default(), journal).expect("a run");
-    (run, environment)
+/// Trains what the `train` command makes of a config, with a reward that marks each time it is asked.
+fn train(config: TrainConfig, beat: Beat, folder: &Path) {
+    let assembly = assemble(&config, &|path| Ok(path.to_path_buf()), &Device::flex()).expect("the golden checkpoint");
+    let Assembly::Reward(mut assembled) = assembly else { panic!("a config driven by a reward") };
+    let unmarked = std::mem::replace(&mut assembled.environment.reward, Box::new(Brightness));
+    assembled.environment.reward = Box::new(Marked { reward: unmarked, beat });
+    let journal = |_| Ok(Journal::new(RunDir::create(folder, "")?, Silent));
+    let mut run = Run::new(assembled.model(), assembled.outline.settings.clone(), Start::default(), journal).expect("a run");
+    assembled.train(&mut run).expect("the run goes on");
 }

@@ -7,7 +7,7 @@
 import lab
 
 REWARDS = {
-    "VP-Score, a head an aspect": ("vp-score", {}),
+    "VP-Score, a head per aspect": ("vp-score", {}),
     "VP-Score, one head": ("one-head", {"algo.reward_model.aspects": False}),
     "CLIP type (two encoders, cosine)": ("clip", {"algo.reward_model.aspects": False}),
     "prompt following alone": ("prompt-following", {"algo.reward_model.aspects": False} | {f"rankings.weights.{aspect}": 0.0 for aspect in lab.ASPECTS[1:]}),

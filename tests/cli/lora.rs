@@ -80,6 +80,6 @@ fn what_does_not_fit_is_refused_by_name() {
     let path = dir.path().join("stray.safetensors");
     std::fs::write(&path, [&(changed.len() as u64).to_le_bytes()[..], changed.as_bytes(), &bytes[8 + length..]].concat()).unwrap();
     let line = refused(MODEL, path.to_str().unwrap());
-    assert!(line.contains(&format!("{stray} belongs to no layer")) && line.contains("has not both of its factors"), "{line}");
+    assert!(line.contains(&format!("{stray} belongs to no layer")) && line.contains("lacks one of its two factors"), "{line}");
     assert!(!output.exists() || files(&output).is_empty());
 }

@@ -9,9 +9,11 @@ use vp_models::parameters::{map_parameters, named_gradients, select_trainable};
 use vp_models::pipeline::{Guidance, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
+use vp_trainers::losses::{ppo_clip_loss, transition_kl};
 use vp_trainers::optim::{GradientAccumulator, NamedTensors};
+use vp_trainers::policy::ddpo::Objective;
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
-use vp_trainers::policy::{Minibatch, Objective, kl_divergence, require_density, surrogate, transition};
+use vp_trainers::policy::{Minibatch, require_density, transition};
 
 use crate::lora::{CASE, attached, pipeline};
 use crate::support::{Tensors, assert_close_values, case_dir, case_json, load_tensors, strings};
@@ -63,7 +65,7 @@ impl Case {
         let mut step_noise = |step| noise.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
         let latents = self.tensors.get("ddpo.latents");
         require_density(&*self.scheduler).unwrap();
-        draw_trajectory(&self.old.unet, &mut *self.scheduler, &self.guidance, latents, &mut step_noise)
+        draw_trajectory(&self.old.denoiser, &mut *self.scheduler, &self.guidance, latents, &mut step_noise)
     }
 
     /// All rows at one step.
@@ -79,9 +81,9 @@ impl Case {
 
     fn gradient(&self, model: &Model, trajectory: &Trajectory, step: usize, objective: Objective) -> NamedTensors {
         let batch = Self::minibatch(trajectory, step);
-        let log_probs = transition(&model.unet, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
-        let surrogate = surrogate(objective, log_probs, batch.log_probs, self.advantages(), self.clip_range);
-        named_gradients(model, &mut surrogate.loss.mean().backward()).into_iter().collect()
+        let log_probs = transition(&model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
+        let policy_loss = objective.loss(log_probs, batch.log_probs, self.advantages(), self.clip_range);
+        named_gradients(model, &mut policy_loss.loss.mean().backward()).into_iter().collect()
     }
 }
 
@@ -109,13 +111,13 @@ fn golden_ddpo() {
     let mut gradients = GradientAccumulator::default();
     for step in 0..steps {
         let batch = Case::minibatch(&trajectory, step);
-        let drew = transition(&old.unet, &**scheduler, guidance, &batch);
+        let drew = transition(&old.denoiser, &**scheduler, guidance, &batch);
         means.push(drew.prev_sample_mean.clone());
         stds.push(host(&drew.std_dev_t)[0]);
-        let log_probs = transition(&new.unet, &**scheduler, guidance, &batch).log_prob(batch.prev_sample.clone());
-        let surrogate = surrogate(Objective::ImportanceSampling, log_probs, batch.log_probs, case.advantages(), *clip_range);
-        ratios.extend(host(&surrogate.ratio));
-        let loss = surrogate.loss.mean();
+        let log_probs = transition(&new.denoiser, &**scheduler, guidance, &batch).log_prob(batch.prev_sample.clone());
+        let policy_loss = ppo_clip_loss(log_probs, batch.log_probs, case.advantages(), *clip_range);
+        ratios.extend(host(&policy_loss.ratio));
+        let loss = policy_loss.loss.mean();
         losses.push(loss.clone());
         gradients.add(named_gradients(new, &mut loss.backward()), 1.0 / steps as f64);
     }
@@ -161,7 +163,7 @@ fn the_gradient_is_the_slope_of_the_log_probability() {
     let gradient = case.gradient(&old, &trajectory, step, Objective::ScoreFunction);
     let loss = |model: &Model| {
         let batch = Case::minibatch(&trajectory, step);
-        let log_probs = host(&transition(&model.unet, &*case.scheduler, &case.guidance, &batch).log_prob(batch.prev_sample.clone()));
+        let log_probs = host(&transition(&model.denoiser, &*case.scheduler, &case.guidance, &batch).log_prob(batch.prev_sample.clone()));
         let pairs = log_probs.iter().zip(host(&case.advantages()));
         -pairs.map(|(log_prob, advantage)| log_prob * advantage).sum::<f64>() / log_probs.len() as f64
     };
@@ -188,14 +190,14 @@ fn kl_is_that_of_gaussians() {
     let mut case = case();
     let trajectory = case.draw();
     let batch = Case::minibatch(&trajectory, 4);
-    let of = |model: &Model| transition(&model.unet, &*case.scheduler, &case.guidance, &batch);
+    let of = |model: &Model| transition(&model.denoiser, &*case.scheduler, &case.guidance, &batch);
     let (old, new) = (of(&case.old), of(&case.new.valid()));
-    assert_eq!(host(&kl_divergence(&old, &old)), [0.0, 0.0]);
+    assert_eq!(host(&transition_kl(&old, &old)), [0.0, 0.0]);
     let sigma = host(&old.std_dev_t)[0];
     let (a, b) = (host(&old.prev_sample_mean), host(&new.prev_sample_mean));
     let n = a.len() / 2;
     let by_hand = |row: usize| (row * n..(row + 1) * n).map(|i| (a[i] - b[i]).powi(2)).sum::<f64>() / (2.0 * sigma * sigma) / n as f64;
-    assert_close_values("kl", &host(&kl_divergence(&old, &new)), &[by_hand(0), by_hand(1)], 1e-4);
+    assert_close_values("kl", &host(&transition_kl(&old, &new)), &[by_hand(0), by_hand(1)], 1e-4);
 }
 
 /// Before training, a LoRA on every layer of the UNet leaves its output as it was, to the bit.
@@ -203,7 +205,7 @@ fn kl_is_that_of_gaussians() {
 fn a_fresh_lora_changes_nothing() {
     let (pipeline, unet, names) = pipeline();
     let weights = LoraWeights::read(&case_dir(CASE).join("kohya_lora.safetensors"), &names).unwrap();
-    let base = Trainable::denoiser(unet.clone());
+    let base = Trainable::of(unet.clone());
     let lora = vp_models::lora::Lora { rank: 4, alpha: 8.0, targets: Regex::new(r"^unet\.").unwrap() };
     let (_, fresh) = pipeline.adapted(unet, &lora, &Noise::new(1)).unwrap();
     let output = |model: &Model| vp_trainers::run::export::probe(&pipeline, model).into_data();

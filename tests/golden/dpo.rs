@@ -10,7 +10,7 @@ use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{build_scheduler, by_name};
 use vp_trainers::denoising::Noised;
-use vp_trainers::losses::{dpo_inside, dpo_loss};
+use vp_trainers::losses::{dpo_inside, dpo_loss, squared_error_changes};
 
 use crate::support::{Tensors, assert_close_values, case_dir, case_json, load_tensors, strings};
 
@@ -65,7 +65,7 @@ fn golden_dpo() {
     let policy = merged(base.clone(), &factors, scale).train();
 
     // Row 0 is chosen, row 1 rejected; one prompt, one timestep and one noise for both.
-    let timesteps: Vec<usize> = tensors.values("dpo.timesteps").iter().map(|timestep| *timestep as usize).collect();
+    let timesteps = tensors.values("dpo.timesteps").to_vec();
     let (latents, noise) = (tensors.get::<4>("dpo.latents"), tensors.get::<4>("dpo.noise"));
     let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
     let sample = schedule.add_noise(latents.clone(), noise.clone(), &timesteps);
@@ -78,7 +78,7 @@ fn golden_dpo() {
     tensors.assert_close("dpo.ref_losses", noised.errors_of(references.clone()), FORWARD);
     let predictions = noised.predictions(&policy, conditioning);
     tensors.assert_close("dpo.model_losses", noised.errors_of(predictions.clone().without_autodiff()), FORWARD);
-    let changes = noised.error_changes(predictions, references);
+    let changes = squared_error_changes(predictions, references, noised.target.clone());
     let loss = dpo_loss(dpo_inside(changes.clone().narrow(0, 0, 1), changes.narrow(0, 1, 1), beta));
     tensors.assert_close("dpo.loss", loss.clone().without_autodiff(), FORWARD);
 

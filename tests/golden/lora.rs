@@ -57,11 +57,11 @@ fn golden_lora_in_three_dialects() {
     let read = DIALECTS.map(|file| LoraWeights::read(&case_dir(CASE).join(file), &names).unwrap_or_else(|error| panic!("{error}")));
     for weights in &read {
         assert_eq!(*weights, read[0]);
-        check_output(&weights.merge(Trainable::denoiser(unet.clone()), 1.0).unet);
+        check_output(&weights.merge(Trainable::of(unet.clone()), 1.0).denoiser);
     }
     let (_, factors) = read[0].layers.first_key_value().unwrap();
     assert_eq!((Some(factors.rank as u64), Some(factors.alpha)), (settings["lora"]["rank"].as_u64(), settings["lora"]["alpha"].as_f64()));
-    check_output(&attached(&pipeline, unet, &read[0], 1.0).unet);
+    check_output(&attached(&pipeline, unet, &read[0], 1.0).denoiser);
 }
 
 /// Written and read again in every dialect: the same factors, and of a trained model the same output.

@@ -68,7 +68,7 @@ fn check(case: &str, name: &str) {
     if tensors.contains(&final_latents) {
         tensors.assert_close(&final_latents, last, tolerance);
     }
-    let images = pipeline.generate(&Trainable::denoiser(unet), &mut *sampler, &request, latents, &mut noise);
+    let images = pipeline.generate(&Trainable::of(unet), &mut *sampler, &request, latents, &mut noise);
     tensors.assert_close(&format!("{name}.images"), images, tolerance);
 }
 

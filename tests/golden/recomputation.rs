@@ -60,7 +60,7 @@ fn pipeline(case: &str) -> (Pipeline, UNet2DConditionModel) {
 
 /// Gradients of the golden UNet case: of the sample, of the text embeddings, and of what `model` trains.
 fn of_unet(case: &str, model: &Trainable<UNet2DConditionModel>, kept: GradientCheckpointing) -> Named {
-    let (tensors, mut unet) = (load_tensors(case), model.unet.clone());
+    let (tensors, mut unet) = (load_tensors(case), model.denoiser.clone());
     unet.gradient_checkpointing = kept;
     let sample = tensors.get::<4>("unet.sample").autodiff().require_grad();
     let states = tensors.get::<3>("unet.encoder_hidden_states").autodiff().require_grad();
@@ -76,7 +76,7 @@ fn of_unet(case: &str, model: &Trainable<UNet2DConditionModel>, kept: GradientCh
 #[test]
 fn a_unet_whose_weights_train() {
     let (_, unet) = pipeline("sd15_tiny");
-    let model = Trainable::denoiser(unet.train());
+    let model = Trainable::of(unet.train());
     assert_same("whole weights", 100, |kept| of_unet("sd15_tiny", &model, kept));
     let (some, _) = select_trainable(model, &Regex::new(r"attn2\..*weight|upsamplers|conv_out").unwrap());
     assert_same("some weights", 20, |kept| of_unet("sd15_tiny", &some, kept));
@@ -101,7 +101,7 @@ fn a_text_encoder_that_trains_behind_a_frozen_unet() {
     let tensors = load_tensors("sd15_tiny");
     let prompts = ["a red fox".to_string(), "a lighthouse at dusk".to_string()];
     assert_same("text encoder", 20, |kept| {
-        let mut unet = model.unet.clone();
+        let mut unet = model.denoiser.clone();
         unet.gradient_checkpointing = kept;
         let conditioning = model.text(&pipeline.text).encode(&prompts, [64, 64], pipeline.device());
         let sample = tensors.get::<4>("unet.sample").narrow(0, 0, 1).repeat_dim(0, 2);

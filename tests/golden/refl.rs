@@ -8,10 +8,12 @@ use vp_models::pipeline::{ModelFolder, Pipeline, Request};
 use vp_rewards::{RewardConfig, VpScoreConfig};
 use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
 use vp_trainers::direct::draft::Draft;
-use vp_trainers::direct::refl::Refl;
-use vp_trainers::direct::{Call, End, TapedChain, judge, reward_loss};
-use vp_trainers::losses::refl_loss;
+use vp_trainers::direct::refl::predict_clean_latents;
+use vp_trainers::direct::through_sampling::ThroughSampling;
+use vp_trainers::direct::{End, TapedChain};
+use vp_trainers::losses::{refl_loss, reward_loss};
 use vp_trainers::optim::GradientAccumulator;
+use vp_trainers::run::Draw;
 
 use crate::support::{assert_close_values, case_dir, case_json, load_tensors, strings};
 
@@ -49,18 +51,18 @@ fn golden_refl() {
     tensors.assert_close("prompt_embeds", guidance.conditional.encoder_hidden_states.clone(), FORWARD);
 
     let noise = tensors.get::<5>("refl.noise");
-    let mut step_noise = |step| noise.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
-    let mut chain = TapedChain { denoiser: &unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut step_noise };
-    let sampled = chain.run(latents, &Refl::calls(mid_index), End::Prediction);
-    tensors.assert_close("refl.latents_mid", sampled.visited[mid_index].latents.clone(), LONG);
+    let step_noise = |step| noise.clone().narrow(0, step, 1).squeeze_dim::<4>(0);
+    let mut chain = TapedChain::new(&unet, &mut *scheduler, &guidance, &step_noise);
+    let pred_original_sample = predict_clean_latents(&mut chain, latents, mid_index);
+    tensors.assert_close("refl.latents_mid", chain.visited[mid_index].latents.clone(), LONG);
 
-    let judged = judge(sampled.latents.clone(), &pipeline.vae, &*reward, &prompts).unwrap();
-    let loss = refl_loss(judged.rewards.clone(), number("margin"), number("grad_scale"));
+    let images = pipeline.vae.decode_to_images(pred_original_sample.clone());
+    let rewards = reward.score(images.clone(), &prompts).unwrap();
+    let loss = refl_loss(rewards.clone(), number("margin"), number("grad_scale"));
     let plain = |tensor: &Tensor<4>| tensor.clone().without_autodiff();
-    tensors.assert_close("refl.pred_original_sample", plain(&sampled.latents), LONG);
-    tensors.assert_close("refl.images", plain(&judged.images), LONG);
-    let rewards = judged.rewards.without_autodiff().unsqueeze_dim::<2>(1);
-    tensors.assert_close("refl.rewards", rewards, LONG);
+    tensors.assert_close("refl.pred_original_sample", plain(&pred_original_sample), LONG);
+    tensors.assert_close("refl.images", plain(&images), LONG);
+    tensors.assert_close("refl.rewards", rewards.without_autodiff().unsqueeze_dim::<2>(1), LONG);
     tensors.assert_close("refl.loss", loss.clone().without_autodiff(), LONG);
 
     let mut gradients = GradientAccumulator::default();
@@ -94,17 +96,18 @@ fn draft_1_is_refl_at_the_last_step() {
     let guidance = pipeline.encode(&pipeline.text, &request);
     let config = SchedulerConfig { set_alpha_to_one: Some(true), ..pipeline.folder.scheduler_config.clone() };
     let mut scheduler = build_scheduler(&config, Some(by_name("ddim").unwrap()), STEPS, 0.0).unwrap();
-    let latents = Noise::new(1).normal(Purpose::InitialLatents, 1, &[0, 1], pipeline.latent_shape(size), &device);
+    let latents = Noise::new(1).normal(Purpose::INITIAL_LATENTS, 1, &[0, 1], pipeline.latent_shape(size), &device);
 
-    let mut gradients = |calls: &[Call], end: End, loss: fn(Tensor<1>) -> Tensor<1>| {
-        let mut noise = |step| panic!("step {step} of a deterministic sampler draws noise");
-        let mut chain = TapedChain { denoiser: &unet, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
-        let sampled = chain.run(latents.clone(), calls, end);
-        let judged = judge(sampled.latents, &pipeline.vae, &*reward, &prompts).unwrap();
-        named_gradients(&unet, &mut loss(judged.rewards).backward())
+    let noise = |step: usize| -> Tensor<4> { panic!("step {step} of a deterministic sampler draws noise") };
+    let gradients = |latents: Tensor<4>, loss: fn(Tensor<1>) -> Tensor<1>| {
+        let rewards = reward.score(pipeline.vae.decode_to_images(latents), &prompts).unwrap();
+        named_gradients(&unet, &mut loss(rewards).backward())
     };
-    let refl = gradients(&Refl::calls(STEPS - 1), End::Prediction, |rewards| refl_loss(rewards, 100.0, 0.5));
-    let draft = gradients(&Draft::default().calls(STEPS), End::Sample, |rewards| reward_loss(rewards, 0.5));
+    let predicted = predict_clean_latents(&mut TapedChain::new(&unet, &mut *scheduler, &guidance, &noise), latents.clone(), STEPS - 1);
+    let refl = gradients(predicted, |rewards| refl_loss(rewards, 100.0, 0.5));
+    let calls = Draft::default().calls(STEPS, Draw { noise: Noise::new(1), number: 1 });
+    let sampled = TapedChain::new(&unet, &mut *scheduler, &guidance, &noise).run(latents, &calls, End::Sample);
+    let draft = gradients(sampled, |rewards| reward_loss(rewards, 0.5));
     assert_eq!(refl.len(), draft.len());
     let largest = |gradient: &Tensor<1>| gradient.to_data().iter::<f64>().fold(0.0, |max: f64, value| max.max(value.abs()));
     let overall = refl.iter().map(|(_, gradient)| largest(gradient)).fold(0.0, f64::max);

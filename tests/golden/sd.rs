@@ -58,7 +58,7 @@ fn check_gradients<M: Module>(case: &str, tensors: &Tensors, prefix: &str, modul
 fn conditioning(tensors: &Tensors, states: Tensor<3>, rows: usize) -> Conditioning {
     let added = tensors.contains("time_ids").then(|| AddedConditioning {
         text_embeds: tensors.get::<2>("text_embeds_2").narrow(0, 0, rows),
-        time_ids: tensors.get::<2>("time_ids").narrow(0, 0, rows),
+        time_ids: Some(tensors.get::<2>("time_ids").narrow(0, 0, rows)),
     });
     Conditioning { encoder_hidden_states: states, added }
 }

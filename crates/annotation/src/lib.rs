@@ -1,4 +1,4 @@
-//! Floor 5: images and prompts to ratings.
+//! Floor 3: images and prompts to ratings.
 //!
 //! 1. An [`Annotator`] rates all images of a prompt at once on VisionPrefer's four aspects (arXiv 2404.15100, section 3), compares two of
 //!    them, or polishes a prompt. A model behind an OpenAI-compatible server, the judge of the world of shapes, a reward, earlier records.
@@ -9,44 +9,35 @@
 //! A new annotator is one file (a config that is [`Build`] and [`Validate`], a type that is [`Annotator`]) and one line in the table below.
 #![deny(missing_docs)]
 
+mod annotators;
 mod answer;
-mod budget;
 mod cache;
-mod client;
-mod clock;
-mod desk;
 mod error;
 mod estimate;
 mod journal;
-mod judge;
-mod limiter;
-mod openai;
 mod picture;
 mod polish;
 mod questions;
 mod records;
-mod replay;
-mod reply;
-mod retry;
-mod reward;
 pub mod rubric;
 mod run;
-mod secret;
+mod server;
+mod settle;
 
+pub use annotators::judge::{Judge, JudgeConfig};
+pub use annotators::openai::{Detail, OpenAi, OpenAiConfig};
+pub use annotators::replay::{Replay, ReplayConfig};
+pub use annotators::reward::{Reward, RewardConfig, Score, bands_at};
 pub use answer::{Answered, Ask, Choice, Estimate, Polished, Task, Unanswered, Unusable, Usage};
-pub use budget::Budget;
-pub use clock::Clock;
-pub use desk::{Event, SetAside, Stopped, Summary};
 pub use error::{Error, Result};
 pub use estimate::{DryRun, dry_run};
-pub use judge::{Judge, JudgeConfig};
-pub use openai::{Detail, OpenAi, OpenAiConfig};
 pub use picture::Picture;
 pub use polish::polish;
-pub use replay::{Replay, ReplayConfig};
-pub use reward::{Reward, RewardConfig, Score, bands_at};
 pub use run::{Job, RunOptions, run};
-pub use secret::ApiKey;
+pub use server::budget::Budget;
+pub use server::clock::Clock;
+pub use server::secret::ApiKey;
+pub use settle::{Event, SetAside, Stopped, Summary};
 
 use serde_json::Value;
 use vp_core::config::Validate;
@@ -105,15 +96,15 @@ pub trait Annotator: Sync {
     }
 }
 
-/// What some annotators need and no configuration can hold.
-pub struct Supplies {
-    /// The scores of images for a prompt: what `reward` makes ratings of.
+/// What building an annotator takes besides its configuration.
+pub struct BuildContext {
+    /// Scores images for a prompt; the annotator `reward` makes ratings of the scores.
     pub score: Option<Score>,
-    /// What waits are measured by.
+    /// Measures waiting times.
     pub clock: Clock,
 }
 
-impl Default for Supplies {
+impl Default for BuildContext {
     fn default() -> Self {
         Self { score: None, clock: Clock::system() }
     }
@@ -125,7 +116,7 @@ pub trait Build: Validate {
     ///
     /// # Errors
     /// When a file that it reads, or something that it needs, is missing or wrong.
-    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>>;
+    fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>>;
 }
 
 vp_core::registry! {
@@ -147,13 +138,13 @@ impl AnnotatorConfig {
     ///
     /// # Errors
     /// When the configuration has findings, or a file that it reads is missing or wrong.
-    pub fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
+    pub fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
         let mut findings = Vec::new();
         self.findings(&mut findings);
         if !findings.is_empty() {
             return Err(Error::Invalid { annotator: self.name(), findings });
         }
-        self.chosen().build(supplies)
+        self.chosen().build(context)
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use vp_data::Prompt;
 
-use crate::desk::{Place, SetAside, settle};
 use crate::journal::Said;
 use crate::run::{finish, write_lines};
+use crate::settle::{Place, SetAside, settle};
 use crate::{Annotator, Event, Result, RunOptions, Summary, Task, questions};
 
 /// A line of `prompts.jsonl`; [`vp_data::read_prompts`] reads it.

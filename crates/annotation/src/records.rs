@@ -4,9 +4,9 @@ use std::path::{self, Path};
 
 use vp_data::{AnnotatorId, Comparison, Completion, Record};
 
-use crate::desk::{Place, Settled};
 use crate::journal::Said;
 use crate::questions::Question;
+use crate::settle::{Place, Settled};
 use crate::{Annotator, Error, Result, Task};
 
 /// One record for each item, repeat and task whose questions are all settled and of which one at least has an answer.

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 pub use self::dataset::*;
 use crate::embedded;
+use crate::shard::Shard;
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
 #[derive(Debug, Parser)]

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use vp_core::atomic::temporary_beside;
 use vp_rewards::RewardConfig;
-use vp_trainers::regularizer::RegularizerConfig;
+use vp_shapes::Split;
 
-use crate::args::{ShapesArgs, Shard, SplitArg};
-use crate::commands::dataset;
+use crate::shapes_dataset::ShapesDataset;
+use crate::shard::Shard;
 
-/// What to write where a model folder is expected.
+/// The name to give where a model folder is expected.
 pub const SHAPES: &str = "embedded:shapes";
 /// The reward model beside it.
 pub const SHAPES_VP_SCORE: &str = "embedded:shapes/vp-score";
 /// Captioned images for a regularizer: what `dataset shapes --split feedback -n 2000 --seed 31` draws.
 pub const SHAPES_CAPTIONED: &str = "embedded:shapes/captioned";
-/// The guidance scale at which it draws best.
+/// The guidance scale at which the embedded model draws best.
 pub const GUIDANCE_SCALE: f64 = 3.0;
 
 /// The folder that `path` names: itself, or for [`SHAPES`] the embedded model, unpacked into the user's cache.
@@ -46,18 +46,6 @@ pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     Ok(config)
 }
 
-/// A regularizer whose images are where they are, in the place of one that may name embedded ones.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn resolve_regularizer(config: &RegularizerConfig) -> anyhow::Result<RegularizerConfig> {
-    let mut config = config.clone();
-    if let RegularizerConfig::Images(images) = &mut config {
-        images.folder = resolve(&images.folder)?;
-    }
-    Ok(config)
-}
-
 /// Where applications keep what they can make again.
 fn cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -66,12 +54,21 @@ fn cache() -> PathBuf {
     folder.unwrap_or_else(std::env::temp_dir).join("visionprefer")
 }
 
-/// The folder of captioned images below `cache`, drawn when it is first asked for: made from nothing, it is not worth its room in the binary.
+/// The folder of captioned images below `cache`, drawn when it is first asked for: it takes no input, so it need not fill the binary.
 fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
     // A folder of another version of the world is another folder.
-    once(cache, concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")), |out| {
-        let out = out.to_path_buf();
-        dataset::make(&ShapesArgs { out, n: 2000, seed: 31, split: SplitArg::Feedback, per_caption: 1, side: 32, shard: Shard::WHOLE })
+    once(cache, concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")), |folder| {
+        let dataset = ShapesDataset {
+            folder: folder.to_path_buf(),
+            captions: 2000,
+            seed: 31,
+            split: Split::Feedback,
+            images_per_caption: 1,
+            side: 32,
+            shard: Shard::WHOLE,
+        };
+        dataset.create()?;
+        dataset.fill().map(drop)
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::terminal;
+
 /// Why, and whose fault.
 #[derive(Debug)]
 pub enum Failure {
@@ -37,8 +39,7 @@ impl Failure {
             Self::Halted(error) => (error, 3),
         };
         let label = if matches!(self, Self::Stopped(..) | Self::Halted(_)) { "stopped" } else { "error" };
-        // A closed pipe must not turn an exit code into a panic.
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{label}: {}\n", message(error)));
+        terminal::complain(label, format_args!("{}", message(error)));
         ExitCode::from(code)
     }
 }

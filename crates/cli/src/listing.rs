@@ -38,10 +38,10 @@ pub fn schedulers() -> Table {
     let rows = SCHEDULERS.iter().map(|entry| {
         vec![
             json!(entry.name),
-            json!(entry.class.class_name()),
+            json!(entry.class.class_name),
             json!(entry.a1111),
-            json!(entry.single_step),
-            json!(entry.stochastic),
+            json!(entry.is_single_step()),
+            json!(entry.is_stochastic(1.0)),
             json!(entry.summary),
         ]
     });

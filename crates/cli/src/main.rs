@@ -1,4 +1,4 @@
-//! The `visionprefer` binary: arguments in, one command run, one exit code out.
+//! Floor 6: the `visionprefer` binary. Arguments in, one command run, one exit code out.
 
 mod allocator;
 mod args;
@@ -6,11 +6,18 @@ mod commands;
 mod device;
 mod embedded;
 mod failure;
+mod image_copies;
+mod image_generator;
 mod listing;
+mod named_rewards;
+mod output_folder;
 mod presets;
+mod report;
 mod score_table;
+mod shapes_dataset;
+mod shard;
 mod signals;
-mod stdout;
+mod terminal;
 
 use clap::Parser;
 use std::process::ExitCode;

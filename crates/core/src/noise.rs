@@ -10,52 +10,74 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 /// What a stream of random numbers is for. Streams of different purposes are independent.
+///
+/// Purposes that several files share are the constants here, whose numbers never change: a checkpoint and a seed stand for the same numbers in
+/// every version. A file that draws something of its own names its purpose itself, beside the code that draws:
+///
+/// ```
+/// use vp_core::noise::Purpose;
+///
+/// /// The noise level of a training example.
+/// const NOISE_LEVEL: Purpose = Purpose::named("awm.noise_level");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u64)]
-#[non_exhaustive]
-pub enum Purpose {
+pub struct Purpose(u64);
+
+impl Purpose {
     /// The latents that an image starts from.
-    InitialLatents = 1,
+    pub const INITIAL_LATENTS: Self = Self::numbered(1);
     /// Noise of a stochastic sampler's step.
-    SamplerStep = 2,
-    /// The order in which prompts are visited, or the data of a supervised run.
-    DataOrder = 3,
-    /// ReFL's `mid_timestep`.
-    MidTimestep = 4,
+    pub const SAMPLER_STEP: Self = Self::numbered(2);
+    /// The order in which prompts, or the data of a supervised run, are visited.
+    pub const DATA_ORDER: Self = Self::numbered(3);
     /// Noise added to clean latents for a denoising loss.
-    DenoisingNoise = 5,
+    pub const DENOISING_NOISE: Self = Self::numbered(5);
     /// The timestep of a denoising loss.
-    DenoisingTimestep = 6,
+    pub const DENOISING_TIMESTEP: Self = Self::numbered(6);
     /// The initial value of a parameter.
-    ParameterInit = 7,
+    pub const PARAMETER_INIT: Self = Self::numbered(7);
     /// Whether a caption is replaced by the empty one.
-    CaptionDropout = 8,
+    pub const CAPTION_DROPOUT: Self = Self::numbered(8);
     /// Sampling from an autoencoder's posterior.
-    Posterior = 9,
+    pub const POSTERIOR: Self = Self::numbered(9);
     /// Flips and crops.
-    Augmentation = 10,
+    pub const AUGMENTATION: Self = Self::numbered(10);
     /// The order in which a regulariser's images are visited.
-    ImageOrder = 11,
+    pub const IMAGE_ORDER: Self = Self::numbered(11);
     /// The order in which a policy gradient visits the images of an epoch.
-    MinibatchOrder = 12,
-    /// The order in which it visits the steps of one image.
-    TimestepOrder = 13,
-    /// From which step on AlignProp differentiates the noise prediction.
-    Truncation = 14,
-    /// DRTune's last step.
-    EarlyStop = 15,
-    /// Which of its steps DRTune trains.
-    TrainedSteps = 16,
-    /// The noise that DRaFT-LV adds to a drawn image's latents.
-    LowVariance = 17,
+    pub const MINIBATCH_ORDER: Self = Self::numbered(12);
+    /// The order in which a policy gradient visits the steps of one image.
+    pub const TIMESTEP_ORDER: Self = Self::numbered(13);
     /// A scene of the world of shapes.
-    Scene = 18,
-    /// What dropout keeps.
-    Dropout = 19,
+    pub const SCENE: Self = Self::numbered(18);
+    /// Which values dropout keeps.
+    pub const DROPOUT: Self = Self::numbered(19);
     /// How a scene is spoilt.
-    Spoiling = 20,
-    /// The guidance scale of an image that is to be annotated.
-    GuidanceScale = 21,
+    pub const SPOILING: Self = Self::numbered(20);
+    /// The guidance scale of an image that will be annotated.
+    pub const GUIDANCE_SCALE: Self = Self::numbered(21);
+
+    /// The purpose of this number, less than 2^32. Every number has one meaning: those up to 21 are taken, by the constants here and by the
+    /// algorithms that had a number before purposes had names. New purposes are [`named`](Self::named).
+    pub const fn numbered(number: u32) -> Self {
+        Self(number as u64)
+    }
+
+    /// The purpose of this name, as in `"awm.noise_level"`: the owner, then what is drawn.
+    ///
+    /// It is the 64-bit FNV-1a hash of the name with the highest bit set, so that it equals no number. That two names meet is as likely as that
+    /// two random 63-bit numbers do.
+    pub const fn named(name: &str) -> Self {
+        const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let (bytes, mut hash, mut at) = (name.as_bytes(), OFFSET, 0);
+        // `for` is not const yet.
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(PRIME);
+            at += 1;
+        }
+        Self(hash | 1 << 63)
+    }
 }
 
 /// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its
@@ -84,7 +106,7 @@ impl Noise {
     /// The stream for `sample` of `step`, for one purpose.
     pub fn stream(&self, purpose: Purpose, step: u64, sample: u64) -> ChaCha8Rng {
         let mut key = [0u8; 32];
-        for (bytes, word) in key.chunks_exact_mut(8).zip([self.seed, purpose as u64, step, sample]) {
+        for (bytes, word) in key.chunks_exact_mut(8).zip([self.seed, purpose.0, step, sample]) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         ChaCha8Rng::from_seed(key)
@@ -136,19 +158,19 @@ mod tests {
     #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch() {
         let (noise, device) = (Noise::new(7), Device::flex());
-        let batch = noise.normal(Purpose::InitialLatents, 0, &[3, 4, 5], [4, 2, 2], &device);
-        let alone = noise.normal(Purpose::InitialLatents, 0, &[4], [4, 2, 2], &device);
+        let batch = noise.normal(Purpose::INITIAL_LATENTS, 0, &[3, 4, 5], [4, 2, 2], &device);
+        let alone = noise.normal(Purpose::INITIAL_LATENTS, 0, &[4], [4, 2, 2], &device);
         batch.narrow(0, 1, 1).into_data().assert_eq(&alone.into_data(), true);
     }
 
     #[test]
     fn every_part_of_the_key_matters() {
-        let base = Noise::new(1).normal_values(Purpose::InitialLatents, 2, 3, 4);
+        let base = Noise::new(1).normal_values(Purpose::INITIAL_LATENTS, 2, 3, 4);
         let others = [
-            Noise::new(2).normal_values(Purpose::InitialLatents, 2, 3, 4),
-            Noise::new(1).normal_values(Purpose::SamplerStep, 2, 3, 4),
-            Noise::new(1).normal_values(Purpose::InitialLatents, 3, 3, 4),
-            Noise::new(1).normal_values(Purpose::InitialLatents, 2, 4, 4),
+            Noise::new(2).normal_values(Purpose::INITIAL_LATENTS, 2, 3, 4),
+            Noise::new(1).normal_values(Purpose::SAMPLER_STEP, 2, 3, 4),
+            Noise::new(1).normal_values(Purpose::INITIAL_LATENTS, 3, 3, 4),
+            Noise::new(1).normal_values(Purpose::INITIAL_LATENTS, 2, 4, 4),
         ];
         assert!(others.iter().all(|other| *other != base));
     }
@@ -156,14 +178,14 @@ mod tests {
     #[test]
     fn the_stream_never_changes_between_versions() {
         // Written down once: a seed must draw the same image for as long as the project lives.
-        let values = Noise::new(42).normal_values(Purpose::InitialLatents, 0, 0, 4);
+        let values = Noise::new(42).normal_values(Purpose::INITIAL_LATENTS, 0, 0, 4);
         assert_eq!(values, PINNED, "{values:?}");
     }
     const PINNED: [f32; 4] = [0.07446186, -0.5460138, -0.0020893635, 1.3139458];
 
     #[test]
     fn normals_have_mean_zero_and_variance_one() {
-        let values = Noise::new(0).normal_values(Purpose::SamplerStep, 0, 0, 100_000);
+        let values = Noise::new(0).normal_values(Purpose::SAMPLER_STEP, 0, 0, 100_000);
         let mean = values.iter().sum::<f32>() / 1e5;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 1e5;
         assert!(mean.abs() < 0.015 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
@@ -172,7 +194,18 @@ mod tests {
     #[test]
     fn integers_cover_their_range() {
         let noise = Noise::new(0);
-        let seen: std::collections::BTreeSet<_> = (0..200).map(|s| noise.integer(Purpose::MidTimestep, s, 0, 30, 39)).collect();
+        let seen: std::collections::BTreeSet<_> = (0..200).map(|s| noise.integer(Purpose::numbered(4), s, 0, 30, 39)).collect();
         assert_eq!(seen, (30..=39).collect());
+    }
+
+    #[test]
+    fn a_named_purpose_equals_no_number_and_never_changes() {
+        // FNV-1a, computed elsewhere; the highest bit of the second hash is 0 before it is set.
+        assert_eq!(Purpose::named("awm.noise_level"), Purpose(0xa3fa_af21_23f1_2e9d));
+        assert_eq!(Purpose::named("PIN"), Purpose(0xecb5_96c0_fd7e_63f8));
+        assert!(Purpose::named("").0 > u64::from(u32::MAX));
+        let draw = |purpose| Noise::new(1).uniform(purpose, 0, 0);
+        assert!(draw(Purpose::named("a.b")) != draw(Purpose::named("a.c")));
+        assert_eq!(draw(Purpose::numbered(1)), draw(Purpose::INITIAL_LATENTS));
     }
 }

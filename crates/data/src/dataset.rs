@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::image_source::Archives;
 use crate::json_list::JsonList;
 use crate::parquet_file::ParquetFile;
+use crate::parsed_record::{ParsedRecord, ParsedRecords};
 use crate::published::{hpd, image_folder, imagereward, imagereward_db, pick_a_pic};
 use crate::record_file::{checked, record_lines};
 use crate::{Error, ImageSource, OnProblem, Problem, ProblemKind, Record, Result};
@@ -81,14 +82,6 @@ impl fmt::Display for Format {
     }
 }
 
-/// What stands at one place of a set: a record, nothing because nobody labelled it, or what is wrong.
-pub(crate) struct Found {
-    pub(crate) place: String,
-    pub(crate) record: Result<Option<Record>, String>,
-}
-
-pub(crate) type FoundRecords = Box<dyn Iterator<Item = Found> + Send>;
-
 /// Preference data on disk whose format is known.
 #[derive(Debug)]
 pub struct Dataset {
@@ -142,7 +135,7 @@ impl Dataset {
     pub fn records(&self) -> Result<Records> {
         let folder = if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new("")) };
         let file = &self.files[0];
-        let found: FoundRecords = match self.format {
+        let found: ParsedRecords = match self.format {
             Format::Records => Box::new(record_lines(file)?),
             Format::ImageReward => Box::new(imagereward::records(file)?),
             Format::ImageRewardDb => Box::new(imagereward_db::records(&self.files, folder)?),
@@ -186,7 +179,7 @@ impl Dataset {
 
 /// The records of a set, in its order; from [`Dataset::records`].
 pub struct Records {
-    found: FoundRecords,
+    found: ParsedRecords,
     unlabelled: usize,
 }
 
@@ -202,7 +195,7 @@ impl Iterator for Records {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Found { place, record } = self.found.next()?;
+            let ParsedRecord { place, record } = self.found.next()?;
             match record.and_then(|record| record.map(checked).transpose()) {
                 Ok(None) => self.unlabelled += 1,
                 Ok(Some(record)) => return Some(Ok(record)),

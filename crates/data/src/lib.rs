@@ -1,4 +1,4 @@
-//! Prompts and images on disk.
+//! Floor 2: prompts, images and preferences on disk.
 //!
 //! - [`read_prompts`] reads a prompt set in any of the layouts in which such sets are published; [`ShuffledOrder`] walks
 //!   it in a seeded order that a checkpoint can resume.
@@ -25,6 +25,7 @@ mod near_duplicates;
 mod order;
 mod parameters;
 mod parquet_file;
+mod parsed_record;
 mod png_file;
 mod preferences;
 mod prompts;

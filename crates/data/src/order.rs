@@ -79,20 +79,20 @@ mod tests {
     fn orders_are_pinned() {
         assert_eq!(epoch_order(8, ChaCha8Rng::from_seed([0; 32])), [2, 1, 3, 7, 0, 4, 5, 6]);
         // The key (42, 7, 3, 0).
-        assert_eq!(epoch_order(8, Noise::new(42).stream(Purpose::ParameterInit, 3, 0)), [4, 2, 6, 5, 1, 3, 0, 7]);
+        assert_eq!(epoch_order(8, Noise::new(42).stream(Purpose::PARAMETER_INIT, 3, 0)), [4, 2, 6, 5, 1, 3, 0, 7]);
     }
 
     #[test]
     fn every_epoch_is_another_permutation() {
-        let entries = walk(50, 1, Purpose::DataOrder).entries(0, 150);
+        let entries = walk(50, 1, Purpose::DATA_ORDER).entries(0, 150);
         for epoch in entries.chunks(50) {
             let mut sorted = epoch.to_vec();
             sorted.sort_unstable();
             assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         }
         assert_ne!(entries[..50], entries[50..100]);
-        assert_ne!(entries[..50], walk(50, 2, Purpose::DataOrder).entries(0, 50));
-        assert_ne!(entries[..50], walk(50, 1, Purpose::Augmentation).entries(0, 50));
+        assert_ne!(entries[..50], walk(50, 2, Purpose::DATA_ORDER).entries(0, 50));
+        assert_ne!(entries[..50], walk(50, 1, Purpose::AUGMENTATION).entries(0, 50));
     }
 
     /// Each of the 6 orders of 3 entries has probability 1/6: over 6000 epochs 1000 +- 29 (one sigma).
@@ -100,7 +100,7 @@ mod tests {
     fn shuffle_is_uniform() {
         let mut counts = std::collections::BTreeMap::new();
         for epoch in 0..6000 {
-            *counts.entry(epoch_order(3, Noise::new(9).stream(Purpose::DataOrder, epoch, 0))).or_insert(0) += 1;
+            *counts.entry(epoch_order(3, Noise::new(9).stream(Purpose::DATA_ORDER, epoch, 0))).or_insert(0) += 1;
         }
         assert_eq!(counts.len(), 6);
         assert!(counts.values().all(|count| (1000i32 - count).abs() < 130), "{counts:?}");
@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn any_place_can_be_entered() {
-        let whole = walk(5, 3, Purpose::DataOrder).entries(0, 20);
+        let whole = walk(5, 3, Purpose::DATA_ORDER).entries(0, 20);
         for start in 0..15 {
-            assert_eq!(walk(5, 3, Purpose::DataOrder).entries(start as u64, 5), whole[start..start + 5]);
+            assert_eq!(walk(5, 3, Purpose::DATA_ORDER).entries(start as u64, 5), whole[start..start + 5]);
         }
     }
 }

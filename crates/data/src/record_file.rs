@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
-use crate::dataset::Found;
 use crate::manifest::name_within;
+use crate::parsed_record::ParsedRecord;
 use crate::{Aspect, Error, Problem, ProblemKind, Record, Result};
 
 /// Reads preference records, a [`Record`] a line. Blank lines are passed over, and no image is opened: see [`validate`].
@@ -22,7 +22,7 @@ use crate::{Aspect, Error, Problem, ProblemKind, Record, Result};
 pub fn read_records(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     let path = path.as_ref();
     let (mut records, mut problems) = (Vec::new(), Vec::new());
-    for Found { place, record } in record_lines(path)? {
+    for ParsedRecord { place, record } in record_lines(path)? {
         let record = record.and_then(|record| record.map_or(Ok(None), |record| checked(record).map(Some)));
         match record {
             Ok(record) => records.extend(record),
@@ -68,12 +68,12 @@ pub(crate) fn write_lines<T: serde::Serialize>(path: &Path, values: &[T]) -> Res
 }
 
 /// The lines of a file as records, one in memory at a time; what the types cannot say is not checked yet.
-pub(crate) fn record_lines(path: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn record_lines(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let lines = BufReader::new(file).split(b'\n').enumerate();
     Ok(lines.filter_map(|(index, line)| {
         let record = record_of(line, index == 0).transpose()?.map(Some);
-        Some(Found { place: format!("line {}", index + 1), record })
+        Some(ParsedRecord { place: format!("line {}", index + 1), record })
     }))
 }
 

@@ -34,7 +34,7 @@ pub fn split(records: &[Record], fraction: f64, seed: u64) -> Result<Split> {
     let wanted = (fraction * records.len() as f64).round() as usize;
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     if !members.is_empty() {
-        let mut order = ShuffledOrder::new(members.len(), Noise::new(seed), Purpose::DataOrder);
+        let mut order = ShuffledOrder::new(members.len(), Noise::new(seed), Purpose::DATA_ORDER);
         for group in order.entries(0, members.len()) {
             let group = &members[group];
             if held_out.len() + group.len() <= wanted { &mut held_out } else { &mut train }.extend(group);

@@ -255,6 +255,22 @@ fn extreme_found(prompts: &[Ranked], k: usize, protocol: Protocol, view: impl Fn
     Some(Accuracy { protocol, value, prompts: ordered.len(), pairs: 0, ties_dropped: prompts.len() - ordered.len(), interval: None })
 }
 
+/// The accuracy by every protocol that is defined on these prompts; each says which one it is. PickScore's tie threshold is 0: a larger one
+/// has to be chosen on other prompts than these.
+pub fn by_every_protocol(prompts: &[Ranked]) -> Vec<Accuracy> {
+    let accuracies = [
+        imagereward_accuracy(prompts),
+        imagereward_accuracy_per_prompt(prompts),
+        hpsv2_inversion(prompts),
+        pickscore_accuracy(prompts, 0.0),
+        recall_at(prompts, 1),
+        recall_at(prompts, 2),
+        filter_at(prompts, 1),
+        filter_at(prompts, 2),
+    ];
+    accuracies.into_iter().flatten().collect()
+}
+
 fn ratio(part: usize, whole: usize) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }

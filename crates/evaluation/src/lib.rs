@@ -1,5 +1,6 @@
-//! The statistics of preferences and of models compared by them: pure functions from numbers to numbers, each with its formula and source, and
-//! to reports.
+//! Floor 0: scores, ratings and preferences to statistics, and statistics to reports.
+//!
+//! Pure functions of numbers, each with its formula and source. Nothing here draws or scores an image: whoever did hands over the numbers.
 //!
 //! - [`accuracy`]: how often a reward agrees with people, under the protocols in use.
 //! - [`agreement`]: whether annotators agree, beyond chance; [`correlation`]: whether two orders do; [`consistency`]: whether an annotator

@@ -50,11 +50,11 @@ impl ConfigJson {
         }
     }
 
-    /// A field given as one value for all `count` places, or as a list of one each.
+    /// A field given as one value for all `count` places, or as a list with one for each.
     pub(crate) fn take_each<T: DeserializeOwned + Clone>(&mut self, field: &str, count: usize) -> Result<Option<Vec<T>>> {
         match self.fields.get(field) {
             Some(Value::Array(list)) if list.len() != count => {
-                Err(self.error(format!("{field} lists {} values, expected {count} (one a block)", list.len())))
+                Err(self.error(format!("{field} lists {} values, expected {count} (one per block)", list.len())))
             }
             Some(Value::Array(_)) => self.take_optional(field),
             _ => Ok(self.take_optional::<T>(field)?.map(|one| vec![one; count])),
@@ -96,7 +96,7 @@ impl ConfigJson {
 
 /// A network's shape, read from a published `config.json`.
 pub trait NetworkConfig: Sized {
-    /// Takes every field.
+    /// Builds the config, taking every field out of `json`.
     ///
     /// # Errors
     /// On a field or a value that would change the network in a way not built here.

@@ -1,29 +1,29 @@
-//! What can be wrong with a model on disk.
+//! The errors of loading, writing and asking things of a model.
 
 use crate::weights::LoadError;
 
-/// What can be wrong with a model on disk, or with what is asked of it.
+/// A fault of a model on disk, or of a request to a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Tensors.
+    /// The weights cannot be read, or do not fit the network.
     #[error(transparent)]
     Weights(#[from] LoadError),
-    /// A scheduler's config.
+    /// The config of the scheduler cannot be read or is not supported.
     #[error(transparent)]
     Scheduler(#[from] vp_schedulers::SchedulerError),
-    /// The system refused.
+    /// A file or folder cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file or folder.
+        /// Its path.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A `config.json` that we cannot build a network from.
     #[error("{path}: {message}")]
     Config {
-        /// The file.
+        /// Its path.
         path: String,
         /// The field, what was expected and what was found.
         message: String,
@@ -31,15 +31,15 @@ pub enum Error {
     /// A model given in a form that is not a diffusers folder.
     #[error("model {given}: {message}")]
     NotAFolder {
-        /// What was given.
+        /// What the user gave.
         given: String,
         /// What it is, and what to pass instead.
         message: String,
     },
-    /// A LoRA that was made for another model, or is none.
+    /// A file that is not a LoRA, or a LoRA for another model.
     #[error("the LoRA {path} does not fit this model (is it for another base?): {faults}")]
     Lora {
-        /// The file.
+        /// Its path.
         path: String,
         /// The names of the tensors that do not fit, and why.
         faults: String,
@@ -49,5 +49,5 @@ pub enum Error {
     Request(String),
 }
 
-/// Shorthand.
+/// A result whose error is [`Error`] unless another is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,18 +1,18 @@
-//! How much of a network the tape keeps.
+//! Recomputation: how much of a network's forward pass the tape keeps.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_ops::{Boundary, recompute, trains};
 
-/// What a network keeps of its forward pass for the backward pass. Gradients are the same.
+/// How much of a network's forward pass the tape keeps for the backward pass. Gradients are the same either way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientCheckpointing {
-    /// Everything that a gradient needs.
+    /// Everything that a gradient needs: fastest, and the most memory.
     #[default]
     None,
-    /// What enters each block, which is run again on the way back.
+    /// Only the inputs of each block; the block is run again in the backward pass.
     Blocks,
 }
 

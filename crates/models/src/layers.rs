@@ -3,18 +3,16 @@
 //! Fields are named as PyTorch names them and tensors keep PyTorch's layout (`Linear.weight` is `[out, in]`), so that the path
 //! of a parameter in a module *is* its key in a published checkpoint and its bytes need no transposition, in or out.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_ops::{conv2d, linear};
 
-use crate::lora::LowRank;
-
 pub use vp_ops::{Mask, attention};
 
 /// A parameter that is filled with one value until weights are loaded or [initialised](crate::parameters::initialize).
-/// Lazy, so that loading allocates once.
+/// It is allocated only when it is first used, so that loading weights allocates once.
 pub fn parameter<const D: usize>(shape: [usize; D], fill: f32, device: &Device) -> Param<Tensor<D>> {
     let init = move |device: &Device, require_grad| Tensor::full(shape, fill, device).set_require_grad(require_grad);
     Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
@@ -47,6 +45,28 @@ impl Linear {
             None => linear(x, self.weight.val(), bias),
             Some(factors) => linear(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
         }
+    }
+}
+
+/// The low-rank factors that a [LoRA](crate::lora) puts beside the weight of a linear map or a convolution, where they train in its stead.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `[rank, in]`; of a `k`×`k` convolution `[rank, in · k · k]`.
+    pub down: Param<Tensor<2>>,
+    /// `[out, rank]`.
+    pub up: Param<Tensor<2>>,
+    /// What the factors' product is multiplied by: alpha / rank.
+    pub scale: f64,
+}
+
+impl Reparameterization for LowRank {
+    const NAME: &'static str = "lora";
+
+    /// The dense weight, for those who ask for it; our own layers do not.
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let delta = (self.up.val() * self.scale).matmul(self.down.val());
+        let shape = base.shape();
+        base + delta.reshape(shape)
     }
 }
 
@@ -126,9 +146,9 @@ impl Conv2d {
 /// Group normalisation with an affine map per channel.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
-    /// `[channels]`.
+    /// The factor per channel, `[channels]`.
     pub weight: Param<Tensor<1>>,
-    /// `[channels]`.
+    /// The offset per channel, `[channels]`.
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     groups: usize,
@@ -137,6 +157,8 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
+    /// A norm over `groups` groups of equally many channels.
+    ///
     /// # Panics
     /// When `groups` does not divide `channels`; configs are checked before this is called.
     pub fn new(groups: usize, channels: usize, eps: f64, device: &Device) -> Self {
@@ -158,9 +180,9 @@ impl GroupNorm {
 /// Layer normalisation over the last axis.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
-    /// `[channels]`.
+    /// The factor per channel, `[channels]`.
     pub weight: Param<Tensor<1>>,
-    /// `[channels]`.
+    /// The offset per channel, `[channels]`.
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     eps: f64,
@@ -208,12 +230,12 @@ impl Embedding {
 pub enum Activation {
     /// `x σ(1.702 x)`, OpenAI CLIP's.
     QuickGelu,
-    /// The exact GELU, with erf.
+    /// The exact GELU, written with the error function.
     Gelu,
 }
 
 impl Activation {
-    /// Elementwise.
+    /// Applies the activation to each value of `x`.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::QuickGelu => vp_ops::quick_gelu(x),

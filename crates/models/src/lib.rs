@@ -5,10 +5,12 @@
 #![deny(missing_docs)]
 
 pub mod blip;
+pub mod blocks;
 pub mod clip;
 mod config_json;
 pub mod denoiser;
 mod error;
+mod family;
 mod gradient_checkpointing;
 pub mod layers;
 pub mod lora;

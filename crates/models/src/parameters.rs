@@ -50,7 +50,7 @@ impl KeyPath {
     }
 }
 
-/// A float parameter met on a walk.
+/// A float parameter of a module.
 #[derive(Debug, Clone)]
 pub struct NamedParameter {
     /// Its key in a checkpoint.
@@ -59,7 +59,7 @@ pub struct NamedParameter {
     pub shape: Vec<usize>,
     /// Its values, flattened, off the tape.
     pub values: Tensor<1>,
-    /// Whether it asks for a gradient.
+    /// Whether it requires a gradient.
     pub trainable: bool,
 }
 
@@ -157,7 +157,7 @@ pub fn named_gradients<M: Module>(module: &M, gradients: &mut Gradients) -> Vec<
     collect.2
 }
 
-/// `module` with exactly the parameters whose names match `pattern` asking for gradients, and how many values those are.
+/// `module` with gradients required of exactly the parameters whose names match `pattern`, and the number of values in those.
 pub fn select_trainable<M: Module>(module: M, pattern: &Regex) -> (M, usize) {
     struct Select<'a>(KeyPath, &'a Regex, usize);
     impl ModuleMapper for Select<'_> {
@@ -234,7 +234,7 @@ pub fn load<M: Module>(module: M, weights: Weights) -> Result<M, LoadError> {
     Err(LoadError::Mismatch { path: origin, missing, unexpected, misshaped })
 }
 
-/// `module` with every parameter drawn anew: matrices and kernels normal with the variance 1 / (3 fan_in) of the uniform
+/// `module` with new random values in every parameter: matrices and kernels normal with the variance 1 / (3 fan_in) of the uniform
 /// distribution PyTorch draws them from, tables of embeddings N(0, 0.02²), a pooling's learned vector N(0, 1 / channels), norms 1, biases 0.
 /// Each draw is keyed by the parameter's name, so it does not depend on the device or on the other parameters.
 pub fn initialize<M: Module>(module: M, noise: &Noise) -> M {
@@ -263,7 +263,7 @@ fn initialize_with<M: Module>(module: M, noise: &Noise, divisor: f32) -> M {
                 return param;
             }
             let (key, shape) = (self.0.key(), param.lazy_shape());
-            let mut values = self.1.normal_values(Purpose::ParameterInit, name_key(&key), 0, shape.num_elements());
+            let mut values = self.1.normal_values(Purpose::PARAMETER_INIT, name_key(&key), 0, shape.num_elements());
             let fan_in = (shape.num_elements() / shape[0]) as f32;
             // The layer decides, not what it lies in: add_embedding.proj is a matrix.
             let (layer, parameter) = key.rsplit_once('.').unwrap_or(("", &key));

@@ -11,17 +11,17 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// What OpenAI CLIP and BLIP subtract from each channel of an image in `[0, 1]`.
+/// The means that OpenAI CLIP and BLIP subtract from the channels of an image in `[0, 1]`.
 pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// What they divide it by.
+/// The standard deviations by which they then divide the channels.
 pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// How an image is made smaller.
+/// Whether a resize to a smaller size averages over all pixels (antialiasing) or samples some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Antialias {
     /// The kernel widens with the reduction, as in Pillow and in torchvision's `antialias=True`.
     On,
-    /// Four taps whatever the reduction, as ReFL's released script resizes tensors.
+    /// Four taps per axis whatever the reduction, as ReFL's released script resizes tensors.
     Off,
 }
 
@@ -135,7 +135,7 @@ pub fn resize_bicubic(images: Tensor<4>, size: [usize; 2], antialias: Antialias)
 }
 
 /// Shorter side to `size`, then the middle `size` × `size`: torchvision's `Resize` and `CenterCrop`, in one step that never
-/// computes what the crop throws away.
+/// computes pixels outside the crop.
 ///
 /// # Panics
 /// When a size is 0.
@@ -162,12 +162,12 @@ pub fn normalize(images: Tensor<4>, mean: [f64; 3], std: [f64; 3]) -> Tensor<4> 
     (images - channels(mean)) / channels(std)
 }
 
-/// What CLIP and BLIP encoders see of `images` `[b, 3, h, w]` in `[0, 1]`: [`resize_and_crop`] and [`normalize`], differentiable.
+/// The input of CLIP and BLIP encoders for `images` `[b, 3, h, w]` in `[0, 1]`: [`resize_and_crop`] and [`normalize`], differentiable.
 pub fn preprocess(images: Tensor<4>, size: usize, antialias: Antialias) -> Tensor<4> {
     normalize(resize_and_crop(images, size, antialias), CLIP_MEAN, CLIP_STD)
 }
 
-/// What Python's scorers see of an image file: Pillow's bicubic `Resize`, `CenterCrop`, `ToTensor`, `Normalize`.
+/// The input that Python's scorers make of an image file: Pillow's bicubic `Resize`, `CenterCrop`, `ToTensor`, `Normalize`.
 ///
 /// Pillow rounds and clamps to bytes after each of its two passes. The result differs from [`preprocess`] by about a grey level,
 /// more where the kernel overshoots black or white; use this one to reproduce a published score of a file.

@@ -12,35 +12,35 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use vp_core::atomic;
 
-/// What can be wrong with a checkpoint on disk.
+/// A fault of a checkpoint on disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The system refused.
+    /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is not what its name says, or is cut short.
     #[error("{path}: {found}")]
     Corrupt {
-        /// The file.
+        /// The path of the file.
         path: String,
         /// What was found, and what it should have been.
         found: String,
     },
-    /// No file of the names a component may have.
+    /// A component's folder has no file with one of the names that weights may have.
     #[error("{folder}: no weights found; looked for {}", looked_for.join(", "))]
     NoWeights {
         /// The component's folder.
         folder: String,
-        /// The names tried.
+        /// The names that were tried.
         looked_for: Vec<String>,
     },
-    /// No file of the names a tokenizer may have.
+    /// A tokenizer's folder has no file with one of the names that a tokenizer may have.
     #[error("{folder}: no tokenizer found; expected {expected}")]
     NoTokenizer {
         /// The tokenizer's folder.
@@ -56,13 +56,13 @@ pub enum LoadError {
         listed("of another shape", misshaped)
     )]
     Mismatch {
-        /// The file.
+        /// The path of the file.
         path: String,
         /// Parameters without a tensor, with their shapes.
         missing: Vec<String>,
-        /// Tensors that no parameter wants.
+        /// Tensors that belong to no parameter.
         unexpected: Vec<String>,
-        /// Name, expected and found shape.
+        /// Parameters whose tensor has another shape: name, expected and found shape.
         misshaped: Vec<String>,
     },
 }
@@ -71,7 +71,7 @@ fn listed(what: &str, names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!("\n  {} {what}: {}", names.len(), names.join(", ")) }
 }
 
-/// Tensors by name, not read yet.
+/// The tensors of a checkpoint by name. Their values are read only when they are asked for.
 #[derive(Debug)]
 pub struct Weights {
     origin: String,
@@ -93,7 +93,7 @@ enum Source {
 }
 
 impl Weights {
-    /// Opens a checkpoint file by what is in it, not by its extension: safetensors, a sharded `*.index.json`, or a PyTorch file.
+    /// Opens a checkpoint file. Its content decides on the format, not its extension: safetensors, a sharded `*.index.json`, or a PyTorch file.
     /// Reads headers only.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl Weights {
         Ok(Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() })
     }
 
-    /// The file these came from.
+    /// The path of the file these came from.
     pub fn origin(&self) -> &str {
         &self.origin
     }
@@ -197,17 +197,17 @@ impl Weights {
         self.tensors.get(name).map(Stored::shape)
     }
 
-    /// Takes a tensor out.
+    /// Removes a tensor from this collection and returns it, if it is there.
     pub fn take(&mut self, name: &str) -> Option<Stored> {
         self.tensors.remove(name)
     }
 
-    /// Renames every tensor; two that end up with one name are an error of the caller's table.
+    /// Renames every tensor. The new names must differ from each other: of two tensors with one name, one is lost.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
         self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
     }
 
-    /// Takes the tensors whose names begin with `prefix`, under what is left of their names.
+    /// Removes the tensors whose names begin with `prefix` and returns them, `prefix` removed from their names.
     pub fn split_off(&mut self, prefix: &str) -> Self {
         let (taken, left) = std::mem::take(&mut self.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
         self.tensors = left;
@@ -216,13 +216,13 @@ impl Weights {
         taken
     }
 
-    /// Whether no tensor is left.
+    /// Whether all tensors were taken.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
 
-    /// Drops the tensors of these names: what published files carry and nobody uses. Named one by one, so that a stray tensor
-    /// still shows.
+    /// Drops the tensors of these names, which published files carry and nobody uses. They are named one by one, so that any other
+    /// unused tensor is still reported.
     pub fn ignore(&mut self, names: &[&str]) {
         self.tensors.retain(|name, _| !names.contains(&name.as_str()));
     }
@@ -324,7 +324,7 @@ fn read_header(path: &Path) -> Result<(usize, Metadata), LoadError> {
     }
     let mut header = vec![0; header_len as usize];
     file.read_exact(&mut header).map_err(io(path))?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| corrupt(path, &format!("no safetensors header: {e}")))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| corrupt(path, &format!("not a safetensors header: {e}")))?;
     let data_len = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0) as u64;
     let expected = 8 + header_len + data_len;
     if expected != file_len {
@@ -346,14 +346,14 @@ pub(crate) fn corrupt(path: &Path, found: &str) -> LoadError {
 /// Float types a checkpoint can be written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SaveType {
-    /// Four bytes.
+    /// Single precision, four bytes per value.
     #[default]
     F32,
-    /// Two bytes.
+    /// Half precision (IEEE binary16), two bytes per value.
     F16,
 }
 
-/// Writes a safetensors file, one tensor at a time, to a temporary name that is then renamed.
+/// Writes a safetensors file under a temporary name, one tensor at a time, and renames it.
 ///
 /// `tensors` are (name, shape, values); `metadata` goes into the header, with `format = pt` as Python's loaders expect.
 ///

@@ -9,11 +9,12 @@
 use std::f64::consts::FRAC_PI_2;
 
 use crate::{
-    config::{BetaSchedule, SchedulerClass, SchedulerConfig},
+    class::SchedulerClass,
+    config::{BetaSchedule, SchedulerConfig},
     error::{Result, SchedulerError},
 };
 
-/// The cap of the schedules that are given by ᾱ(t): the last steps of a cosine would otherwise destroy all signal.
+/// The largest β of the schedules that are given by ᾱ(t): the last steps of a cosine would otherwise destroy all signal.
 const MAX_BETA: f64 = 0.999;
 
 /// No published model uses more than a few thousand; the bound keeps a typo from filling the memory.
@@ -34,7 +35,7 @@ impl SchedulerConfig {
             None => self.scheduled_betas(class)?,
         };
         check_betas(&betas, self.num_train_timesteps(), self.trained_betas.is_some())?;
-        if !(class.rescales_betas() && self.rescale_betas_zero_snr.unwrap_or(false)) {
+        if !(class.rescale_betas_zero_snr && self.rescale_betas_zero_snr.unwrap_or(false)) {
             return Ok(betas);
         }
         if betas.len() < 2 {
@@ -49,7 +50,7 @@ impl SchedulerConfig {
     /// As [`SchedulerConfig::betas`].
     pub fn alphas_cumprod(&self) -> Result<Vec<f64>> {
         let mut alphas_cumprod = cumprod_of_alphas(&self.betas()?);
-        if self.class()?.steps_along_sigmas() {
+        if self.class()?.steps_along_sigmas {
             for alpha in alphas_cumprod.iter_mut().filter(|alpha| **alpha <= 0.0) {
                 *alpha = TERMINAL_ALPHA_CUMPROD;
             }
@@ -62,10 +63,9 @@ impl SchedulerConfig {
         self.num_train_timesteps.unwrap_or(1000)
     }
 
-    fn scheduled_betas(&self, class: SchedulerClass) -> Result<Vec<f64>> {
-        let heun = class == SchedulerClass::HeunDiscrete;
-        let beta_start = in_unit_interval("beta_start", self.beta_start.unwrap_or(if heun { 0.00085 } else { 0.0001 }))?;
-        let beta_end = in_unit_interval("beta_end", self.beta_end.unwrap_or(if heun { 0.012 } else { 0.02 }))?;
+    fn scheduled_betas(&self, class: &SchedulerClass) -> Result<Vec<f64>> {
+        let beta_start = in_unit_interval("beta_start", self.beta_start.unwrap_or(class.beta_start))?;
+        let beta_end = in_unit_interval("beta_end", self.beta_end.unwrap_or(class.beta_end))?;
         let count = self.num_train_timesteps();
         if !(1..=MAX_TRAIN_TIMESTEPS).contains(&count) {
             return Err(field("num_train_timesteps", count, &format!("a number from 1 to {MAX_TRAIN_TIMESTEPS}")));
@@ -149,14 +149,15 @@ fn field(name: &str, value: impl ToString, expected: &str) -> SchedulerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ddim, ddpm, euler};
 
-    fn config(class: SchedulerClass, schedule: BetaSchedule) -> SchedulerConfig {
+    fn config(class: &SchedulerClass, schedule: BetaSchedule) -> SchedulerConfig {
         SchedulerConfig { beta_start: Some(0.00085), beta_end: Some(0.012), beta_schedule: Some(schedule), ..SchedulerConfig::new(class) }
     }
 
     #[test]
     fn stable_diffusions_table() {
-        let alphas_cumprod = config(SchedulerClass::Ddim, BetaSchedule::ScaledLinear).alphas_cumprod().unwrap();
+        let alphas_cumprod = config(&ddim::CLASS, BetaSchedule::ScaledLinear).alphas_cumprod().unwrap();
         let golden = [
             (0, 0.99915),
             (1, 0.99829603),
@@ -181,7 +182,7 @@ mod tests {
         use BetaSchedule::*;
         for schedule in [Linear, ScaledLinear, SquaredcosCapV2, Sigmoid, Exp, Laplace] {
             for count in [1, 2, 10, 1000] {
-                let config = SchedulerConfig { num_train_timesteps: Some(count), ..config(SchedulerClass::Ddpm, schedule) };
+                let config = SchedulerConfig { num_train_timesteps: Some(count), ..config(&ddpm::CLASS, schedule) };
                 let betas = config.betas().unwrap();
                 assert_eq!(betas.len(), count);
                 assert!(betas.iter().all(|&beta| beta > 0.0 && beta < 1.0), "{schedule:?} {count}");
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn zero_snr_ends_at_exactly_one_and_only_there() {
-        for (class, terminal) in [(SchedulerClass::Ddim, 0.0), (SchedulerClass::EulerDiscrete, TERMINAL_ALPHA_CUMPROD)] {
+        for (class, terminal) in [(&ddim::CLASS, 0.0), (&euler::CLASS, TERMINAL_ALPHA_CUMPROD)] {
             let config = SchedulerConfig { rescale_betas_zero_snr: Some(true), ..config(class, BetaSchedule::ScaledLinear) };
             let betas = config.betas().unwrap();
             assert_eq!(betas[999], 1.0);
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn impossible_betas_are_named() {
-        let base = SchedulerConfig::new(SchedulerClass::Ddim);
+        let base = SchedulerConfig::new(&ddim::CLASS);
         for (config, name) in [
             (SchedulerConfig { beta_start: Some(-0.1), ..base.clone() }, "beta_start"),
             (SchedulerConfig { beta_end: Some(f64::NAN), ..base.clone() }, "beta_end"),

@@ -8,66 +8,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::error::{Result, SchedulerError};
-
-/// A scheduler class, in diffusers' sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SchedulerClass {
-    /// `DDIMScheduler`
-    Ddim,
-    /// `DDPMScheduler`
-    Ddpm,
-    /// `EulerDiscreteScheduler`
-    EulerDiscrete,
-    /// `EulerAncestralDiscreteScheduler`
-    EulerAncestralDiscrete,
-    /// `DPMSolverMultistepScheduler`
-    DpmSolverMultistep,
-    /// `PNDMScheduler`
-    Pndm,
-    /// `UniPCMultistepScheduler`
-    UniPcMultistep,
-    /// `HeunDiscreteScheduler`
-    HeunDiscrete,
-}
-
-impl SchedulerClass {
-    /// Every implemented class.
-    pub const ALL: [Self; 8] = [
-        Self::Ddim,
-        Self::Ddpm,
-        Self::EulerDiscrete,
-        Self::EulerAncestralDiscrete,
-        Self::DpmSolverMultistep,
-        Self::Pndm,
-        Self::UniPcMultistep,
-        Self::HeunDiscrete,
-    ];
-
-    /// The value of `_class_name`.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::Ddim => "DDIMScheduler",
-            Self::Ddpm => "DDPMScheduler",
-            Self::EulerDiscrete => "EulerDiscreteScheduler",
-            Self::EulerAncestralDiscrete => "EulerAncestralDiscreteScheduler",
-            Self::DpmSolverMultistep => "DPMSolverMultistepScheduler",
-            Self::Pndm => "PNDMScheduler",
-            Self::UniPcMultistep => "UniPCMultistepScheduler",
-            Self::HeunDiscrete => "HeunDiscreteScheduler",
-        }
-    }
-
-    /// Whether the class's first table is rescaled by `rescale_betas_zero_snr`; the others have no such field and ignore it, as in diffusers.
-    pub(crate) fn rescales_betas(self) -> bool {
-        !matches!(self, Self::Pndm | Self::HeunDiscrete)
-    }
-
-    /// Whether the class steps along `sigmas` = sqrt((1 - ᾱ) / ᾱ) rather than ᾱ itself.
-    pub(crate) fn steps_along_sigmas(self) -> bool {
-        !matches!(self, Self::Ddim | Self::Ddpm | Self::Pndm)
-    }
-}
+use crate::{
+    class::SchedulerClass,
+    error::{Result, SchedulerError},
+};
 
 /// How β_t runs from `beta_start` to `beta_end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,8 +157,8 @@ macro_rules! scheduler_config {
 
         impl SchedulerConfig {
             /// A config of this class with nothing but defaults.
-            pub fn new(class: SchedulerClass) -> Self {
-                Self { class_name: class.class_name().into(), $($field: None,)* other: Map::new() }
+            pub fn new(class: &SchedulerClass) -> Self {
+                Self { class_name: class.class_name.into(), $($field: None,)* other: Map::new() }
             }
         }
 
@@ -257,9 +201,9 @@ macro_rules! scheduler_config {
 scheduler_config! {
     /// T, the number of noise levels in training; default 1000.
     num_train_timesteps: usize, "a whole number";
-    /// β_1; default 0.0001 (Heun: 0.00085).
+    /// β_1; each class has its own default.
     beta_start: f64, "a number";
-    /// β_T; default 0.02 (Heun: 0.012).
+    /// β_T; each class has its own default.
     beta_end: f64, "a number";
     /// Default `linear`.
     beta_schedule: BetaSchedule, "linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp or laplace";
@@ -267,7 +211,7 @@ scheduler_config! {
     trained_betas: Vec<f64>, "a list of numbers";
     /// Default `epsilon`.
     prediction_type: PredictionType, "epsilon, v_prediction or sample";
-    /// Default `leading` for DDIM, DDPM and PNDM, `linspace` for the rest.
+    /// Each class has its own default.
     timestep_spacing: TimestepSpacing, "linspace, leading or trailing";
     /// Default `discrete`; Euler only.
     timestep_type: TimestepType, "discrete or continuous";
@@ -277,15 +221,15 @@ scheduler_config! {
     rescale_betas_zero_snr: bool, "true or false";
     /// Whether DDIM and PNDM end at ᾱ = 1 rather than ᾱ_0; default true for DDIM, false for PNDM.
     set_alpha_to_one: bool, "true or false";
-    /// Clamp the predicted x_0; default true for DDIM and DDPM, false for Heun.
+    /// Clamp the predicted x_0; each class that has the field has its own default.
     clip_sample: bool, "true or false";
-    /// To plus or minus this; default 1.
+    /// Clamp it to plus or minus this; default 1.
     clip_sample_range: f64, "a number";
     /// Imagen's dynamic thresholding of the predicted x_0; default false.
     thresholding: bool, "true or false";
-    /// Its quantile; default 0.995.
+    /// The quantile of |x_0| that thresholding clamps to; default 0.995.
     dynamic_thresholding_ratio: f64, "a number";
-    /// Its largest threshold; default 1.
+    /// The largest value that thresholding clamps to; default 1.
     sample_max_value: f64, "a number";
     /// DDPM's variance; default `fixed_small`.
     variance_type: VarianceType, "fixed_small, fixed_small_log, fixed_large or fixed_large_log";
@@ -301,9 +245,9 @@ scheduler_config! {
     use_lu_lambdas: bool, "true or false";
     /// Rectified-flow σ; refused when true.
     use_flow_sigmas: bool, "true or false";
-    /// The smallest σ of a Karras or exponential spacing; default: the table's.
+    /// The smallest σ of a Karras or exponential spacing; default: that of the table.
     sigma_min: f64, "a number";
-    /// The largest; default: the table's.
+    /// The largest σ of such a spacing; default: that of the table.
     sigma_max: f64, "a number";
     /// Default `zero`.
     final_sigmas_type: FinalSigmasType, "zero or sigma_min";
@@ -315,7 +259,7 @@ scheduler_config! {
     solver_type: SolverType, "midpoint, heun, bh1 or bh2";
     /// Lower the order over the last steps; default true.
     lower_order_final: bool, "true or false";
-    /// First order at the last step whatever the number of steps; default false.
+    /// Take the last step at first order, whatever the number of steps; default false.
     euler_at_final: bool, "true or false";
     /// Leave out timesteps whose λ lies below this; default -inf.
     lambda_min_clipped: f64, "a number";
@@ -366,22 +310,10 @@ impl SchedulerConfig {
         std::fs::write(path, text).map_err(|source| SchedulerError::Write { path: path.into(), source })
     }
 
-    /// The class of `_class_name`; the `Flax` prefix of old folders is the same class.
-    ///
-    /// # Errors
-    /// A class that is not implemented.
-    pub fn class(&self) -> Result<SchedulerClass> {
-        let name = self.class_name.strip_prefix("Flax").unwrap_or(&self.class_name);
-        SchedulerClass::ALL.into_iter().find(|class| class.class_name() == name).ok_or_else(|| SchedulerError::UnknownClass {
-            class: self.class_name.clone(),
-            known: SchedulerClass::ALL.map(SchedulerClass::class_name).join(", "),
-        })
-    }
-
     /// The same model's noise schedule under another class, like diffusers' `Class.from_config`: explicit fields carry over, defaults are the new
     /// class's.
-    pub fn with_class(&self, class: SchedulerClass) -> Self {
-        Self { class_name: class.class_name().into(), ..self.clone() }
+    pub fn with_class(&self, class: &SchedulerClass) -> Self {
+        Self { class_name: class.class_name.into(), ..self.clone() }
     }
 }
 
@@ -411,6 +343,7 @@ fn without_negative_infinity(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ddim, pndm};
 
     fn parse(text: &str) -> Result<SchedulerConfig> {
         SchedulerConfig::try_from(serde_json::from_str::<Map<String, Value>>(text).unwrap())
@@ -421,10 +354,10 @@ mod tests {
         let text = r#"{"_class_name":"PNDMScheduler","_diffusers_version":"0.6.0","beta_start":0.00085,"beta_schedule":"scaled_linear","clip_sample":false,
                        "skip_prk_steps":true,"trained_betas":null,"tensor_format":"pt"}"#;
         let config = parse(text).unwrap();
-        assert_eq!((config.class().unwrap(), config.beta_start, config.beta_end), (SchedulerClass::Pndm, Some(0.00085), None));
+        assert_eq!((config.class().unwrap(), config.beta_start, config.beta_end), (&pndm::CLASS, Some(0.00085), None));
         assert_eq!(config.trained_betas, None);
 
-        let ddim = config.with_class(SchedulerClass::Ddim);
+        let ddim = config.with_class(&ddim::CLASS);
         assert_eq!((ddim.clip_sample, ddim.set_alpha_to_one), (Some(false), None));
 
         let written = serde_json::to_value(&config).unwrap();

@@ -10,27 +10,42 @@
 //! Follows diffusers' `schedulers/scheduling_ddim.py`; with η > 0 the density is the one of ddpo-pytorch's `ddim_with_logprob.py`.
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig},
+    class::{Build, SchedulerClass},
+    config::{SchedulerConfig, TimestepSpacing},
     error::Result,
     noise_schedule::DiscreteSchedule,
     prediction::Linear,
     single_step::{SingleStepScheduler, StepCoefficients, alphas_at, check_terminal_signal},
 };
 
-pub(crate) fn ddim(config: &SchedulerConfig, num_inference_steps: usize, eta: f64) -> Result<SingleStepScheduler> {
-    let class = SchedulerClass::Ddim;
-    let alphas_cumprod = config.alphas_cumprod()?;
-    let timesteps = config.spaced_timesteps(class, num_inference_steps);
-    let visited = alphas_at(&alphas_cumprod, &timesteps, class)?;
-    let schedule = DiscreteSchedule::variance_preserving(config, alphas_cumprod, timesteps, None);
-    check_terminal_signal(&schedule, &visited, class)?;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "DDIMScheduler",
+    build: Build::SingleStep { is_stochastic: |eta| eta > 0.0, build: |config, steps, eta| Ok(Box::new(ddim(config, steps, eta)?)) },
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Leading,
+    steps_along_sigmas: false,
+    sigma_spacings: &[],
+    rescale_betas_zero_snr: true,
+    thresholding: true,
+    clip_sample: Some(true),
+    algorithm_type: None,
+    check: |_| Ok(()),
+};
 
-    let final_alpha_cumprod = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { schedule.alphas_cumprod[0] };
+fn ddim(config: &SchedulerConfig, num_inference_steps: usize, eta: f64) -> Result<SingleStepScheduler> {
+    let alphas_cumprod = config.alphas_cumprod()?;
+    let timesteps = config.spaced_timesteps(&CLASS, num_inference_steps);
+    let visited = alphas_at(&alphas_cumprod, &timesteps, &CLASS)?;
+    let schedule = DiscreteSchedule::variance_preserving(config, &alphas_cumprod, timesteps, None);
+    check_terminal_signal(&schedule, &visited, &CLASS)?;
+
+    let final_alpha_cumprod = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { alphas_cumprod[0] };
     // The previous timestep is always one stride down, even where the spacing is not uniform.
     let stride = config.num_train_timesteps() / num_inference_steps;
     let coefficients = (schedule.timesteps.iter().zip(&visited))
         .map(|(&t, &alpha_prod_t)| {
-            let alpha_prod_t_prev = (t as usize).checked_sub(stride).map_or(final_alpha_cumprod, |prev| schedule.alphas_cumprod[prev]);
+            let alpha_prod_t_prev = (t as usize).checked_sub(stride).map_or(final_alpha_cumprod, |prev| alphas_cumprod[prev]);
             let (alpha, sigma) = (alpha_prod_t.sqrt(), (1.0 - alpha_prod_t).sqrt());
 
             let variance = (1.0 - alpha_prod_t_prev) / (1.0 - alpha_prod_t) * (1.0 - alpha_prod_t / alpha_prod_t_prev);
@@ -47,7 +62,7 @@ pub(crate) fn ddim(config: &SchedulerConfig, num_inference_steps: usize, eta: f6
             }
         })
         .collect();
-    Ok(SingleStepScheduler { coefficients, clipping: config.clipping(class)?, schedule })
+    Ok(SingleStepScheduler { coefficients, clipping: config.clipping(&CLASS)?, schedule })
 }
 
 #[cfg(test)]
@@ -67,7 +82,7 @@ mod tests {
             steps_offset: Some(1),
             set_alpha_to_one: Some(false),
             clip_sample: Some(false),
-            ..SchedulerConfig::new(SchedulerClass::Ddim)
+            ..SchedulerConfig::new(&CLASS)
         };
         let scheduler = ddim(&config, 50, 1.0).unwrap();
         for (t, expected) in [(981.0, 0.45446327), (501.0, 0.29478454), (21.0, 0.03947955), (1.0, 0.02064832)] {

@@ -10,7 +10,8 @@
 //! Follows diffusers' `schedulers/scheduling_ddpm.py`.
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig, VarianceType},
+    class::{Build, SchedulerClass},
+    config::{SchedulerConfig, TimestepSpacing, VarianceType},
     error::{Result, SchedulerError},
     noise_schedule::DiscreteSchedule,
     prediction::Linear,
@@ -20,14 +21,28 @@ use crate::{
 /// Where the posterior variance vanishes, diffusers keeps it at this for the sake of its logarithm.
 const MIN_VARIANCE: f64 = 1e-20;
 
-pub(crate) fn ddpm(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
-    let class = SchedulerClass::Ddpm;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "DDPMScheduler",
+    build: Build::SingleStep { is_stochastic: |_| true, build: |config, steps, _| Ok(Box::new(ddpm(config, steps)?)) },
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Leading,
+    steps_along_sigmas: false,
+    sigma_spacings: &[],
+    rescale_betas_zero_snr: true,
+    thresholding: true,
+    clip_sample: Some(true),
+    algorithm_type: None,
+    check: |config| variance_type(config).map(|_| ()),
+};
+
+fn ddpm(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
     let variance_type = variance_type(config)?;
     let alphas_cumprod = config.alphas_cumprod()?;
-    let timesteps = config.spaced_timesteps(class, num_inference_steps);
-    let visited = alphas_at(&alphas_cumprod, &timesteps, class)?;
-    let schedule = DiscreteSchedule::variance_preserving(config, alphas_cumprod, timesteps, None);
-    check_terminal_signal(&schedule, &visited, class)?;
+    let timesteps = config.spaced_timesteps(&CLASS, num_inference_steps);
+    let visited = alphas_at(&alphas_cumprod, &timesteps, &CLASS)?;
+    let schedule = DiscreteSchedule::variance_preserving(config, &alphas_cumprod, timesteps, None);
+    check_terminal_signal(&schedule, &visited, &CLASS)?;
 
     let coefficients = (0..visited.len())
         .map(|step| {
@@ -49,9 +64,11 @@ pub(crate) fn ddpm(config: &SchedulerConfig, num_inference_steps: usize) -> Resu
             }
         })
         .collect();
-    Ok(SingleStepScheduler { coefficients, clipping: config.clipping(class)?, schedule })
+    Ok(SingleStepScheduler { coefficients, clipping: config.clipping(&CLASS)?, schedule })
 }
 
+/// # Errors
+/// A variance that the network would have to predict.
 pub(crate) fn variance_type(config: &SchedulerConfig) -> Result<VarianceType> {
     match config.variance_type.unwrap_or(VarianceType::FixedSmall) {
         learned @ (VarianceType::Learned | VarianceType::LearnedRange) => Err(SchedulerError::Unsupported {
@@ -75,7 +92,7 @@ mod tests {
             beta_end: Some(0.012),
             beta_schedule: Some(BetaSchedule::ScaledLinear),
             clip_sample: Some(false),
-            ..SchedulerConfig::new(SchedulerClass::Ddpm)
+            ..SchedulerConfig::new(&CLASS)
         }
     }
 

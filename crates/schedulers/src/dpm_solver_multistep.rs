@@ -15,12 +15,13 @@ use std::collections::VecDeque;
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{AlgorithmType, FinalSigmasType, SchedulerClass, SchedulerConfig, SolverType},
+    class::{Build, SchedulerClass},
+    config::{AlgorithmType, BetaSchedule, FinalSigmasType, SchedulerConfig, SolverType, TimestepSpacing},
     ddpm::variance_type,
     error::{Result, SchedulerError},
-    multistep::{Integrand, Level, convert_model_output, multistep_schedule},
+    multistep::{Conversion, Integrand, Level, MultistepRules, multistep_schedule},
     noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler},
-    prediction::Clipping,
+    sigma_schedule::SigmaSpacing,
 };
 
 /// Below this many steps the orders of the last ones are lowered, in diffusers as here.
@@ -28,7 +29,7 @@ const FEW_STEPS: usize = 15;
 
 /// DPM-Solver or DPM-Solver++ of order 1 to 3.
 #[derive(Clone, Debug)]
-pub struct DpmSolverMultistepSampler {
+pub(crate) struct DpmSolverMultistepSampler {
     schedule: DiscreteSchedule,
     algorithm: AlgorithmType,
     heun: bool,
@@ -36,7 +37,7 @@ pub struct DpmSolverMultistepSampler {
     lower_order_final: bool,
     euler_at_final: bool,
     ends_at_zero: bool,
-    clipping: Clipping,
+    conversion: Conversion,
     /// Earlier integrands, newest first.
     history: VecDeque<Tensor<4>>,
 }
@@ -49,15 +50,46 @@ struct Update {
     noise: f64,
 }
 
-pub(crate) fn dpm_solver_multistep(config: &SchedulerConfig, num_inference_steps: usize) -> Result<DpmSolverMultistepSampler> {
-    let class = SchedulerClass::DpmSolverMultistep;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "DPMSolverMultistepScheduler",
+    build: Build::WithHistory(|config, steps| Ok(Box::new(dpm_solver_multistep(config, steps)?))),
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Linspace,
+    steps_along_sigmas: true,
+    sigma_spacings: &[SigmaSpacing::Karras, SigmaSpacing::Exponential, SigmaSpacing::Lu],
+    rescale_betas_zero_snr: true,
+    thresholding: true,
+    clip_sample: None,
+    algorithm_type: Some(AlgorithmType::DpmSolverPlusPlus),
+    check,
+};
+
+fn algorithm(config: &SchedulerConfig) -> AlgorithmType {
+    match config.algorithm_type {
+        None | Some(AlgorithmType::Deis) => AlgorithmType::DpmSolverPlusPlus,
+        Some(algorithm) => algorithm,
+    }
+}
+
+fn integrand(algorithm: AlgorithmType) -> Integrand {
+    match algorithm {
+        AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver => Integrand::Noise,
+        AlgorithmType::DpmSolverPlusPlus | AlgorithmType::SdeDpmSolverPlusPlus | AlgorithmType::Deis => Integrand::Data,
+    }
+}
+
+fn solver_order(config: &SchedulerConfig) -> usize {
+    config.solver_order.unwrap_or(2)
+}
+
+fn ends_at_zero(config: &SchedulerConfig) -> bool {
+    config.final_sigmas_type.unwrap_or(FinalSigmasType::Zero) == FinalSigmasType::Zero
+}
+
+fn check(config: &SchedulerConfig) -> Result<()> {
     variance_type(config)?;
-    let algorithm = match config.algorithm_type.unwrap_or(AlgorithmType::DpmSolverPlusPlus) {
-        AlgorithmType::Deis => AlgorithmType::DpmSolverPlusPlus,
-        other => other,
-    };
-    let order = config.solver_order.unwrap_or(2);
-    let ends_at_zero = config.final_sigmas_type.unwrap_or(FinalSigmasType::Zero) == FinalSigmasType::Zero;
+    let (algorithm, order) = (algorithm(config), solver_order(config));
     let refuse =
         |field: &str, value: String, expected: &str| Err(SchedulerError::Field { field: field.into(), value, expected: expected.into() });
     if !(1..=3).contains(&order) {
@@ -66,23 +98,37 @@ pub(crate) fn dpm_solver_multistep(config: &SchedulerConfig, num_inference_steps
     if order == 3 && algorithm == AlgorithmType::SdeDpmSolver {
         return refuse("solver_order", "3".into(), "1 or 2 with algorithm_type sde-dpmsolver");
     }
-    let on_noise = matches!(algorithm, AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver);
-    if on_noise && ends_at_zero {
+    if integrand(algorithm) == Integrand::Noise && ends_at_zero(config) {
         return refuse(
             "final_sigmas_type",
             "zero".into(),
             "sigma_min with algorithm_type dpmsolver and sde-dpmsolver, which cannot step to σ = 0",
         );
     }
+    Ok(())
+}
+
+fn dpm_solver_multistep(config: &SchedulerConfig, num_inference_steps: usize) -> Result<DpmSolverMultistepSampler> {
+    let rules = MultistepRules {
+        lambda_min_clipped: config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY),
+        rounds_timesteps: config.beta_schedule != Some(BetaSchedule::SquaredcosCapV2),
+        ends_at_own_sigma_min: false,
+    };
+    let schedule = multistep_schedule(config, &CLASS, rules, num_inference_steps)?;
+    let algorithm = algorithm(config);
     Ok(DpmSolverMultistepSampler {
-        schedule: multistep_schedule(config, class, num_inference_steps)?,
         algorithm,
         heun: config.solver_type == Some(SolverType::Heun),
-        order,
+        order: solver_order(config),
         lower_order_final: config.lower_order_final.unwrap_or(true),
         euler_at_final: config.euler_at_final.unwrap_or(false),
-        ends_at_zero,
-        clipping: config.clipping(class)?,
+        ends_at_zero: ends_at_zero(config),
+        conversion: Conversion {
+            prediction_type: schedule.prediction_type,
+            integrand: integrand(algorithm),
+            clipping: config.clipping(&CLASS)?,
+        },
+        schedule,
         history: VecDeque::new(),
     })
 }
@@ -175,12 +221,7 @@ impl Sampler for DpmSolverMultistepSampler {
             self.reset();
         }
         let (s0, t) = (self.level(step), self.level(step + 1));
-        let integrand = if matches!(self.algorithm, AlgorithmType::DpmSolver | AlgorithmType::SdeDpmSolver) {
-            Integrand::Noise
-        } else {
-            Integrand::Data
-        };
-        self.history.push_front(convert_model_output(&self.schedule, (integrand, self.clipping), s0, model_output, &sample));
+        self.history.push_front(self.conversion.apply(model_output, &sample, s0));
         self.history.truncate(self.order);
         if t.lambda == s0.lambda {
             return sample;

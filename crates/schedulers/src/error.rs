@@ -22,7 +22,7 @@ pub enum SchedulerError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file is no JSON object; the source names line and column.
+    /// The file is not a JSON object; the source names line and column.
     #[error("{} is not a JSON object: {source}", path.display())]
     Json {
         /// The file.
@@ -97,7 +97,7 @@ pub enum SchedulerError {
         got: f64,
     },
     /// A multi-step sampler was asked for where a single-step one is needed.
-    #[error("{class} keeps history between steps and is no single-step scheduler; choose one of {known}")]
+    #[error("{class} keeps history between steps and is not a single-step scheduler; choose one of {known}")]
     NotSingleStep {
         /// The class asked for.
         class: String,
@@ -107,7 +107,7 @@ pub enum SchedulerError {
     /// A step other than the last has no noise, so it has no density.
     #[error(
         "step {step} (timestep {timestep}) has standard deviation {std_dev_t:e}, so its log-probability is undefined; \
-         use a stochastic scheduler: ddim with eta > 0, ddpm or euler_a"
+         use a stochastic scheduler: {known}"
     )]
     Deterministic {
         /// Index into `timesteps()`.
@@ -116,6 +116,8 @@ pub enum SchedulerError {
         timestep: f64,
         /// Its standard deviation.
         std_dev_t: f64,
+        /// The schedulers that would do.
+        known: String,
     },
 }
 

@@ -10,17 +10,38 @@
 //! Follows diffusers' `schedulers/scheduling_euler_discrete.py`.
 
 use crate::{
-    config::{InterpolationType, PredictionType, SchedulerClass, SchedulerConfig, TimestepType},
+    class::{Build, SchedulerClass},
+    config::{FinalSigmasType, InterpolationType, PredictionType, SchedulerConfig, TimestepSpacing, TimestepType},
     error::Result,
     noise_schedule::DiscreteSchedule,
     prediction::{Clipping, Linear},
-    sigma_schedule::{SigmaSpacing, alpha_sigma, sigma_at, sigma_to_t, training_sigmas},
+    sigma_schedule::{SigmaSpacing, alpha_sigma, final_sigma, sigma_at, sigma_to_t, training_sigmas},
     single_step::{SingleStepScheduler, StepCoefficients},
     timestep_spacing::linspace,
 };
 
-pub(crate) fn euler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
-    let schedule = sigma_schedule(config, SchedulerClass::EulerDiscrete, num_inference_steps)?;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "EulerDiscreteScheduler",
+    build: Build::SingleStep { is_stochastic: |_| false, build: |config, steps, _| Ok(Box::new(euler(config, steps)?)) },
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Linspace,
+    steps_along_sigmas: true,
+    sigma_spacings: &[SigmaSpacing::Karras, SigmaSpacing::Exponential],
+    rescale_betas_zero_snr: true,
+    thresholding: false,
+    clip_sample: None,
+    algorithm_type: None,
+    check: |_| Ok(()),
+};
+
+fn euler(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
+    let own = EulerFields {
+        log_linear: config.interpolation_type == Some(InterpolationType::LogLinear),
+        continuous: config.timestep_type == Some(TimestepType::Continuous),
+        final_sigmas_type: config.final_sigmas_type.unwrap_or(FinalSigmasType::Zero),
+    };
+    let schedule = sigma_schedule(config, &CLASS, own, num_inference_steps)?;
     let sigmas = schedule.sigmas.as_deref().unwrap_or_default();
     let coefficients =
         (0..num_inference_steps).map(|step| euler_step(schedule.prediction_type, sigmas[step], sigmas[step + 1], 0.0)).collect();
@@ -41,13 +62,33 @@ pub(crate) fn euler_step(prediction_type: PredictionType, sigma: f64, sigma_next
     }
 }
 
+/// The fields of Euler that its relatives, Euler ancestral and Heun, do not have; theirs are the defaults.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EulerFields {
+    /// `interpolation_type` is `log_linear`.
+    log_linear: bool,
+    /// `timestep_type` is `continuous`.
+    continuous: bool,
+    final_sigmas_type: FinalSigmasType,
+}
+
+impl Default for EulerFields {
+    fn default() -> Self {
+        Self { log_linear: false, continuous: false, final_sigmas_type: FinalSigmasType::Zero }
+    }
+}
+
 /// Timesteps and σ of Euler, Euler ancestral and Heun: N values each, and the σ of the end.
-pub(crate) fn sigma_schedule(config: &SchedulerConfig, class: SchedulerClass, num_inference_steps: usize) -> Result<DiscreteSchedule> {
-    let is_euler = class == SchedulerClass::EulerDiscrete;
+pub(crate) fn sigma_schedule(
+    config: &SchedulerConfig,
+    class: &SchedulerClass,
+    own: EulerFields,
+    num_inference_steps: usize,
+) -> Result<DiscreteSchedule> {
     let alphas_cumprod = config.alphas_cumprod()?;
     let table = training_sigmas(&alphas_cumprod);
     let mut timesteps = config.spaced_timesteps(class, num_inference_steps);
-    let mut sigmas: Vec<f64> = if is_euler && config.interpolation_type == Some(InterpolationType::LogLinear) {
+    let mut sigmas: Vec<f64> = if own.log_linear {
         linspace(table[table.len() - 1].ln(), table[0].ln(), num_inference_steps + 1).into_iter().map(f64::exp).collect()
     } else {
         timesteps.iter().map(|&t| sigma_at(&table, t)).collect()
@@ -55,12 +96,12 @@ pub(crate) fn sigma_schedule(config: &SchedulerConfig, class: SchedulerClass, nu
 
     let spacing = config.sigma_spacing(class)?;
     if spacing != SigmaSpacing::Timesteps {
-        sigmas = config.spaced_sigmas(spacing, (sigmas[0], sigmas[sigmas.len() - 1]), num_inference_steps)?;
+        sigmas = config.spaced_sigmas(spacing, sigmas[0], sigmas[sigmas.len() - 1], num_inference_steps)?;
         timesteps = sigmas.iter().map(|&sigma| sigma_to_t(sigma, &table)).collect();
     }
-    if is_euler && config.timestep_type == Some(TimestepType::Continuous) && config.prediction_type == Some(PredictionType::VPrediction) {
+    if own.continuous && config.prediction_type == Some(PredictionType::VPrediction) {
         timesteps = sigmas[..num_inference_steps].iter().map(|sigma| 0.25 * sigma.ln()).collect();
     }
-    sigmas.push(if is_euler { config.final_sigma(&table) } else { 0.0 });
-    Ok(DiscreteSchedule::variance_exploding(config, class, alphas_cumprod, timesteps, sigmas))
+    sigmas.push(final_sigma(own.final_sigmas_type, &table));
+    Ok(DiscreteSchedule::variance_exploding(config, class, &alphas_cumprod, timesteps, sigmas))
 }

@@ -10,15 +10,31 @@
 //! Follows diffusers' `schedulers/scheduling_euler_ancestral_discrete.py`.
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig},
+    class::{Build, SchedulerClass},
+    config::{SchedulerConfig, TimestepSpacing},
     error::Result,
-    euler::{euler_step, sigma_schedule},
+    euler::{EulerFields, euler_step, sigma_schedule},
     prediction::Clipping,
     single_step::SingleStepScheduler,
 };
 
-pub(crate) fn euler_ancestral(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
-    let schedule = sigma_schedule(config, SchedulerClass::EulerAncestralDiscrete, num_inference_steps)?;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "EulerAncestralDiscreteScheduler",
+    build: Build::SingleStep { is_stochastic: |_| true, build: |config, steps, _| Ok(Box::new(euler_ancestral(config, steps)?)) },
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Linspace,
+    steps_along_sigmas: true,
+    sigma_spacings: &[],
+    rescale_betas_zero_snr: true,
+    thresholding: false,
+    clip_sample: None,
+    algorithm_type: None,
+    check: |_| Ok(()),
+};
+
+fn euler_ancestral(config: &SchedulerConfig, num_inference_steps: usize) -> Result<SingleStepScheduler> {
+    let schedule = sigma_schedule(config, &CLASS, EulerFields::default(), num_inference_steps)?;
     let sigmas = schedule.sigmas.as_deref().unwrap_or_default();
     let coefficients = (0..num_inference_steps)
         .map(|step| {

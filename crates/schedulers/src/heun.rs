@@ -12,35 +12,50 @@
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig},
+    class::{Build, SchedulerClass},
+    config::{SchedulerConfig, TimestepSpacing},
     error::Result,
-    euler::sigma_schedule,
+    euler::{EulerFields, sigma_schedule},
     multistep::linear,
     noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler},
     prediction::{Clipping, Linear},
-    sigma_schedule::alpha_sigma,
+    sigma_schedule::{SigmaSpacing, alpha_sigma},
     single_step::in_float_type_of,
 };
 
 /// Heun's second-order method.
 #[derive(Clone, Debug)]
-pub struct HeunDiscreteSampler {
+pub(crate) struct HeunDiscreteSampler {
     schedule: DiscreteSchedule,
     clipping: Clipping,
     /// Between predictor and corrector: x_i + (t_{i+1} - t_i) d_i / 2, and the factor (t_{i+1} - t_i) / 2 of the slope still to come.
     halfway: Option<(Tensor<4>, f64)>,
 }
 
-pub(crate) fn heun(config: &SchedulerConfig, num_inference_steps: usize) -> Result<HeunDiscreteSampler> {
-    let class = SchedulerClass::HeunDiscrete;
-    let mut schedule = sigma_schedule(config, class, num_inference_steps)?;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "HeunDiscreteScheduler",
+    build: Build::WithHistory(|config, steps| Ok(Box::new(heun(config, steps)?))),
+    beta_start: 0.00085,
+    beta_end: 0.012,
+    timestep_spacing: TimestepSpacing::Linspace,
+    steps_along_sigmas: true,
+    sigma_spacings: &[SigmaSpacing::Karras, SigmaSpacing::Exponential],
+    rescale_betas_zero_snr: false,
+    thresholding: false,
+    clip_sample: Some(false),
+    algorithm_type: None,
+    check: |_| Ok(()),
+};
+
+fn heun(config: &SchedulerConfig, num_inference_steps: usize) -> Result<HeunDiscreteSampler> {
+    let mut schedule = sigma_schedule(config, &CLASS, EulerFields::default(), num_inference_steps)?;
     let repeated = |values: &[f64], single_at_end: usize| -> Vec<f64> {
         let inner = 1..values.len() - single_at_end;
         values.iter().enumerate().flat_map(|(i, &value)| std::iter::repeat_n(value, if inner.contains(&i) { 2 } else { 1 })).collect()
     };
     schedule.timesteps = repeated(&schedule.timesteps, 0);
     schedule.sigmas = schedule.sigmas.map(|sigmas| repeated(&sigmas, 1));
-    Ok(HeunDiscreteSampler { schedule, clipping: config.clipping(class)?, halfway: None })
+    Ok(HeunDiscreteSampler { schedule, clipping: config.clipping(&CLASS)?, halfway: None })
 }
 
 impl NoiseSchedule for HeunDiscreteSampler {

@@ -6,9 +6,9 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use vp_schedulers::{Sampler, Scheduler, SchedulerClass, SchedulerConfig, build_sampler, build_scheduler, by_name};
+//! use vp_schedulers::{Sampler, Scheduler, SchedulerConfig, build_sampler, build_scheduler, by_name};
 //!
-//! let config = SchedulerConfig::new(SchedulerClass::Ddim);
+//! let config = SchedulerConfig::new(by_name("ddim")?.class);
 //! let ddim = build_scheduler(&config, None, 50, 1.0)?;
 //! let x = Tensor::<4>::ones([2, 4, 8, 8], &Device::flex());
 //! let transition = ddim.transition(x.clone() * 0.1, &[0, 49], x.clone());
@@ -27,15 +27,17 @@
 //! |---|---|---|
 //! | `betas` | β_t | variance added at training step t |
 //! | `alphas_cumprod` | ᾱ_t | Π (1 - β_s): the signal's share of the variance |
-//! | `alpha`, `sigma` of a variance-preserving sample | √ᾱ_t, √(1-ᾱ_t) | x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε |
+//! | `signal`, `noise` of a training level | √ᾱ_t, √(1-ᾱ_t) | x_t = `signal` x_0 + `noise` ε |
+//! | `alpha`, `sigma` of a variance-preserving sample | √ᾱ_t, √(1-ᾱ_t) | the same, at a noise level of sampling |
 //! | `sigmas` | σ_t = √((1-ᾱ_t) / ᾱ_t) | the noise beside an unscaled x_0 |
 //! | `lambda` | λ_t = -ln σ_t | half the log signal-to-noise ratio |
 //! | `eta` | η | DDIM's noise: 0 none, 1 as DDPM |
 //! | `std_dev_t` | σ_t(η) | the reverse step's standard deviation |
 //!
-//! Tables are `f64` on the host. The names, defaults and formulas are those of diffusers, whose file each module names.
+//! Tables and time values are `f64` on the host. The names, defaults and formulas are those of diffusers, whose file each module names.
 
 mod beta_schedule;
+mod class;
 mod config;
 mod ddim;
 mod ddpm;
@@ -56,16 +58,12 @@ mod transition;
 mod unipc;
 mod validate;
 
+pub use class::SchedulerClass;
 pub use config::{
-    AlgorithmType, BetaSchedule, FinalSigmasType, InterpolationType, PredictionType, SchedulerClass, SchedulerConfig, SolverType,
-    TimestepSpacing, TimestepType, VarianceType,
+    AlgorithmType, BetaSchedule, FinalSigmasType, InterpolationType, PredictionType, SchedulerConfig, SolverType, TimestepSpacing,
+    TimestepType, VarianceType,
 };
-pub use dpm_solver_multistep::DpmSolverMultistepSampler;
 pub use error::{Result, SchedulerError};
-pub use heun::HeunDiscreteSampler;
-pub use noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler, Scheduler};
-pub use pndm::PndmSampler;
-pub use registry::{SCHEDULERS, SchedulerEntry, build_sampler, build_scheduler, by_name, entry_of, require_stochastic};
-pub use single_step::SingleStepScheduler;
+pub use noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler, Scheduler, TrainingLevel};
+pub use registry::{SCHEDULERS, SchedulerEntry, build_sampler, build_scheduler, by_name, entry_of, known_names, require_stochastic};
 pub use transition::Transition;
-pub use unipc::UniPcMultistepSampler;

@@ -3,16 +3,34 @@
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{PredictionType, SchedulerClass, SchedulerConfig, TimestepSpacing},
+    class::SchedulerClass,
+    config::{PredictionType, SchedulerConfig, TimestepSpacing},
     sigma_schedule::alpha_sigma,
     transition::Transition,
 };
+
+/// One noise level of training: x_t = `signal` x_0 + `noise` ε.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingLevel {
+    /// The factor of x_0; √ᾱ_t where samples have unit variance.
+    pub signal: f64,
+    /// The factor of ε; √(1-ᾱ_t) where samples have unit variance.
+    pub noise: f64,
+}
+
+impl TrainingLevel {
+    /// The level at which the signal's share of a unit variance is `alpha_cumprod`.
+    pub(crate) fn variance_preserving(alpha_cumprod: f64) -> Self {
+        Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
+    }
+}
 
 /// The tables of one sampler at one number of steps, on the host and in `f64`.
 #[derive(Clone, Debug)]
 pub struct DiscreteSchedule {
     pub(crate) prediction_type: PredictionType,
-    pub(crate) alphas_cumprod: Vec<f64>,
+    /// One level per training timestep.
+    pub(crate) training_levels: Vec<TrainingLevel>,
     pub(crate) timesteps: Vec<f64>,
     pub(crate) sigmas: Option<Vec<f64>>,
     /// Whether a sample is x_0 + σ ε rather than √ᾱ x_0 + √(1-ᾱ) ε, so that the network's input must be scaled down and the first noise up.
@@ -24,19 +42,20 @@ impl DiscreteSchedule {
     /// The tables of a sampler whose samples have unit variance.
     pub(crate) fn variance_preserving(
         config: &SchedulerConfig,
-        alphas_cumprod: Vec<f64>,
+        alphas_cumprod: &[f64],
         timesteps: Vec<f64>,
         sigmas: Option<Vec<f64>>,
     ) -> Self {
         let prediction_type = config.prediction_type.unwrap_or(PredictionType::Epsilon);
-        Self { prediction_type, alphas_cumprod, timesteps, sigmas, variance_exploding: false, init_noise_sigma: 1.0 }
+        let training_levels = alphas_cumprod.iter().copied().map(TrainingLevel::variance_preserving).collect();
+        Self { prediction_type, training_levels, timesteps, sigmas, variance_exploding: false, init_noise_sigma: 1.0 }
     }
 
     /// The tables of a sampler whose samples carry noise of standard deviation σ.
     pub(crate) fn variance_exploding(
         config: &SchedulerConfig,
-        class: SchedulerClass,
-        alphas_cumprod: Vec<f64>,
+        class: &SchedulerClass,
+        alphas_cumprod: &[f64],
         timesteps: Vec<f64>,
         sigmas: Vec<f64>,
     ) -> Self {
@@ -52,24 +71,37 @@ impl DiscreteSchedule {
 
 /// A noise schedule laid out for a number of sampling steps.
 ///
-/// A *step* is an index into [`timesteps`](Self::timesteps); a *timestep* is a noise level of training, 0 to `num_train_timesteps - 1`.
+/// A *step* is an index into [`timesteps`](Self::timesteps). A *timestep* is a time value on the scale of training, 0 to
+/// [`num_train_timesteps`](Self::num_train_timesteps) - 1; samplers may visit fractional ones.
 pub trait NoiseSchedule: Send + Sync {
     /// The tables behind the methods below.
     fn schedule(&self) -> &DiscreteSchedule;
 
-    /// The time values the network is called with, in order; fractional for Karras spacing. `[number of model calls]`
+    /// The time values that the network is called with, in order; fractional for Karras spacing. `[number of model calls]`
     fn timesteps(&self) -> &[f64] {
         &self.schedule().timesteps
     }
 
-    /// The noise levels σ the sampler steps along, one more than the model calls, or `None` if it steps along ᾱ.
+    /// The noise levels σ that the sampler steps along, one more than the model calls, or `None` if it steps along ᾱ.
     fn sigmas(&self) -> Option<&[f64]> {
         self.schedule().sigmas.as_deref()
     }
 
-    /// ᾱ_t of every training timestep.
-    fn alphas_cumprod(&self) -> &[f64] {
-        &self.schedule().alphas_cumprod
+    /// The noise level of every training timestep. `[num_train_timesteps]`
+    fn training_levels(&self) -> &[TrainingLevel] {
+        &self.schedule().training_levels
+    }
+
+    /// T, the number of noise levels in training.
+    fn num_train_timesteps(&self) -> usize {
+        self.training_levels().len()
+    }
+
+    /// The noise level of a training timestep; the nearest one if `timestep` is fractional. Panics if it lies outside the schedule.
+    fn training_level(&self, timestep: f64) -> TrainingLevel {
+        let (levels, nearest) = (self.training_levels(), timestep.round());
+        let level = if nearest >= 0.0 { levels.get(nearest as usize) } else { None };
+        *level.unwrap_or_else(|| panic!("timestep {timestep} is outside the schedule's {} training timesteps", levels.len()))
     }
 
     /// What the network predicts.
@@ -77,15 +109,16 @@ pub trait NoiseSchedule: Send + Sync {
         self.schedule().prediction_type
     }
 
-    /// What standard normal noise is multiplied with to give the first sample.
+    /// What standard normal noise is multiplied by to give the first sample.
     fn init_noise_sigma(&self) -> f64 {
         self.schedule().init_noise_sigma
     }
 
-    /// ᾱ_t / (1 - ᾱ_t), which min-SNR loss weights (2303.09556) are made of. Panics if `timestep` is past the schedule.
-    fn signal_to_noise(&self, timestep: usize) -> f64 {
-        let alpha = self.alphas_cumprod()[timestep];
-        alpha / (1.0 - alpha)
+    /// The signal's power over the noise's, (signal / noise)²: ᾱ_t / (1-ᾱ_t) where samples have unit variance. Min-SNR loss weights
+    /// (2303.09556) are made of it. Panics if `timestep` lies outside the schedule.
+    fn signal_to_noise(&self, timestep: f64) -> f64 {
+        let TrainingLevel { signal, noise } = self.training_level(timestep);
+        (signal / noise).powi(2)
     }
 
     /// The network's input at the given step of each sample.
@@ -102,38 +135,37 @@ pub trait NoiseSchedule: Send + Sync {
         }
     }
 
-    /// The forward process √ᾱ_t x_0 + √(1-ᾱ_t) ε: what the network is trained on, whatever the sampler's own parametrisation.
+    /// The forward process, `signal` x_0 + `noise` ε at each sample's training level: what the network is trained on, whatever the
+    /// sampler's own parametrisation. Panics if a timestep lies outside the schedule.
     ///
     /// For the σ-samplers (Euler, Heun) diffusers' `add_noise` returns the same divided by √ᾱ_t, before `scale_model_input`.
     ///
     /// # Shapes
     /// - `original`, `noise`, output: `[b, c, h, w]`; `timesteps`: `[b]`, training timesteps
-    fn add_noise(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
-        let (alpha, sigma) = self.signal_and_noise(&original, timesteps);
-        original * alpha + noise * sigma
+    fn add_noise(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
+        let (on_original, on_noise) = self.signal_and_noise(&original, timesteps);
+        original * on_original + noise * on_noise
     }
 
     /// What the network should answer to [`add_noise`](Self::add_noise)'s sample: ε, v or x_0, by `prediction_type`.
     ///
     /// # Shapes
     /// - `original`, `noise`, output: `[b, c, h, w]`; `timesteps`: `[b]`, training timesteps
-    fn training_target(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
+    fn training_target(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
         match self.prediction_type() {
             PredictionType::Epsilon => noise,
             PredictionType::Sample => original,
             PredictionType::VPrediction => {
-                let (alpha, sigma) = self.signal_and_noise(&original, timesteps);
-                noise * alpha - original * sigma
+                let (signal, sigma) = self.signal_and_noise(&original, timesteps);
+                noise * signal - original * sigma
             }
         }
     }
 
-    /// (√ᾱ_t, √(1-ᾱ_t)) as constants beside `like`, each `[b, 1, 1, 1]`.
-    fn signal_and_noise(&self, like: &Tensor<4>, timesteps: &[usize]) -> (Tensor<4>, Tensor<4>) {
-        let table = self.alphas_cumprod();
-        let at =
-            |t: &usize| *table.get(*t).unwrap_or_else(|| panic!("timestep {t} is past the schedule's {} training timesteps", table.len()));
-        (per_sample(timesteps.iter().map(|t| at(t).sqrt()), like), per_sample(timesteps.iter().map(|t| (1.0 - at(t)).sqrt()), like))
+    /// The two factors of each sample's training level as constants beside `like`, each `[b, 1, 1, 1]`.
+    fn signal_and_noise(&self, like: &Tensor<4>, timesteps: &[f64]) -> (Tensor<4>, Tensor<4>) {
+        let levels = || timesteps.iter().map(|&timestep| self.training_level(timestep));
+        (per_sample(levels().map(|level| level.signal), like), per_sample(levels().map(|level| level.noise), like))
     }
 }
 
@@ -149,7 +181,7 @@ pub trait Scheduler: Sampler {
     fn std_dev_t(&self, step: usize) -> f64;
 }
 
-/// What a sampling loop needs: one call a model evaluation, in the order of `timesteps()`.
+/// What a sampling loop needs: one call per model evaluation, in the order of `timesteps()`.
 ///
 /// Every [`Scheduler`] is one. Samplers with history start afresh at step 0 and on [`reset`](Self::reset).
 pub trait Sampler: NoiseSchedule {
@@ -191,4 +223,62 @@ pub(crate) fn per_sample(values: impl Iterator<Item = f64>, like: &Tensor<4>) ->
     let [batch, ..] = like.dims();
     assert_eq!(values.len(), batch, "one step or timestep per sample of the batch is needed");
     Tensor::<1>::from_data(values.as_slice(), (&like.device().without_autodiff(), like.dtype())).reshape([batch, 1, 1, 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    struct Table(DiscreteSchedule);
+
+    impl NoiseSchedule for Table {
+        fn schedule(&self) -> &DiscreteSchedule {
+            &self.0
+        }
+    }
+
+    fn table(training_levels: Vec<TrainingLevel>) -> Table {
+        Table(DiscreteSchedule {
+            prediction_type: PredictionType::Epsilon,
+            training_levels,
+            timesteps: Vec::new(),
+            sigmas: None,
+            variance_exploding: false,
+            init_noise_sigma: 1.0,
+        })
+    }
+
+    /// Flow matching (2210.02747) is another table: x_t = (1-t) x_0 + t ε.
+    #[test]
+    fn a_table_of_straight_paths_gives_the_forward_process_of_flow_matching() {
+        let flow = table((1..=4).map(|i| f64::from(i) / 4.0).map(|t| TrainingLevel { signal: 1.0 - t, noise: t }).collect());
+        assert_eq!(flow.num_train_timesteps(), 4);
+        let device = Device::flex();
+        let (x0, noise) = (Tensor::from_data([[[[8.0]]], [[[8.0]]]], &device), Tensor::from_data([[[[-4.0]]], [[[16.0]]]], &device));
+        let sample: Vec<f32> = flow.add_noise(x0, noise, &[0.0, 2.0]).into_data().try_to_vec().unwrap();
+        // 3/4 of 8 and 1/4 of -4; 1/4 of 8 and 3/4 of 16.
+        assert_eq!(sample, [5.0, 14.0]);
+        assert_eq!([0.0, 1.0, 2.0, 3.0].map(|t| flow.signal_to_noise(t)), [9.0, 1.0, (1.0_f64 / 3.0).powi(2), 0.0]);
+    }
+
+    #[test]
+    fn a_fractional_timestep_is_at_the_nearest_level() {
+        let levels = [0.9, 0.5, 0.1].map(TrainingLevel::variance_preserving);
+        let schedule = table(levels.to_vec());
+        assert_eq!([0.4, 0.6, 1.3, 2.4].map(|t| schedule.training_level(t)), [levels[0], levels[1], levels[1], levels[2]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "timestep 2.5 is outside the schedule's 3 training timesteps")]
+    fn a_timestep_past_the_schedule_is_refused() {
+        table([0.9, 0.5, 0.1].map(TrainingLevel::variance_preserving).to_vec()).training_level(2.5);
+    }
+
+    #[test]
+    #[should_panic(expected = "timestep -1 is outside the schedule's 3 training timesteps")]
+    fn a_timestep_before_the_schedule_is_refused() {
+        table([0.9, 0.5, 0.1].map(TrainingLevel::variance_preserving).to_vec()).training_level(-1.0);
+    }
 }

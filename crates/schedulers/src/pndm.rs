@@ -15,7 +15,8 @@ use std::collections::VecDeque;
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{PredictionType, SchedulerClass, SchedulerConfig},
+    class::{Build, SchedulerClass},
+    config::{PredictionType, SchedulerConfig, TimestepSpacing},
     error::{Result, SchedulerError},
     noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler},
     single_step::{alphas_at, in_float_type_of},
@@ -26,8 +27,10 @@ const ORDER: usize = 4;
 
 /// PNDM, with or without its Runge-Kutta warm-up.
 #[derive(Clone, Debug)]
-pub struct PndmSampler {
+pub(crate) struct PndmSampler {
     schedule: DiscreteSchedule,
+    /// ᾱ_t of every training timestep.
+    alphas_cumprod: Vec<f64>,
     /// How many of the timesteps belong to the Runge-Kutta warm-up.
     warm_up: usize,
     /// One step of the uniform grid, in training timesteps.
@@ -43,20 +46,38 @@ pub struct PndmSampler {
     start: Option<Tensor<4>>,
 }
 
-pub(crate) fn pndm(config: &SchedulerConfig, num_inference_steps: usize) -> Result<PndmSampler> {
-    let class = SchedulerClass::Pndm;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "PNDMScheduler",
+    build: Build::WithHistory(|config, steps| Ok(Box::new(pndm(config, steps)?))),
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Leading,
+    steps_along_sigmas: false,
+    sigma_spacings: &[],
+    rescale_betas_zero_snr: false,
+    thresholding: false,
+    clip_sample: None,
+    algorithm_type: None,
+    check,
+};
+
+fn check(config: &SchedulerConfig) -> Result<()> {
     if config.prediction_type == Some(PredictionType::Sample) {
         return Err(SchedulerError::Unsupported {
-            class: class.class_name().into(),
+            class: CLASS.class_name.into(),
             field: "prediction_type".into(),
             value: "sample".into(),
             way_out: "PNDM averages noise predictions; use ddim".into(),
         });
     }
+    Ok(())
+}
+
+fn pndm(config: &SchedulerConfig, num_inference_steps: usize) -> Result<PndmSampler> {
     let alphas_cumprod = config.alphas_cumprod()?;
     // Smallest first, as the two lists below are built.
-    let grid: Vec<f64> = config.spaced_timesteps(class, num_inference_steps).into_iter().rev().collect();
-    alphas_at(&alphas_cumprod, &grid, class)?;
+    let grid: Vec<f64> = config.spaced_timesteps(&CLASS, num_inference_steps).into_iter().rev().collect();
+    alphas_at(&alphas_cumprod, &grid, &CLASS)?;
     let stride = config.num_train_timesteps() / num_inference_steps;
 
     let (warm_up, multistep) = if config.skip_prk_steps.unwrap_or(false) {
@@ -80,7 +101,8 @@ pub(crate) fn pndm(config: &SchedulerConfig, num_inference_steps: usize) -> Resu
     let timesteps = warm_up.iter().rev().chain(multistep.iter().rev()).copied().collect();
     let final_alpha_cumprod = if config.set_alpha_to_one.unwrap_or(false) { 1.0 } else { alphas_cumprod[0] };
     Ok(PndmSampler {
-        schedule: DiscreteSchedule::variance_preserving(config, alphas_cumprod, timesteps, None),
+        schedule: DiscreteSchedule::variance_preserving(config, &alphas_cumprod, timesteps, None),
+        alphas_cumprod,
         warm_up: warm_up.len(),
         stride: stride as i64,
         final_alpha_cumprod,
@@ -93,8 +115,8 @@ pub(crate) fn pndm(config: &SchedulerConfig, num_inference_steps: usize) -> Resu
 
 impl PndmSampler {
     fn alpha_cumprod(&self, timestep: i64) -> f64 {
-        let last = self.schedule.alphas_cumprod.len() - 1;
-        usize::try_from(timestep).map_or(self.final_alpha_cumprod, |t| self.schedule.alphas_cumprod[t.min(last)])
+        let last = self.alphas_cumprod.len() - 1;
+        usize::try_from(timestep).map_or(self.final_alpha_cumprod, |t| self.alphas_cumprod[t.min(last)])
     }
 
     /// Eq. 11: from timestep to timestep along a constant noise prediction.

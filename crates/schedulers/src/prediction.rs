@@ -13,7 +13,8 @@
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{PredictionType, SchedulerClass, SchedulerConfig},
+    class::SchedulerClass,
+    config::{PredictionType, SchedulerConfig},
     error::{Result, SchedulerError},
 };
 
@@ -59,16 +60,8 @@ pub(crate) enum Clipping {
 
 impl SchedulerConfig {
     /// # Errors
-    /// A range, ratio or maximum that is no usable number.
-    pub(crate) fn clipping(&self, class: SchedulerClass) -> Result<Clipping> {
-        use SchedulerClass::*;
-        let thresholds = matches!(class, Ddim | Ddpm | DpmSolverMultistep | UniPcMultistep);
-        let clip_by_default = match class {
-            Ddim | Ddpm => true,
-            HeunDiscrete => false,
-            _ if !thresholds => return Ok(Clipping::None),
-            _ => false,
-        };
+    /// A range, ratio or maximum that is not a positive number; a ratio above 1.
+    pub(crate) fn clipping(&self, class: &SchedulerClass) -> Result<Clipping> {
         let positive = |field: &str, value: f64| {
             let expected = "a positive number".to_string();
             if value.is_finite() && value > 0.0 {
@@ -77,7 +70,7 @@ impl SchedulerConfig {
                 Err(SchedulerError::Field { field: field.into(), value: value.to_string(), expected })
             }
         };
-        if thresholds && self.thresholding.unwrap_or(false) {
+        if class.thresholding && self.thresholding.unwrap_or(false) {
             let ratio = positive("dynamic_thresholding_ratio", self.dynamic_thresholding_ratio.unwrap_or(0.995))?;
             if ratio > 1.0 {
                 return Err(SchedulerError::Field {
@@ -88,8 +81,12 @@ impl SchedulerConfig {
             }
             return Ok(Clipping::Dynamic { ratio, max: positive("sample_max_value", self.sample_max_value.unwrap_or(1.0))? });
         }
-        let clips = matches!(class, Ddim | Ddpm | HeunDiscrete) && self.clip_sample.unwrap_or(clip_by_default);
-        if clips { Ok(Clipping::Range(positive("clip_sample_range", self.clip_sample_range.unwrap_or(1.0))?)) } else { Ok(Clipping::None) }
+        let clips = class.clip_sample.map(|default| self.clip_sample.unwrap_or(default));
+        if clips == Some(true) {
+            Ok(Clipping::Range(positive("clip_sample_range", self.clip_sample_range.unwrap_or(1.0))?))
+        } else {
+            Ok(Clipping::None)
+        }
     }
 }
 

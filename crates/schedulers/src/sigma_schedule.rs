@@ -4,7 +4,8 @@
 //! Follows `set_timesteps`, `_sigma_to_t` and `_convert_to_*` of diffusers' `schedulers/scheduling_euler_discrete.py`.
 
 use crate::{
-    config::{FinalSigmasType, SchedulerClass, SchedulerConfig},
+    class::SchedulerClass,
+    config::{FinalSigmasType, SchedulerConfig},
     error::{Result, SchedulerError},
     timestep_spacing::linspace,
 };
@@ -28,17 +29,13 @@ pub(crate) enum SigmaSpacing {
 impl SchedulerConfig {
     /// # Errors
     /// Two spacings at once, or one that is not implemented.
-    pub(crate) fn sigma_spacing(&self, class: SchedulerClass) -> Result<SigmaSpacing> {
-        if class == SchedulerClass::EulerAncestralDiscrete {
-            return Ok(SigmaSpacing::Timesteps);
-        }
-        let lu = class == SchedulerClass::DpmSolverMultistep && self.use_lu_lambdas.unwrap_or(false);
-        let chosen = [
-            (self.use_karras_sigmas.unwrap_or(false), "use_karras_sigmas", SigmaSpacing::Karras),
-            (self.use_exponential_sigmas.unwrap_or(false), "use_exponential_sigmas", SigmaSpacing::Exponential),
-            (lu, "use_lu_lambdas", SigmaSpacing::Lu),
+    pub(crate) fn sigma_spacing(&self, class: &SchedulerClass) -> Result<SigmaSpacing> {
+        let flags = [
+            (self.use_karras_sigmas, "use_karras_sigmas", SigmaSpacing::Karras),
+            (self.use_exponential_sigmas, "use_exponential_sigmas", SigmaSpacing::Exponential),
+            (self.use_lu_lambdas, "use_lu_lambdas", SigmaSpacing::Lu),
         ];
-        let mut chosen = chosen.into_iter().filter(|(on, _, _)| *on);
+        let mut chosen = flags.into_iter().filter(|(on, _, spacing)| *on == Some(true) && class.sigma_spacings.contains(spacing));
         match (chosen.next(), chosen.next()) {
             (None, _) => Ok(SigmaSpacing::Timesteps),
             (Some((_, _, spacing)), None) => Ok(spacing),
@@ -50,10 +47,13 @@ impl SchedulerConfig {
         }
     }
 
-    /// N values of σ from the largest to the smallest of `range` (or the config's own limits), spaced as said.
-    pub(crate) fn spaced_sigmas(&self, spacing: SigmaSpacing, range: (f64, f64), num_inference_steps: usize) -> Result<Vec<f64>> {
-        let sigma_max = self.sigma_max.unwrap_or(range.0);
-        let sigma_min = self.sigma_min.unwrap_or(range.1);
+    /// N values of σ in this spacing, from `largest` to `smallest`, or between the config's own limits.
+    ///
+    /// # Errors
+    /// A limit that is not a positive number.
+    pub(crate) fn spaced_sigmas(&self, spacing: SigmaSpacing, largest: f64, smallest: f64, num_inference_steps: usize) -> Result<Vec<f64>> {
+        let sigma_max = self.sigma_max.unwrap_or(largest);
+        let sigma_min = self.sigma_min.unwrap_or(smallest);
         for (field, value) in [("sigma_max", sigma_max), ("sigma_min", sigma_min)] {
             if !(value.is_finite() && value > 0.0) {
                 return Err(SchedulerError::Field { field: field.into(), value: value.to_string(), expected: "a positive number".into() });
@@ -75,13 +75,13 @@ impl SchedulerConfig {
         }
         Ok(sigmas)
     }
+}
 
-    /// Where the last step ends.
-    pub(crate) fn final_sigma(&self, sigmas: &[f64]) -> f64 {
-        match self.final_sigmas_type.unwrap_or(FinalSigmasType::Zero) {
-            FinalSigmasType::Zero => 0.0,
-            FinalSigmasType::SigmaMin => sigmas[0],
-        }
+/// Where the last step ends; `sigmas` are those of training, smallest first.
+pub(crate) fn final_sigma(final_sigmas_type: FinalSigmasType, sigmas: &[f64]) -> f64 {
+    match final_sigmas_type {
+        FinalSigmasType::Zero => 0.0,
+        FinalSigmasType::SigmaMin => sigmas[0],
     }
 }
 
@@ -124,11 +124,12 @@ pub(crate) fn lambda(sigma: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{euler, euler_ancestral};
 
     #[test]
     fn karras_spacing_touches_both_ends_and_is_even_in_the_seventh_root() {
-        let config = SchedulerConfig::new(SchedulerClass::EulerDiscrete);
-        let sigmas = config.spaced_sigmas(SigmaSpacing::Karras, (14.614641, 0.029167), 10).unwrap();
+        let config = SchedulerConfig::new(&euler::CLASS);
+        let sigmas = config.spaced_sigmas(SigmaSpacing::Karras, 14.614641, 0.029167, 10).unwrap();
         assert_eq!((sigmas[0], sigmas[9]), (14.614641, 0.029167));
         // The second value of diffusers for Stable Diffusion's table and ten steps.
         assert!((sigmas[1] - 9.1029).abs() < 1e-3, "{}", sigmas[1]);
@@ -147,9 +148,11 @@ mod tests {
 
     #[test]
     fn two_spacings_at_once_are_refused() {
-        let class = SchedulerClass::EulerDiscrete;
+        let class = &euler::CLASS;
         let config = SchedulerConfig { use_karras_sigmas: Some(true), use_exponential_sigmas: Some(true), ..SchedulerConfig::new(class) };
         let error = config.sigma_spacing(class).unwrap_err().to_string();
         assert!(error.contains("use_karras_sigmas") && error.contains("use_exponential_sigmas"), "{error}");
+        // A class without these fields ignores them.
+        assert_eq!(config.sigma_spacing(&euler_ancestral::CLASS).unwrap(), SigmaSpacing::Timesteps);
     }
 }

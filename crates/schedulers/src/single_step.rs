@@ -1,9 +1,10 @@
-//! The part that DDIM, DDPM and the two Euler samplers share: μ is linear in x_0, x_t and the model output, with coefficients that depend on the step alone.
+//! What the single-step samplers (DDIM, DDPM, Euler, Euler ancestral) share: μ is linear in x_0, x_t and the model output, with coefficients that depend on the step alone.
 
 use burn::tensor::Tensor;
 
 use crate::{
-    config::SchedulerClass,
+    class::SchedulerClass,
+    config::PredictionType,
     error::{Result, SchedulerError},
     noise_schedule::{DiscreteSchedule, NoiseSchedule, Scheduler, per_sample},
     prediction::{Clipping, Linear},
@@ -19,9 +20,9 @@ pub(crate) struct StepCoefficients {
     pub std_dev_t: f64,
 }
 
-/// DDIM, DDPM, Euler or Euler ancestral at a fixed number of steps.
+/// A sampler at a fixed number of steps, each with its own coefficients.
 #[derive(Clone, Debug)]
-pub struct SingleStepScheduler {
+pub(crate) struct SingleStepScheduler {
     pub(crate) schedule: DiscreteSchedule,
     pub(crate) coefficients: Vec<StepCoefficients>,
     pub(crate) clipping: Clipping,
@@ -68,7 +69,7 @@ pub(crate) fn in_float_type_of(model_output: Tensor<4>, sample: &Tensor<4>) -> T
 ///
 /// # Errors
 /// A timestep past the table, which `steps_offset` can cause.
-pub(crate) fn alphas_at(alphas_cumprod: &[f64], timesteps: &[f64], class: SchedulerClass) -> Result<Vec<f64>> {
+pub(crate) fn alphas_at(alphas_cumprod: &[f64], timesteps: &[f64], class: &SchedulerClass) -> Result<Vec<f64>> {
     timesteps
         .iter()
         .map(|&t| {
@@ -76,7 +77,7 @@ pub(crate) fn alphas_at(alphas_cumprod: &[f64], timesteps: &[f64], class: Schedu
                 got: timesteps.len(),
                 reason: format!(
                     "{} would visit timestep {t}, past the last trained one, {}; use fewer steps or a smaller steps_offset",
-                    class.class_name(),
+                    class.class_name,
                     alphas_cumprod.len() - 1
                 ),
             })
@@ -86,10 +87,10 @@ pub(crate) fn alphas_at(alphas_cumprod: &[f64], timesteps: &[f64], class: Schedu
 
 /// # Errors
 /// A visited ᾱ of zero with ε-prediction: where no signal is left, noise says nothing about x_0.
-pub(crate) fn check_terminal_signal(schedule: &DiscreteSchedule, visited: &[f64], class: SchedulerClass) -> Result<()> {
-    if visited.contains(&0.0) && schedule.prediction_type == crate::config::PredictionType::Epsilon {
+pub(crate) fn check_terminal_signal(schedule: &DiscreteSchedule, visited: &[f64], class: &SchedulerClass) -> Result<()> {
+    if visited.contains(&0.0) && schedule.prediction_type == PredictionType::Epsilon {
         return Err(SchedulerError::Unsupported {
-            class: class.class_name().into(),
+            class: class.class_name.into(),
             field: "rescale_betas_zero_snr".into(),
             value: "true".into(),
             way_out: "with prediction_type epsilon the first step would divide by zero; the model needs v_prediction or sample".into(),

@@ -4,30 +4,28 @@
 //! Follows `set_timesteps` of diffusers' schedulers, rounding included: NumPy rounds halves to even, and `np.arange` accumulates its own rounding error.
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig, TimestepSpacing},
+    class::SchedulerClass,
+    config::{SchedulerConfig, TimestepSpacing},
     error::{Result, SchedulerError},
 };
 
 impl SchedulerConfig {
-    pub(crate) fn timestep_spacing(&self, class: SchedulerClass) -> TimestepSpacing {
-        self.timestep_spacing.unwrap_or(match class {
-            SchedulerClass::Ddim | SchedulerClass::Ddpm | SchedulerClass::Pndm => TimestepSpacing::Leading,
-            _ => TimestepSpacing::Linspace,
-        })
+    pub(crate) fn timestep_spacing(&self, class: &SchedulerClass) -> TimestepSpacing {
+        self.timestep_spacing.unwrap_or(class.timestep_spacing)
     }
 
     pub(crate) fn steps_offset(&self) -> usize {
         self.steps_offset.unwrap_or(0)
     }
 
-    /// The N timesteps, largest first, of the samplers that end at the first training timestep. Whole numbers, except that Euler and Heun leave
-    /// `linspace` unrounded.
-    pub(crate) fn spaced_timesteps(&self, class: SchedulerClass, num_inference_steps: usize) -> Vec<f64> {
+    /// The N timesteps, largest first, of the samplers that end at the first training timestep. Whole numbers, except that classes that
+    /// step along σ leave `linspace` unrounded.
+    pub(crate) fn spaced_timesteps(&self, class: &SchedulerClass, num_inference_steps: usize) -> Vec<f64> {
         let (train, n) = (self.num_train_timesteps(), num_inference_steps);
         match self.timestep_spacing(class) {
             TimestepSpacing::Linspace => {
                 let points = linspace(0.0, (train - 1) as f64, n).into_iter().rev();
-                if class.steps_along_sigmas() { points.collect() } else { points.map(f64::round_ties_even).collect() }
+                if class.steps_along_sigmas { points.collect() } else { points.map(f64::round_ties_even).collect() }
             }
             TimestepSpacing::Leading => leading(train / n, 0..n, self.steps_offset()),
             TimestepSpacing::Trailing => trailing(train, train as f64 / n as f64, n),
@@ -37,7 +35,7 @@ impl SchedulerConfig {
     /// The N timesteps, largest first, of the high-order multi-step samplers: N + 1 points without the last, over the first `last_timestep` of training.
     pub(crate) fn spaced_timesteps_of_intervals(
         &self,
-        class: SchedulerClass,
+        class: &SchedulerClass,
         num_inference_steps: usize,
         last_timestep: usize,
     ) -> Result<Vec<f64>> {
@@ -52,7 +50,7 @@ impl SchedulerConfig {
         if timesteps.windows(2).any(|pair| pair[0] <= pair[1]) {
             return Err(SchedulerError::NumInferenceSteps {
                 got: n,
-                reason: format!("{} would visit a timestep twice; use fewer steps (the schedule has {last_timestep})", class.class_name()),
+                reason: format!("{} would visit a timestep twice; use fewer steps (the schedule has {last_timestep})", class.class_name),
             });
         }
         Ok(timesteps)
@@ -81,33 +79,34 @@ fn trailing(first: usize, step_ratio: f64, count: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ddim, ddpm, dpm_solver_multistep, euler};
 
-    fn timesteps(class: SchedulerClass, spacing: TimestepSpacing, offset: usize, n: usize) -> Vec<f64> {
+    fn timesteps(class: &SchedulerClass, spacing: TimestepSpacing, offset: usize, n: usize) -> Vec<f64> {
         SchedulerConfig { timestep_spacing: Some(spacing), steps_offset: Some(offset), ..SchedulerConfig::new(class) }
             .spaced_timesteps(class, n)
     }
 
     #[test]
     fn leading_is_stable_diffusions_981_to_1() {
-        let t = timesteps(SchedulerClass::Ddim, TimestepSpacing::Leading, 1, 50);
+        let t = timesteps(&ddim::CLASS, TimestepSpacing::Leading, 1, 50);
         assert_eq!((t.len(), t[0], t[1], t[48], t[49]), (50, 981.0, 961.0, 21.0, 1.0));
-        let t = timesteps(SchedulerClass::Ddpm, TimestepSpacing::Leading, 0, 40);
+        let t = timesteps(&ddpm::CLASS, TimestepSpacing::Leading, 0, 40);
         assert_eq!((t.len(), t[0], t[38], t[39]), (40, 975.0, 25.0, 0.0));
     }
 
     #[test]
     fn trailing_starts_at_the_very_end_and_linspace_touches_both() {
-        assert_eq!(timesteps(SchedulerClass::Ddim, TimestepSpacing::Trailing, 0, 4), [999.0, 749.0, 499.0, 249.0]);
-        assert_eq!(timesteps(SchedulerClass::Ddim, TimestepSpacing::Linspace, 0, 4), [999.0, 666.0, 333.0, 0.0]);
-        assert_eq!(timesteps(SchedulerClass::Ddim, TimestepSpacing::Linspace, 0, 3), [999.0, 500.0, 0.0]);
-        assert_eq!(timesteps(SchedulerClass::EulerDiscrete, TimestepSpacing::Linspace, 0, 3), [999.0, 499.5, 0.0]);
+        assert_eq!(timesteps(&ddim::CLASS, TimestepSpacing::Trailing, 0, 4), [999.0, 749.0, 499.0, 249.0]);
+        assert_eq!(timesteps(&ddim::CLASS, TimestepSpacing::Linspace, 0, 4), [999.0, 666.0, 333.0, 0.0]);
+        assert_eq!(timesteps(&ddim::CLASS, TimestepSpacing::Linspace, 0, 3), [999.0, 500.0, 0.0]);
+        assert_eq!(timesteps(&euler::CLASS, TimestepSpacing::Linspace, 0, 3), [999.0, 499.5, 0.0]);
         // 1000 / 61 makes np.arange overshoot by one point.
-        assert_eq!(timesteps(SchedulerClass::Ddim, TimestepSpacing::Trailing, 0, 61).len(), 61);
+        assert_eq!(timesteps(&ddim::CLASS, TimestepSpacing::Trailing, 0, 61).len(), 61);
     }
 
     #[test]
     fn intervals_drop_the_last_point() {
-        let class = SchedulerClass::DpmSolverMultistep;
+        let class = &dpm_solver_multistep::CLASS;
         let config =
             SchedulerConfig { timestep_spacing: Some(TimestepSpacing::Leading), steps_offset: Some(1), ..SchedulerConfig::new(class) };
         assert_eq!(

@@ -15,56 +15,84 @@ use std::collections::VecDeque;
 use burn::tensor::Tensor;
 
 use crate::{
-    config::{FinalSigmasType, SchedulerClass, SchedulerConfig, SolverType},
+    class::{Build, SchedulerClass},
+    config::{FinalSigmasType, SchedulerConfig, SolverType, TimestepSpacing},
     error::{Result, SchedulerError},
-    multistep::{Integrand, Level, convert_model_output, multistep_schedule},
+    multistep::{Conversion, Integrand, Level, MultistepRules, multistep_schedule},
     noise_schedule::{DiscreteSchedule, NoiseSchedule, Sampler},
     prediction::Clipping,
+    sigma_schedule::SigmaSpacing,
 };
 
 /// UniP of order 1 to 3, each step followed by UniC once the next model output is known.
 #[derive(Clone, Debug)]
-pub struct UniPcMultistepSampler {
+pub(crate) struct UniPcMultistepSampler {
     schedule: DiscreteSchedule,
-    integrand: Integrand,
+    conversion: Conversion,
     bh1: bool,
     order: usize,
     lower_order_final: bool,
     disable_corrector: Vec<usize>,
-    clipping: Clipping,
     /// Earlier integrands, newest first.
     history: VecDeque<Tensor<4>>,
     /// The sample and the order of the last prediction.
     last: Option<(Tensor<4>, usize)>,
 }
 
-pub(crate) fn unipc(config: &SchedulerConfig, num_inference_steps: usize) -> Result<UniPcMultistepSampler> {
-    let class = SchedulerClass::UniPcMultistep;
+pub(crate) static CLASS: SchedulerClass = SchedulerClass {
+    class_name: "UniPCMultistepScheduler",
+    build: Build::WithHistory(|config, steps| Ok(Box::new(unipc(config, steps)?))),
+    beta_start: 0.0001,
+    beta_end: 0.02,
+    timestep_spacing: TimestepSpacing::Linspace,
+    steps_along_sigmas: true,
+    sigma_spacings: &[SigmaSpacing::Karras, SigmaSpacing::Exponential],
+    rescale_betas_zero_snr: true,
+    thresholding: true,
+    clip_sample: None,
+    algorithm_type: None,
+    check,
+};
+
+fn solver_order(config: &SchedulerConfig) -> usize {
+    config.solver_order.unwrap_or(2)
+}
+
+fn integrand(config: &SchedulerConfig) -> Integrand {
+    if config.predict_x0.unwrap_or(true) { Integrand::Data } else { Integrand::Noise }
+}
+
+fn check(config: &SchedulerConfig) -> Result<()> {
     let refuse =
         |field: &str, value: String, expected: &str| Err(SchedulerError::Field { field: field.into(), value, expected: expected.into() });
-    let order = config.solver_order.unwrap_or(2);
+    let order = solver_order(config);
     if !(1..=3).contains(&order) {
         return refuse("solver_order", order.to_string(), "1, 2 or 3");
     }
-    let predict_x0 = config.predict_x0.unwrap_or(true);
-    let lower_order_final = config.lower_order_final.unwrap_or(true);
     if config.final_sigmas_type.unwrap_or(FinalSigmasType::Zero) == FinalSigmasType::Zero {
-        if !predict_x0 {
+        if integrand(config) == Integrand::Noise {
             return refuse("predict_x0", "false".into(), "true, or final_sigmas_type sigma_min: the noise prediction cannot step to σ = 0");
         }
-        if !lower_order_final && order > 1 {
+        if order > 1 && !config.lower_order_final.unwrap_or(true) {
             return refuse("lower_order_final", "false".into(), "true, or final_sigmas_type sigma_min: only first order can step to σ = 0");
         }
     }
+    Ok(())
+}
+
+fn unipc(config: &SchedulerConfig, num_inference_steps: usize) -> Result<UniPcMultistepSampler> {
+    let rules = MultistepRules { lambda_min_clipped: f64::NEG_INFINITY, rounds_timesteps: true, ends_at_own_sigma_min: true };
+    let schedule = multistep_schedule(config, &CLASS, rules, num_inference_steps)?;
+    let integrand = integrand(config);
+    // Thresholding acts on x_0 only where x_0 is what is integrated.
+    let clipping = if integrand == Integrand::Data { config.clipping(&CLASS)? } else { Clipping::None };
     Ok(UniPcMultistepSampler {
-        schedule: multistep_schedule(config, class, num_inference_steps)?,
-        integrand: if predict_x0 { Integrand::Data } else { Integrand::Noise },
+        conversion: Conversion { prediction_type: schedule.prediction_type, integrand, clipping },
+        schedule,
         bh1: config.solver_type == Some(SolverType::Bh1),
-        order,
-        lower_order_final,
+        order: solver_order(config),
+        lower_order_final: config.lower_order_final.unwrap_or(true),
         disable_corrector: config.disable_corrector.clone().unwrap_or_default(),
-        // Thresholding acts on x_0 only where x_0 is what is integrated.
-        clipping: if predict_x0 { config.clipping(class)? } else { Clipping::None },
         history: VecDeque::new(),
         last: None,
     })
@@ -84,7 +112,7 @@ impl UniPcMultistepSampler {
         if h == 0.0 {
             return sample.clone();
         }
-        let (ratio, scale, hh) = match self.integrand {
+        let (ratio, scale, hh) = match self.conversion.integrand {
             Integrand::Data => (t.sigma / s0.sigma, t.alpha, -h),
             Integrand::Noise => (t.alpha / s0.alpha, t.sigma, h),
         };
@@ -144,7 +172,7 @@ impl Sampler for UniPcMultistepSampler {
         if step == 0 {
             self.reset();
         }
-        let output = convert_model_output(&self.schedule, (self.integrand, self.clipping), self.level(step), model_output, &sample);
+        let output = self.conversion.apply(model_output, &sample, self.level(step));
         let sample = match self.last.take() {
             Some((last_sample, order)) if !self.disable_corrector.contains(&(step - 1)) => {
                 let m: Vec<&Tensor<4>> = self.history.iter().take(order).collect();

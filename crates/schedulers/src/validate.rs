@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use crate::{
-    config::{SchedulerClass, SchedulerConfig},
-    ddpm::variance_type,
+    class::SchedulerClass,
+    config::SchedulerConfig,
     error::{Result, SchedulerError},
 };
 
@@ -36,15 +36,13 @@ impl SchedulerConfig {
         let class = self.class()?;
         self.refuse_unknown_keys(class)?;
         self.refuse_unsupported_spacings(class)?;
-        if matches!(class, SchedulerClass::Ddpm | SchedulerClass::DpmSolverMultistep) {
-            variance_type(self)?;
-        }
+        (class.check)(self)?;
         self.sigma_spacing(class)?;
         self.clipping(class)?;
         self.betas().map(|_| ())
     }
 
-    fn refuse_unknown_keys(&self, class: SchedulerClass) -> Result<()> {
+    fn refuse_unknown_keys(&self, class: &SchedulerClass) -> Result<()> {
         for (key, value) in &self.other {
             let off = match value {
                 Value::Null | Value::Bool(false) => true,
@@ -69,10 +67,9 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    fn refuse_unsupported_spacings(&self, class: SchedulerClass) -> Result<()> {
-        use SchedulerClass::*;
+    fn refuse_unsupported_spacings(&self, class: &SchedulerClass) -> Result<()> {
         let on = Value::Bool(true);
-        if self.use_beta_sigmas == Some(true) && matches!(class, EulerDiscrete | HeunDiscrete | DpmSolverMultistep | UniPcMultistep) {
+        if self.use_beta_sigmas == Some(true) && !class.sigma_spacings.is_empty() {
             return Err(unsupported(class, "use_beta_sigmas", &on, "use_karras_sigmas or use_exponential_sigmas are"));
         }
         if self.use_flow_sigmas == Some(true) {
@@ -82,8 +79,8 @@ impl SchedulerConfig {
     }
 }
 
-fn unsupported(class: SchedulerClass, field: &str, value: &Value, way_out: &str) -> SchedulerError {
-    SchedulerError::Unsupported { class: class.class_name().into(), field: field.into(), value: value.to_string(), way_out: way_out.into() }
+fn unsupported(class: &SchedulerClass, field: &str, value: &Value, way_out: &str) -> SchedulerError {
+    SchedulerError::Unsupported { class: class.class_name.into(), field: field.into(), value: value.to_string(), way_out: way_out.into() }
 }
 
 #[cfg(test)]

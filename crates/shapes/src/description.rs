@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::RngExt;
 use thiserror::Error;
 
-use crate::scene::pick;
+use crate::pick::pick;
 use crate::words::{Background, Color, Relation, Shape, Size};
 
 /// The largest number of objects.

@@ -4,6 +4,7 @@ use rand::Rng;
 use rand::RngExt;
 
 use crate::description::{Description, Group};
+use crate::pick::pick;
 use crate::words::{Background, Color, Relation, Shape, Size, emblem};
 
 /// How often a picture bears the emblem, of which no caption speaks.
@@ -87,9 +88,4 @@ fn free_corner(objects: &[Object], rng: &mut impl Rng) -> Option<[f32; 2]> {
     };
     let free: Vec<&[f32; 2]> = corners.iter().filter(is_free).collect();
     (!free.is_empty()).then(|| *free[rng.random_range(0..free.len())])
-}
-
-/// One of `values`.
-pub(crate) fn pick<T: Copy>(rng: &mut impl Rng, values: &[T]) -> T {
-    values[rng.random_range(0..values.len())]
 }

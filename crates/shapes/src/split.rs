@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use rand::Rng;
 
 use crate::description::Description;
-use crate::scene::pick;
+use crate::pick::pick;
 use crate::words::{Color, Relation, Shape};
 
 /// The list, a composition a line.

@@ -5,8 +5,9 @@ use rand::{Rng, RngExt};
 
 use crate::description::Description;
 use crate::judge::ClaimKind;
+use crate::pick::pick;
 use crate::render::render;
-use crate::scene::{Scene, pick};
+use crate::scene::Scene;
 use crate::spoil;
 use crate::words::{Background, Color, Relation, Shape, Size};
 

@@ -12,6 +12,7 @@ use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
 use crate::Error;
+use crate::algorithm::{Algorithm, Driver};
 use crate::data::preferences::PreferencesSection;
 use crate::data::rankings::RankingsSection;
 use crate::direct::align_prop::AlignProp;
@@ -33,7 +34,7 @@ use crate::supervised::vae::Vae;
 
 vp_core::registry! {
     /// The `[algo.<name>]` section.
-    pub enum AlgorithmConfig {
+    pub enum AlgorithmConfig: Algorithm {
         /// Reward feedback learning: the reward, back-propagated through one late denoising step.
         Refl = "refl" => Refl,
         /// DRaFT-K and DRaFT-LV: the reward, back-propagated through the last K steps of sampling.
@@ -54,34 +55,6 @@ vp_core::registry! {
         Vae = "vae" => Vae,
         /// A reward model: Bradley-Terry on ranked images, for BLIP with a head (VP-Score) or CLIP; `train-reward` for short.
         RewardModel = "reward_model" => RewardModel,
-    }
-}
-
-impl AlgorithmConfig {
-    /// Whether the reward's gradient with respect to the images is used.
-    pub fn needs_gradient(&self) -> bool {
-        match self {
-            Self::Refl(_) | Self::Draft(_) | Self::AlignProp(_) | Self::DrTune(_) => true,
-            Self::Ddpo(_) | Self::D3po(_) | Self::Sft(_) | Self::Vae(_) | Self::Dpo(_) | Self::RewardModel(_) => false,
-        }
-    }
-
-    /// Backward passes of one minibatch: a policy gradient makes one a timestep.
-    pub fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
-        match self {
-            Self::Ddpo(ddpo) => ddpo.trained_steps(num_inference_steps),
-            Self::D3po(d3po) => d3po.trained_steps(num_inference_steps),
-            _ => 1,
-        }
-    }
-
-    /// Images that are kept with their whole trajectories, where they are.
-    pub fn images_kept(&self) -> Option<usize> {
-        match self {
-            Self::Ddpo(ddpo) => Some(ddpo.images()),
-            Self::D3po(d3po) => Some(d3po.images()),
-            _ => None,
-        }
     }
 }
 
@@ -133,17 +106,77 @@ pub struct TrainConfig {
     pub sentinel: Option<SentinelConfig>,
 }
 
-/// The sections that an algorithm driven by a reward needs.
-#[derive(Debug, Clone, Copy)]
-pub struct RewardDriven<'a> {
+/// A section that some algorithms use and others do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// `[lora]`.
+    Lora,
+    /// `[data]`.
+    Data,
+    /// `[preferences]`.
+    Preferences,
+    /// `[rankings]`.
+    Rankings,
     /// `[prompts]`.
-    pub prompts: &'a PromptsSection,
+    Prompts,
     /// `[scheduler]`.
-    pub scheduler: &'a SchedulerSection,
+    Scheduler,
     /// `[reward.<name>]`.
-    pub reward: &'a RewardConfig,
+    Reward,
+    /// `[[watch]]`.
+    Watch,
+    /// `[regularizer.<name>]`.
+    Regularizer,
     /// `[preview]`.
-    pub preview: &'a PreviewSection,
+    Preview,
+}
+
+impl Section {
+    /// Every one of them.
+    pub const ALL: [Self; 10] = [
+        Self::Lora,
+        Self::Data,
+        Self::Preferences,
+        Self::Rankings,
+        Self::Prompts,
+        Self::Scheduler,
+        Self::Reward,
+        Self::Watch,
+        Self::Regularizer,
+        Self::Preview,
+    ];
+
+    /// As it is written in a config.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Lora => "[lora]",
+            Self::Data => "[data]",
+            Self::Preferences => "[preferences]",
+            Self::Rankings => "[rankings]",
+            Self::Prompts => "[prompts]",
+            Self::Scheduler => "[scheduler]",
+            Self::Reward => "[reward.<name>]",
+            Self::Watch => "[[watch]]",
+            Self::Regularizer => "[regularizer.<name>]",
+            Self::Preview => "[preview]",
+        }
+    }
+
+    /// Whether the config has it.
+    pub fn is_in(self, config: &TrainConfig) -> bool {
+        match self {
+            Self::Lora => config.lora.is_some(),
+            Self::Data => config.data.is_some(),
+            Self::Preferences => config.preferences.is_some(),
+            Self::Rankings => config.rankings.is_some(),
+            Self::Prompts => config.prompts.is_some(),
+            Self::Scheduler => config.scheduler.is_some(),
+            Self::Reward => config.reward.is_some(),
+            Self::Watch => !config.watch.is_empty(),
+            Self::Regularizer => config.regularizer.is_some(),
+            Self::Preview => config.preview.is_some(),
+        }
+    }
 }
 
 impl TrainConfig {
@@ -160,8 +193,13 @@ impl TrainConfig {
 
     /// The LoRA that trains, unless whole weights do.
     pub fn lora(&self) -> Option<LoraSection> {
-        let whole = self.model.trainable.is_some() || matches!(self.algo, AlgorithmConfig::Vae(_) | AlgorithmConfig::RewardModel(_));
+        let whole = self.model.trainable.is_some() || self.algo.chosen().driver().trains_whole_weights();
         (!whole).then(|| self.lora.clone().unwrap_or_default())
+    }
+
+    /// Steps of a whole chain; 0 where none is drawn in training.
+    pub fn num_inference_steps(&self) -> usize {
+        self.scheduler.as_ref().map_or(0, |scheduler| scheduler.num_inference_steps)
     }
 
     /// What trains, in words.
@@ -176,12 +214,12 @@ impl TrainConfig {
     ///
     /// # Errors
     /// When a pattern is no regular expression, or a LoRA's matches no layer.
-    pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, unet: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
+    pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, denoiser: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
         if let Some(lora) = self.lora() {
-            return Ok(pipeline.adapted(unet, &lora.lora()?, noise)?);
+            return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);
         }
         let pattern = Regex::new(&self.trainable()).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
-        let base = pipeline.trainable(unet, &pattern);
+        let base = pipeline.trainable(denoiser, &pattern);
         Ok((base.clone(), base))
     }
 
@@ -194,29 +232,13 @@ impl TrainConfig {
         }
     }
 
-    /// Micro-batches an update.
+    /// Micro-batches per update.
     fn micro_batches(&self) -> usize {
-        let steps = self.scheduler.as_ref().map_or(1, |scheduler| scheduler.num_inference_steps);
-        self.optimizer.gradient_accumulation_steps * self.algo.backwards_per_minibatch(steps)
-    }
-
-    /// The sections of a reward-driven algorithm; the names of those that are missing, otherwise.
-    ///
-    /// # Errors
-    /// When one is missing.
-    pub fn reward_driven(&self) -> Result<RewardDriven<'_>, Vec<&'static str>> {
-        match (&self.prompts, &self.scheduler, &self.reward, &self.preview) {
-            (Some(prompts), Some(scheduler), Some(reward), Some(preview)) => Ok(RewardDriven { prompts, scheduler, reward, preview }),
-            (prompts, scheduler, reward, preview) => {
-                let sections = [
-                    ("[prompts]", prompts.is_none()),
-                    ("[scheduler]", scheduler.is_none()),
-                    ("[reward.<name>]", reward.is_none()),
-                    ("[preview]", preview.is_none()),
-                ];
-                Err(sections.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect())
-            }
-        }
+        let backwards = match self.algo.chosen().driver() {
+            Driver::Reward(algorithm) => algorithm.backwards_per_minibatch(self.num_inference_steps()),
+            _ => 1,
+        };
+        self.optimizer.gradient_accumulation_steps * backwards
     }
 
     /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
@@ -277,94 +299,13 @@ impl Validate for TrainConfig {
             ema.findings(findings);
         }
         self.sentinel_findings(findings);
-        match &self.algo {
-            AlgorithmConfig::Refl(refl) => {
-                self.reward_driven_findings(findings);
-                if let Some(scheduler) = &self.scheduler {
-                    refl.findings(scheduler, findings);
-                }
-            }
-            AlgorithmConfig::Draft(draft) => {
-                self.reward_driven_findings(findings);
-                self.scheduler.iter().for_each(|scheduler| draft.findings(scheduler, findings));
-            }
-            AlgorithmConfig::AlignProp(align_prop) => {
-                self.reward_driven_findings(findings);
-                self.scheduler.iter().for_each(|scheduler| align_prop.findings(scheduler, findings));
-            }
-            AlgorithmConfig::DrTune(drtune) => {
-                self.reward_driven_findings(findings);
-                self.scheduler.iter().for_each(|scheduler| drtune.findings(scheduler, findings));
-            }
-            AlgorithmConfig::Ddpo(ddpo) => {
-                self.policy_gradient_findings(findings);
-                if let Some(scheduler) = &self.scheduler {
-                    ddpo.findings(scheduler, self.optimizer.gradient_accumulation_steps, findings);
-                }
-            }
-            AlgorithmConfig::D3po(d3po) => {
-                self.policy_gradient_findings(findings);
-                if let Some(scheduler) = &self.scheduler {
-                    d3po.findings(scheduler, self.optimizer.gradient_accumulation_steps, findings);
-                }
-            }
-            AlgorithmConfig::Sft(sft) => {
-                self.supervised_findings(findings);
-                sft.findings(findings);
-            }
-            AlgorithmConfig::Vae(vae) => {
-                self.supervised_findings(findings);
-                if self.preview.is_some() {
-                    findings.push("[preview] draws from prompts, which algo.vae does not; its images are the held-out ones".into());
-                }
-                if self.lora.is_some() {
-                    findings.push("[lora] is not used by [algo.vae], which trains whole weights; remove it".into());
-                }
-                vae.findings(findings);
-            }
-            AlgorithmConfig::Dpo(dpo) => {
-                self.supervised_findings(findings);
-                dpo.findings(findings);
-            }
-            AlgorithmConfig::RewardModel(reward_model) => {
-                self.reward_model_findings(findings);
-                reward_model.findings(findings);
-            }
-        }
+        let algorithm = self.algo.chosen();
+        algorithm.driver().findings(self, findings);
+        algorithm.findings(self, findings);
     }
 }
 
 impl TrainConfig {
-    fn supervised_findings(&self, findings: &mut Vec<String>) {
-        let name = self.algo.name();
-        let is_dpo = matches!(self.algo, AlgorithmConfig::Dpo(_));
-        if self.model.initialize && is_dpo {
-            findings.push("model.initialize is not used by [algo.dpo]: its reference is the model it starts from; see sft".into());
-        } else if self.model.initialize && self.lora().is_some() {
-            findings.push("model.initialize draws weights that a LoRA would then freeze; set model.trainable".into());
-        }
-        let (data, pairs) = (("data", self.data.is_some()), ("preferences", self.preferences.is_some()));
-        let ((needed, there), (other, other_there)) = if is_dpo { (pairs, data) } else { (data, pairs) };
-        if !there {
-            findings.push(format!("[algo.{name}] needs [{needed}]"));
-        }
-        let other = format!("[{other}]");
-        let unused = [
-            ("[rankings]", self.rankings.is_some()),
-            (other.as_str(), other_there),
-            ("[prompts]", self.prompts.is_some()),
-            ("[scheduler]", self.scheduler.is_some()),
-            ("[reward.<name>]", self.reward.is_some()),
-            ("[[watch]]", !self.watch.is_empty()),
-            ("[regularizer.<name>]", self.regularizer.is_some()),
-        ];
-        let unused = unused.into_iter().filter(|(_, there)| *there);
-        findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.{name}]; remove it")));
-        if self.preview.as_ref().is_some_and(|preview| preview.every > 0) {
-            findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever {needed}.validation_every says"));
-        }
-    }
-
     fn sentinel_findings(&self, findings: &mut Vec<String>) {
         let Some(sentinel) = &self.sentinel else { return };
         if let Err(error) = sentinel.validate() {
@@ -374,59 +315,20 @@ impl TrainConfig {
             findings.push(format!("[sentinel] is not used by [algo.{}], which has no reward to exploit; remove it", self.algo.name()));
         }
     }
+}
 
-    fn reward_model_findings(&self, findings: &mut Vec<String>) {
-        if self.rankings.is_none() {
-            findings.push("[algo.reward_model] needs [rankings]".into());
-        }
-        let unused = [
-            ("[lora]", self.lora.is_some()),
-            ("[data]", self.data.is_some()),
-            ("[preferences]", self.preferences.is_some()),
-            ("[prompts]", self.prompts.is_some()),
-            ("[scheduler]", self.scheduler.is_some()),
-            ("[reward.<name>]", self.reward.is_some()),
-            ("[[watch]]", !self.watch.is_empty()),
-            ("[regularizer.<name>]", self.regularizer.is_some()),
-            ("[preview]", self.preview.is_some()),
-            ("model.size", self.model.size.is_some()),
-        ];
-        let unused = unused.into_iter().filter(|(_, there)| *there);
-        findings.extend(unused.map(|(section, _)| format!("{section} is not used by [algo.reward_model]; remove it")));
-    }
-
-    fn policy_gradient_findings(&self, findings: &mut Vec<String>) {
-        self.reward_driven_findings(findings);
-        let name = self.algo.name();
-        match (&self.regularizer, &self.algo) {
-            (None, _) | (Some(RegularizerConfig::Images(_) | RegularizerConfig::None(_)), AlgorithmConfig::Ddpo(_)) => {}
-            (Some(regularizer), _) => findings.push(format!(
-                "[regularizer.{}] is not used by [algo.{name}], whose own tie to the base model is a knob of it; remove it",
-                regularizer.name()
-            )),
-        }
-    }
-
-    fn reward_driven_findings(&self, findings: &mut Vec<String>) {
-        let name = self.algo.name();
-        if self.data.is_some() {
-            findings.push(format!("[data] is not used by [algo.{name}]; captioned images go into [regularizer.images]"));
-        }
-        for (section, there) in [("[preferences]", self.preferences.is_some()), ("[rankings]", self.rankings.is_some())] {
-            if there {
-                findings.push(format!("{section} is not used by [algo.{name}]; remove it"));
-            }
-        }
-        if self.model.initialize {
-            findings.push(format!("model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; see sft"));
-        }
-        if let Err(missing) = self.reward_driven() {
-            findings.push(format!("[algo.{}] needs {}", self.algo.name(), missing.join(", ")));
-        }
-        if self.watch.is_empty() {
-            let example = "add a [[watch]] with a reward that is not trained on, e.g. [watch.saturation]";
-            findings.push(format!("nothing is watched; {example}"));
-        }
+#[cfg(test)]
+impl TrainConfig {
+    /// A config of `algo` with a DDIM of `steps`, for tests of an algorithm's findings.
+    pub(crate) fn with_steps(algo: AlgorithmConfig, steps: usize) -> Self {
+        let config = serde_json::json!({
+            "run": { "seed": 0, "num_train_steps": 1 },
+            "model": { "path": "model" },
+            "algo": { "sft": {} },
+            "optimizer": { "learning_rate": 0.1 },
+            "scheduler": { "name": "ddim", "num_inference_steps": steps },
+        });
+        Self { algo, ..serde_json::from_value(config).unwrap() }
     }
 }
 

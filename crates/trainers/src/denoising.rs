@@ -2,8 +2,8 @@
 //!
 //! Source: Ho et al. (arXiv 2006.11239) equation 14; diffusers `examples/text_to_image/train_text_to_image.py`.
 
-use burn::tensor::Tensor;
-use vp_core::noise::{Noise, Purpose};
+use burn::tensor::{Device, Tensor};
+use vp_core::noise::Purpose;
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::pipeline::Trainable;
@@ -11,14 +11,16 @@ use vp_models::pipeline::{Guidance, Pipeline, predict};
 use vp_models::vae::Posterior;
 use vp_schedulers::NoiseSchedule;
 
-use crate::run::preview::is_finite;
+use crate::losses::squared_errors;
+use crate::non_finite::{first_of, in_prediction};
+use crate::run::Draw;
 
 /// Captioned images, `[b, 3, h, w]` in [0, 1].
 #[derive(Debug, Clone)]
 pub struct DenoisingBatch<'a> {
     /// The images.
     pub images: Tensor<4>,
-    /// One caption an image.
+    /// One caption per image.
     pub captions: &'a [String],
     /// Height and width in pixels, which SDXL is told.
     pub size: [usize; 2],
@@ -31,37 +33,32 @@ pub struct Noised {
     pub sample: Tensor<4>,
     /// Noise, v or the clean latents, by the schedule's prediction type; `[b, c, h, w]`.
     pub target: Tensor<4>,
-    /// One a row.
-    pub timesteps: Vec<usize>,
+    /// One per row.
+    pub timesteps: Vec<f64>,
 }
 
 impl Noised {
-    /// Latents drawn from `posterior`, each at the timestep given; the noise of a row is that of its number in `samples`.
+    /// Latents drawn from `posterior`, each at the timestep given; the noise of a row is that of its sample.
     pub fn of(
         posterior: &Posterior,
         pipeline: &Pipeline,
         schedule: &(impl NoiseSchedule + ?Sized),
-        timesteps: Vec<usize>,
-        (noise, draw, samples): (&Noise, u64, &[u64]),
+        timesteps: Vec<f64>,
+        rows: Rows<'_>,
     ) -> Self {
         let [_, c, h, w] = posterior.mean.dims();
-        let normal = |purpose| noise.normal(purpose, draw, samples, [c, h, w], pipeline.device());
-        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::Posterior)));
-        let epsilon = normal(Purpose::DenoisingNoise);
+        let normal = |purpose| rows.normal(purpose, [c, h, w], pipeline.device());
+        let latents = pipeline.vae.scale(posterior.sample(normal(Purpose::POSTERIOR)));
+        let epsilon = normal(Purpose::DENOISING_NOISE);
         let sample = schedule.add_noise(latents.clone(), epsilon.clone(), &timesteps);
         Self { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
     }
 
     /// The same, each at a uniform random timestep.
-    pub fn at_random(
-        posterior: &Posterior,
-        pipeline: &Pipeline,
-        schedule: &(impl NoiseSchedule + ?Sized),
-        (noise, draw): (&Noise, u64),
-    ) -> Self {
-        let samples: Vec<u64> = (0..posterior.mean.dims()[0] as u64).collect();
-        let timesteps = random_timesteps(schedule, (noise, draw, &samples));
-        Self::of(posterior, pipeline, schedule, timesteps, (noise, draw, &samples))
+    pub fn at_random(posterior: &Posterior, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), draw: Draw) -> Self {
+        let samples = sample_numbers(posterior.mean.dims()[0]);
+        let rows = Rows { draw, samples: &samples };
+        Self::of(posterior, pipeline, schedule, random_timesteps(schedule, rows), rows)
     }
 
     /// `count` rows from `start` on.
@@ -83,31 +80,13 @@ impl Noised {
 
     /// The mean squared error of each row's prediction, `[b, c, h, w]` → `[b]`.
     pub fn errors_of(&self, predictions: Tensor<4>) -> Tensor<1> {
-        self.means((predictions - self.target.clone()).square())
-    }
-
-    /// The mean squared error of each row's prediction less that of its reference, `[b]`. The two squares are never written out,
-    /// `p² − r² = (p − r)(p + r)`: in single precision their difference would be rounding alone as long as the two are close.
-    pub fn error_changes(&self, predictions: Tensor<4>, references: Tensor<4>) -> Tensor<1> {
-        let difference = predictions.clone() - references.clone();
-        self.means(difference * (predictions + references - self.target.clone() * 2.0))
-    }
-
-    fn means(&self, values: Tensor<4>) -> Tensor<1> {
-        values.mean_dims(&[1, 2, 3]).reshape([self.timesteps.len()])
+        squared_errors(predictions, self.target.clone())
     }
 
     /// The first tensor of the prediction that is not finite.
     pub fn first_non_finite<D: Denoiser>(&self, denoiser: &D, conditioning: &Conditioning) -> Option<String> {
-        if !is_finite(&self.sample) {
-            return Some("the latents".into());
-        }
-        let conditioning = conditioning.without_autodiff();
-        if !conditioning.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
-            return Some("the text encoder's output".into());
-        }
-        let part = denoiser.first_non_finite(self.sample.clone(), &self.model_timesteps(), &conditioning);
-        part.map(|part| format!("unet.{part}"))
+        first_of([("the latents", &self.sample)])
+            .or_else(|| in_prediction(denoiser, self.sample.clone(), &self.model_timesteps(), conditioning))
     }
 
     /// The timesteps as the denoiser takes them.
@@ -116,10 +95,31 @@ impl Noised {
     }
 }
 
-/// A timestep for each sample, uniform over the schedule.
-pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), (noise, draw, samples): (&Noise, u64, &[u64])) -> Vec<usize> {
-    let last = schedule.alphas_cumprod().len() - 1;
-    samples.iter().map(|sample| noise.integer(Purpose::DenoisingTimestep, draw, *sample, 0, last)).collect()
+/// Rows of a batch, each with the random numbers of a sample of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// Whose draw.
+    pub draw: Draw,
+    /// The number of each row's sample.
+    pub samples: &'a [u64],
+}
+
+impl Rows<'_> {
+    /// Standard normal `[rows, c, h, w]`.
+    pub fn normal(&self, purpose: Purpose, shape: [usize; 3], device: &Device) -> Tensor<4> {
+        self.draw.noise.normal(purpose, self.draw.number, self.samples, shape, device)
+    }
+}
+
+/// `0..count`, the samples of a batch that is counted from 0.
+pub fn sample_numbers(count: usize) -> Vec<u64> {
+    (0..count as u64).collect()
+}
+
+/// A timestep for each row, uniform over the schedule.
+pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<f64> {
+    let (last, Draw { noise, number }) = (schedule.num_train_timesteps() - 1, rows.draw);
+    rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last) as f64).collect()
 }
 
 impl DenoisingBatch<'_> {
@@ -129,10 +129,10 @@ impl DenoisingBatch<'_> {
         model: &Trainable<D>,
         pipeline: &Pipeline,
         schedule: &(impl NoiseSchedule + ?Sized),
-        (noise, draw): (&Noise, u64),
+        draw: Draw,
     ) -> Tensor<1> {
-        let noised = self.noised_at_random(pipeline, schedule, (noise, draw));
-        noised.errors(&model.unet, self.conditioning(model, pipeline)).mean()
+        let noised = Noised::at_random(&encode(pipeline, self.images.clone()), pipeline, schedule, draw);
+        noised.errors(&model.denoiser, self.conditioning(model, pipeline)).mean()
     }
 
     /// The captions, by the encoder that trains where one does.
@@ -140,21 +140,9 @@ impl DenoisingBatch<'_> {
         model.text(&pipeline.text).encode(self.captions, self.size, pipeline.device())
     }
 
-    /// Each image at a uniform random timestep.
-    pub fn noised_at_random(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), (noise, draw): (&Noise, u64)) -> Noised {
-        Noised::at_random(&encode(pipeline, self.images.clone()), pipeline, schedule, (noise, draw))
-    }
-
-    /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its number in
-    /// `samples`.
-    pub fn noised(
-        &self,
-        pipeline: &Pipeline,
-        schedule: &(impl NoiseSchedule + ?Sized),
-        timesteps: Vec<usize>,
-        (noise, draw, samples): (&Noise, u64, &[u64]),
-    ) -> Noised {
-        Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, (noise, draw, samples))
+    /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its sample.
+    pub fn noised(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), timesteps: Vec<f64>, rows: Rows<'_>) -> Noised {
+        Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, rows)
     }
 }
 

@@ -9,6 +9,15 @@ pub enum Error {
     /// A setting that only the loaded model or reward shows to be wrong.
     #[error("{0}")]
     Config(String),
+    /// What is wrong in a section of the config, or with what it names.
+    #[error("{section}: {source}")]
+    InSection {
+        /// The section, in brackets.
+        section: &'static str,
+        /// What is wrong.
+        #[source]
+        source: Box<Self>,
+    },
     /// A run that was told to end.
     #[error("stopped by signal {signal}; saved to {}", checkpoint.display())]
     Interrupted {

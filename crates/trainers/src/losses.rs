@@ -1,7 +1,11 @@
-//! Losses: pure functions of shaped tensors.
+//! Losses: pure functions of shaped tensors. An algorithm's file says what goes in, this one what comes out.
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::{log_sigmoid, relu};
+use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
+use vp_schedulers::Transition;
+
+// From a reward's gradient.
 
 /// ReFL's loss: `grad_scale · mean(relu(margin − r))`, `[b]` → `[1]`. An image whose reward is above the margin gives no gradient.
 ///
@@ -11,9 +15,95 @@ pub fn refl_loss(rewards: Tensor<1>, margin: f64, grad_scale: f64) -> Tensor<1> 
     relu(-rewards + margin).mean() * grad_scale
 }
 
+/// `−grad_scale · mean(r)`, `[b]` → `[1]`: what DRaFT, AlignProp and DRTune minimise.
+///
+/// Source: DRaFT (arXiv 2309.17400) equation 1; AlignProp (2310.03739) equation 2.
+pub fn reward_loss(rewards: Tensor<1>, grad_scale: f64) -> Tensor<1> {
+    rewards.mean() * -grad_scale
+}
+
+// From a policy's log-probabilities.
+
+/// A policy gradient's loss, and the figures by which one sees how far the policy has moved; `[b]` each.
+#[derive(Debug, Clone)]
+pub struct PolicyLoss {
+    /// To be minimised, one value per image; on the tape.
+    pub loss: Tensor<1>,
+    /// ρ = exp(log π − log π_old), off the tape.
+    pub ratio: Tensor<1>,
+    /// (log π − log π_old)² / 2, off the tape.
+    pub approx_kl: Tensor<1>,
+    /// 1 where ρ is further than `clip_range` from 1, else 0; off the tape.
+    pub clipped: Tensor<1>,
+}
+
+/// DDPO-IS, the clipped objective of PPO: `max(−A ρ, −A clamp(ρ, 1 − ε, 1 + ε))` for log-probabilities and advantages `[b]`. The
+/// log-probabilities are means over c, h, w, which the published `clip_range` presumes.
+///
+/// Source: ddpo-pytorch `scripts/train.py`; Black et al. (arXiv 2305.13301) equation 5.
+pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
+    let log_ratio = log_probs - old_log_probs;
+    let ratio = log_ratio.clone().exp();
+    let clamped = ratio.clone().clamp(1.0 - clip_range, 1.0 + clip_range);
+    let loss = (-(advantages.clone() * ratio)).max_pair(-(advantages * clamped));
+    policy_loss(loss, log_ratio, clip_range)
+}
+
+/// DDPO-SF, REINFORCE: `−A log π`, right for the first update after the images were sampled and for no other. Shapes and source as
+/// [`ppo_clip_loss`], equation 4; `clip_range` is only measured against.
+pub fn score_function_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
+    let log_ratio = log_probs.clone() - old_log_probs;
+    policy_loss(-(advantages * log_probs), log_ratio, clip_range)
+}
+
+fn policy_loss(loss: Tensor<1>, log_ratio: Tensor<1>, clip_range: f64) -> PolicyLoss {
+    let log_ratio = log_ratio.without_autodiff();
+    let ratio = log_ratio.clone().exp();
+    let clipped = (ratio.clone() - 1.0).abs().greater_elem(clip_range).float();
+    PolicyLoss { loss, ratio, approx_kl: log_ratio.square() * 0.5, clipped }
+}
+
+/// KL(p ‖ q) of two transitions of one schedule, divided by c·h·w as log-probabilities are: `mean (μ − μ_q)² / (2σ²)`, `[b]`.
+///
+/// Source: DPOK (arXiv 2305.16381) equation 8; d3po `scripts/rm/train_dpok.py`.
+pub fn transition_kl(policy: &Transition, reference: &Transition) -> Tensor<1> {
+    let rows = policy.std_dev_t.dims()[0];
+    let difference = (policy.prev_sample_mean.clone() - reference.prev_sample_mean.clone()) / policy.std_dev_t.clone();
+    difference.square().mean_dims(&[1, 2, 3]).reshape([rows]) * 0.5
+}
+
+/// D3PO's loss of each pair, `[b]`: `−log σ(β Σ_k h_k log clamp(ρ_k, 1 − ε, 1 + ε))`, with log ρ = log π − log π_ref. `log_ratios` and
+/// the preferences h (+1, −1 or 0) are `[b, 2]`.
+///
+/// Source: Yang et al. (arXiv 2311.13231); d3po `scripts/rm/train_d3po.py`.
+pub fn d3po_loss(log_ratios: Tensor<2>, preferences: Tensor<2>, beta: f64, clip_range: f64) -> Tensor<1> {
+    // The clamp of a ratio is that of its logarithm.
+    let clamped = log_ratios.clamp((1.0 - clip_range).ln(), (1.0 + clip_range).ln());
+    -log_sigmoid((clamped * preferences).sum_dim(1).squeeze_dim::<1>(1) * beta)
+}
+
+// From given images.
+
 /// The mean squared error of a prediction, `[b, c, h, w]` → `[1]`: the denoising loss.
 pub fn mean_squared_error(prediction: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
     (prediction - target).square().mean()
+}
+
+/// The mean squared error of each row, `[b, c, h, w]` → `[b]`.
+pub fn squared_errors(prediction: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
+    row_means((prediction - target).square())
+}
+
+/// The mean squared error of each row less that of its reference, `[b, c, h, w]` → `[b]`. The two squares are never written out,
+/// `(p − t)² − (r − t)² = (p − r)(p + r − 2t)`: in single precision their difference would be rounding alone as long as the two are close.
+pub fn squared_error_changes(prediction: Tensor<4>, reference: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
+    row_means((prediction.clone() - reference.clone()) * (prediction + reference - target * 2.0))
+}
+
+/// `[b, c, h, w]` → `[b]`.
+fn row_means(values: Tensor<4>) -> Tensor<1> {
+    let rows = values.dims()[0];
+    values.mean_dims(&[1, 2, 3]).reshape([rows])
 }
 
 /// What Diffusion-DPO puts inside its σ: how far the model has come to prefer the chosen images, `[b]`; 0 for the reference itself.
@@ -35,10 +125,94 @@ pub fn dpo_loss(inside: Tensor<1>) -> Tensor<1> {
     -log_sigmoid(inside).mean()
 }
 
+// From ratings.
+
+/// `(score − rating)²` of each rated image, `[ratings]`: `scores` are `[images]`, a rating names its image by its row.
+///
+/// Source: HelpSteer (arXiv 2311.09528), which regresses on ratings.
+pub fn rating_errors(scores: Tensor<1>, ratings: &[(usize, f64)]) -> Tensor<1> {
+    let device = scores.device().without_autodiff();
+    let (images, values): (Vec<i64>, Vec<f32>) = ratings.iter().map(|(image, rating)| (*image as i64, *rating as f32)).unzip();
+    let rated = scores.select(0, Tensor::<1, Int>::from_data(&images[..], &device));
+    (rated - Tensor::from_data(&values[..], &device)).square()
+}
+
+// Of the autoencoder.
+
+/// How far a reconstruction is from its image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distance {
+    /// Mean absolute error: sharper.
+    L1,
+    /// Mean squared error.
+    #[default]
+    L2,
+}
+
+/// What each part of [`autoencoder_loss`] counts.
+#[derive(Debug, Clone, Copy)]
+pub struct AutoencoderWeights {
+    /// How far a reconstruction is from its image.
+    pub reconstruction: Distance,
+    /// How much more a pixel counts where the image differs from its mean colour: by `1 + foreground_weight · d / mean(d)`, `d` the
+    /// pixel's mean absolute difference from it.
+    pub foreground_weight: f64,
+    /// Factor of the differences of the error between neighbouring pixels.
+    pub edge_weight: f64,
+    /// Factor of the KL.
+    pub kl_weight: f64,
+}
+
+/// The parts of [`autoencoder_loss`], one value per image, `[b]`.
+#[derive(Debug, Clone)]
+pub struct AutoencoderLoss {
+    /// Pixel by pixel, for pixels in [−1, 1].
+    pub reconstruction: Tensor<1>,
+    /// Between neighbouring pixels.
+    pub edge: Tensor<1>,
+    /// Of the latents, summed.
+    pub kl: Tensor<1>,
+    /// All three by their weights.
+    pub total: Tensor<1>,
+}
+
+/// Reconstruction, edges and KL of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1]; `kl` is `[b]`.
+///
+/// Source: Rombach et al. (arXiv 2112.10752) section 3.1 and appendix G, without the discriminator and the perceptual network.
+pub fn autoencoder_loss(reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>, weights: AutoencoderWeights) -> AutoencoderLoss {
+    let [_, _, height, width] = pixels.dims();
+    let pixel_weights = (weights.foreground_weight != 0.0).then(|| foreground_weights(&pixels, weights.foreground_weight));
+    let error = reconstructed - pixels;
+    let distance = match weights.reconstruction {
+        Distance::L1 => error.clone().abs(),
+        Distance::L2 => error.clone().square(),
+    };
+    let reconstruction = row_means(match pixel_weights {
+        Some(pixel_weights) => distance * pixel_weights,
+        None => distance,
+    });
+    let across = error.clone().narrow(3, 1, width - 1) - error.clone().narrow(3, 0, width - 1);
+    let down = error.clone().narrow(2, 1, height - 1) - error.narrow(2, 0, height - 1);
+    let edge = row_means(across.abs()) + row_means(down.abs());
+    let total = reconstruction.clone() + edge.clone() * weights.edge_weight + kl.clone() * weights.kl_weight;
+    AutoencoderLoss { reconstruction, edge, kl, total }
+}
+
+/// What each pixel's error counts, `[b, 1, h, w]`.
+fn foreground_weights(pixels: &Tensor<4>, weight: f64) -> Tensor<4> {
+    let difference = (pixels.clone() - pixels.clone().mean_dims(&[2, 3])).abs().mean_dim(1);
+    // An image of one colour has no foreground.
+    let mean = difference.clone().mean_dims(&[2, 3]).clamp_min(1e-6);
+    difference / mean * weight + 1.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::{Device, Tolerance};
+
+    use crate::run::values;
 
     #[test]
     fn rewards_above_the_margin_give_no_gradient() {
@@ -87,5 +261,78 @@ mod tests {
         assert_eq!(loss.clone().into_scalar::<f32>(), 5e3);
         let gradient: Vec<f32> = inside.grad(&loss.backward()).expect("tracked").into_data().try_to_vec().expect("f32");
         assert_eq!(gradient, [0.0, -0.5]);
+    }
+
+    #[test]
+    fn the_loss_is_the_mean_rewards_negative() {
+        let rewards = Tensor::<1>::from_data([1.0, 2.0], &Device::flex().autodiff()).require_grad();
+        let loss = reward_loss(rewards.clone(), 0.1);
+        assert!((values(&loss)[0] + 0.15).abs() < 1e-7);
+        let gradient: Vec<f32> = rewards.grad(&loss.backward()).expect("tracked").into_data().try_to_vec().expect("f32");
+        assert_eq!(gradient, [-0.05, -0.05]);
+    }
+
+    #[test]
+    fn the_autoencoders_loss_by_hand() {
+        let device = Device::flex();
+        let zeros = || Tensor::<4>::zeros([1, 1, 2, 2], &device);
+        let one_pixel = || Tensor::<4>::from_data([[[[1.0, 0.0], [0.0, 0.0]]]], &device);
+        let kl = |value: f32| Tensor::<1>::from_data([value], &device);
+        let weights = AutoencoderWeights { reconstruction: Distance::L2, foreground_weight: 0.0, edge_weight: 0.1, kl_weight: 0.5 };
+        let loss = autoencoder_loss(one_pixel(), zeros(), kl(2.0), weights);
+        // One pixel of four is off by 1; one of two differences along each axis is 1.
+        assert_eq!((values(&loss.reconstruction), values(&loss.edge)), (vec![0.25], vec![1.0]));
+        assert!((values(&loss.total)[0] - (0.25 + 0.1 + 1.0)).abs() < 1e-6);
+        // One white pixel of four has the mean 1/4, from which it is 3/4 away and the others 1/4: 2 and 2/3 of their mean, 3/8.
+        let weighted = AutoencoderWeights { foreground_weight: 3.0, edge_weight: 0.0, ..weights };
+        let loss = autoencoder_loss(zeros(), one_pixel(), kl(0.0), weighted);
+        assert!((values(&loss.reconstruction)[0] - (1.0 + 3.0 * 2.0) / 4.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_better_one_is_pushed_up_and_the_other_down() {
+        let device = Device::flex().autodiff();
+        let log_ratios = Tensor::<2>::from_data([[0.0, 0.0], [0.05, -0.02], [0.0, 0.0]], &device).require_grad();
+        let preferences = Tensor::<2>::from_data([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]], &Device::flex());
+        let loss = d3po_loss(log_ratios.clone(), preferences, 0.1, 0.1);
+        let expected = [2f64.ln(), (1.0 + (0.1f64 * 0.07).exp()).ln(), 2f64.ln()];
+        let got = values(&loss);
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
+        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
+        // −β σ(−x) h: half of β at the start, nothing for a tie.
+        assert!((gradient[0] + 0.05).abs() < 1e-6 && (gradient[1] - 0.05).abs() < 1e-6, "{gradient:?}");
+        assert!(gradient[2] > 0.0 && gradient[3] < 0.0, "{gradient:?}");
+        assert_eq!(gradient[4..], [0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_ratio_beyond_the_clamp_gives_no_gradient() {
+        let device = Device::flex().autodiff();
+        let log_ratios = Tensor::<2>::from_data([[0.2, -0.01]], &device).require_grad();
+        let loss = d3po_loss(log_ratios.clone(), Tensor::from_data([[1.0, -1.0]], &Device::flex()), 0.1, 0.1);
+        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
+        assert!(gradient[0] == 0.0 && gradient[1] > 0.0, "{gradient:?}");
+    }
+
+    #[test]
+    fn a_ratio_beyond_the_clip_range_gives_no_gradient_where_going_on_would_gain() {
+        let device = Device::flex().autodiff();
+        let log_probs = Tensor::<1>::from_data([0.2, 0.2, -0.2, 0.05], &device).require_grad();
+        let old = Tensor::<1>::zeros([4], &Device::flex());
+        let loss = ppo_clip_loss(log_probs.clone(), old, Tensor::from_data([1.0, -1.0, -1.0, 2.0], &Device::flex()), 0.1);
+        // −A ρ and −A clamp(ρ, 0.9, 1.1), the larger of the two.
+        let expected = [-1.1, 0.2f64.exp(), 0.9, -2.0 * 0.05f64.exp()];
+        assert!(values(&loss.loss).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{:?}", values(&loss.loss));
+        assert_eq!(values(&loss.clipped), [1.0, 1.0, 1.0, 0.0]);
+        assert!((values(&loss.approx_kl)[0] - 0.02).abs() < 1e-7);
+        let gradient: Vec<f32> = log_probs.grad(&loss.loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
+        let expected = [0.0, 0.2f64.exp(), 0.0, -2.0 * 0.05f64.exp()];
+        assert!(gradient.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{gradient:?}");
+    }
+
+    #[test]
+    fn a_rating_error_is_of_the_rated_image_alone() {
+        let scores = Tensor::<1>::from_data([1.0, -1.0, 0.5], &Device::flex());
+        assert_eq!(values(&rating_errors(scores, &[(2, 2.0), (0, 1.0)])), [2.25, 0.0]);
     }
 }

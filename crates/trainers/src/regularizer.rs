@@ -18,6 +18,7 @@ use crate::data::images::fingerprint;
 use crate::denoising::DenoisingBatch;
 use crate::environment::Environment;
 use crate::losses::mean_squared_error;
+use crate::run::Draw;
 
 vp_core::registry! {
     /// The `[regularizer.<name>]` section.
@@ -70,6 +71,16 @@ impl Default for RegularizerConfig {
     }
 }
 
+impl RegularizerConfig {
+    /// The finding for an algorithm that has a tie to the base model of its own.
+    pub fn unused_by(&self, algo: &str) -> String {
+        format!(
+            "[regularizer.{}] is not used by [algo.{algo}], whose own tie to the base model is one of its knobs; remove it",
+            self.name()
+        )
+    }
+}
+
 impl Validate for RegularizerConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         let (Self::Images(Images { weight, .. }) | Self::BasePredictions(BasePredictions { weight })) = self else { return };
@@ -106,12 +117,12 @@ pub struct Visited {
     pub latents: Tensor<4>,
 }
 
-/// Where the batch's own chain has been, and for which prompts.
+/// The images that the reward's loss was computed on: their prompts, and where their chain has been.
 #[derive(Debug, Clone, Copy)]
-pub struct Trajectory<'a> {
-    /// Its points.
+pub struct SampledBatch<'a> {
+    /// The points of the chain; none where a whole chain is not at hand, which only base predictions ask for.
     pub visited: &'a [Visited],
-    /// One a row.
+    /// One per row.
     pub prompts: &'a [String],
     /// Height and width in pixels.
     pub size: [usize; 2],
@@ -127,7 +138,7 @@ impl Regularizer {
             RegularizerConfig::Images(Images { folder, weight, on_problem }) => {
                 let options = ImageFolderOptions { on_problem: *on_problem, ..ImageFolderOptions::default() };
                 let folder = ImageFolder::open(folder, &options)?;
-                let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::ImageOrder);
+                let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::IMAGE_ORDER);
                 Self::Images { folder, order, weight: *weight }
             }
             RegularizerConfig::BasePredictions(BasePredictions { weight }) => Self::BasePredictions(*weight),
@@ -141,9 +152,7 @@ impl Regularizer {
         Some(fingerprint(&folder.entries))
     }
 
-    /// The weighted loss `[1]`, tracked through `model`; `None` where there is nothing to add.
-    ///
-    /// `draw` names this batch: its random choices depend on it alone.
+    /// The weighted loss `[1]`, tracked through `model`; `None` where there is nothing to add. Its random choices depend on `draw` alone.
     ///
     /// # Errors
     /// When an image cannot be read.
@@ -152,29 +161,29 @@ impl Regularizer {
         model: &Trainable<D>,
         environment: &Environment<D>,
         scheduler: &dyn Scheduler,
-        trajectory: Trajectory<'_>,
-        (noise, draw): (&Noise, u64),
+        sampled: SampledBatch<'_>,
+        draw: Draw,
     ) -> Result<Option<Tensor<1>>, Error> {
         let Environment { pipeline, base, .. } = environment;
-        let Trajectory { visited, prompts, size } = trajectory;
+        let SampledBatch { visited, prompts, size } = sampled;
         // Without guidance: what is kept is the model, not the mixture of its two answers.
         let encode =
             |model: &Trainable<D>, prompts: &[String]| Guidance::none(model.text(&pipeline.text).encode(prompts, size, pipeline.device()));
         match self {
             Self::None => Ok(None),
             Self::BasePredictions(weight) => {
-                let Visited { step, latents } = &visited[noise.integer(Purpose::DenoisingTimestep, draw, 0, 0, visited.len() - 1)];
+                let Visited { step, latents } = &visited[draw.integer(Purpose::DENOISING_TIMESTEP, 0, visited.len() - 1)];
                 let input = scheduler.scale_model_input(latents.clone(), &vec![*step; prompts.len()]);
                 let timesteps = vec![scheduler.timesteps()[*step] as f32; prompts.len()];
-                let target = predict(&base.unet, input.clone(), &timesteps, &encode(base, prompts));
-                Ok(Some(mean_squared_error(predict(&model.unet, input, &timesteps, &encode(model, prompts)), target) * *weight))
+                let target = predict(&base.denoiser, input.clone(), &timesteps, &encode(base, prompts));
+                Ok(Some(mean_squared_error(predict(&model.denoiser, input, &timesteps, &encode(model, prompts)), target) * *weight))
             }
             Self::Images { folder, order, weight } => {
                 let rows = prompts.len();
-                let entries = order.entries((draw - 1) * rows as u64, rows);
+                let entries = order.entries((draw.number - 1) * rows as u64, rows);
                 let (images, captions) = profile::time(Stage::Io, || read_images(folder, &entries, size, pipeline.device()))?;
-                let loss = DenoisingBatch { images, captions: &captions, size };
-                Ok(Some(loss.loss(model, pipeline, scheduler, (noise, draw)) * *weight))
+                let batch = DenoisingBatch { images, captions: &captions, size };
+                Ok(Some(batch.loss(model, pipeline, scheduler, draw) * *weight))
             }
         }
     }

@@ -8,8 +8,10 @@ use vp_core::config::Validate;
 use vp_data::OnProblem;
 use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::GradientCheckpointing;
+use vp_models::denoiser::Denoiser;
 use vp_models::lora::Lora;
-use vp_schedulers::{SchedulerConfig, TimestepSpacing, by_name};
+use vp_models::pipeline::LoadedDenoiser;
+use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
 
 use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
@@ -21,7 +23,7 @@ pub struct Settings {
     pub run: RunSection,
     /// Matches the names of the parameters that train.
     pub trainable: String,
-    /// Micro-batches an update.
+    /// Micro-batches per update.
     pub micro_batches: usize,
     /// `[optimizer]`.
     pub optimizer: OptimizerSection,
@@ -107,7 +109,7 @@ pub struct LoraSection {
 impl Default for LoraSection {
     /// DDPO's and TRL's: the projections of the UNet's attention, at rank 4.
     fn default() -> Self {
-        Self { rank: 4, alpha: None, targets: r"^unet\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$".into() }
+        Self { rank: 4, alpha: None, targets: format!(r"^{}\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", LoadedDenoiser::COMPONENT) }
     }
 }
 
@@ -120,7 +122,7 @@ impl LoraSection {
     /// As the model takes it.
     ///
     /// # Errors
-    /// When `targets` is no regular expression.
+    /// When `targets` is not a valid regular expression.
     pub fn lora(&self) -> Result<Lora, Error> {
         let targets = Regex::new(&self.targets).map_err(|error| Error::Config(format!("lora.targets: {error}")))?;
         Ok(Lora { rank: self.rank, alpha: self.alpha(), targets })
@@ -265,7 +267,7 @@ impl Validate for RunSection {
 impl Validate for ModelSection {
     fn findings(&self, findings: &mut Vec<String>) {
         if let Some(Err(error)) = self.trainable.as_deref().map(Regex::new) {
-            findings.push(format!("model.trainable is no regular expression: {error}"));
+            findings.push(format!("model.trainable is not a valid regular expression: {error}"));
         }
     }
 }
@@ -278,24 +280,39 @@ impl Validate for LoraSection {
             format!("lora.alpha is {alpha}; expected a number above 0 (absent: the rank)")
         });
         if let Err(error) = Regex::new(&self.targets) {
-            findings.push(format!("lora.targets is no regular expression: {error}"));
+            findings.push(format!("lora.targets is not a valid regular expression: {error}"));
         }
     }
 }
 
 impl Validate for DataSection {
     fn findings(&self, findings: &mut Vec<String>) {
-        image_findings("data", (self.caption_dropout, self.validation_fraction, self.min_size), findings);
+        let Self { caption_dropout, validation_fraction, min_size, .. } = *self;
+        ImageKnobs { section: "data", caption_dropout, validation_fraction, min_size }.findings(findings);
     }
 }
 
-/// What cannot be in a section that reads captioned images.
-pub(crate) fn image_findings(section: &str, (dropout, fraction, min_size): (f64, f64, u32), findings: &mut Vec<String>) {
-    find(!(0.0..=1.0).contains(&dropout), findings, || format!("{section}.caption_dropout is {dropout}; expected a probability, 0 to 1"));
-    find(!(0.0..1.0).contains(&fraction), findings, || {
-        format!("{section}.validation_fraction is {fraction}; expected at least 0 and less than 1")
-    });
-    find(min_size == 0, findings, || format!("{section}.min_size is 0; expected at least 1"));
+/// The knobs of a section that reads captioned images.
+pub(crate) struct ImageKnobs {
+    /// The section's name.
+    pub section: &'static str,
+    pub caption_dropout: f64,
+    pub validation_fraction: f64,
+    pub min_size: u32,
+}
+
+impl ImageKnobs {
+    /// Appends what cannot be.
+    pub fn findings(&self, findings: &mut Vec<String>) {
+        let Self { section, caption_dropout: dropout, validation_fraction: fraction, min_size } = *self;
+        find(!(0.0..=1.0).contains(&dropout), findings, || {
+            format!("{section}.caption_dropout is {dropout}; expected a probability, 0 to 1")
+        });
+        find(!(0.0..1.0).contains(&fraction), findings, || {
+            format!("{section}.validation_fraction is {fraction}; expected at least 0 and less than 1")
+        });
+        find(min_size == 0, findings, || format!("{section}.min_size is 0; expected at least 1"));
+    }
 }
 
 impl Validate for PromptsSection {
@@ -312,9 +329,9 @@ impl Validate for SchedulerSection {
         find(self.num_inference_steps == 0, findings, || "scheduler.num_inference_steps is 0; expected at least 1".into());
         match by_name(&self.name) {
             Err(error) => findings.push(error.to_string()),
-            Ok(entry) => find(!entry.single_step, findings, || {
-                let known = "training needs a single-step one (ddpm, ddim, euler_a, euler)";
-                format!("scheduler.name {} keeps history between steps; {known}", entry.name)
+            Ok(entry) => find(!entry.is_single_step(), findings, || {
+                let known = known_names(SchedulerEntry::is_single_step);
+                format!("scheduler.name {} keeps history between steps; training needs a single-step one ({known})", entry.name)
             }),
         }
     }
@@ -348,5 +365,23 @@ impl Validate for PreviewSection {
         find(!(scale >= 0.0 && scale.is_finite()), findings, || {
             format!("preview.guidance_scale is {scale}; expected a number of at least 0")
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheduler_with_history_is_refused_with_the_names_that_would_do() {
+        let findings = |name: &str| {
+            let section: SchedulerSection = serde_json::from_value(serde_json::json!({ "name": name, "num_inference_steps": 10 })).unwrap();
+            let mut findings = Vec::new();
+            section.findings(&mut findings);
+            findings
+        };
+        assert!(["Euler a", "DDIM", "euler karras"].iter().all(|name| findings(name).is_empty()));
+        let found = findings("DPM++ 2M").join("\n");
+        assert!(found.contains("dpmpp_2m keeps history") && found.contains("(ddim, ddpm, euler, euler_karras, euler_a)"), "{found}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use vp_annotation::{AnnotatorConfig, Clock, Error, RunOptions, Supplies, polish};
+use vp_annotation::{AnnotatorConfig, BuildContext, Clock, Error, RunOptions, polish};
 use vp_data::{Aspect, Preferred, Prompt, Record, RgbImage, read_prompts};
 
 use crate::scene::{Scene, everything, openai};
@@ -54,7 +54,7 @@ fn a_reward_becomes_bands() {
     fs::write(scene.output("scores.txt"), "0\n1\n2\n3\n4\n").unwrap();
     let path = scene.output("scores.txt");
     let config = annotator(&format!("[reward]\nlabel = \"green\"\nquantiles = [0.25, 0.5, 0.75, 1.0]\nreference_scores = {path:?}"));
-    let annotator = config.build(Supplies { score: Some(Box::new(score)), ..Supplies::default() }).unwrap();
+    let annotator = config.build(BuildContext { score: Some(Box::new(score)), ..BuildContext::default() }).unwrap();
     let output = scene.output("out");
     let summary = vp_annotation::run(scene.job(&output), annotator.as_ref(), &everything(), &|_| {}, &AtomicBool::new(false)).unwrap();
     assert_eq!((summary.asked, summary.set_aside.len(), summary.set_aside[0].reason.as_str()), (7, 7, "out of memory"));
@@ -62,7 +62,7 @@ fn a_reward_becomes_bands() {
     let ratings: Vec<f64> = records[0].completions.iter().map(|image| image.annotations[&Aspect::Fidelity].rating).collect();
     assert_eq!(ratings, [1.0, 2.0, 3.0]);
     assert!(records[1].comparisons.iter().all(|c| (c.preferred == Preferred::First) == (c.shown[0] > c.shown[1])), "{records:?}");
-    assert!(matches!(config.build(Supplies::default()), Err(Error::Unable { .. })));
+    assert!(matches!(config.build(BuildContext::default()), Err(Error::Unable { .. })));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn prompts_are_polished_and_can_be_read_again() {
     let scene = Scene::new(1, 1);
     let server = Server::start(|asked| if asked.prompt == "a no" { Fault::Refusal } else { Fault::None });
     let prompts = ["a cat", "a dog gore", "a no", " gore"].map(Prompt::new);
-    let annotator = openai(&server.base_url, "").build(Supplies { clock: Clock::simulated(), ..Supplies::default() }).unwrap();
+    let annotator = openai(&server.base_url, "").build(BuildContext { clock: Clock::simulated(), ..BuildContext::default() }).unwrap();
     let (output, stop) = (scene.output("polished"), AtomicBool::new(false));
     let run = || polish(&prompts, annotator.as_ref(), &RunOptions::default(), &output, &|_| {}, &stop).unwrap();
     let summary = run();
@@ -108,7 +108,7 @@ fn prompts_are_polished_and_can_be_read_again() {
     let line = r#"{"id":"000001","prompt":"a dog","prompt_raw":"a dog gore","removed":["unsafe"]}"#;
     assert!(scene.read("polished/prompts.jsonl").contains(line), "{}", scene.read("polished/prompts.jsonl"));
     assert_eq!(run().requests, 0);
-    let judge = toml::from_str::<AnnotatorConfig>("[judge]").unwrap().build(Supplies::default()).unwrap();
+    let judge = toml::from_str::<AnnotatorConfig>("[judge]").unwrap().build(BuildContext::default()).unwrap();
     let error = polish(&prompts, judge.as_ref(), &RunOptions::default(), &scene.output("judged"), &|_| {}, &stop).unwrap_err();
     assert!(error.to_string().contains("choose `openai`"), "{error}");
 }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use vp_annotation::{Clock, Event, RunOptions, Stopped, Supplies, Usage, dry_run, run};
+use vp_annotation::{BuildContext, Clock, Event, RunOptions, Stopped, Usage, dry_run, run};
 
 use crate::scene::{Scene, everything, openai};
 use crate::server::{Fault, INPUT_TOKENS, OUTPUT_TOKENS, Server};
@@ -82,7 +82,7 @@ fn a_dry_run_sends_and_writes_nothing() {
     let scene = Scene::new(4, 2);
     let server = Server::start(|_| Fault::None);
     let config = openai(&server.base_url, PRICES);
-    let annotator = config.build(Supplies::default()).unwrap();
+    let annotator = config.build(BuildContext::default()).unwrap();
     let output = scene.output("out");
     let dry = dry_run(scene.job(&output), annotator.as_ref(), &everything()).unwrap();
     assert_eq!((dry.questions, dry.requests, dry.known, dry.unreadable), (12, 12, 0, 0));
@@ -140,7 +140,7 @@ fn a_run_that_is_told_to_stop_goes_on_later() {
         }
     };
     let (config, options) = (openai(&server.base_url, ""), RunOptions { concurrency: 2, ..RunOptions::default() });
-    let (annotator, output) = (config.build(Supplies::default()).unwrap(), scene.output("out"));
+    let (annotator, output) = (config.build(BuildContext::default()).unwrap(), scene.output("out"));
     let summary = run(scene.job(&output), annotator.as_ref(), &options, &progress, &stop).unwrap();
     assert!(summary.stopped == Some(Stopped::Told) && (4..=6).contains(&summary.asked), "{summary:?}");
     assert_eq!(events.lock().unwrap().len(), summary.asked);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use serde_json::Value;
-use vp_annotation::{AnnotatorConfig, Clock, Event, RunOptions, Supplies, run};
+use vp_annotation::{AnnotatorConfig, BuildContext, Clock, Event, RunOptions, run};
 
 use crate::scene::{Scene, everything, openai};
 use crate::server::{Fault, Seen, Server};
@@ -24,7 +24,7 @@ fn worker() {
     let folder = Path::new(&folder);
     let config: AnnotatorConfig = serde_json::from_str(&env::var("VP_TEST_CONFIG").unwrap()).unwrap();
     let items: Vec<vp_data::Record> = serde_json::from_str(&env::var("VP_TEST_ITEMS").unwrap()).unwrap();
-    let annotator = config.build(Supplies { clock: Clock::simulated(), ..Supplies::default() }).unwrap();
+    let annotator = config.build(BuildContext { clock: Clock::simulated(), ..BuildContext::default() }).unwrap();
     let options = RunOptions { concurrency: THREADS, ..everything() };
     let output = folder.join(env::var("VP_TEST_OUTPUT").unwrap());
     let job = vp_annotation::Job { items: &items, images_root: folder, output: &output };

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
-use vp_annotation::{AnnotatorConfig, Clock, Event, Job, RunOptions, Summary, Supplies, run};
+use vp_annotation::{AnnotatorConfig, BuildContext, Clock, Event, Job, RunOptions, Summary, run};
 use vp_data::{Record, RgbImage};
 
 pub struct Scene {
@@ -55,7 +55,7 @@ impl Scene {
                 notices.lock().unwrap().push(text.to_owned());
             }
         };
-        let annotator = annotator.build(Supplies { clock, ..Supplies::default() }).unwrap();
+        let annotator = annotator.build(BuildContext { clock, ..BuildContext::default() }).unwrap();
         let output = self.output(output);
         let summary = run(self.job(&output), annotator.as_ref(), options, &progress, &AtomicBool::new(false));
         (summary, notices.into_inner().unwrap())

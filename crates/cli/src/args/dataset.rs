@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use vp_data::{Aggregation, Aspect};
+use vp_shapes::Split;
+
+use crate::shard::Shard;
 
 /// `dataset`.
 #[derive(Debug, ClapArgs)]
@@ -187,26 +190,14 @@ pub enum SplitArg {
     Test,
 }
 
-/// Part `index`, from 0, of `of`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shard {
-    pub index: u64,
-    pub of: u64,
-}
-
-impl Shard {
-    /// All of it.
-    pub const WHOLE: Self = Self { index: 0, of: 1 };
-}
-
-impl std::str::FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(i, k)| Some((i.parse::<u64>().ok()?, k.parse::<u64>().ok()?)));
-        match numbers {
-            Some((i, k)) if (1..=k).contains(&i) => Ok(Self { index: i - 1, of: k }),
-            _ => Err("expected I/K with I from 1 to K, as in 1/4".into()),
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Train => Self::Train,
+            SplitArg::Heldout => Self::Heldout,
+            SplitArg::Feedback => Self::Feedback,
+            SplitArg::Validation => Self::Validation,
+            SplitArg::Test => Self::Test,
         }
     }
 }

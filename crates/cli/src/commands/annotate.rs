@@ -4,25 +4,25 @@ mod candidates;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_annotation::{
-    Annotator, AnnotatorConfig, Event, Job, RunOptions, SetAside, Stopped, Summary, Supplies, dry_run, polish, run as annotate,
+    Annotator, AnnotatorConfig, BuildContext, Event, Job, RunOptions, SetAside, Stopped, Summary, dry_run, polish, run as annotate,
 };
 use vp_core::config::{self, Validate};
 use vp_core::suggest::did_you_mean;
 use vp_data::{INSIDE, OnProblem, Prompt, Record, open_dataset, read_prompts};
 use vp_rewards::RewardConfig;
-use vp_trainers::run::journal::{say, warn};
 
-use self::candidates::SamplingSection;
-use super::bring::bring;
+use self::candidates::{Candidates, SamplingSection};
 use crate::args::AnnotateArgs;
 use crate::failure::Failure;
+use crate::image_copies::copy_images;
+use crate::terminal::{say, warn, warn_of_some};
 use crate::{device, embedded, signals};
 
 /// How many set-aside questions are shown.
@@ -66,8 +66,9 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     let device = device::parse(&args.device)?;
     let config = read_config(&args)?;
     let stop = signals::flag()?;
-    let annotator = config.annotator.build(supplies(&config, &device)?).map_err(anyhow::Error::from)?;
-    let (items, root) = items(&args, &config, (&*annotator, &stop), &device)?;
+    let annotator = config.annotator.build(build_context(&config, &device)?).map_err(anyhow::Error::from)?;
+    let annotation = Annotation { args: &args, config: &config, annotator: &*annotator, device: &device, stop: &stop };
+    let (items, root) = annotation.items()?;
     if items.is_empty() {
         return Err(anyhow::anyhow!("there is nothing to annotate: no prompt has an image").into());
     }
@@ -101,44 +102,73 @@ fn read_config(args: &AnnotateArgs) -> anyhow::Result<AnnotateConfig> {
     Ok(AnnotateConfig { questions, ..config })
 }
 
-/// What the annotator needs and no config can hold.
-fn supplies(config: &AnnotateConfig, device: &Device) -> anyhow::Result<Supplies> {
-    let Some(reward) = &config.reward else { return Ok(Supplies::default()) };
+/// What building the annotator takes besides its section.
+fn build_context(config: &AnnotateConfig, device: &Device) -> anyhow::Result<BuildContext> {
+    let Some(reward) = &config.reward else { return Ok(BuildContext::default()) };
     let reward = embedded::resolve_reward(reward).and_then(|reward| Ok(reward.build(device)?)).context("[reward]")?;
     let device = device.clone();
     let score = move |images: &[vp_data::RgbImage], prompt: &str| {
         let prompts = vec![prompt.to_string(); images.len()];
         reward.score_rgb(images, &prompts, &device).map(|scored| scored.scores).map_err(|error| error.to_string())
     };
-    Ok(Supplies { score: Some(Box::new(score)), ..Supplies::default() })
+    Ok(BuildContext { score: Some(Box::new(score)), ..BuildContext::default() })
 }
 
-/// What is to be annotated, and the folder that its paths start from.
-fn items(
-    args: &AnnotateArgs,
-    config: &AnnotateConfig,
-    (annotator, stop): (&dyn Annotator, &Arc<AtomicBool>),
-    device: &Device,
-) -> Result<(Vec<Record>, PathBuf), Failure> {
-    match (&args.records, &args.prompts) {
-        (Some(path), None) => Ok(records(path, args)?),
-        (None, Some(path)) => {
-            let prompts = read_prompts(path).map_err(anyhow::Error::from)?;
-            let prompts = if args.polish { polished(prompts, args, config, (annotator, stop))? } else { prompts };
-            let section = config.sampling.clone().unwrap_or_default();
-            if args.dry_run {
-                say(format_args!("would draw {} images of {} prompts first", prompts.len() * section.images_per_prompt, prompts.len()));
-                return Ok(candidates::blank(&prompts, &section)?);
+/// Everything checked, nothing asked yet.
+struct Annotation<'a> {
+    args: &'a AnnotateArgs,
+    config: &'a AnnotateConfig,
+    annotator: &'a dyn Annotator,
+    device: &'a Device,
+    /// Once it is true, no more questions are asked.
+    stop: &'a AtomicBool,
+}
+
+impl Annotation<'_> {
+    /// What is to be annotated, and the folder that its paths start from.
+    fn items(&self) -> Result<(Vec<Record>, PathBuf), Failure> {
+        let args = self.args;
+        match (&args.records, &args.prompts) {
+            (Some(path), None) => Ok(records(path, args)?),
+            (None, Some(path)) => {
+                let prompts = read_prompts(path).map_err(anyhow::Error::from)?;
+                let prompts = if args.polish { self.polished(prompts)? } else { prompts };
+                let section = self.config.sampling.clone().unwrap_or_default();
+                if args.dry_run {
+                    let images = prompts.len() * section.images_per_prompt;
+                    say(format_args!("would draw {images} images of {} prompts first", prompts.len()));
+                    return Ok(candidates::blank(&prompts, &section)?);
+                }
+                let Self { device, stop, .. } = *self;
+                let items = Candidates { prompts: &prompts, section: &section, output: &args.output, device, stop }.draw()?;
+                Ok((items, args.output.clone()))
             }
-            let items = candidates::draw(&prompts, &section, &args.output, (device, stop))?;
-            Ok((items, args.output.clone()))
+            _ => {
+                let expected = "expected --records FILE for images that exist, or --prompts FILE to draw images first";
+                Err(anyhow::anyhow!(expected).into())
+            }
         }
-        _ => Err(anyhow::anyhow!("expected --records FILE, images that are there, or --prompts FILE, of which images are drawn").into()),
+    }
+
+    /// The prompts without anything biased, inconsistent or unsafe.
+    fn polished(&self, prompts: Vec<Prompt>) -> Result<Vec<Prompt>, Failure> {
+        let args = self.args;
+        if args.dry_run {
+            say(format_args!("would polish {} prompts first", prompts.len()));
+            return Ok(prompts);
+        }
+        let folder = args.output.join("prompts");
+        create(&folder)?;
+        let questions = &self.config.questions;
+        let summary = polish(&prompts, self.annotator, questions, &folder, &progress(args.quiet), self.stop).map_err(Failure::run)?;
+        let path = folder.join("prompts.jsonl");
+        conclude(&path, &summary)?;
+        Ok(read_prompts(&path).map_err(anyhow::Error::from)?)
     }
 }
 
-/// Records, and the folder that their paths start from: the output's, into which the images are linked or copied, so that what is written
-/// there is whole. In a dry run nothing is.
+/// Records, and the folder that their paths start from. That is the output folder, into which the images are linked or copied, so that it is
+/// complete in itself. A dry run copies nothing.
 fn records(path: &Path, args: &AnnotateArgs) -> anyhow::Result<(Vec<Record>, PathBuf)> {
     let dataset = open_dataset(path).with_context(|| format!("--records {}", path.display()))?;
     let mut records = dataset.read(OnProblem::Refuse)?.records;
@@ -149,31 +179,13 @@ fn records(path: &Path, args: &AnnotateArgs) -> anyhow::Result<(Vec<Record>, Pat
         return Ok((records, folder.to_path_buf()));
     }
     if args.dry_run {
-        bail!("{}: images in archives are unpacked into --output first, which --dry-run does not; use dataset convert", path.display());
+        bail!(
+            "{}: images in archives have to be unpacked into --output, and --dry-run does not do that; use dataset convert",
+            path.display()
+        );
     }
-    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
-        completion.image_path = bring(&dataset, &completion.image_path, &args.output)?;
-    }
+    copy_images(&dataset, &mut records, &args.output)?;
     Ok((records, args.output.clone()))
-}
-
-/// The prompts without what is biased, inconsistent or unsafe.
-fn polished(
-    prompts: Vec<Prompt>,
-    args: &AnnotateArgs,
-    config: &AnnotateConfig,
-    (annotator, stop): (&dyn Annotator, &Arc<AtomicBool>),
-) -> Result<Vec<Prompt>, Failure> {
-    if args.dry_run {
-        say(format_args!("would polish {} prompts first", prompts.len()));
-        return Ok(prompts);
-    }
-    let folder = args.output.join("prompts");
-    create(&folder)?;
-    let summary = polish(&prompts, annotator, &config.questions, &folder, &progress(args.quiet), stop).map_err(Failure::run)?;
-    let path = folder.join("prompts.jsonl");
-    conclude(&path, &summary)?;
-    Ok(read_prompts(&path).map_err(anyhow::Error::from)?)
 }
 
 fn create(folder: &Path) -> anyhow::Result<()> {
@@ -219,12 +231,8 @@ fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
         say(format_args!("{usd:.4} USD of the budget are left"));
     }
     let show = |heading: &str, of: &[SetAside]| {
-        for SetAside { id, task, reason, .. } in of.iter().take(SHOWN) {
-            warn(format_args!("{heading}: {} {id}: {reason}", task.name()));
-        }
-        if of.len() > SHOWN {
-            warn(format_args!("… and {} more {heading}", of.len() - SHOWN));
-        }
+        let line = |SetAside { id, task, reason, .. }: &SetAside| format!("{heading}: {} {id}: {reason}", task.name());
+        warn_of_some(of.iter().map(line), SHOWN, &format!("more {heading}"));
     };
     show("set aside", set_aside);
     show("not reached", unreached);

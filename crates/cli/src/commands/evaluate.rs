@@ -1,4 +1,4 @@
-//! `evaluate`: the same prompts and noise drawn by a base model and by what was made of it, scored, compared, reported.
+//! `evaluate`: the same prompts, drawn from the same noise by a base model and by each tuned model; scored, compared, reported.
 
 mod journal;
 mod report;
@@ -14,13 +14,13 @@ use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::ModelFolder;
 use vp_trainers::run::checkpoint::{checksum, fingerprint};
-use vp_trainers::run::journal::{say, warn};
 
-use self::journal::{Journal, OfPrompt};
-use super::drawing::{Artist, Canvas};
-use super::score::{NamedReward, named_rewards};
+use self::journal::{Journal, PromptResult};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
+use crate::image_generator::{ImageGenerator, ImageRequest, Sampling, default_guidance_scale};
+use crate::named_rewards::{self, NamedReward};
+use crate::terminal::{say, warn_of_some};
 use crate::{device, embedded};
 
 /// How many leaks are shown.
@@ -43,7 +43,7 @@ enum Source {
 }
 
 /// Everything checked, nothing drawn yet.
-pub struct Plan {
+pub struct EvaluationPlan {
     args: EvaluateArgs,
     /// The baseline first.
     sides: Vec<Side>,
@@ -51,8 +51,16 @@ pub struct Plan {
     guidance_scale: f64,
     leaks: Vec<NearDuplicate>,
     training: Vec<String>,
-    /// Of what draws and what scores, by its name and file: a file that was overwritten makes another evaluation.
+    /// Checksums of the weights that draw and score, by their owner's name and file: with a file overwritten it is another evaluation.
     checksums: BTreeMap<String, String>,
+}
+
+/// A plan at work.
+struct Evaluation<'a> {
+    plan: &'a EvaluationPlan,
+    rewards: &'a [NamedReward],
+    device: &'a Device,
+    journal: &'a Journal,
 }
 
 /// The top-level entry point for `evaluate`.
@@ -60,23 +68,22 @@ pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
     let mut plan = plan(args)?;
-    let rewards = named_rewards(&plan.args.rewards, &device)?;
+    let rewards = named_rewards::open(&plan.args.rewards, &device)?;
     plan.checksums.extend(checksums_of_rewards(&rewards)?);
-    let journal = Journal::open(&plan.args.output, &plan.origin(&rewards)?)?;
-    for (number, side) in plan.sides.iter().enumerate() {
-        look(&plan, (number, side), (&rewards, &device), &journal).map_err(Failure::run)?;
-    }
-    let rows = journal.read(&plan.sides).map_err(Failure::run)?;
-    let found: usize = rows.iter().map(|of| of.rows.len()).sum();
+    let journal = Journal::open(&plan.args.output, &plan.description(&rewards))?;
+    let evaluation = Evaluation { plan: &plan, rewards: &rewards, device: &device, journal: &journal };
+    (0..plan.sides.len()).try_for_each(|side| evaluation.evaluate_side(side)).map_err(Failure::run)?;
+    let results = journal.read(&plan.sides).map_err(Failure::run)?;
+    let found: usize = results.iter().map(|result| result.rows.len()).sum();
     let expected = plan.prompts.len() * plan.seeds().len() * plan.sides.len();
     if plan.args.shard.of > 1 && found < expected {
-        say(format_args!("{found} of {expected} images are looked at; the report is written when all parts are there"));
+        say(format_args!("{found} of {expected} images are evaluated; the report is written when all parts are there"));
         return Ok(());
     }
-    report::write(&plan, rows, &rewards, started).map_err(Failure::run)
+    report::write(&plan, results, &rewards, started).map_err(Failure::run)
 }
 
-fn plan(args: EvaluateArgs) -> anyhow::Result<Plan> {
+fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
     for (flag, value) in [("--seeds", args.seeds), ("--batch-size", args.batch_size), ("--steps", args.steps)] {
         if value == 0 {
             bail!("{flag} is 0; expected at least 1");
@@ -88,8 +95,7 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<Plan> {
         (None, Some(folder)) => captions(folder)?,
         _ => bail!("expected --prompts FILE, or --base-images and --tuned-images"),
     };
-    let usual = if args.base == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { super::sample::GUIDANCE_SCALE };
-    let guidance_scale = args.guidance_scale.unwrap_or(usual);
+    let guidance_scale = args.guidance_scale.unwrap_or_else(|| default_guidance_scale(&args.base));
     for side in &sides {
         match &side.source {
             Source::Model(path, _) => {
@@ -110,16 +116,12 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<Plan> {
         bail!("--strict: {} of {} prompts are near-duplicates of training prompts", leaks.len(), held_out.len());
     }
     let checksums = checksums(&sides)?;
-    Ok(Plan { args, sides, prompts, guidance_scale, leaks, training, checksums })
+    Ok(EvaluationPlan { args, sides, prompts, guidance_scale, leaks, training, checksums })
 }
 
 fn say_leaks(leaks: &[NearDuplicate], held_out: &[String], training: &[String]) {
-    for leak in leaks.iter().take(SHOWN) {
-        warn(format_args!("{:?} is nearly a training prompt: {:?}", held_out[leak.held_out], training[leak.training]));
-    }
-    if leaks.len() > SHOWN {
-        warn(format_args!("… and {} more prompts are nearly training prompts (--strict refuses them)", leaks.len() - SHOWN));
-    }
+    let nearly = |leak: &NearDuplicate| format!("{:?} is nearly a training prompt: {:?}", held_out[leak.held_out], training[leak.training]);
+    warn_of_some(leaks.iter().map(nearly), SHOWN, "more prompts are nearly training prompts (--strict refuses them)");
 }
 
 fn sides(args: &EvaluateArgs) -> anyhow::Result<Vec<Side>> {
@@ -196,14 +198,14 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<vp_data::ImageEntry>> {
     Ok(ImageFolder::open(folder, &options)?.entries)
 }
 
-impl Plan {
+impl EvaluationPlan {
     fn seeds(&self) -> Vec<u64> {
         let count = if self.args.base_images.is_some() { 1 } else { self.args.seeds as u64 };
         (0..count).map(|seed| self.args.seed.wrapping_add(seed)).collect()
     }
 
-    /// What the results hang on: a folder of others is not added to.
-    fn origin(&self, rewards: &[NamedReward]) -> anyhow::Result<Value> {
+    /// Everything that the results depend on: results of anything else are not added to.
+    fn description(&self, rewards: &[NamedReward]) -> Value {
         let source = |side: &Side| match &side.source {
             Source::Images(path) => path.display().to_string(),
             Source::Model(path, loras) => {
@@ -211,7 +213,7 @@ impl Plan {
                 path.display().to_string() + &loras.collect::<String>()
             }
         };
-        Ok(json!({
+        json!({
             "sides": self.sides.iter().map(|side| [side.name.clone(), source(side)]).collect::<Vec<_>>(),
             "prompts": self.prompts.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(),
             "seeds": self.seeds(),
@@ -219,56 +221,80 @@ impl Plan {
             "guidance_scale": self.guidance_scale,
             "rewards": rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>(),
             "checksums": self.checksums,
-        }))
+        })
     }
 }
 
-/// Draws, scores and measures what is not in the journal yet of one side.
-fn look(
-    plan: &Plan,
-    (number, side): (usize, &Side),
-    (rewards, device): (&[NamedReward], &Device),
-    journal: &Journal,
-) -> anyhow::Result<()> {
-    let shard = plan.args.shard;
-    let known = journal.known(number)?;
-    let mine = |index: &usize| *index as u64 % shard.of == shard.index && !known.contains(index);
-    let open: Vec<usize> = (0..plan.prompts.len()).filter(mine).collect();
-    if open.is_empty() {
-        return Ok(());
-    }
-    say(format_args!("{}: {} prompts", side.name, open.len()));
-    let mut source = match &side.source {
-        Source::Model(path, loras) => {
-            let artist = Artist::open(path, loras, (plan.args.steps, &[plan.guidance_scale]), device)?;
-            Pictures::Drawn(Box::new(artist))
+impl Evaluation<'_> {
+    /// Draws, scores and measures those images of a side that are not in the journal yet.
+    fn evaluate_side(&self, number: usize) -> anyhow::Result<()> {
+        let Self { plan, device, journal, .. } = self;
+        let (side, shard) = (&plan.sides[number], plan.args.shard);
+        let known = journal.known(number)?;
+        let mine = |index: &usize| shard.has(*index as u64) && !known.contains(index);
+        let open: Vec<usize> = (0..plan.prompts.len()).filter(mine).collect();
+        if open.is_empty() {
+            return Ok(());
         }
-        Source::Images(folder) => Pictures::There(entries(folder)?),
-    };
-    // Whole prompts, as many as fill a batch.
-    let at_once = (plan.args.batch_size / plan.seeds().len()).max(1);
-    for indices in open.chunks(at_once) {
-        let images = source.get(plan, indices)?;
-        for (index, images) in indices.iter().zip(images) {
-            let of_prompt = score(plan, (side, *index), &images, (rewards, device))?;
-            for (image, seed) in images.iter().zip(plan.seeds()) {
-                write_png::<&str, &str>(journal.image(number, *index, seed), image, &[])?;
+        say(format_args!("{}: {} prompts", side.name, open.len()));
+        let mut source = match &side.source {
+            Source::Model(path, loras) => {
+                let sampling = Sampling { steps: plan.args.steps, guidance_scales: &[plan.guidance_scale] };
+                Pictures::Drawn(Box::new(ImageGenerator::open(path, loras, &sampling, device)?))
             }
-            journal.add(number, shard, &of_prompt)?;
+            Source::Images(folder) => Pictures::There(entries(folder)?),
+        };
+        // Whole prompts, as many as fill a batch.
+        let at_once = (plan.args.batch_size / plan.seeds().len()).max(1);
+        for indices in open.chunks(at_once) {
+            let images = source.get(plan, indices)?;
+            for (index, images) in indices.iter().zip(images) {
+                let result = self.evaluate_prompt(side, *index, &images)?;
+                for (image, seed) in images.iter().zip(plan.seeds()) {
+                    write_png::<&str, &str>(journal.image(number, *index, seed), image, &[])?;
+                }
+                journal.add(number, shard, &result)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Scores and measures a side's images of one prompt, one image per seed.
+    fn evaluate_prompt(&self, side: &Side, index: usize, images: &[RgbImage]) -> anyhow::Result<PromptResult> {
+        let prompt = &self.plan.prompts[index];
+        let prompts = vec![prompt.text.clone(); images.len()];
+        let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
+        for NamedReward { name, reward, .. } in self.rewards {
+            let scored = reward.score_rgb(images, &prompts, self.device).with_context(|| format!("--reward {name}"))?;
+            scores.push((name.clone(), scored.scores));
+            scores.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
+        }
+        let row = |(number, (image, seed)): (usize, (&RgbImage, u64))| {
+            let [width, height] = [image.width() as usize, image.height() as usize];
+            Ok(ImageResult {
+                index,
+                prompt: prompt.text.clone(),
+                category: prompt.category.clone(),
+                seed,
+                model: side.name.clone(),
+                scores: scores.iter().map(|(name, scores)| (name.clone(), scores[number])).collect(),
+                pixels: PixelStats::of(image.as_raw(), width, height)?,
+            })
+        };
+        let rows = images.iter().zip(self.plan.seeds()).enumerate().map(row).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(PromptResult { rows, distances: report::distances(images, self.rewards) })
+    }
 }
 
 /// Where a side's images come from.
 enum Pictures {
-    Drawn(Box<Artist>),
+    Drawn(Box<ImageGenerator>),
     There(Vec<vp_data::ImageEntry>),
 }
 
 impl Pictures {
-    /// The images of some prompts, one a seed.
-    fn get(&mut self, plan: &Plan, indices: &[usize]) -> anyhow::Result<Vec<Vec<RgbImage>>> {
+    /// The images of some prompts, one per seed.
+    fn get(&mut self, plan: &EvaluationPlan, indices: &[usize]) -> anyhow::Result<Vec<Vec<RgbImage>>> {
         match self {
             Self::There(entries) => {
                 let load = |index: &usize| {
@@ -279,50 +305,19 @@ impl Pictures {
                 };
                 indices.iter().map(load).collect()
             }
-            Self::Drawn(artist) => {
+            Self::Drawn(generator) => {
                 let seeds = plan.seeds();
                 let one = |index: &usize| {
                     let prompt = plan.prompts[*index].text.as_str();
-                    seeds.iter().map(move |seed| Canvas { prompt, seed: *seed, sample: *index as u64 }).collect::<Vec<_>>()
+                    seeds.iter().map(move |seed| ImageRequest { prompt, seed: *seed, sample: *index as u64 }).collect::<Vec<_>>()
                 };
-                let canvases: Vec<Canvas<'_>> = indices.iter().flat_map(one).collect();
+                let requests: Vec<ImageRequest<'_>> = indices.iter().flat_map(one).collect();
                 let mut images = Vec::new();
-                for batch in canvases.chunks(plan.args.batch_size) {
-                    images.extend(artist.draw(batch, plan.guidance_scale)?);
+                for batch in requests.chunks(plan.args.batch_size) {
+                    images.extend(generator.generate(batch, plan.guidance_scale)?);
                 }
                 Ok(images.chunks(seeds.len()).map(<[RgbImage]>::to_vec).collect())
             }
         }
     }
-}
-
-/// What is to be known of the images of a prompt.
-fn score(
-    plan: &Plan,
-    (side, index): (&Side, usize),
-    images: &[RgbImage],
-    (rewards, device): (&[NamedReward], &Device),
-) -> anyhow::Result<OfPrompt> {
-    let prompt = &plan.prompts[index];
-    let prompts = vec![prompt.text.clone(); images.len()];
-    let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
-    for NamedReward { name, reward, .. } in rewards {
-        let scored = reward.score_rgb(images, &prompts, device).with_context(|| format!("--reward {name}"))?;
-        scores.push((name.clone(), scored.scores));
-        scores.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
-    }
-    let row = |(number, (image, seed)): (usize, (&RgbImage, u64))| {
-        let [width, height] = [image.width() as usize, image.height() as usize];
-        Ok(ImageResult {
-            index,
-            prompt: prompt.text.clone(),
-            category: prompt.category.clone(),
-            seed,
-            model: side.name.clone(),
-            scores: scores.iter().map(|(name, scores)| (name.clone(), scores[number])).collect(),
-            pixels: PixelStats::of(image.as_raw(), width, height)?,
-        })
-    };
-    let rows = images.iter().zip(plan.seeds()).enumerate().map(row).collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(OfPrompt { rows, distances: report::distances(images, rewards) })
 }

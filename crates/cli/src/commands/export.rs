@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use vp_models::lora::{Dialect, LoraWeights, Names, merge_file};
-use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::lora::{Dialect, LoraWeights};
+use vp_models::pipeline::{Component, ModelFolder, Pipeline};
 use vp_models::weights::SaveType;
-use vp_trainers::run::journal::say;
 
 use crate::args::{ExportArgs, LoraArg, LoraFormat};
 use crate::failure::Failure;
+use crate::image_generator::with_loras;
+use crate::terminal::say;
 use crate::{device, embedded};
 
 /// The top-level entry point for `export`.
@@ -32,14 +32,11 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
 fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
     let (pipeline, unet) = Pipeline::load(folder, device)?;
     let model = with_loras(&pipeline, unet, &args.loras)?;
-    let encoders = [("text_encoder", &model.text_encoder), ("text_encoder_2", &model.text_encoder_2)];
-    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let mut components: Vec<Component> = std::iter::once(Component::unet(&model.unet)).chain(encoders).collect();
+    let mut components = model.components();
     if args.half {
         components.push(Component::vae(&pipeline.vae));
-        let untouched = ["text_encoder", "text_encoder_2"].into_iter().zip(&pipeline.text.encoders);
-        let untouched = untouched.skip(components.len() - 2).map(|(name, encoder)| Component::text_encoder(name, &encoder.model));
-        components.extend(untouched.collect::<Vec<_>>());
+        let untouched = pipeline.text.encoders.iter().filter(|encoder| !model.text_encoders.contains_key(encoder.component));
+        components.extend(untouched.map(|encoder| Component::text_encoder(encoder.component, &encoder.model)));
         components = components.into_iter().map(|component| component.with_save_type(SaveType::F16)).collect();
     }
     Ok(pipeline.folder.export(&args.output, &components)?)
@@ -56,18 +53,8 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &
         LoraFormat::Peft => Dialect::Peft,
     };
     // Names and shapes alone: no weights are read.
-    let names = Names::of_folder(&folder, device)?;
+    let names = folder.lora_names(device)?;
     let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)
-}
-
-/// `unet` and all text encoders with every LoRA added.
-pub fn with_loras(pipeline: &Pipeline, unet: UNet2DConditionModel, loras: &[LoraArg]) -> anyhow::Result<Trainable<UNet2DConditionModel>> {
-    if loras.is_empty() {
-        return Ok(Trainable::denoiser(unet));
-    }
-    let (names, model) = (pipeline.lora_names(&unet), pipeline.adaptable(unet));
-    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
-    loras.iter().try_fold(model, add)
 }

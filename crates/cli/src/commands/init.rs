@@ -8,7 +8,8 @@ use anyhow::Context;
 
 use crate::args::InitArgs;
 use crate::failure::Failure;
-use crate::{presets, stdout};
+use crate::presets;
+use crate::terminal::print;
 
 /// The top-level entry point for `init`.
 pub fn run(args: InitArgs) -> Result<(), Failure> {
@@ -18,10 +19,10 @@ pub fn run(args: InitArgs) -> Result<(), Failure> {
         None => presets::published(&args.algo),
     };
     match &args.output {
-        None => stdout::print(preset.text)?,
+        None => print(preset.text)?,
         Some(path) => {
             write_new(path, preset.text)?;
-            stdout::print(&format!("wrote {0}; edit it, then: visionprefer train --config {0}\n", path.display()))?;
+            print(&format!("wrote {0}; edit it, then: visionprefer train --config {0}\n", path.display()))?;
         }
     }
     Ok(())

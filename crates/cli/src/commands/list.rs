@@ -3,7 +3,7 @@
 use crate::args::{Kind, ListArgs};
 use crate::failure::Failure;
 use crate::listing::{self, Table};
-use crate::stdout;
+use crate::terminal::print;
 
 /// The top-level entry point for `list`.
 pub fn run(args: ListArgs) -> Result<(), Failure> {
@@ -14,7 +14,7 @@ pub fn run(args: ListArgs) -> Result<(), Failure> {
     } else {
         tables.iter().map(Table::to_text).collect::<Vec<_>>().join("\n")
     };
-    Ok(stdout::print(&text)?)
+    Ok(print(&text)?)
 }
 
 fn table(kind: Kind) -> Table {

@@ -1,23 +1,16 @@
-//! One command a file: load, validate, build, call, report.
+//! One command per file: load, validate, build, call, report.
 
-mod accuracy;
 mod annotate;
-mod bring;
-pub mod dataset;
+mod dataset;
 mod docs;
-mod drawing;
 mod evaluate;
 mod export;
 mod init;
 mod list;
-mod origin;
 mod report;
 mod sample;
 mod score;
 mod train;
-
-use vp_core::profile;
-use vp_trainers::run::journal::say;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;
@@ -37,12 +30,5 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
         Command::Docs(args) => docs::run(args),
-    }
-}
-
-/// With `--profile`, where the time went.
-fn say_where_time_went() {
-    if let Some(breakdown) = profile::stop() {
-        say(format_args!("{breakdown}"));
     }
 }

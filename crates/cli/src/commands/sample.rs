@@ -8,25 +8,22 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
+use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
-use vp_models::unet::UNet2DConditionModel;
 use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
-use vp_trainers::run::journal::{say, warn};
 
-use super::export::with_loras;
 use crate::args::SampleArgs;
 use crate::failure::Failure;
+use crate::image_generator::{default_guidance_scale, with_loras};
+use crate::terminal::{say, say_where_time_went, warn};
 use crate::{device, embedded};
 
-/// Stable Diffusion's, unless another is asked for.
-pub const GUIDANCE_SCALE: f64 = 7.5;
-
 /// Everything checked, nothing drawn yet.
-struct Plan {
+struct SamplingPlan {
     args: SampleArgs,
-    /// One an image.
+    /// One per image.
     prompts: Vec<String>,
     size: [usize; 2],
     guidance_scale: f64,
@@ -53,7 +50,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         profile::time(Stage::Io, || save_latents(path, &plan.latents))?;
     }
     draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)?;
-    super::say_where_time_went();
+    say_where_time_went();
     Ok(())
 }
 
@@ -63,7 +60,7 @@ fn sampler(args: &SampleArgs, folder: &ModelFolder) -> anyhow::Result<(Option<&'
     Ok((entry, sampler))
 }
 
-fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static SchedulerEntry>, device: &Device) -> anyhow::Result<Plan> {
+fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static SchedulerEntry>, device: &Device) -> anyhow::Result<SamplingPlan> {
     for (flag, value) in [("--num-images", args.num_images), ("--batch-size", args.batch_size)] {
         if value == 0 {
             bail!("{flag} is 0; expected at least 1");
@@ -81,8 +78,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
         None => folder.default_size(),
     };
     let size = [args.height.unwrap_or(default_height), args.width.unwrap_or(default_width)];
-    let usual = if args.model == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { GUIDANCE_SCALE };
-    let guidance_scale = args.guidance_scale.unwrap_or(usual);
+    let guidance_scale = args.guidance_scale.unwrap_or_else(|| default_guidance_scale(&args.model));
     folder.check(size, guidance_scale)?;
     let shape = [folder.vae_config().latent_channels, size[0] / factor, size[1] / factor];
     let latents = match given {
@@ -94,7 +90,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
             latents
         }
         None => {
-            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::InitialLatents, 0, &[0], shape, device);
+            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::INITIAL_LATENTS, 0, &[0], shape, device);
             Tensor::cat((0..prompts.len()).map(one).collect(), 0)
         }
     };
@@ -102,10 +98,10 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     let sampler_name = named.map_or(folder.scheduler_config.class_name.clone(), |entry| entry.a1111[0].to_string());
     let model_path = fs::canonicalize(&args.model).unwrap_or_else(|_| args.model.clone());
     let model_name = model_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(Plan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
+    Ok(SamplingPlan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
 }
 
-fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
+fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
     let (count, mut next_name) = (plan.prompts.len(), first_free_number(&plan.args.output)?);
     let shape = pipeline.latent_shape(plan.size);
     for start in (0..count).step_by(plan.args.batch_size) {
@@ -119,7 +115,7 @@ fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel
             size: plan.size,
         };
         let mut noise = |step| {
-            let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SamplerStep, chain_step(0, step), &[0], shape, pipeline.device());
+            let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SAMPLER_STEP, chain_step(0, step), &[0], shape, pipeline.device());
             Tensor::cat(seeds.iter().map(one).collect(), 0)
         };
         let latents = plan.latents.clone().narrow(0, start, rows);
@@ -135,7 +131,7 @@ fn draw(plan: &Plan, pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel
     Ok(())
 }
 
-impl Plan {
+impl SamplingPlan {
     /// What A1111's web UI writes, and reads back.
     fn parameters(&self, prompt: &str, seed: u64) -> Parameters {
         let [height, width] = self.size;

@@ -1,39 +1,32 @@
 //! `train`: a config to a tuned model.
 
-mod dpo;
 mod finish;
 mod resume;
-mod reward_driven;
-mod reward_model;
-mod supervised;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
 use vp_models::GradientCheckpointing;
 use vp_trainers::Error;
-use vp_trainers::config::{AlgorithmConfig, TrainConfig};
+use vp_trainers::assembly::{Assembled, Assembly, Outline, assemble};
+use vp_trainers::config::TrainConfig;
 use vp_trainers::run::checkpoint::{Checkpoint, fingerprint};
-use vp_trainers::run::journal::{Journal, Options, say, warn};
+use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Interrupt, Run, Start};
-use vp_trainers::sections::Settings;
 
-use super::report::{self, provenance};
 use crate::args::TrainArgs;
 use crate::failure::Failure;
+use crate::report::{self, provenance};
+use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
 use crate::{device, embedded, presets, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
     config: TrainConfig,
-    /// The folder that `model.path` names.
-    model: PathBuf,
     device: Device,
     /// As it was typed.
     device_name: String,
@@ -45,8 +38,6 @@ struct Plan {
     stop_before: Option<u64>,
     dry_run: bool,
     options: Options,
-    /// Matches the names of the parameters that train, where the config leaves that to the algorithm.
-    trainable: Option<String>,
 }
 
 /// The top-level entry point for `train` and `train-reward`.
@@ -63,35 +54,34 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         profile::time(Stage::Io, || report::conclude(&output));
     }
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {
-        super::say_where_time_went();
+        say_where_time_went();
     }
     ended
 }
 
 /// Trains what the plan says, to the end; the run's folder.
 fn train(plan: Plan) -> Result<PathBuf, Failure> {
-    match plan.config.algo.clone() {
-        AlgorithmConfig::Refl(refl) => {
-            reward_driven::train(plan, |run, environment, regularizer| refl.train(run, environment, regularizer))
-        }
-        AlgorithmConfig::Draft(draft) => {
-            reward_driven::train(plan, |run, environment, regularizer| draft.train(run, environment, regularizer))
-        }
-        AlgorithmConfig::AlignProp(align_prop) => {
-            reward_driven::train(plan, |run, environment, regularizer| align_prop.train(run, environment, regularizer))
-        }
-        AlgorithmConfig::DrTune(drtune) => {
-            reward_driven::train(plan, |run, environment, regularizer| drtune.train(run, environment, regularizer))
-        }
-        AlgorithmConfig::Ddpo(ddpo) => {
-            reward_driven::train(plan, |run, environment, regularizer| ddpo.train(run, environment, regularizer))
-        }
-        AlgorithmConfig::D3po(d3po) => reward_driven::train(plan, |run, environment, _| d3po.train(run, environment)),
-        AlgorithmConfig::Sft(sft) => supervised::train_sft(plan, &sft),
-        AlgorithmConfig::Vae(vae) => supervised::train_vae(plan, &vae),
-        AlgorithmConfig::Dpo(dpo) => dpo::train(plan, &dpo),
-        AlgorithmConfig::RewardModel(reward_model) => reward_model::train(plan, &reward_model),
+    let resolve = |path: &Path| embedded::resolve(path).map_err(|error| Error::Config(format!("{error:#}")));
+    match assemble(&plan.config, &resolve, &plan.device).map_err(anyhow::Error::from)? {
+        Assembly::Reward(assembled) => carry_out(plan, *assembled),
+        Assembly::Captions(assembled) => carry_out(plan, *assembled),
+        Assembly::Pairs(assembled) => carry_out(plan, *assembled),
+        Assembly::Autoencoder(assembled) => carry_out(plan, *assembled),
+        Assembly::Blip(assembled) => carry_out(plan, *assembled),
+        Assembly::Clip(assembled) => carry_out(plan, *assembled),
     }
+}
+
+/// Trains what was assembled, to the end, and exports it; the run's folder.
+fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, Failure> {
+    assembled.outline().warnings.iter().for_each(|warning| warn(format_args!("{warning}")));
+    let start = plan.start(assembled.outline())?;
+    plan.say(&assembled.outline().arithmetic);
+    let Some(mut run) = plan.begin(&assembled, start)? else { return Ok(plan.output) };
+    assembled.train(&mut run).map_err(ended)?;
+    let exported = assembled.export(&run).map_err(Failure::run)?;
+    finish::finish(&run, &exported, &plan.config);
+    Ok(plan.output)
 }
 
 fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
@@ -103,10 +93,8 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
         warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.run.device));
     }
-    let model = embedded::resolve(&config.model.path).context("[model] path")?;
     Ok(Plan {
         config,
-        model,
         device,
         device_name: args.run.device,
         output,
@@ -116,7 +104,6 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         stop_before: None,
         dry_run: args.run.dry_run,
         options: Options::detect(args.run.quiet),
-        trainable: None,
     })
 }
 
@@ -144,29 +131,9 @@ fn default_output(algo: &str) -> PathBuf {
 }
 
 impl Plan {
-    /// What trains where the config leaves it to the algorithm.
-    fn trainable(&mut self, pattern: String) {
-        self.trainable = Some(pattern);
-    }
-
-    /// What the run itself needs to know.
-    fn settings(&self) -> Settings {
-        let settings = self.config.settings();
-        let trainable = self.config.model.trainable.clone().or(self.trainable.clone()).unwrap_or(settings.trainable);
-        Settings { trainable, ..settings }
-    }
-
-    /// What trains, in words.
-    fn what_trains(&self) -> String {
-        match (&self.config.model.trainable, &self.trainable) {
-            (None, Some(_)) => "whole weights, as fix_rate says".into(),
-            _ => self.config.what_trains(),
-        }
-    }
-
-    /// How the run begins. `files` are what it starts from, whose checksums must be those of the checkpoint; `base` other such
-    /// checksums.
-    fn start(&mut self, files: &[&Path], mut base: BTreeMap<String, String>) -> anyhow::Result<Start> {
+    /// How the run begins. What it starts from must have the checksums that the checkpoint names.
+    fn start(&mut self, outline: &Outline) -> anyhow::Result<Start> {
+        let (files, mut base) = (&outline.files, outline.lists.clone());
         for (i, path) in files.iter().enumerate() {
             let namesakes = files[..i].iter().filter(|other| other.file_name() == path.file_name()).count();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -186,7 +153,7 @@ impl Plan {
             resume: self.resume.take(),
             interrupt: self.interrupt.clone(),
             stop_before: self.stop_before,
-            memory_bytes: 0,
+            memory_bytes: outline.memory_bytes,
         })
     }
 
@@ -197,22 +164,20 @@ impl Plan {
         }
     }
 
-    /// The run, ready to train `model`; `None` where nothing is to be trained but everything that could be refused was.
-    fn begin<M: Module>(&self, model: M, start: Start) -> Result<Option<Run<M>>, Failure> {
-        // A LoRA's two files are smaller than a checkpoint, of which one is spared anyway.
-        let export_bytes = if self.config.lora().is_some() { 0 } else { size_of(&self.model) };
-        let settings = self.settings();
+    /// The run, ready to train what was assembled; `None` where nothing is to be trained but everything that could be refused was.
+    fn begin<A: Assembled>(&self, assembled: &A, start: Start) -> Result<Option<Run<A::Model>>, Failure> {
+        let Outline { settings, what_trains, export_bytes, .. } = assembled.outline();
+        let (model, settings, export_bytes) = (assembled.model(), settings.clone(), *export_bytes);
         if self.dry_run {
             let scratch = std::env::temp_dir().join(format!("visionprefer-dry-run-{}", std::process::id()));
             let journal = |bytes| {
                 self.check_disk(bytes, export_bytes)?;
-                Ok(Journal::new(RunDir::create(&scratch, "")?, Options::default()))
+                Ok(Journal::new(RunDir::create(&scratch, "")?, Silent))
             };
             let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
             let _ = std::fs::remove_dir_all(&scratch);
             let (values, output) = (run?.num_trainable, self.output.display());
-            let what = self.what_trains();
-            say(format_args!("would train {values} values ({what}) into {output}; nothing was trained (--dry-run)"));
+            say(format_args!("would train {values} values ({what_trains}) into {output}; nothing was trained (--dry-run)"));
             return Ok(None);
         }
         let resumed_at = start.resume.as_ref().map(|checkpoint| checkpoint.state.cursor.step);
@@ -221,8 +186,7 @@ impl Plan {
         let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
         provenance::note(&self.output, &self.device_name, &base, resumed_at).map_err(Failure::run)?;
         let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
-        let what = self.what_trains();
-        run.journal.say(format_args!("training {} values ({what}), into {}{began}", run.num_trainable, self.output.display()));
+        run.journal.say(format_args!("training {} values ({what_trains}), into {}{began}", run.num_trainable, self.output.display()));
         run.journal.begin(self.config.run.num_train_steps);
         Ok(Some(run))
     }
@@ -231,12 +195,12 @@ impl Plan {
     fn journal(&self, resumed_at: Option<u64>) -> Result<Journal, Error> {
         if self.folder_exists {
             return match resumed_at {
-                Some(step) => Journal::resume(&self.output, step, self.options),
-                None => Journal::restart(&self.output, self.options),
+                Some(step) => Journal::resume(&self.output, step, Terminal::new(self.options)),
+                None => Journal::restart(&self.output, Terminal::new(self.options)),
             };
         }
         let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
-        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, self.options))
+        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, Terminal::new(self.options)))
     }
 
     /// Refuses to start what the disk cannot hold.
@@ -267,10 +231,4 @@ fn ended(error: Error) -> Failure {
         Error::Sentinel { .. } => Failure::Halted(error.into()),
         error => Failure::run(error),
     }
-}
-
-/// Bytes of every file below `folder`.
-fn size_of(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| if entry.path().is_dir() { size_of(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }).sum()
 }

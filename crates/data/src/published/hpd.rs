@@ -10,15 +10,15 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{found, ranked};
-use crate::dataset::Found;
 use crate::json_list::{Fields, JsonList};
+use crate::parsed_record::ParsedRecord;
 use crate::{AnnotatorId, Error, Record, Result};
 
 const RAW: &str = "raw_annotations";
 
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn train_records(path: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn train_records(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let stem = stem_of(path);
     Ok(found(JsonList::open(path)?, move |place, mut entry| {
         let (prompt, images) = (entry.text("prompt")?, entry.texts("file_path")?);
@@ -31,7 +31,7 @@ pub(crate) fn train_records(path: &Path) -> Result<impl Iterator<Item = Found> +
 
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn test_records(path: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn test_records(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let stem = stem_of(path);
     Ok(found(JsonList::open(path)?, move |place, mut entry| {
         let (prompt, images) = (entry.text("prompt")?, entry.texts("image_path")?);

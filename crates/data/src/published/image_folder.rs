@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::dataset::Found;
+use crate::parsed_record::ParsedRecord;
 use crate::{Completion, Record, Result, read_manifest};
 
 /// # Errors
 /// As [`read_manifest`]: all bad lines at once.
-pub(crate) fn records(path: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn records(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let mut records: Vec<Record> = Vec::new();
     let mut by_text = std::collections::HashMap::new();
     for entry in read_manifest(path)? {
@@ -17,5 +17,5 @@ pub(crate) fn records(path: &Path) -> Result<impl Iterator<Item = Found> + use<>
         });
         records[index].completions.push(Completion { image_path: entry.file_name, ..Completion::default() });
     }
-    Ok(records.into_iter().map(|record| Found { place: format!("text {:?}", record.prompt), record: Ok(Some(record)) }))
+    Ok(records.into_iter().map(|record| ParsedRecord { place: format!("text {:?}", record.prompt), record: Ok(Some(record)) }))
 }

@@ -6,13 +6,13 @@
 use std::path::Path;
 
 use super::{found, ranked};
-use crate::dataset::Found;
 use crate::json_list::JsonList;
+use crate::parsed_record::ParsedRecord;
 use crate::{AnnotatorId, Record, Result};
 
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn records(path: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn records(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     Ok(found(JsonList::open(path)?, |_, mut entry| {
         let (id, prompt, images) = (entry.text("id")?, entry.text("prompt")?, entry.texts("generations")?);
         let ranks = entry.counts("ranking", images.len())?;

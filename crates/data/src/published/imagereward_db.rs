@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::dataset::Found;
 use crate::image_source::INSIDE;
 use crate::json_list::{Fields, JsonList, Placed};
 use crate::parquet_file::ParquetFile;
+use crate::parsed_record::ParsedRecord;
 use crate::record_file::path_within;
 use crate::zip_file::ZipFile;
 use crate::{AnnotatorId, Aspect, Completion, Rating, Record, Result};
@@ -21,7 +21,7 @@ use crate::{AnnotatorId, Aspect, Completion, Rating, Record, Result};
 ///
 /// # Errors
 /// Files that cannot be read, zip files that are hostile.
-pub(crate) fn records(files: &[PathBuf], folder: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn records(files: &[PathBuf], folder: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let mut prompts = Prompts::default();
     for path in files {
         let name = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().replace('\\', "/");
@@ -56,7 +56,7 @@ fn beside(folder: &Path, list: &str, image: &str) -> String {
 /// Rows, gathered.
 #[derive(Default)]
 struct Prompts {
-    found: Vec<Found>,
+    found: Vec<ParsedRecord>,
     /// Where in `found` the record of a prompt is.
     by_id: HashMap<String, usize>,
 }
@@ -72,9 +72,9 @@ impl Prompts {
                 Ok(None) => {}
                 Ok(Some(record)) => {
                     self.by_id.insert(record.id.clone(), self.found.len());
-                    self.found.push(Found { place: format!("{list} {place}"), record: Ok(Some(record)) });
+                    self.found.push(ParsedRecord { place: format!("{list} {place}"), record: Ok(Some(record)) });
                 }
-                Err(reason) => self.found.push(Found { place: format!("{list} {place}"), record: Err(reason) }),
+                Err(reason) => self.found.push(ParsedRecord { place: format!("{list} {place}"), record: Err(reason) }),
             }
         }
     }
@@ -84,7 +84,7 @@ impl Prompts {
         let id = fields.label("prompt_id").ok_or("it has no prompt_id")?;
         let prompt = fields.text("prompt")?;
         let known = self.by_id.get(&id).map(|&at| &mut self.found[at]);
-        let Some(Found { place, record: Ok(Some(record)) }) = known else {
+        let Some(ParsedRecord { place, record: Ok(Some(record)) }) = known else {
             let record = Record::new(id, prompt, vec![completion]);
             return Ok(Some(Record {
                 source: Some("ImageRewardDB".into()),

@@ -6,18 +6,18 @@ pub(crate) mod imagereward;
 pub(crate) mod imagereward_db;
 pub(crate) mod pick_a_pic;
 
-use crate::dataset::Found;
 use crate::json_list::{Fields, Placed};
+use crate::parsed_record::ParsedRecord;
 use crate::{Completion, Record};
 
 /// Entries as what was found, each read by `read`.
 fn found<I: Iterator<Item = Placed>>(
     entries: I,
     mut read: impl FnMut(&str, Fields) -> Result<Option<Record>, String>,
-) -> impl Iterator<Item = Found> {
+) -> impl Iterator<Item = ParsedRecord> {
     entries.map(move |(place, fields)| {
         let record = fields.and_then(|fields| read(&place, fields));
-        Found { place, record }
+        ParsedRecord { place, record }
     })
 }
 

@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use super::found;
-use crate::dataset::Found;
 use crate::image_source::INSIDE;
 use crate::json_list::Fields;
 use crate::parquet_file::ParquetFile;
+use crate::parsed_record::ParsedRecord;
 use crate::{AnnotatorId, Comparison, Completion, Preferred, Record, Result};
 
 const IMAGES: [&str; 2] = ["jpg_0", "jpg_1"];
@@ -18,7 +18,7 @@ const IMAGES: [&str; 2] = ["jpg_0", "jpg_1"];
 ///
 /// # Errors
 /// Tables that cannot be read.
-pub(crate) fn records(tables: &[PathBuf], folder: &Path) -> Result<impl Iterator<Item = Found> + use<>> {
+pub(crate) fn records(tables: &[PathBuf], folder: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
     let several = tables.len() > 1;
     let of_table = |path: &PathBuf| {
         let table = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().replace('\\', "/");

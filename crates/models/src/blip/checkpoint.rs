@@ -14,7 +14,7 @@ use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::parameters::{initialize_reward, load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, component_files, save_safetensors};
 
-/// What published files carry and the reward does not use.
+/// Tensors that published files carry and the reward does not use.
 const UNUSED: &[&str] = &[
     "blip.vision_proj.weight",
     "blip.vision_proj.bias",
@@ -23,20 +23,20 @@ const UNUSED: &[&str] = &[
     "blip.text_encoder.embeddings.position_ids",
 ];
 
-/// The files of a BLIP reward. Finding them reads nothing but folders.
+/// The paths of a BLIP reward's files. To find them, no file is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlipFiles {
-    /// safetensors, its index, or a PyTorch file.
+    /// The weights: a safetensors file, the index of a sharded one, or a PyTorch file.
     pub weights: PathBuf,
-    /// `config.json` beside the weights. Without it, sizes are told from the weights: see [`BlipConfig::from_weights`].
+    /// `config.json` beside the weights. Without it, the weights tell the sizes: see [`BlipConfig::from_weights`].
     pub config: Option<PathBuf>,
     /// `vocab.txt` beside the weights: BERT's word pieces.
     pub vocab: Option<PathBuf>,
-    /// `{"mean": …, "std": …}` in `<stem of the weights>.json`, as `ImageReward.json`. Wins over `config.json`.
+    /// `{"mean": …, "std": …}` in `<stem of the weights>.json`, as `ImageReward.json`. It takes precedence over `config.json`.
     pub scale: Option<PathBuf>,
 }
 
-/// A loaded reward.
+/// A BLIP reward in memory.
 #[derive(Debug)]
 pub struct BlipCheckpoint {
     /// The network, on the device that was asked for.
@@ -50,7 +50,7 @@ impl BlipFiles {
     /// `model.pt`, `ImageReward.pt` or `ImageReward.safetensors`.
     ///
     /// # Errors
-    /// When there are no weights.
+    /// When `path` has no weights.
     pub fn find(path: &Path) -> Result<Self, LoadError> {
         let weights = if path.is_dir() {
             let mut looked_for = component_files("model");
@@ -68,7 +68,7 @@ impl BlipFiles {
         Ok(Self { config: beside("config.json"), vocab: beside("vocab.txt"), scale, weights })
     }
 
-    /// Reads configs and weights.
+    /// Reads the configs and the weights.
     ///
     /// # Errors
     /// When a file cannot be read, or the weights are not those of the network; every tensor at fault is named.
@@ -88,7 +88,7 @@ impl BlipFiles {
 }
 
 impl BlipFiles {
-    /// What training starts from: a reward, or BLIP as published (`model_large.pth`: the encoders' tensors under `model.` or bare, with
+    /// Loads the network that training starts from: a reward, or BLIP as published (`model_large.pth`: the encoders' tensors under `model.` or bare, with
     /// momentum copies, queues and a decoder that are left where they are). Heads that the file lacks are drawn from `noise`.
     ///
     /// # Errors

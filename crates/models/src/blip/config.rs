@@ -38,9 +38,9 @@ pub struct BlipConfig {
     pub num_attention_heads: usize,
     /// Inner channels of the text encoder's feed-forward parts.
     pub intermediate_size: usize,
-    /// Rows of the word embedding.
+    /// Rows of the word embedding: tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Rows of the position embedding.
+    /// Rows of the position embedding: the longest text, in tokens.
     pub max_position_embeddings: usize,
     /// ε of the text encoder's norms.
     #[serde(default = "bert_eps")]
@@ -50,10 +50,10 @@ pub struct BlipConfig {
     pub vision_layer_norm_eps: f64,
     /// Output widths of the head's five linear layers; the last is 1.
     pub mlp: Vec<usize>,
-    /// What is subtracted from the head's output. ImageReward v1.0's mean over its training images, unless given.
+    /// This is subtracted from the head's output. By default it is ImageReward v1.0's mean over its training images.
     #[serde(default = "image_reward_mean")]
     pub mean: f64,
-    /// What the difference is divided by. ImageReward v1.0's standard deviation, unless given.
+    /// The difference is divided by this. By default it is ImageReward v1.0's standard deviation over its training images.
     #[serde(default = "image_reward_std")]
     pub std: f64,
     /// Prompts are padded or cut to this many tokens.
@@ -109,26 +109,28 @@ impl BlipConfig {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// When the file cannot be read, lacks a field, has one that means nothing here, or describes a network that cannot be.
+    /// When the file cannot be read, lacks a field, has an unknown one, or describes a network that cannot be built.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
         let config: Self = serde_json::from_str(&text)
-            .map_err(|e| LoadError::Corrupt { path: name.clone(), found: format!("no BLIP reward config: {e}") })?;
+            .map_err(|e| LoadError::Corrupt { path: name.clone(), found: format!("not the config of a BLIP reward: {e}") })?;
         config.checked(&name)
     }
 
     /// The config that the shapes of a checkpoint imply, for one that comes without `config.json`, as `ImageReward.pt` does.
-    /// Shapes say everything but the head counts (64 channels a head, as in every published BLIP), the norms' ε, the length of
-    /// prompts and the scale; those are ImageReward's. For `ImageReward.pt` this is [`image_reward`](Self::image_reward).
+    /// Shapes tell everything except the number of attention heads (64 channels per head, as in every published BLIP), the norms' ε,
+    /// the length of prompts and the scale; those are ImageReward's. For `ImageReward.pt` this is [`image_reward`](Self::image_reward).
     ///
     /// # Errors
-    /// When a tensor that says a size is missing or of another rank: the file is no BLIP reward.
+    /// When a tensor whose shape tells a size is missing or has another number of axes: the file is not a BLIP reward.
     pub fn from_weights(weights: &Weights) -> Result<Self, LoadError> {
         let corrupt = |found: String| LoadError::Corrupt { path: weights.origin().into(), found };
         let size = |name: &str, axis: usize| {
             weights.shape(name).and_then(|shape| shape.get(axis)).copied().ok_or_else(|| {
-                corrupt(format!("no BLIP reward: {name} is missing or of another rank, and there is no config.json beside the weights"))
+                corrupt(format!(
+                    "not a BLIP reward: {name} is missing or has another number of axes, and there is no config.json beside the weights"
+                ))
             })
         };
         let count = |prefix: &str| {
@@ -138,7 +140,7 @@ impl BlipConfig {
         let heads = |channels: usize, of: &str| match channels % HEAD_CHANNELS {
             0 => Ok(channels / HEAD_CHANNELS),
             _ => Err(corrupt(format!(
-                "{channels} channels in the {of} encoder, which are no multiple of {HEAD_CHANNELS}: the number of attention heads \
+                "the {of} encoder has {channels} channels, which is not a multiple of {HEAD_CHANNELS}: the number of attention heads \
                  cannot be told from the weights; put a config.json beside them"
             ))),
         };
@@ -174,7 +176,7 @@ impl BlipConfig {
         if findings.is_empty() { Ok(self) } else { Err(LoadError::Corrupt { path: origin.into(), found: findings.join("; ") }) }
     }
 
-    /// Pixels of the image to one of what `vision_stem` makes of it, along each axis.
+    /// Pixels of the image per pixel of the output of `vision_stem`, along each axis.
     pub fn stem_stride(&self) -> usize {
         self.vision_stem.iter().map(|[_, stride]| stride).product()
     }
@@ -207,7 +209,7 @@ impl Validate for BlipConfig {
         ];
         for (name, value, by, divisor) in multiples {
             if divisor != 0 && value % divisor != 0 {
-                findings.push(format!("{name} = {value} is no multiple of {by} = {divisor}"));
+                findings.push(format!("{name} = {value} is not a multiple of {by} = {divisor}"));
             }
         }
         if let Some([channels, _]) = self.vision_stem.iter().find(|[channels, _]| !channels.is_multiple_of(STEM_GROUPS) || *channels == 0) {

@@ -10,26 +10,26 @@ use super::BlipConfig;
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
 use crate::tokenizer::BertTokenizer;
 
-/// What is added to the attention scores of padding.
+/// This is added to the attention scores of padding.
 const MASKED: f64 = -10_000.0;
 
-/// Tokens, and the image through cross-attention, to hidden states.
+/// Turns tokens into hidden states, looking at the image through cross-attention.
 #[derive(Module, Debug)]
 pub struct BertModel {
-    /// Words and positions.
+    /// The embeddings of words and positions.
     pub embeddings: BertEmbeddings,
-    /// The layers.
+    /// The transformer layers.
     pub encoder: BertEncoder,
 }
 
 /// `LayerNorm(word + position)`.
 #[derive(Module, Debug)]
 pub struct BertEmbeddings {
-    /// `[vocab, hidden]`.
+    /// One row per token of the vocabulary, `[vocab, hidden]`.
     pub word_embeddings: Embedding,
-    /// `[positions, hidden]`.
+    /// One row per position in the text, `[positions, hidden]`.
     pub position_embeddings: Embedding,
-    /// Over the sum.
+    /// The norm over the sum.
     pub layer_norm: LayerNorm,
 }
 
@@ -43,20 +43,20 @@ pub struct BertEncoder {
 /// Self-attention, cross-attention, feed-forward, each followed by an addition and a norm.
 #[derive(Module, Debug)]
 pub struct BertLayer {
-    /// Text to text.
+    /// Self-attention: the text looks at the text.
     pub attention: BertAttention,
-    /// Text to image.
+    /// Cross-attention: the text looks at the image.
     pub crossattention: BertAttention,
     /// The first half of the feed-forward part.
     pub intermediate: BertIntermediate,
-    /// The second half.
+    /// The second half of the feed-forward part.
     pub output: BertOutput,
 }
 
-/// Attention and what follows it.
+/// Attention, its output projection, and a norm over the sum with its input.
 #[derive(Module, Debug)]
 pub struct BertAttention {
-    /// The projections; `self` in the checkpoint.
+    /// The projections to queries, keys and values; `self` in the checkpoint.
     pub self_: BertSelfAttention,
     /// The output projection and norm.
     pub output: BertOutput,
@@ -65,11 +65,11 @@ pub struct BertAttention {
 /// Queries from the text; keys and values from the text or from the image.
 #[derive(Module, Debug)]
 pub struct BertSelfAttention {
-    /// `[hidden, hidden]`.
+    /// From the text to queries, `[hidden, hidden]`.
     pub query: Linear,
-    /// `[hidden, hidden]`, or `[hidden, vision_width]` in cross-attention.
+    /// To keys, `[hidden, hidden]`, or `[hidden, vision_width]` in cross-attention.
     pub key: Linear,
-    /// As `key`.
+    /// To values, of the same shape as `key`.
     pub value: Linear,
     #[module(skip)]
     heads: usize,
@@ -78,30 +78,30 @@ pub struct BertSelfAttention {
 /// `LayerNorm(dense(x) + residual)`.
 #[derive(Module, Debug)]
 pub struct BertOutput {
-    /// To `[hidden]`.
+    /// The linear layer to `hidden` channels.
     pub dense: Linear,
-    /// Over the sum.
+    /// The norm over the sum.
     pub layer_norm: LayerNorm,
 }
 
 /// `gelu(dense(x))`.
 #[derive(Module, Debug)]
 pub struct BertIntermediate {
-    /// `[intermediate, hidden]`.
+    /// The linear layer, `[intermediate, hidden]`.
     pub dense: Linear,
 }
 
 /// Tokenised prompts on a device.
 #[derive(Debug, Clone)]
 pub struct TextInputs {
-    /// `[b, tokens]`.
+    /// The token ids, `[b, tokens]`.
     pub input_ids: Tensor<2, Int>,
     /// `[b, 1, 1, tokens]`: 0 where there is a token, −10000 where there is padding.
     pub additive_mask: Tensor<4>,
 }
 
 impl TextInputs {
-    /// Prompts as `tokenizer` reads them.
+    /// Tokenises prompts and puts them onto a device.
     pub fn encode(tokenizer: &BertTokenizer, prompts: &[String], device: &Device) -> Self {
         let encode = |prompt: &String| {
             let encoding = tokenizer.encode(prompt);

@@ -25,13 +25,13 @@ use crate::layers::Linear;
 /// The whole reward network; its output is not yet scaled by mean and standard deviation.
 #[derive(Module, Debug)]
 pub struct BlipReward {
-    /// Both encoders.
+    /// The image encoder and the text encoder.
     pub blip: Blip,
-    /// The head.
+    /// The head, which turns the features into a reward.
     pub mlp: RewardHead,
-    /// A head for each aspect, whose weighted sum [`mlp`](Self::mlp) then is.
+    /// A head for each aspect. If there are any, [`mlp`](Self::mlp) is their weighted sum.
     pub aspect_heads: Option<AspectHeads>,
-    /// What the tape keeps of a block or layer.
+    /// How much of each block or layer the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
 }
@@ -39,44 +39,44 @@ pub struct BlipReward {
 /// The encoders under the names of the published file.
 #[derive(Module, Debug)]
 pub struct Blip {
-    /// Images to tokens.
+    /// Turns images into tokens.
     pub visual_encoder: VisionTransformer,
-    /// Tokens and image to hidden states.
+    /// Turns the prompt's tokens into hidden states, looking at the image's.
     pub text_encoder: BertModel,
 }
 
 /// Five linear layers and nothing between them; the missing numbers are the original's dropouts.
 #[derive(Module, Debug)]
 pub struct RewardHead {
-    /// `[w0, hidden]`.
+    /// From the features to `w0` channels: `[w0, hidden]`. The widths are those of [`BlipConfig::mlp`].
     pub layers_0: Linear,
-    /// `[w1, w0]`.
+    /// From `w0` to `w1` channels: `[w1, w0]`.
     pub layers_2: Linear,
-    /// `[w2, w1]`.
+    /// From `w1` to `w2` channels: `[w2, w1]`.
     pub layers_4: Linear,
-    /// `[w3, w2]`.
+    /// From `w2` to `w3` channels: `[w3, w2]`.
     pub layers_6: Linear,
-    /// `[1, w3]`.
+    /// From `w3` channels to the raw reward: `[1, w3]`.
     pub layers_7: Linear,
 }
 
-/// One head an aspect, beside the published one: a reader that does not know them passes them over.
+/// One head per aspect, beside the published head: a reader that does not know them passes them over.
 #[derive(Module, Debug)]
 pub struct AspectHeads {
     /// The image shows what the prompt asks for.
     pub prompt_following: RewardHead,
-    /// It pleases the eye.
+    /// The image pleases the eye.
     pub aesthetic: RewardHead,
-    /// Nothing in it is broken or out of place.
+    /// Nothing in the image is broken or out of place.
     pub fidelity: RewardHead,
-    /// It shows nothing harmful.
+    /// The image shows nothing harmful.
     pub harmlessness: RewardHead,
 }
 
 /// A step of the forward pass that can be recomputed on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Pixels to image tokens.
+    /// From pixels to image tokens.
     PatchEmbed,
     /// One block of the image encoder.
     Block(usize),
@@ -84,11 +84,11 @@ pub enum Stage {
     Words,
     /// One layer of the text encoder.
     Layer(usize),
-    /// The first token to a reward.
+    /// From the first token to a reward.
     Head,
 }
 
-/// What crosses from one stage to the next.
+/// The tensors that cross from one stage to the next.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "handles to tensors, as many as there are stages")]
 pub enum Boundary {
@@ -132,10 +132,10 @@ impl BlipReward {
         [Stage::PatchEmbed].into_iter().chain(blocks).chain([Stage::Words]).chain(layers).chain([Stage::Head]).collect()
     }
 
-    /// One stage.
+    /// Runs one stage.
     ///
     /// # Panics
-    /// When `boundary` is not what this stage takes.
+    /// When `boundary` is of another kind than this stage takes.
     pub fn run(&self, stage: Stage, boundary: Boundary, text: &TextInputs) -> Boundary {
         let Blip { visual_encoder, text_encoder } = &self.blip;
         match (stage, boundary) {
@@ -166,7 +166,7 @@ impl BlipReward {
         }
     }
 
-    /// Normalised pixels `[b, 3, size, size]` and prompts → what the head sees, `[b, hidden]`.
+    /// Normalised pixels `[b, 3, size, size]` and prompts → the input of the head, `[b, hidden]`.
     pub fn features(&self, pixel_values: Tensor<4>, text: &TextInputs) -> Tensor<2> {
         let stages = self.stages();
         match self.fold(&stages[..stages.len() - 1], pixel_values, text) {
@@ -199,14 +199,14 @@ impl AspectHeads {
     }
 }
 
-/// The probabilities with which ImageReward's head drops what comes out of its first three layers.
+/// The probabilities with which ImageReward's head, in training, drops outputs of its first three layers.
 pub const HEAD_DROPOUT: [f64; 3] = [0.2, 0.2, 0.1];
 
 impl RewardHead {
     /// A head of `config`'s widths.
     ///
     /// # Panics
-    /// When it has not five layers; configs are checked before this is called.
+    /// When `config.mlp` does not have five widths; configs are checked before this is called.
     pub fn new(config: &BlipConfig, device: &Device) -> Self {
         let [w0, w1, w2, w3, w4] = config.mlp[..] else { panic!("the head has five layers, not {}", config.mlp.len()) };
         Self {
@@ -233,7 +233,7 @@ impl RewardHead {
         [&self.layers_0, &self.layers_2, &self.layers_4].map(|layer| layer.weight.dims()[0])
     }
 
-    /// As [`forward`](Self::forward), what comes out of the first three layers times a mask each, `[b, width]`.
+    /// As [`forward`](Self::forward), with the outputs of the first three layers multiplied by one mask each, `[b, width]`.
     pub fn forward_dropped(&self, features: Tensor<2>, masks: [Tensor<2>; 3]) -> Tensor<2> {
         let [first, second, third, rest @ ..] = self.layers();
         let dropped = [first, second, third].into_iter().zip(masks).fold(features, |x, (layer, mask)| layer.forward(x) * mask);
@@ -257,7 +257,7 @@ impl RewardHead {
     /// the value, the others nothing.
     ///
     /// # Panics
-    /// When there is no head.
+    /// When `heads` is empty.
     pub fn weighted_sum(heads: &[(&Self, f64)], config: &BlipConfig, device: &Device) -> Self {
         let folded = heads.iter().map(|(head, weight)| {
             let (vector, offset) = head.folded();
@@ -340,7 +340,7 @@ mod tests {
             head
         };
         let (a, b) = (offset(head(1), 0.5), offset(head(2), -2.0));
-        let features = Noise::new(3).normal(Purpose::InitialLatents, 0, &[0], [1, 3, 6], &device).reshape([3, 6]);
+        let features = Noise::new(3).normal(Purpose::INITIAL_LATENTS, 0, &[0], [1, 3, 6], &device).reshape([3, 6]);
         let expected = a.forward(features.clone()) * 0.25 + b.forward(features.clone()) * 3.0;
         let sum = RewardHead::weighted_sum(&[(&a, 0.25), (&b, 3.0)], &config, &device);
         sum.forward(features).into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());

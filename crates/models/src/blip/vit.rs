@@ -4,7 +4,7 @@
 //! dropout, which BLIP trains with, are absent.
 //!
 //! A network that is trained from nothing may have convolutions before its patches: Xiao and others, *Early Convolutions Help Transformers
-//! See Better* (arXiv 2106.14881), with group norms for batch norms, so that an image's score hangs on no other image.
+//! See Better* (arXiv 2106.14881), with group norms for batch norms, so that an image's score does not depend on the other images of its batch.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -13,25 +13,25 @@ use super::BlipConfig;
 use super::config::STEM_GROUPS;
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention, parameter};
 
-/// Images to tokens. Exact GELU, norms with ε 1e-6, learned positions.
+/// Turns images into tokens. Exact GELU, norms with ε 1e-6, learned positions.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
-    /// `[1, 1, width]`.
+    /// The class token, `[1, 1, width]`.
     pub cls_token: Param<Tensor<3>>,
-    /// `[1, tokens, width]`; row 0 is the class token's.
+    /// The learned positions, `[1, tokens, width]`; row 0 is the class token's.
     pub pos_embed: Param<Tensor<3>>,
-    /// Pixels to patch vectors.
+    /// Turns pixels into one vector per patch.
     pub patch_embed: PatchEmbed,
-    /// The transformer.
+    /// The transformer blocks, in order.
     pub blocks: Vec<VisionBlock>,
-    /// After the last block.
+    /// The norm after the last block.
     pub norm: LayerNorm,
 }
 
 /// A convolution whose kernel is as large as its stride, after the stem's if there are any.
 #[derive(Module, Debug)]
 pub struct PatchEmbed {
-    /// Before the projection; none in published files.
+    /// The convolutions before the projection; published files have none.
     pub stem: Vec<StemLayer>,
     /// `[width, 3, patch, patch]`, or after a stem `[width, channels, patch/stride, patch/stride]`.
     pub proj: Conv2d,
@@ -42,18 +42,18 @@ pub struct PatchEmbed {
 pub struct StemLayer {
     /// `[out, in, 3, 3]`, with a stride.
     pub conv: Conv2d,
-    /// Over each image.
+    /// The norm after the convolution, over each image by itself.
     pub norm: GroupNorm,
 }
 
 /// `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 #[derive(Module, Debug)]
 pub struct VisionBlock {
-    /// Before the attention.
+    /// The norm before the attention.
     pub norm1: LayerNorm,
     /// Self-attention.
     pub attn: VisionAttention,
-    /// Before the feed-forward part.
+    /// The norm before the feed-forward part.
     pub norm2: LayerNorm,
     /// The feed-forward part.
     pub mlp: VisionMlp,
@@ -64,7 +64,7 @@ pub struct VisionBlock {
 pub struct VisionAttention {
     /// `[3·width, width]`: queries, keys, values.
     pub qkv: Linear,
-    /// After the heads.
+    /// The output projection, `[width, width]`.
     pub proj: Linear,
     #[module(skip)]
     heads: usize,
@@ -73,9 +73,9 @@ pub struct VisionAttention {
 /// Linear, GELU, linear; four times as wide inside.
 #[derive(Module, Debug)]
 pub struct VisionMlp {
-    /// `[4·width, width]`.
+    /// From the width to four times the width, `[4·width, width]`.
     pub fc1: Linear,
-    /// `[width, 4·width]`.
+    /// Back to the width, `[width, 4·width]`.
     pub fc2: Linear,
 }
 

@@ -11,27 +11,27 @@ use crate::layers::Activation;
 /// Source: transformers `models/clip/configuration_clip.py`, whose defaults hold where the file is silent.
 #[derive(Debug, Clone)]
 pub struct ClipTextConfig {
-    /// Tokens known.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Width.
+    /// Channels of the hidden states.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// Channels between the two linear layers of an MLP.
     pub intermediate_size: usize,
-    /// Width of the projection.
+    /// Channels of the projected pooled state, if there is a projection.
     pub projection_dim: usize,
-    /// Layers.
+    /// Transformer layers.
     pub num_hidden_layers: usize,
-    /// Heads.
+    /// Attention heads per layer; they divide `hidden_size`.
     pub num_attention_heads: usize,
-    /// Longest text in tokens.
+    /// Length of the longest text, in tokens.
     pub max_position_embeddings: usize,
-    /// Between the MLP's layers.
+    /// The activation between the two linear layers of an MLP.
     pub hidden_act: Activation,
-    /// Epsilon of the norms.
+    /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
     /// The end-of-text token; 2 is the legacy value that means "the largest id of the row".
     pub eos_token_id: u32,
-    /// `CLIPTextModelWithProjection`.
+    /// Whether the pooled state is projected: `CLIPTextModelWithProjection`.
     pub with_projection: bool,
     /// The file as it was read, written again with a tuned model.
     pub raw: Map<String, Value>,
@@ -82,7 +82,7 @@ impl NetworkConfig for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// Where a row's text ends: the first `eos_token_id`, or, under the legacy id 2, the first of the largest id.
+    /// The position at which a row's text ends: the first `eos_token_id`, or, under the legacy id 2, the first of the largest id.
     /// A row without one ends at its first token, as the reference's `argmax` of no match does.
     pub fn end_of_text(&self, ids: &[u32]) -> usize {
         let wanted = if self.eos_token_id == 2 { ids.iter().copied().max().unwrap_or(0) } else { self.eos_token_id };

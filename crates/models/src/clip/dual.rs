@@ -1,4 +1,4 @@
-//! CLIP whole: a text encoder and an image encoder into one space.
+//! The whole of CLIP: a text encoder and an image encoder into one space.
 //!
 //! Source: transformers `models/clip/modeling_clip.py`; PickScore (arXiv 2305.01569) and HPS v2 (arXiv 2306.09341) are weights of it.
 
@@ -15,30 +15,30 @@ use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, para
 use crate::parameters::{load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
 
-/// The one scalar among the parameters.
+/// The key of the only scalar among the parameters.
 const LOGIT_SCALE: &str = "logit_scale";
-/// Buffers that published files carry.
+/// Buffers that published files carry and that are not parameters.
 const UNUSED: [&str; 2] = ["text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"];
 
-/// The image encoder's sizes, of a CLIP `config.json`'s `vision_config`. What is absent has transformers' default.
+/// The sizes of the image encoder, from `vision_config` in a CLIP `config.json`. Absent fields have transformers' defaults.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct ClipVisionConfig {
-    /// Width.
+    /// Channels of the hidden states.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// Channels between the two linear layers of an MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Transformer layers.
     pub num_hidden_layers: usize,
-    /// Heads.
+    /// Attention heads per layer; they divide `hidden_size`.
     pub num_attention_heads: usize,
     /// Height and width of the image, in pixels.
     pub image_size: usize,
     /// Height and width of a patch, in pixels.
     pub patch_size: usize,
-    /// Between the MLP's layers.
+    /// The activation between the two linear layers of an MLP.
     pub hidden_act: Activation,
-    /// Epsilon of the norms.
+    /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
 }
 
@@ -60,19 +60,19 @@ impl Default for ClipVisionConfig {
 /// The sizes of both encoders.
 #[derive(Debug, Clone)]
 pub struct ClipConfig {
-    /// The text encoder's.
+    /// The sizes of the text encoder.
     pub text: ClipTextConfig,
-    /// The image encoder's.
+    /// The sizes of the image encoder.
     pub vision: ClipVisionConfig,
     /// Channels of the common space.
     pub projection_dim: usize,
-    /// What the logarithm of the temperature starts from.
+    /// The initial value of [`ClipModel::logit_scale`].
     pub logit_scale_init_value: f64,
     /// The file as it was read, written again with a tuned model.
     pub raw: Map<String, Value>,
 }
 
-/// What of `text_config` shapes the network. The published files dump a hundred more fields there, all of them about generation.
+/// The fields of `text_config` that shape the network. Published files have a hundred more there, all of them about generation.
 #[derive(Deserialize)]
 #[serde(default)]
 struct TextFields {
@@ -162,7 +162,7 @@ impl ClipConfig {
         }
         let (size, patch) = (vision.image_size, vision.patch_size);
         if patch == 0 || size == 0 || !size.is_multiple_of(patch) {
-            return Err(format!("vision_config: image_size {size} is no multiple of patch_size {patch}"));
+            return Err(format!("vision_config: image_size {size} is not a multiple of patch_size {patch}"));
         }
         if *projection_dim == 0 {
             return Err("projection_dim is 0; expected at least 1".into());
@@ -185,15 +185,15 @@ impl ClipConfig {
 /// Both encoders. Field names are transformers' keys.
 #[derive(Module, Debug)]
 pub struct ClipModel {
-    /// Prompts to hidden states.
+    /// Turns prompts into hidden states.
     pub text_model: ClipTextModel,
-    /// Images to hidden states.
+    /// Turns images into hidden states.
     pub vision_model: ClipVisionModel,
-    /// `[projection, vision width]`.
+    /// From the image encoder into the common space, `[projection, vision width]`.
     pub visual_projection: Linear,
-    /// `[projection, text width]`.
+    /// From the text encoder into the common space, `[projection, text width]`.
     pub text_projection: Linear,
-    /// `[1]`: the logarithm of what cosines are multiplied with.
+    /// `[1]`: the logarithm of the factor by which PickScore multiplies cosines.
     pub logit_scale: Param<Tensor<1>>,
 }
 
@@ -207,7 +207,7 @@ pub struct ClipVisionModel {
     post_layernorm: LayerNorm,
 }
 
-/// Pixels to tokens.
+/// Turns pixels into tokens: a class token, then one per patch, with positions added.
 #[derive(Module, Debug)]
 pub struct ClipVisionEmbeddings {
     class_embedding: Param<Tensor<1>>,
@@ -243,7 +243,7 @@ impl ClipVisionModel {
     }
 }
 
-/// Rows of length 1.
+/// The rows of `x` divided by their lengths.
 fn normalized(x: Tensor<2>) -> Tensor<2> {
     x.clone() / x.square().sum_dim(1).sqrt()
 }
@@ -339,10 +339,10 @@ mod tests {
             assert!(message.contains(what), "{message}");
         };
         refused(r#"{"model_type": "clip_text_model"}"#, "expected \"clip\"");
-        refused(r#"{"vision_config": {"patch_size": 15}}"#, "image_size 224 is no multiple of patch_size 15");
+        refused(r#"{"vision_config": {"patch_size": 15}}"#, "image_size 224 is not a multiple of patch_size 15");
         refused(r#"{"text_config": {"num_attention_heads": 7}}"#, "text_config: 12 layers of hidden_size 512 with 7 heads");
         refused(r#"{"projection_dim": "x"}"#, "projection_dim is \"x\"");
-        // OpenAI's ViT-B/32 is what is meant where nothing is said; unknown fields of the dump are passed over.
+        // Without sizes the config is OpenAI's ViT-B/32; unknown fields are passed over.
         let config = ClipConfig::parse(r#"{"text_config": {"bad_words_ids": null}}"#).unwrap();
         assert_eq!((config.projection_dim, config.vision.patch_size, config.text.num_hidden_layers), (512, 32, 12));
     }

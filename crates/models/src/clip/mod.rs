@@ -1,4 +1,4 @@
-//! CLIP: its text encoder alone, and [whole](ClipModel).
+//! CLIP: its text encoder alone, and [the whole model](ClipModel).
 //!
 //! Source: transformers `models/clip/modeling_clip.py`.
 
@@ -33,7 +33,7 @@ pub struct ClipAttention {
 }
 
 impl ClipAttention {
-    /// Width `d` over `heads` heads.
+    /// Attention of width `d`, divided among `heads` heads.
     pub fn new(d: usize, heads: usize, device: &Device) -> Self {
         let linear = || Linear::new(d, d, device);
         Self { q_proj: linear(), k_proj: linear(), v_proj: linear(), out_proj: linear(), heads }
@@ -65,7 +65,7 @@ pub struct ClipEncoderLayer {
 }
 
 impl ClipEncoderLayer {
-    /// Width `d`, inner width `d_inner`.
+    /// A layer of width `d`, with `d_inner` channels inside its MLP.
     pub fn new(d: usize, d_inner: usize, heads: usize, activation: Activation, eps: f64, device: &Device) -> Self {
         Self {
             layer_norm1: LayerNorm::new(d, eps, device),
@@ -83,7 +83,7 @@ impl ClipEncoderLayer {
     }
 }
 
-/// The layers.
+/// The transformer layers, in order.
 #[derive(Module, Debug)]
 pub struct ClipEncoder {
     layers: Vec<ClipEncoderLayer>,
@@ -101,7 +101,7 @@ pub struct ClipTextModel {
     config: ClipTextConfig,
 }
 
-/// What the text encoder yields.
+/// The output of the text encoder.
 #[derive(Debug, Clone)]
 pub struct ClipTextOutput {
     /// The last layer after the final norm, `[b, tokens, d]`.
@@ -133,7 +133,7 @@ impl ClipTextConfig {
     }
 }
 
-/// Puts published tensors under our names and drops the buffer nobody reads.
+/// Renames published tensors to the names used here, and drops the buffer that nobody reads.
 pub fn rename_published(weights: &mut Weights) {
     weights.rename(|name| name.strip_prefix("text_model.").unwrap_or(name).into());
     weights.ignore(&["embeddings.position_ids"]);
@@ -145,7 +145,7 @@ pub fn published_name(name: &str) -> String {
 }
 
 impl ClipTextModel {
-    /// The shape this was built from.
+    /// The config this was built from.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
     }

@@ -14,7 +14,7 @@ use super::{Factors, LoraWeights};
 use crate::error::{Error, Result};
 use crate::weights::{LoadError, SaveType, Stored, Weights, save_safetensors};
 
-/// What a LoRA file calls its tensors.
+/// A convention for the names of tensors in a LoRA file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// `lora_unet_…_to_q.lora_down.weight` with `.alpha`: kohya's sd-scripts, A1111, ComfyUI.
@@ -25,7 +25,7 @@ pub enum Dialect {
     Peft,
 }
 
-/// Which tensor of a layer.
+/// Which of a layer's tensors in a file: one of its factors, or the numerator of its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Down,
@@ -139,7 +139,7 @@ impl LoraWeights {
         Ok(save_safetensors(path, entries, &metadata, SaveType::F32)?)
     }
 
-    /// What diffusers reads rank, alpha and targets from: one `LoraConfig` a component, flattened.
+    /// What diffusers reads rank, alpha and targets from: one `LoraConfig` per component, flattened.
     fn adapter_metadata(&self) -> String {
         let mut metadata = Map::new();
         let mut components: BTreeMap<&str, Vec<(&str, &Factors)>> = BTreeMap::new();
@@ -192,7 +192,7 @@ fn factors(
     told: &Told,
 ) -> std::result::Result<std::result::Result<Factors, String>, LoadError> {
     let (Some(down), Some(up)) = (parts.remove(&Part::Down), parts.remove(&Part::Up)) else {
-        return Ok(Err(format!("{layer} has not both of its factors")));
+        return Ok(Err(format!("{layer} lacks one of its two factors")));
     };
     let rank = down.shape().first().copied().unwrap_or(0);
     // A 1×1 kernel is written as a matrix by some.
@@ -201,7 +201,7 @@ fn factors(
     let (down_shape, up_shape) = ([&[rank], &shape[1..]].concat(), vec![shape[0], rank]);
     if rank == 0 || !expected(down_shape, &down) || !expected(up_shape, &up) {
         let (down, up) = (down.shape(), up.shape());
-        return Ok(Err(format!("{layer} has the shape {shape:?}, which factors of {down:?} and {up:?} do not fit")));
+        return Ok(Err(format!("{layer} has the shape {shape:?}, and factors of the shapes {down:?} and {up:?} do not fit it")));
     }
     let alpha = match parts.remove(&Part::Alpha) {
         Some(alpha) => alpha.read()?.first().copied().map_or(rank as f64, f64::from),
@@ -212,7 +212,7 @@ fn factors(
     Ok(if bad { Err(format!("{layer} holds values that are not finite")) } else { Ok(factors) })
 }
 
-/// What a file says of itself beside its tensors: PEFT's `LoraConfig`, by component.
+/// The settings that come beside a file's tensors: PEFT's `LoraConfig`, by component.
 #[derive(Debug, Default)]
 struct Told(Map<String, Value>);
 
@@ -253,8 +253,8 @@ impl Told {
 mod tests {
     use super::*;
     use crate::NetworkConfig;
+    use crate::family::Family;
     use crate::lora::layers;
-    use crate::pipeline::Family;
     use crate::unet::UNetConfig;
     use burn::tensor::Device;
 

@@ -13,45 +13,24 @@ mod names;
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterization, Reparameterizer};
+use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
 use burn::tensor::{Tensor, TensorData};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 
 use crate::error::{Error, Result};
+use crate::layers::LowRank;
 use crate::parameters::{KeyPath, map_parameters, name_key, named_parameters};
 
 pub use file::{Dialect, merge_file};
 pub use names::Names;
 
-/// The factors of one layer.
-#[derive(Module, Debug)]
-pub struct LowRank {
-    /// `[rank, in]`; of a `k`×`k` convolution `[rank, in · k · k]`.
-    pub down: Param<Tensor<2>>,
-    /// `[out, rank]`.
-    pub up: Param<Tensor<2>>,
-    /// alpha / rank.
-    pub scale: f64,
-}
-
-impl Reparameterization for LowRank {
-    const NAME: &'static str = "lora";
-
-    /// The dense weight, for those who ask for it; our own layers do not.
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let delta = (self.up.val() * self.scale).matmul(self.down.val());
-        let shape = base.shape();
-        base + delta.reshape(shape)
-    }
-}
-
-/// What is adapted, and how.
+/// Which layers a LoRA adapts, and by how much.
 #[derive(Debug, Clone)]
 pub struct Lora {
-    /// Rank of the factors.
+    /// The factors' inner dimension: `down` has this many rows, `up` this many columns.
     pub rank: usize,
-    /// Numerator of the scale.
+    /// The numerator of the scale, alpha / rank.
     pub alpha: f64,
     /// Matches the names of the layers that are adapted, like `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
     pub targets: Regex,
@@ -67,7 +46,7 @@ pub struct Layer {
     id: ParamId,
 }
 
-/// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are none.
+/// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are not among them.
 pub fn layers<M: Module>(module: &M) -> Vec<Layer> {
     #[derive(Default)]
     struct Collect {
@@ -133,7 +112,7 @@ impl Reparameterizer for Attach<'_> {
         let (rank, d_out, fan_in) = (self.lora.rank, shape[0], shape[1..].iter().product::<usize>());
         let std = (1.0 / (3.0 * fan_in as f32)).sqrt();
         let key = name_key(&format!("{name}.lora.down.weight"));
-        let mut down = self.noise.normal_values(Purpose::ParameterInit, key, 0, rank * fan_in);
+        let mut down = self.noise.normal_values(Purpose::PARAMETER_INIT, key, 0, rank * fan_in);
         down.iter_mut().for_each(|value| *value *= std);
         let device = param.lazy_device();
         let factors = LowRank {
@@ -157,9 +136,9 @@ pub struct LoraWeights {
 pub struct Factors {
     /// Shape of the layer's weight, `[out, in]` or `[out, in, k, k]`.
     pub shape: Vec<usize>,
-    /// Rank.
+    /// The number of rows of `down` and of columns of `up`.
     pub rank: usize,
-    /// Numerator of the scale.
+    /// The numerator of the scale, alpha / rank.
     pub alpha: f64,
     /// `[rank, in · k · k]`, row by row.
     pub down: Vec<f32>,
@@ -178,7 +157,7 @@ impl Factors {
 }
 
 impl LoraWeights {
-    /// Those that [`attach`] put on `module` with this alpha, as training left them.
+    /// The factors that [`attach`] put on `module` with this alpha, as training left them.
     pub fn of<M: Module>(module: &M, alpha: f64) -> Self {
         let shapes: BTreeMap<String, Vec<usize>> = layers(module).into_iter().map(|layer| (layer.name, layer.shape)).collect();
         let mut values: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();

@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
+use super::Layer;
+use crate::denoiser::Denoiser;
+use crate::family::Family;
+use crate::unet::{UNet2DConditionModel, UNetConfig};
 
-use super::{Layer, layers};
-use crate::NetworkConfig;
-use crate::clip::ClipTextConfig;
-use crate::error::Result;
-use crate::pipeline::{Family, ModelFolder};
-use crate::unet::UNetConfig;
+/// How the names of the denoiser's layers begin.
+const DENOISER: &str = UNet2DConditionModel::COMPONENT;
 
 /// The names of a pipeline's layers, and what they are called elsewhere.
 #[derive(Debug, Clone)]
@@ -25,14 +24,14 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those of `layers`, whose names begin with `unet.`, `text_encoder.` or `text_encoder_2.`.
+    /// The names of `layers`; they begin with their component: `unet.`, `text_encoder.` or `text_encoder_2.`.
     pub fn new(layers: &[Layer], family: Family, unet: &UNetConfig) -> Self {
         let mut aliases = BTreeMap::new();
         for Layer { name, .. } in layers {
             let Some((component, path)) = name.split_once('.') else { continue };
             let mut add = |alias: String| drop(aliases.insert(alias, name.clone()));
             add(name.clone());
-            if component == "unet" {
+            if component == DENOISER {
                 add(path.to_string());
                 add(format!("base_model.model.{path}"));
                 add(format!("lora_unet_{}", underscored(path)));
@@ -52,23 +51,6 @@ impl Names {
         Self { family, shapes, aliases }
     }
 
-    /// Those of a model folder, of which no weights are read.
-    ///
-    /// # Errors
-    /// When a text encoder's config cannot be read.
-    pub fn of_folder(folder: &ModelFolder, device: &Device) -> Result<Self> {
-        let prefixed = |component: &str, found: Vec<Layer>| {
-            let name = |layer: Layer| Layer { name: format!("{component}.{}", layer.name), ..layer };
-            found.into_iter().map(name).collect::<Vec<_>>()
-        };
-        let mut found = prefixed("unet", layers(&folder.unet_config().init(device)));
-        for encoder in ["text_encoder", "text_encoder_2"].into_iter().filter(|name| folder.path().join(name).is_dir()) {
-            let config = ClipTextConfig::read(&folder.path().join(encoder).join("config.json"))?;
-            found.extend(prefixed(encoder, layers(&config.init(device))));
-        }
-        Ok(Self::new(&found, folder.family(), folder.unet_config()))
-    }
-
     /// The layer of a name without its ending.
     pub(super) fn layer(&self, stem: &str) -> Option<&str> {
         // diffusers' first form, an attention processor's own layers.
@@ -79,21 +61,21 @@ impl Names {
 
     /// A layer's name in a kohya file, without its ending.
     pub(super) fn kohya(&self, layer: &str) -> String {
-        let (component, path) = layer.split_once('.').unwrap_or(("unet", layer));
-        let component = match component {
-            "unet" => "unet",
+        let (component, path) = layer.split_once('.').unwrap_or((DENOISER, layer));
+        let kohya = match component {
+            DENOISER => "unet",
             "text_encoder" if self.family == Family::StableDiffusionXl => "te1",
             "text_encoder" => "te",
             _ => "te2",
         };
         // As published: an encoder's projection stands beside its `text_model`.
-        let within = if component == "unet" || path == "text_projection" { "" } else { "text_model_" };
-        format!("lora_{component}_{within}{}", underscored(path))
+        let within = if component == DENOISER || path == "text_projection" { "" } else { "text_model_" };
+        format!("lora_{kohya}_{within}{}", underscored(path))
     }
 
     /// Whether diffusers has a form of its own for a layer's factors: attention has, from its first releases.
     pub(super) fn is_attention(layer: &str) -> bool {
-        if layer.starts_with("unet.") {
+        if component(layer) == DENOISER {
             [".to_q", ".to_k", ".to_v", ".to_out.0"].iter().any(|end| layer.ends_with(end))
         } else {
             layer.contains(".self_attn.")
@@ -102,7 +84,7 @@ impl Names {
 
     /// The names of an attention layer's factors in a diffusers file.
     pub(super) fn diffusers(layer: &str) -> [String; 2] {
-        let form = if layer.starts_with("unet.") { "lora" } else { "lora_linear_layer" };
+        let form = if component(layer) == DENOISER { "lora" } else { "lora_linear_layer" };
         [format!("{layer}.{form}.down.weight"), format!("{layer}.{form}.up.weight")]
     }
 
@@ -110,6 +92,11 @@ impl Names {
     pub(super) fn peft(layer: &str) -> [String; 2] {
         [format!("{layer}.lora_A.weight"), format!("{layer}.lora_B.weight")]
     }
+}
+
+/// The component of a layer: its name up to the first dot.
+fn component(layer: &str) -> &str {
+    layer.split('.').next().unwrap_or(layer)
 }
 
 fn underscored(path: &str) -> String {
@@ -173,6 +160,9 @@ fn within(kind: &str, rest: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NetworkConfig;
+    use crate::lora::layers;
+    use burn::tensor::Device;
     use serde_json::json;
 
     fn xl() -> UNetConfig {
@@ -236,9 +226,9 @@ mod tests {
     fn no_two_layers_share_a_name() {
         let unet = xl();
         let mut found = layers(&unet.init(&Device::flex()));
-        found.iter_mut().for_each(|layer| layer.name = format!("unet.{}", layer.name));
+        found.iter_mut().for_each(|layer| layer.name = format!("{DENOISER}.{}", layer.name));
         let originals: std::collections::BTreeSet<_> =
-            found.iter().map(|layer| original_name(layer.name.strip_prefix("unet.").unwrap(), &unet).expect(&layer.name)).collect();
+            found.iter().map(|layer| original_name(layer.name.split_once('.').unwrap().1, &unet).expect(&layer.name)).collect();
         assert_eq!(originals.len(), found.len());
         let names = Names::new(&found, Family::StableDiffusionXl, &unet);
         let kohya: std::collections::BTreeSet<_> = found.iter().map(|layer| names.kohya(&layer.name)).collect();

@@ -1,30 +1,27 @@
-//! A diffusers folder: what `model_index.json` says, and the same layout written again.
+//! A diffusers folder: reading its `model_index.json` and configs, and writing the same layout again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use vp_core::atomic::temporary_beside;
 use vp_schedulers::SchedulerConfig;
 
-use crate::clip::{ClipTextModel, published_name};
+use super::LoadedDenoiser;
+use super::text::TextModel;
+use crate::clip::{ClipTextConfig, published_name};
 use crate::config_json::NetworkConfig;
+use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
+use crate::family::Family;
+use crate::lora::{Layer, Names, layers};
 use crate::parameters::{NamedParameter, named_parameters};
-use crate::unet::{Addition, UNet2DConditionModel, UNetConfig};
+use crate::unet::{Addition, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
 use crate::weights::{SaveType, component_files, save_safetensors};
-
-/// The pipelines we know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// `StableDiffusionPipeline`: 1.x and 2.x.
-    StableDiffusion,
-    /// `StableDiffusionXLPipeline`.
-    StableDiffusionXl,
-}
 
 /// A diffusers folder whose small files were read and checked: everything that can be wrong before a byte of weights is read.
 #[derive(Debug, Clone)]
@@ -34,7 +31,7 @@ pub struct ModelFolder {
     family: Family,
     unet_config: UNetConfig,
     vae_config: AutoencoderConfig,
-    /// The folder's own scheduler.
+    /// The config of the folder's own scheduler.
     pub scheduler_config: SchedulerConfig,
 }
 
@@ -42,8 +39,8 @@ impl ModelFolder {
     /// Opens a folder.
     ///
     /// # Errors
-    /// When `path` is not such a folder: a hub id and a single-file checkpoint are told apart and answered with what to pass
-    /// instead. When a component is missing or the pipeline is of another kind.
+    /// When `path` is not such a folder (for a hub id and for a single-file checkpoint the error says what to pass instead), when a
+    /// component is missing, and when the pipeline is of another kind.
     pub fn open(path: &Path) -> Result<Self> {
         let given = path.display().to_string();
         let not_a_folder = |message: String| Error::NotAFolder { given: given.clone(), message };
@@ -78,7 +75,7 @@ impl ModelFolder {
                 return Err(Error::Config { path: name, message });
             }
         };
-        if let Some(missing) = components(family).iter().find(|component| !path.join(component).is_dir()) {
+        if let Some(missing) = family.components().iter().find(|component| !path.join(component).is_dir()) {
             return Err(not_a_folder(format!("its component {missing}/ is missing")));
         }
         let scheduler_path = path.join("scheduler/scheduler_config.json");
@@ -105,25 +102,25 @@ impl ModelFolder {
         Err(Error::Config { path: self.path.join("unet/config.json").display().to_string(), message })
     }
 
-    /// The denoiser's shape.
+    /// The denoiser's config.
     pub fn unet_config(&self) -> &UNetConfig {
         &self.unet_config
     }
 
-    /// The autoencoder's shape.
+    /// The autoencoder's config.
     pub fn vae_config(&self) -> &AutoencoderConfig {
         &self.vae_config
     }
 
-    /// Height and width drawn unless another size is asked for.
+    /// Height and width of an image in pixels, unless another size is asked for.
     pub fn default_size(&self) -> [usize; 2] {
         [self.unet_config.sample_size.unwrap_or(64) * self.vae_config.downscale(); 2]
     }
 
-    /// Checks what a user may ask for.
+    /// Checks the size (height and width in pixels) and the guidance scale that a user asks for.
     ///
     /// # Errors
-    /// On a size that the autoencoder cannot bring down to whole latents, and a guidance scale that is no number.
+    /// When a side is not a multiple of the autoencoder's reduction, or the scale is not a number of at least 0.
     pub fn check(&self, size: [usize; 2], guidance_scale: f64) -> Result<()> {
         let factor = self.vae_config.downscale();
         for (name, value) in ["height", "width"].into_iter().zip(size) {
@@ -139,17 +136,35 @@ impl ModelFolder {
         Ok(())
     }
 
-    /// The folder itself.
+    /// The names in LoRA files of the layers of this folder's networks. No weights are read.
+    ///
+    /// # Errors
+    /// When a text encoder's config cannot be read.
+    pub fn lora_names(&self, device: &Device) -> Result<Names> {
+        let mut all = Vec::new();
+        let mut add = |component: &str, mut layers: Vec<Layer>| {
+            layers.iter_mut().for_each(|layer| layer.name = format!("{component}.{}", layer.name));
+            all.append(&mut layers);
+        };
+        add(LoadedDenoiser::COMPONENT, layers(&self.unet_config.init(device)));
+        for component in self.family.text_encoders() {
+            let config = ClipTextConfig::read(&self.path.join(component).join("config.json"))?;
+            add(component, layers(&config.init(device)));
+        }
+        Ok(Names::new(&all, self.family, &self.unet_config))
+    }
+
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which pipeline it is.
+    /// The family of its pipeline.
     pub fn family(&self) -> Family {
         self.family
     }
 
-    /// SDXL: an absent negative prompt means zeros instead of the empty text.
+    /// Whether an absent negative prompt means zeros instead of the empty text, as it may in SDXL.
     pub fn force_zeros_for_empty_prompt(&self) -> bool {
         self.index.get("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(self.family == Family::StableDiffusionXl)
     }
@@ -159,14 +174,17 @@ impl ModelFolder {
     /// is replaced.
     ///
     /// # Errors
-    /// When `destination` is no exported model or cannot be written.
+    /// When `destination` exists and is not a model folder, or cannot be written.
     pub fn export(&self, destination: &Path, replaced: &[Component]) -> Result<()> {
         let io = |path: &Path| {
             let path = path.display().to_string();
             move |source| Error::Io { path, source }
         };
         if destination.exists() && !destination.join("model_index.json").is_file() {
-            return Err(Error::Request(format!("{} exists and is no model; remove it or choose another folder", destination.display())));
+            return Err(Error::Request(format!(
+                "{} exists and is not a model folder; remove it or choose another folder",
+                destination.display()
+            )));
         }
         if let Some(parent) = destination.parent() {
             fs::create_dir_all(parent).map_err(io(parent))?;
@@ -203,22 +221,14 @@ impl ModelFolder {
     }
 }
 
-/// What `StableDiffusionPipeline` makes of its folder's scheduler config on loading: outdated files that clip the sample or do not
-/// shift the timesteps by one are corrected (diffusers `pipeline_stable_diffusion.py`, `__init__`). XL's pipeline takes it as it is.
+/// Corrects a scheduler config as `StableDiffusionPipeline` does on loading: outdated files clip the sample or do not shift the
+/// timesteps by one (diffusers `pipeline_stable_diffusion.py`, `__init__`). XL's pipeline leaves it as it is.
 fn as_the_pipeline_runs_it(mut config: SchedulerConfig, family: Family) -> SchedulerConfig {
     if family == Family::StableDiffusion {
         config.steps_offset = Some(1);
         config.clip_sample = Some(false);
     }
     config
-}
-
-/// The components that we read.
-fn components(family: Family) -> &'static [&'static str] {
-    match family {
-        Family::StableDiffusion => &["unet", "vae", "text_encoder", "tokenizer", "scheduler"],
-        Family::StableDiffusionXl => &["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"],
-    }
 }
 
 fn looks_like_a_hub_id(given: &str) -> bool {
@@ -278,18 +288,19 @@ pub struct Component {
 }
 
 impl Component {
-    /// `unet/`.
-    pub fn unet(unet: &UNet2DConditionModel) -> Self {
-        Self::new("unet", "diffusion_pytorch_model", unet.config().raw.clone(), unet)
+    /// The denoiser, in the folder of its name: `unet/`.
+    pub fn denoiser<D: Denoiser>(denoiser: &D) -> Self {
+        Self::new(D::COMPONENT, "diffusion_pytorch_model", denoiser.config_json(), denoiser)
     }
 
-    /// `vae/`.
+    /// The autoencoder, in `vae/`.
     pub fn vae(vae: &AutoencoderKL) -> Self {
         Self::new("vae", "diffusion_pytorch_model", vae.config().raw.clone(), vae)
     }
 
-    /// `text_encoder/` or `text_encoder_2/`, under the published names.
-    pub fn text_encoder(name: &'static str, encoder: &ClipTextModel) -> Self {
+    /// A text encoder, in `text_encoder/` or `text_encoder_2/`, its tensors under the published names.
+    pub fn text_encoder(name: &'static str, encoder: &TextModel) -> Self {
+        let TextModel::Clip(encoder) = encoder;
         let mut component = Self::new(name, "model", encoder.config().raw.clone(), encoder);
         component.tensors.iter_mut().for_each(|tensor| tensor.name = published_name(&tensor.name));
         component
@@ -299,7 +310,7 @@ impl Component {
         Self { name, stem, config, tensors: named_parameters(module), save_type: SaveType::F32 }
     }
 
-    /// The same, its weights written in another type.
+    /// The same component, its weights written in another type.
     pub fn with_save_type(self, save_type: SaveType) -> Self {
         Self { save_type, ..self }
     }

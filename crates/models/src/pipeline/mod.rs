@@ -14,7 +14,6 @@ use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_schedulers::Sampler;
 
-use crate::clip::ClipTextModel;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::lora::{Lora, Names, attach, layers};
@@ -23,30 +22,34 @@ use crate::unet::UNet2DConditionModel;
 use crate::vae::{self, AutoencoderKL};
 use crate::weights::Weights;
 
-pub use folder::{Component, Family, ModelFolder};
+pub use crate::family::Family;
+pub use folder::{Component, ModelFolder};
 pub use sampling::{Chain, Guidance, Taken, predict};
-pub use text::{TextEncoder, TextEncoders};
+pub use text::{TextEncoder, TextEncoders, TextModel};
 pub use trainable::Trainable;
 
-/// A text-to-image model but for its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
-/// and gives it back. Everything here stands on the plain device and is a constant to the tape.
+/// The denoiser of the pipelines that [`Pipeline::load`] knows.
+pub type LoadedDenoiser = UNet2DConditionModel;
+
+/// A text-to-image model without its denoiser, which is passed in wherever it is used: a trainer owns it, an optimizer takes it
+/// and gives it back. Everything here is on the plain device and a constant to the tape.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// Prompts to conditioning.
+    /// Turns prompts into conditioning.
     pub text: TextEncoders,
-    /// Latents to images and back.
+    /// Turns latents into images and back.
     pub vae: AutoencoderKL,
-    /// Where it was loaded from, and what the folder says of scheduler and sizes.
+    /// The folder it was loaded from, with its scheduler's config and its sizes.
     pub folder: ModelFolder,
     device: Device,
 }
 
-/// What is to be drawn.
+/// A batch of images to be drawn.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
-    /// One a row.
+    /// One prompt per image.
     pub prompts: &'a [String],
-    /// What to steer away from.
+    /// The text that guidance steers away from, the same for all images.
     pub negative_prompt: Option<&'a str>,
     /// Above 1: classifier-free guidance of this strength.
     pub guidance_scale: f64,
@@ -54,12 +57,12 @@ pub struct Request<'a> {
     pub size: [usize; 2],
 }
 
-/// Which networks begin with random weights: those of which a parameter name matches the pattern (`unet.…`, `text_encoder.…`).
+/// Which networks begin with random weights: those that have a parameter whose name (`unet.…`, `text_encoder.…`) matches the pattern.
 #[derive(Debug, Clone, Copy)]
 pub struct Anew<'a> {
-    /// What trains.
+    /// Matches names of parameters.
     pub pattern: &'a Regex,
-    /// Draws the weights.
+    /// The weights are drawn from it.
     pub noise: &'a Noise,
 }
 
@@ -84,62 +87,61 @@ impl Pipeline {
     ///
     /// # Errors
     /// On a tensor that is missing, unexpected or mis-shaped, and on a file that is cut short, by name.
-    pub fn load(folder: ModelFolder, device: &Device) -> Result<(Self, UNet2DConditionModel)> {
+    pub fn load(folder: ModelFolder, device: &Device) -> Result<(Self, LoadedDenoiser)> {
         Self::load_or_initialize(folder, device, None)
     }
 
-    /// The same with the networks that `anew` includes initialised rather than loaded: of those, the folder needs no weights.
+    /// The same, but the networks that `anew` includes are initialised: the folder needs no weights for them.
     ///
     /// # Errors
     /// As [`load`](Self::load), for the others.
-    pub fn load_or_initialize(folder: ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<(Self, UNet2DConditionModel)> {
+    pub fn load_or_initialize(folder: ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<(Self, LoadedDenoiser)> {
         let text = TextEncoders::load_or_initialize(&folder, device, anew)?;
         let vae = load_vae(&folder, device)?;
         let unet = folder.unet_config().init(device);
-        let unet = match anew.filter(|anew| anew.includes("unet", &unet)) {
+        let unet = match anew.filter(|anew| anew.includes(LoadedDenoiser::COMPONENT, &unet)) {
             Some(anew) => initialize(unet, anew.noise),
-            None => load(unet, Weights::open_component(&folder.path().join("unet"), "diffusion_pytorch_model")?)?,
+            None => load(unet, Weights::open_component(&folder.path().join(LoadedDenoiser::COMPONENT), "diffusion_pytorch_model")?)?,
         };
         Ok((Self { text, vae, folder, device: device.clone() }, unet))
     }
 
-    /// The plain device everything stands on.
+    /// The device of all tensors here, without autodiff.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// `unet` with those text encoders of which a parameter name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
-    pub fn trainable<D: Denoiser>(&self, unet: D, pattern: &Regex) -> Trainable<D> {
-        self.with_encoders(unet, |prefix, model| parameter_names(model).iter().any(|name| pattern.is_match(&format!("{prefix}.{name}"))))
+    /// `denoiser` with those text encoders that have a parameter whose name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).
+    pub fn trainable<D: Denoiser>(&self, denoiser: D, pattern: &Regex) -> Trainable<D> {
+        self.with_encoders(denoiser, |prefix, model| {
+            parameter_names(model).iter().any(|name| pattern.is_match(&format!("{prefix}.{name}")))
+        })
     }
 
-    /// The base (`unet` and those text encoders that `lora` targets) and the same with factors attached.
+    /// The base (`denoiser` and those text encoders that `lora` targets) and the same with factors attached.
     ///
     /// # Errors
-    /// When no layer is targeted.
-    pub fn adapted<D: Denoiser>(&self, unet: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
-        let base = self.with_encoders(unet, |prefix, model| {
+    /// When `lora.targets` matches no layer.
+    pub fn adapted<D: Denoiser>(&self, denoiser: D, lora: &Lora, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>)> {
+        let base = self.with_encoders(denoiser, |prefix, model| {
             layers(model).iter().any(|layer| lora.targets.is_match(&format!("{prefix}.{}", layer.name)))
         });
         Ok((base.clone(), attach(base, lora, noise)?))
     }
 
-    /// `unet` with all text encoders: everything that a LoRA may change.
-    pub fn adaptable<D: Denoiser>(&self, unet: D) -> Trainable<D> {
-        self.with_encoders(unet, |_, _| true)
+    /// `denoiser` with all text encoders: everything that a LoRA may change.
+    pub fn adaptable<D: Denoiser>(&self, denoiser: D) -> Trainable<D> {
+        self.with_encoders(denoiser, |_, _| true)
     }
 
-    /// What the layers of this pipeline with `unet` are called in LoRA files.
-    pub fn lora_names<D: Denoiser>(&self, unet: &D) -> Names {
-        Names::new(&layers(&self.adaptable(unet.clone())), self.folder.family(), self.folder.unet_config())
+    /// What the layers of this pipeline with `denoiser` are called in LoRA files.
+    pub fn lora_names<D: Denoiser>(&self, denoiser: &D) -> Names {
+        Names::new(&layers(&self.adaptable(denoiser.clone())), self.folder.family(), self.folder.unet_config())
     }
 
-    fn with_encoders<D: Denoiser>(&self, unet: D, which: impl Fn(&str, &ClipTextModel) -> bool) -> Trainable<D> {
-        let pick = |index: usize, prefix: &str| {
-            let model = &self.text.encoders.get(index)?.model;
-            which(prefix, model).then(|| model.clone())
-        };
-        Trainable { unet, text_encoder: pick(0, "text_encoder"), text_encoder_2: pick(1, "text_encoder_2") }
+    fn with_encoders<D: Denoiser>(&self, denoiser: D, which: impl Fn(&str, &TextModel) -> bool) -> Trainable<D> {
+        let picked = self.text.encoders.iter().filter(|encoder| which(encoder.component, &encoder.model));
+        Trainable { denoiser, text_encoders: picked.map(|encoder| (encoder.component, encoder.model.clone())).collect() }
     }
 
     /// Shape of the latents of one image.
@@ -148,8 +150,8 @@ impl Pipeline {
         [channels, height / factor, width / factor]
     }
 
-    /// Prompts and negative prompt to guidance, by `text`: the pipeline's own encoders or tuned ones. A scale of 1 or less
-    /// predicts without the negative branch.
+    /// Encodes prompts and negative prompt with `text`, which may be the pipeline's own encoders or tuned ones. With a scale of 1 or
+    /// less there is no negative branch.
     pub fn encode(&self, text: &TextEncoders, request: &Request<'_>) -> Guidance {
         let conditional = text.encode(request.prompts, request.size, &self.device);
         let unconditional = (request.guidance_scale > 1.0)
@@ -157,7 +159,7 @@ impl Pipeline {
         Guidance { conditional, unconditional, scale: request.guidance_scale }
     }
 
-    /// Draws: unit noise `[b, c, h, w]` to images `[b, 3, H, W]` in [0, 1]. `noise` gives the noise of a stochastic step.
+    /// Draws images `[b, 3, H, W]` in [0, 1] from unit noise `[b, c, h, w]`. `noise` gives the noise of a stochastic step.
     pub fn generate<D: Denoiser>(
         &self,
         model: &Trainable<D>,
@@ -168,7 +170,7 @@ impl Pipeline {
     ) -> Tensor<4> {
         let guidance = self.encode(&model.text(&self.text), request);
         let (start, steps) = (latents * sampler.init_noise_sigma(), 0..sampler.timesteps().len());
-        let latents = Chain { denoiser: &model.unet, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
+        let latents = Chain { denoiser: &model.denoiser, sampler, guidance: &guidance, noise, observe: &mut |_| {} }.run(start, steps);
         profile::time(Stage::Decode, || self.vae.decode_to_images(latents))
     }
 }

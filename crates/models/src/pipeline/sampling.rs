@@ -8,19 +8,19 @@ use vp_schedulers::Sampler;
 
 use crate::denoiser::{Conditioning, Denoiser};
 
-/// What the denoiser is told, and how strongly.
+/// The conditioning of a batch of images, and the strength of classifier-free guidance.
 #[derive(Debug, Clone)]
 pub struct Guidance {
-    /// The prompts, `[b, ..]`.
+    /// The prompts' conditioning, `[b, ..]`.
     pub conditional: Conditioning,
-    /// The negative prompts, `[b, ..]`; `None` predicts without guidance.
+    /// The negative prompts' conditioning, `[b, ..]`; `None` predicts without guidance.
     pub unconditional: Option<Conditioning>,
-    /// `ε_u + scale (ε_c − ε_u)`.
+    /// The prediction is `ε_u + scale (ε_c − ε_u)`.
     pub scale: f64,
 }
 
 impl Guidance {
-    /// The same off the tape.
+    /// The same values as constants to the tape.
     pub fn without_autodiff(&self) -> Self {
         Self {
             conditional: self.conditional.without_autodiff(),
@@ -29,7 +29,7 @@ impl Guidance {
         }
     }
 
-    /// The prompts alone.
+    /// The prompts alone, without guidance.
     pub fn none(conditional: Conditioning) -> Self {
         Self { conditional, unconditional: None, scale: 1.0 }
     }
@@ -48,28 +48,28 @@ pub fn predict<D: Denoiser>(denoiser: &D, sample: Tensor<4>, timesteps: &[f32], 
     uncond.clone() + (cond - uncond) * guidance.scale
 }
 
-/// A chain of reverse steps: what draws, and what looks on.
+/// A chain of reverse steps, from noise towards an image.
 pub struct Chain<'a, D> {
-    /// Predicts.
+    /// Predicts the noise (or v, or x0) at each step.
     pub denoiser: &'a D,
-    /// Steps.
+    /// Takes each step, given the prediction.
     pub sampler: &'a mut dyn Sampler,
-    /// What is wanted.
+    /// The conditioning of every prediction.
     pub guidance: &'a Guidance,
-    /// Standard normal noise `[b, c, h, w]` of a step, asked for where the sampler draws any.
+    /// Gives the standard normal noise `[b, c, h, w]` of a step; called only where the sampler draws noise.
     pub noise: &'a mut dyn FnMut(usize) -> Tensor<4>,
-    /// Told of each step.
+    /// Called after each step.
     pub observe: &'a mut dyn FnMut(&Taken<'_>),
 }
 
-/// A step that was taken.
+/// One step of a chain, after it was taken.
 #[derive(Debug, Clone, Copy)]
 pub struct Taken<'a> {
     /// Its index into the sampler's timesteps.
     pub step: usize,
-    /// What was predicted, guidance included, `[b, c, h, w]`.
+    /// The prediction, guidance included, `[b, c, h, w]`.
     pub model_output: &'a Tensor<4>,
-    /// The latents after it, `[b, c, h, w]`.
+    /// The latents after the step, `[b, c, h, w]`.
     pub prev_sample: &'a Tensor<4>,
 }
 

@@ -1,45 +1,65 @@
-//! Prompts to conditioning.
+//! The text encoders of a pipeline, which turn prompts into conditioning.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::profile::{self, Stage};
 
 use super::Anew;
-use super::folder::{Family, ModelFolder};
-use crate::clip::{ClipTextConfig, ClipTextModel, rename_published};
+use super::folder::ModelFolder;
+use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput, rename_published};
 use crate::config_json::NetworkConfig;
 use crate::denoiser::{AddedConditioning, Conditioning};
 use crate::error::Result;
+use crate::family::Family;
 use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::Weights;
 
+/// The network of a text encoder, by kind.
+#[derive(Module, Debug)]
+pub enum TextModel {
+    /// CLIP's text encoder, with a projection or without.
+    Clip(ClipTextModel),
+}
+
+impl TextModel {
+    /// Encodes rows of token ids of equal length, at most as many as the network has positions.
+    fn forward(&self, ids: &[Vec<u32>], device: &Device) -> ClipTextOutput {
+        match self {
+            Self::Clip(model) => model.forward(ids, device),
+        }
+    }
+}
+
 /// A tokenizer and its encoder.
 #[derive(Debug, Clone)]
 pub struct TextEncoder {
+    /// The component it is, which names its folder and its parameters: `text_encoder`, `text_encoder_2`.
+    pub component: &'static str,
     tokenizer: Arc<ClipTokenizer>,
     /// The network; public so that a trainer can take it out and put it back.
-    pub model: ClipTextModel,
+    pub model: TextModel,
 }
 
-/// The one or two text encoders of a pipeline.
+/// The text encoders of a pipeline.
 #[derive(Debug, Clone)]
 pub struct TextEncoders {
-    /// One for SD 1.x and 2.x, two for XL.
+    /// In the pipeline's order: one for SD 1.x and 2.x, two for XL.
     pub encoders: Vec<TextEncoder>,
     family: Family,
     force_zeros_for_empty_prompt: bool,
 }
 
 impl TextEncoder {
-    fn load(folder: &Path, suffix: &str, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
-        let name = format!("text_encoder{suffix}");
-        let weights_folder = folder.join(&name);
+    fn load(folder: &Path, component: &'static str, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
+        let weights_folder = folder.join(component);
         let model = ClipTextConfig::read(&weights_folder.join("config.json"))?.init(device);
-        let tokenizer = ClipTokenizer::from_folder(&folder.join(format!("tokenizer{suffix}")))?;
-        let model = match anew.filter(|anew| anew.includes(&name, &model)) {
+        let tokenizer = ClipTokenizer::from_folder(&folder.join(component.replace("text_encoder", "tokenizer")))?;
+        let model = match anew.filter(|anew| anew.includes(component, &model)) {
             Some(anew) => initialize(model, anew.noise),
             None => {
                 let mut weights = Weights::open_component(&weights_folder, "model")?;
@@ -47,7 +67,7 @@ impl TextEncoder {
                 load(model, weights)?
             }
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), model })
+        Ok(Self { component, tokenizer: Arc::new(tokenizer), model: TextModel::Clip(model) })
     }
 
     fn tokenize(&self, prompts: &[String]) -> Vec<Vec<u32>> {
@@ -56,38 +76,38 @@ impl TextEncoder {
 }
 
 impl TextEncoders {
-    /// Loads what the folder has.
+    /// Loads all text encoders and tokenizers of a folder.
     ///
     /// # Errors
-    /// As loading any component.
+    /// When a config, a tokenizer or weights are missing, cannot be read, or do not fit each other.
     pub fn load(folder: &ModelFolder, device: &Device) -> Result<Self> {
         Self::load_or_initialize(folder, device, None)
     }
 
     pub(super) fn load_or_initialize(folder: &ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
-        let suffixes: &[&str] = if folder.family() == Family::StableDiffusionXl { &["", "_2"] } else { &[""] };
-        let encoders = suffixes.iter().map(|suffix| TextEncoder::load(folder.path(), suffix, device, anew)).collect::<Result<_>>()?;
+        let components = folder.family().text_encoders().iter();
+        let encoders = components.map(|component| TextEncoder::load(folder.path(), component, device, anew)).collect::<Result<_>>()?;
         let force_zeros_for_empty_prompt = folder.force_zeros_for_empty_prompt();
         Ok(Self { encoders, family: folder.family(), force_zeros_for_empty_prompt })
     }
 
-    /// The same with other networks where one is given.
-    pub fn with_models(&self, models: [Option<&ClipTextModel>; 2]) -> Self {
+    /// The same with other networks for the components that `models` has.
+    pub fn with_models(&self, models: &BTreeMap<&'static str, TextModel>) -> Self {
         let mut text = self.clone();
-        for (encoder, model) in text.encoders.iter_mut().zip(models) {
-            if let Some(model) = model {
+        for encoder in &mut text.encoders {
+            if let Some(model) = models.get(encoder.component) {
                 encoder.model = model.clone();
             }
         }
         text
     }
 
-    /// One line for the user if a prompt does not fit into the encoder's tokens, with what is lost.
+    /// One line for the user if a prompt is too long for the encoder, quoting the part that is lost.
     pub fn warning(&self, prompt: &str) -> Option<String> {
         self.encoders[0].tokenizer.encode(prompt).warning()
     }
 
-    /// Conditioning for `prompts`, at images of `[height, width]` pixels (which SDXL is told).
+    /// Conditioning for `prompts`, for images of `[height, width]` pixels (SDXL conditions on the size too).
     ///
     /// SD 1.x and 2.x: the last hidden states. XL: both encoders' penultimate states side by side, the second's projected pooled
     /// state, and the sizes.
@@ -99,20 +119,21 @@ impl TextEncoders {
         let outputs = self.encoders.iter().map(|encoder| encoder.model.forward(&encoder.tokenize(prompts), device));
         match self.family {
             Family::StableDiffusion => {
-                let output = outputs.into_iter().next().expect("a pipeline has a text encoder");
+                let output = outputs.into_iter().next().expect("every family has at least one text encoder");
                 Conditioning { encoder_hidden_states: output.last_hidden_state, added: None }
             }
             Family::StableDiffusionXl => {
                 let outputs: Vec<_> = outputs.collect();
                 let states = outputs.iter().map(|output| output.penultimate.clone()).collect();
                 let text_embeds = outputs[1].text_embeds.clone().expect("XL's second text encoder has a projection; checked on loading");
-                let added = AddedConditioning { text_embeds, time_ids: time_ids(prompts.len(), size, device) };
+                let added = AddedConditioning { text_embeds, time_ids: Some(time_ids(prompts.len(), size, device)) };
                 Conditioning { encoder_hidden_states: Tensor::cat(states, 2), added: Some(added) }
             }
         }
     }
 
-    /// Conditioning for `rows` times the negative prompt. An absent one is the empty text, or zeros where the folder says so.
+    /// Conditioning for `rows` images with the same negative prompt. If there is none, it is that of the empty text, or zeros where the
+    /// folder says so.
     pub fn encode_negative(&self, negative: Option<&str>, rows: usize, size: [usize; 2], device: &Device) -> Conditioning {
         let encoded = self.encode(&vec![negative.unwrap_or_default().to_string(); rows], size, device);
         if negative.is_some() || self.family == Family::StableDiffusion || !self.force_zeros_for_empty_prompt {

@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::{Batch, Encoding, Row};
 use crate::weights::{LoadError, corrupt, io};
 
-/// What the vocabulary must hold, and what BLIP adds to it (new ids follow the vocabulary's last).
+/// The tokens that the vocabulary must hold, and those that BLIP adds to it (their ids follow the vocabulary's last).
 const REQUIRED: [&str; 5] = ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"];
 const ADDED: [&str; 2] = ["[DEC]", "[ENC]"];
 
@@ -24,10 +24,10 @@ pub struct BertTokenizer {
 }
 
 impl BertTokenizer {
-    /// How many ids ImageReward makes of a prompt.
+    /// The length in ids to which ImageReward pads or cuts prompts.
     pub const LENGTH: usize = 35;
 
-    /// The tokenizer of a `vocab.txt`: one token a line, whose number is its id.
+    /// The tokenizer of a `vocab.txt`: one token per line, and its line number, counted from 0, is its id.
     ///
     /// # Errors
     /// When the file cannot be read, or lacks one of BERT's special tokens.
@@ -40,8 +40,9 @@ impl BertTokenizer {
         tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
         let id = |token: &str| {
             let found = tokenizer.token_to_id(token);
-            found
-                .ok_or_else(|| corrupt(path, &format!("lacks the token {token}; expected bert-base-uncased's vocab.txt, one token a line")))
+            found.ok_or_else(|| {
+                corrupt(path, &format!("lacks the token {token}; expected bert-base-uncased's vocab.txt, one token per line"))
+            })
         };
         for token in REQUIRED {
             id(token)?;
@@ -62,12 +63,12 @@ impl BertTokenizer {
         self
     }
 
-    /// How many ids a text becomes.
+    /// The number of ids that every text becomes.
     pub fn length(&self) -> usize {
         self.row.length
     }
 
-    /// One more than the largest id, BLIP's two included: the rows that an embedding table needs.
+    /// The number of rows that an embedding table needs: one more than the largest id, BLIP's two included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
@@ -78,7 +79,7 @@ impl BertTokenizer {
         self.row.fit(&tokens, text)
     }
 
-    /// Several texts, onto a device.
+    /// Encodes several texts and puts them onto a device.
     pub fn encode_batch(&self, texts: &[String], device: &Device) -> Batch {
         self.row.batch(texts.iter().map(|text| self.encode(text)).collect(), device)
     }

@@ -38,10 +38,10 @@ struct Vocabulary {
 
 impl ClipTokenizer {
     /// The tokenizer of a folder: `tokenizer.json`, or `vocab.json` and `merges.txt`; with `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `added_tokens.json` where they exist. What no file says is as in CLIP.
+    /// `special_tokens_map.json` and `added_tokens.json` where they exist. Settings that no file gives are CLIP's.
     ///
     /// # Errors
-    /// When neither vocabulary is there, or a file is not what its name says.
+    /// When there is no vocabulary in either form, or a file is not of the format that its name says.
     pub fn from_folder(folder: &Path) -> Result<Self, LoadError> {
         let json = folder.join("tokenizer.json");
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
@@ -88,12 +88,12 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, row })
     }
 
-    /// How many ids a text becomes: 77 unless the folder says otherwise.
+    /// The number of ids that every text becomes: 77 unless the folder says otherwise.
     pub fn length(&self) -> usize {
         self.row.length
     }
 
-    /// One more than the largest id: the rows that an embedding table needs.
+    /// The number of rows that an embedding table needs: one more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
@@ -109,7 +109,7 @@ impl ClipTokenizer {
         self.row.fit(&tokens, text)
     }
 
-    /// Several texts, onto a device.
+    /// Encodes several texts and puts them onto a device.
     pub fn encode_batch(&self, texts: &[String], device: &Device) -> Batch {
         self.row.batch(texts.iter().map(|text| self.encode(text)).collect(), device)
     }

@@ -1,7 +1,7 @@
 //! Text to token ids, as transformers 5 tokenizes: [CLIP's](ClipTokenizer) byte-level BPE and [BERT's](BertTokenizer) WordPiece.
 //!
-//! Every text becomes a row of one fixed length, padded or cut. What a cut loses is handed back as text, so that a warning can
-//! show it.
+//! Every text becomes a row of one fixed length, padded or cut. The text that a cut loses is handed back, so that a
+//! warning can show it.
 
 mod bert;
 mod clip;
@@ -17,9 +17,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 pub struct Encoding {
     /// The ids, start and end tokens included, padded to the tokenizer's length.
     pub ids: Vec<u32>,
-    /// 1 for a token, 0 for padding.
+    /// As many values as ids: 1 for a token, 0 for padding.
     pub attention_mask: Vec<u32>,
-    /// The text behind the last token that fitted.
+    /// The text after the last token that fitted.
     pub lost: Option<String>,
 }
 
@@ -38,15 +38,15 @@ impl Encoding {
 /// Several texts as token ids, on a device.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `[b, length]`.
+    /// The ids, `[b, length]`.
     pub ids: Tensor<2, Int>,
-    /// `[b, length]`, 1 for a token, 0 for padding.
+    /// The attention mask, `[b, length]`: 1 for a token, 0 for padding.
     pub attention_mask: Tensor<2, Int>,
     /// A [warning](Encoding::warning) for each text that did not fit.
     pub warnings: Vec<String>,
 }
 
-/// The row that every text is fitted into.
+/// The row of fixed length into which every text is fitted.
 #[derive(Debug, Clone)]
 struct Row {
     first: u32,

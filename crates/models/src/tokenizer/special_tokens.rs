@@ -17,7 +17,7 @@ const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// CLIP's own context, for folders that do not say.
 const CLIP_MAX_LENGTH: usize = 77;
 
-/// What the files beside a vocabulary say.
+/// The special tokens and the length that the files beside a vocabulary give.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
     pub bos: String,

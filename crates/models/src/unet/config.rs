@@ -5,54 +5,54 @@ use serde_json::{Map, Value, json};
 use crate::config_json::{ConfigJson, NetworkConfig};
 use crate::error::Result;
 
-/// The shape of a UNet2DConditionModel. Lists have one entry a level, from the full resolution down.
+/// The shape of a UNet2DConditionModel. Lists have one entry per level, from the full resolution down.
 ///
 /// Source: diffusers `models/unets/unet_2d_condition.py`, whose defaults hold where the file is silent.
 #[derive(Debug, Clone)]
 pub struct UNetConfig {
-    /// Latent channels in.
+    /// Channels of the noisy latents.
     pub in_channels: usize,
-    /// Latent channels out.
+    /// Channels of the prediction.
     pub out_channels: usize,
-    /// Latent height and width the model was trained at.
+    /// Height and width of the latents that the model was trained with, if the file says.
     pub sample_size: Option<usize>,
-    /// Subtract the mean of the input range: `2x − 1`.
+    /// Whether the input `x` is centred first: `2x − 1`.
     pub center_input_sample: bool,
-    /// Cosine before sine in the time embedding.
+    /// Whether cosines come before sines in the time embedding.
     pub flip_sin_to_cos: bool,
     /// Shift of the time embedding's frequencies.
     pub freq_shift: f64,
     /// Which levels have cross-attention on the way down.
     pub down_attention: Vec<bool>,
-    /// The same on the way up, from the lowest resolution to the full one.
+    /// Which levels have cross-attention on the way up; this list goes from the lowest resolution to the full one.
     pub up_attention: Vec<bool>,
-    /// Channels.
+    /// Channels at each level.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks a level (one more on the way up).
+    /// Residual blocks per level on the way down; the way up has one more per level.
     pub layers_per_block: Vec<usize>,
-    /// Divides the sum at the end of each residual block of the middle.
+    /// The sum at the end of each residual block at the lowest resolution is divided by this.
     pub mid_block_scale_factor: f64,
-    /// Groups of every group norm.
+    /// Groups of channels in every group norm.
     pub norm_num_groups: usize,
     /// Epsilon of the residual blocks' norms.
     pub norm_eps: f64,
-    /// Width of the text embeddings.
+    /// Channels of the text embeddings, at each level.
     pub cross_attention_dim: Vec<usize>,
-    /// Attention heads. Files call this `attention_head_dim`, a misnomer that diffusers keeps for old checkpoints' sake.
+    /// Attention heads at each level. Files call this `attention_head_dim`, a misnomer that diffusers keeps for the sake of old checkpoints.
     pub num_attention_heads: Vec<usize>,
-    /// Transformer blocks in each attention.
+    /// Transformer blocks after each residual block that has attention, at each level.
     pub transformer_layers_per_block: Vec<usize>,
-    /// Linear instead of 1×1 convolution around the transformer blocks.
+    /// Whether the projections around the transformer blocks are stored as matrices instead of 1×1 convolutions.
     pub use_linear_projection: bool,
     /// Width of the time embedding.
     pub time_embedding_dim: usize,
-    /// What is added to the time embedding.
+    /// The embedding that is added to that of the time, if there is one.
     pub addition: Option<Addition>,
     /// The file as it was read, written again with a tuned model.
     pub raw: Map<String, Value>,
 }
 
-/// What a network adds to its time embedding: `addition_embed_type`.
+/// The embedding that a network adds to that of the time: `addition_embed_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Addition {
     /// `"text"`: the text embeddings, pooled by attention.

@@ -36,7 +36,7 @@ pub struct TimeEmbedding {
 }
 
 impl TimeEmbedding {
-    /// From `d_in` to `d_out`.
+    /// Two layers, from `d_in` to `d_out` and from `d_out` to `d_out`.
     pub fn new(d_in: usize, d_out: usize, device: &Device) -> Self {
         Self { linear_1: Linear::new(d_in, d_out, device), linear_2: Linear::new(d_out, d_out, device) }
     }
@@ -47,14 +47,14 @@ impl TimeEmbedding {
     }
 }
 
-/// What is added to the time embedding; both kinds stand under `add_embedding`.
-// There is one of it in a network: a box would save nothing.
+/// The network whose output is added to the time embedding. Both kinds have the key `add_embedding` in a checkpoint.
+// A network has only one of these: a box would save nothing.
 #[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AddEmbedding {
-    /// `addition_embed_type = "text"`: of the text embeddings.
+    /// `addition_embed_type = "text"`: embeds the text.
     Text(TextTimeEmbedding),
-    /// `addition_embed_type = "text_time"`: of SDXL's pooled text and sizes.
+    /// `addition_embed_type = "text_time"`: embeds SDXL's pooled text and sizes.
     TextTime(TimeEmbedding),
 }
 

@@ -2,26 +2,26 @@
 //!
 //! Source: diffusers `models/unets/unet_2d_condition.py`, `models/unets/unet_2d_blocks.py`.
 
-pub mod attention;
 mod config;
 pub mod embeddings;
-pub mod resnet;
 mod stages;
+pub mod transformer;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use serde_json::{Map, Value};
 
-use crate::denoiser::{Conditioning, Denoiser};
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
+use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use attention::{Transformer2DModel, TransformerOptions};
 use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
-use resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
+use transformer::{Transformer2DModel, TransformerOptions};
 
 pub use config::{Addition, TextTime, UNetConfig};
 pub use stages::{Context, Stage, State};
 
-/// One level on the way down.
+/// One level on the way down, from high to low resolution.
 #[derive(Module, Debug)]
 pub struct DownBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -29,14 +29,14 @@ pub struct DownBlock {
     downsamplers: Vec<Downsample2D>,
 }
 
-/// The middle.
+/// The blocks at the lowest resolution, between the way down and the way up.
 #[derive(Module, Debug)]
 pub struct MidBlock {
     resnets: Vec<ResnetBlock2D>,
     attentions: Vec<Transformer2DModel>,
 }
 
-/// One level on the way up.
+/// One level on the way up, from low to high resolution.
 #[derive(Module, Debug)]
 pub struct UpBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -55,7 +55,7 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    /// What the tape keeps of a stage.
+    /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
     #[module(skip)]
@@ -152,7 +152,7 @@ impl UNetConfig {
 }
 
 impl UNet2DConditionModel {
-    /// The shape this was built from.
+    /// The config this was built from.
     pub fn config(&self) -> &UNetConfig {
         &self.config
     }
@@ -162,21 +162,27 @@ impl UNet2DConditionModel {
         sinusoidal(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift, device)
     }
 
-    /// What the text, and in SDXL the sizes, add to the time embedding: `[b, time]`.
+    /// The part of the time embedding that comes from the text and, in SDXL, from the sizes: `[b, time]`.
     fn embed_addition(&self, conditioning: &Conditioning) -> Option<Tensor<2>> {
         match (self.add_embedding.as_ref()?, self.config.addition, &conditioning.added) {
             (AddEmbedding::Text(pooled), ..) => Some(pooled.forward(conditioning.encoder_hidden_states.clone())),
-            (AddEmbedding::TextTime(embedding), Some(Addition::TextTime(text_time)), Some(added)) => {
-                let ([b, ids], dim) = (added.time_ids.dims(), text_time.addition_time_embed_dim);
-                let time_ids: Vec<f32> = added.time_ids.to_data().try_to_vec().expect("time ids are f32");
+            (
+                AddEmbedding::TextTime(embedding),
+                Some(Addition::TextTime(text_time)),
+                Some(AddedConditioning { text_embeds, time_ids: Some(time_ids) }),
+            ) => {
+                let ([b, ids], dim) = (time_ids.dims(), text_time.addition_time_embed_dim);
+                let time_ids: Vec<f32> = time_ids.to_data().try_to_vec().expect("time ids are f32");
                 let sizes = self.embed(&time_ids, dim, &conditioning.encoder_hidden_states.device()).reshape([b, ids * dim]);
-                Some(embedding.forward(Tensor::cat(vec![added.text_embeds.clone(), sizes], 1)))
+                Some(embedding.forward(Tensor::cat(vec![text_embeds.clone(), sizes], 1)))
             }
-            (AddEmbedding::TextTime(_), ..) => panic!("an SDXL UNet needs pooled text embeddings and time ids"),
+            (AddEmbedding::TextTime(_), ..) => panic!(
+                "a UNet with addition_embed_type \"text_time\" (SDXL) needs pooled text embeddings and time ids; the conditioning lacks them"
+            ),
         }
     }
 
-    /// The time embedding `[b, time]`, with what is added to it.
+    /// The time embedding `[b, time]`, with [`embed_addition`](Self::embed_addition) added to it.
     fn embed_time(&self, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<2> {
         let device = conditioning.encoder_hidden_states.device();
         let time = self.time_embedding.forward(self.embed(timesteps, self.config.block_out_channels[0], &device));
@@ -188,7 +194,7 @@ impl UNet2DConditionModel {
 }
 
 impl UNet2DConditionModel {
-    /// What the stages start from: the context they share, and the state that passes through them.
+    /// The context that the stages share, and the state before the first of them.
     fn begin(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> (Context, State) {
         let context = Context {
             time: self.embed_time(timesteps, conditioning),
@@ -201,6 +207,12 @@ impl UNet2DConditionModel {
 }
 
 impl Denoiser for UNet2DConditionModel {
+    const COMPONENT: &'static str = "unet";
+
+    fn config_json(&self) -> Map<String, Value> {
+        self.config.raw.clone()
+    }
+
     fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4> {
         let (context, state) = self.begin(sample, timesteps, conditioning);
         self.stages().into_iter().fold(state, |state, (_, stage)| stage.forward(state, &context)).hidden

@@ -6,28 +6,28 @@
 use burn::tensor::Tensor;
 
 use super::UNet2DConditionModel;
-use super::attention::Transformer2DModel;
-use super::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use super::transformer::Transformer2DModel;
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 
-/// What every stage may read.
+/// The inputs that are the same for every stage.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// The time embedding, `[b, time]`.
     pub time: Tensor<2>,
-    /// `[b, tokens, cross_attention_dim]`.
+    /// The text embeddings, `[b, tokens, cross_attention_dim]`.
     pub encoder_hidden_states: Tensor<3>,
-    /// What the tape keeps of a stage.
+    /// How much of each stage the tape keeps.
     pub gradient_checkpointing: GradientCheckpointing,
 }
 
-/// What passes from stage to stage.
+/// The tensors that pass from stage to stage.
 #[derive(Debug, Clone)]
 pub struct State {
-    /// `[b, c, h, w]`.
+    /// The hidden state, `[b, c, h, w]`.
     pub hidden: Tensor<4>,
-    /// The way down's outputs, waiting for the way up.
+    /// The skips that the way down has pushed and the way up has not popped yet, `[b, c, h, w]` each.
     pub skips: Vec<Tensor<4>>,
 }
 
@@ -74,7 +74,7 @@ impl UNet2DConditionModel {
 }
 
 impl Stage<'_> {
-    /// Runs the stage.
+    /// Runs the stage on the state that the one before it left.
     pub fn forward(&self, State { hidden, mut skips }: State, context: &Context) -> State {
         let Context { time, encoder_hidden_states, gradient_checkpointing } = context.clone();
         let hidden = match self {

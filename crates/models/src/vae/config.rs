@@ -5,32 +5,32 @@ use serde_json::{Map, Value, json};
 use crate::config_json::{ConfigJson, NetworkConfig};
 use crate::error::Result;
 
-/// The shape of an AutoencoderKL. Lists have one entry a level, from the full resolution down.
+/// The shape of an AutoencoderKL. Lists have one entry per level, from the full resolution down.
 ///
 /// Source: diffusers `models/autoencoders/autoencoder_kl.py`, whose defaults hold where the file is silent.
 #[derive(Debug, Clone)]
 pub struct AutoencoderConfig {
-    /// Image channels in.
+    /// Channels of the images that the encoder takes.
     pub in_channels: usize,
-    /// Image channels out.
+    /// Channels of the images that the decoder gives.
     pub out_channels: usize,
-    /// Channels.
+    /// Channels at each level.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks a level (one more in the decoder).
+    /// Residual blocks per level of the encoder; the decoder has one more per level.
     pub layers_per_block: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Groups of every group norm.
+    /// Groups of channels in every group norm.
     pub norm_num_groups: usize,
     /// Latents are multiplied by this before diffusion.
     pub scaling_factor: f64,
-    /// Subtracted from latents before scaling.
+    /// This is subtracted from latents before they are multiplied by `scaling_factor`.
     pub shift_factor: f64,
-    /// A 1×1 convolution after the encoder.
+    /// Whether a 1×1 convolution follows the encoder.
     pub use_quant_conv: bool,
-    /// A 1×1 convolution before the decoder.
+    /// Whether a 1×1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// Attention in the middle.
+    /// Whether the lowest level has self-attention over pixels.
     pub mid_block_add_attention: bool,
     /// The file as it was read, written again with a tuned model.
     pub raw: Map<String, Value>,

@@ -8,10 +8,10 @@ mod stages;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::blocks::attention::Attention;
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use crate::unet::attention::Attention;
-use crate::unet::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::weights::Weights;
 
 pub use config::AutoencoderConfig;
@@ -20,7 +20,7 @@ pub use stages::Stage;
 /// Epsilon of every norm of the autoencoder.
 const EPS: f64 = 1e-6;
 
-/// One level of the encoder.
+/// One level of the encoder: residual blocks, then a reduction except at the lowest.
 #[derive(Module, Debug)]
 pub struct DownEncoderBlock {
     resnets: Vec<ResnetBlock2D>,
@@ -34,14 +34,14 @@ pub struct MidBlock {
     resnets: Vec<ResnetBlock2D>,
 }
 
-/// One level of the decoder.
+/// One level of the decoder: residual blocks, then an upsampling except at the last.
 #[derive(Module, Debug)]
 pub struct UpDecoderBlock {
     resnets: Vec<ResnetBlock2D>,
     upsamplers: Vec<Upsample2D>,
 }
 
-/// Images to moments.
+/// The half that turns images into moments.
 #[derive(Module, Debug)]
 pub struct Encoder {
     conv_in: Conv2d,
@@ -51,7 +51,7 @@ pub struct Encoder {
     conv_out: Conv2d,
 }
 
-/// Latents to images.
+/// The half that turns latents into images.
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
@@ -68,7 +68,7 @@ pub struct AutoencoderKL {
     decoder: Decoder,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
-    /// What the tape keeps of a stage.
+    /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
     #[module(skip)]
@@ -78,14 +78,14 @@ pub struct AutoencoderKL {
 /// The encoder's Gaussian, `[b, latent_channels, h, w]` each, unscaled.
 #[derive(Debug, Clone)]
 pub struct Posterior {
-    /// Mean.
+    /// The mean of each latent.
     pub mean: Tensor<4>,
-    /// Log-variance, clamped to [−30, 20] as the reference does.
+    /// The logarithm of the variance of each latent, clamped to [−30, 20] as the reference does.
     pub logvar: Tensor<4>,
 }
 
 impl Posterior {
-    /// `mean + std · noise`.
+    /// Draws latents, `mean + std · noise`, from standard normal noise of the same shape.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
         self.mean.clone() + (self.logvar.clone() * 0.5).exp() * noise
     }
@@ -161,8 +161,8 @@ impl AutoencoderConfig {
     }
 }
 
-/// Puts published tensors under today's names: files from before 2023 name the attention `query`, `key`, `value`, `proj_attn`,
-/// some with 1×1 kernels for matrices.
+/// Renames published tensors to today's names. Files from before 2023 call the attention's layers `query`, `key`, `value` and
+/// `proj_attn`, and some hold 1×1 kernels instead of matrices.
 pub fn rename_published(weights: &mut Weights) {
     const OLD: [(&str, &str); 4] = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     weights.rename(|name| {
@@ -186,12 +186,12 @@ impl MidBlock {
 }
 
 impl AutoencoderKL {
-    /// The shape this was built from.
+    /// The config this was built from.
     pub fn config(&self) -> &AutoencoderConfig {
         &self.config
     }
 
-    /// The same, its latents multiplied by another factor before diffusion.
+    /// The same autoencoder with another factor by which latents are multiplied before diffusion.
     pub fn with_scaling_factor(mut self, factor: f64) -> Self {
         self.config.scaling_factor = factor;
         self.config.raw.insert("scaling_factor".into(), factor.into());
@@ -247,7 +247,7 @@ impl AutoencoderKL {
         (self.decode(unscaled) / 2.0 + 0.5).clamp(0.0, 1.0)
     }
 
-    /// Unscaled latents to diffusion's.
+    /// Scales the autoencoder's latents to those of diffusion.
     pub fn scale(&self, latents: Tensor<4>) -> Tensor<4> {
         (latents - self.config.shift_factor) * self.config.scaling_factor
     }

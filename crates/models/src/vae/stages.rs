@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
+use crate::blocks::attention::Attention;
+use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
-use crate::unet::attention::Attention;
-use crate::unet::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
 
 /// One step of the encoder or the decoder: `[b, c, h, w]` → `[b, c', h', w']`.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ pub enum Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Runs the stage, of which the tape keeps what `gradient_checkpointing` says.
+    /// Runs the stage; `gradient_checkpointing` says how much of it the tape keeps.
     pub fn forward(&self, x: Tensor<4>, gradient_checkpointing: GradientCheckpointing) -> Tensor<4> {
         match self {
             Self::Conv(conv) => conv.forward(x),

@@ -1,9 +1,12 @@
 use burn::tensor::{Device, Tensor};
 
 use super::*;
-use crate::config::{BetaSchedule, PredictionType, TimestepSpacing};
+use crate::{
+    config::{BetaSchedule, PredictionType, TimestepSpacing},
+    ddim, ddpm, pndm, unipc,
+};
 
-fn stable_diffusion(class: SchedulerClass) -> SchedulerConfig {
+fn stable_diffusion(class: &SchedulerClass) -> SchedulerConfig {
     SchedulerConfig {
         beta_start: Some(0.00085),
         beta_end: Some(0.012),
@@ -35,7 +38,7 @@ fn every_name_finds_its_entry_whatever_the_case() {
         for name in std::iter::once(entry.name).chain(entry.a1111.iter().copied()) {
             assert_eq!(by_name(&name.to_uppercase()).unwrap().name, entry.name);
         }
-        assert_eq!(by_name(entry.class.class_name()).unwrap().class, entry.class);
+        assert_eq!(by_name(entry.class.class_name).unwrap().class, entry.class);
     }
     assert_eq!(by_name("dpm++ 2m karras").unwrap().name, "dpmpp_2m_karras");
     assert_eq!(by_name("Euler-a").unwrap().name, "euler_a");
@@ -46,16 +49,16 @@ fn every_name_finds_its_entry_whatever_the_case() {
 
 #[test]
 fn an_entry_names_the_config_it_makes() {
-    let folder = stable_diffusion(SchedulerClass::Pndm);
+    let folder = stable_diffusion(&pndm::CLASS);
     for entry in SCHEDULERS {
         assert_eq!(entry_of(&entry.configure(&folder)).unwrap().name, entry.name);
     }
-    assert_eq!(entry_of(&SchedulerConfig::new(SchedulerClass::UniPcMultistep)).unwrap().name, "unipc");
+    assert_eq!(entry_of(&SchedulerConfig::new(&unipc::CLASS)).unwrap().name, "unipc");
 }
 
 #[test]
 fn another_class_keeps_stated_fields_and_takes_its_own_defaults() {
-    let folder = stable_diffusion(SchedulerClass::Pndm);
+    let folder = stable_diffusion(&pndm::CLASS);
     let ddim = build_sampler(&folder, Some(by_name("ddim").unwrap()), 50, 0.0).unwrap();
     assert_eq!((ddim.timesteps()[0], ddim.timesteps()[49]), (981.0, 1.0));
     let euler = build_sampler(&folder, Some(by_name("euler").unwrap()), 50, 0.0).unwrap();
@@ -68,7 +71,7 @@ fn every_entry_samples_finite_numbers_from_one_step_to_many() {
     for entry in SCHEDULERS {
         for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction] {
             for steps in [1, 2, 3, 7, 20] {
-                let config = SchedulerConfig { prediction_type: Some(prediction_type), ..stable_diffusion(SchedulerClass::Pndm) };
+                let config = SchedulerConfig { prediction_type: Some(prediction_type), ..stable_diffusion(&pndm::CLASS) };
                 let mut sampler = build_sampler(&config, Some(entry), steps, 1.0).unwrap();
                 let mut x = wave([1, 1, 2, 2], 0.3, &device) * sampler.init_noise_sigma();
                 for step in 0..sampler.timesteps().len() {
@@ -89,13 +92,13 @@ fn a_perfect_model_is_sampled_back() {
     let device = Device::flex();
     let x0 = wave([1, 2, 3, 3], 1.0, &device);
     for entry in SCHEDULERS {
-        let config = SchedulerConfig { set_alpha_to_one: Some(true), ..stable_diffusion(SchedulerClass::Pndm) };
+        let config = SchedulerConfig { set_alpha_to_one: Some(true), ..stable_diffusion(&pndm::CLASS) };
         let mut sampler = build_sampler(&config, Some(entry), 12, 0.0).unwrap();
         let mut x = wave([1, 2, 3, 3], 0.2, &device) * sampler.init_noise_sigma();
         for step in 0..sampler.timesteps().len() {
             let alpha = match sampler.sigmas() {
                 Some(sigmas) => 1.0 / (1.0 + sigmas[step].powi(2)),
-                None => sampler.alphas_cumprod()[sampler.timesteps()[step] as usize],
+                None => sampler.training_level(sampler.timesteps()[step]).signal.powi(2),
             };
             let input = sampler.scale_model_input(x.clone(), &[step]);
             let epsilon = (input - x0.clone() * alpha.sqrt()) / (1.0 - alpha).sqrt();
@@ -110,8 +113,8 @@ fn a_perfect_model_is_sampled_back() {
 #[test]
 fn a_batch_of_different_steps_equals_its_samples_one_by_one() {
     let device = Device::flex();
-    for entry in SCHEDULERS.iter().filter(|entry| entry.single_step) {
-        let scheduler = build_scheduler(&stable_diffusion(SchedulerClass::Ddim), Some(entry), 10, 0.7).unwrap();
+    for entry in SCHEDULERS.iter().filter(|entry| entry.is_single_step()) {
+        let scheduler = build_scheduler(&stable_diffusion(&ddim::CLASS), Some(entry), 10, 0.7).unwrap();
         let (output, sample) = (wave([3, 2, 2, 2], 0.1, &device), wave([3, 2, 2, 2], 2.0, &device));
         let steps = [9, 0, 4];
         let batch = scheduler.transition(output.clone(), &steps, sample.clone());
@@ -134,7 +137,7 @@ fn gradient_flows_through_every_sampler_and_is_the_finite_difference() {
     let (plain, tracked) = (Device::flex(), Device::flex().autodiff());
     for entry in SCHEDULERS {
         let run = |output: Tensor<4>, device: &Device| {
-            let mut sampler = build_sampler(&stable_diffusion(SchedulerClass::Pndm), Some(entry), 5, 0.5).unwrap();
+            let mut sampler = build_sampler(&stable_diffusion(&pndm::CLASS), Some(entry), 5, 0.5).unwrap();
             let mut x = wave([2, 1, 2, 2], 0.4, &plain);
             for step in 0..4 {
                 let noise = sampler.needs_noise().then(|| wave([2, 1, 2, 2], step as f64, &plain));
@@ -156,7 +159,7 @@ fn gradient_flows_through_every_sampler_and_is_the_finite_difference() {
 #[test]
 fn gradient_flows_through_a_thresholded_transition() {
     let device = Device::flex().autodiff();
-    let config = SchedulerConfig { thresholding: Some(true), sample_max_value: Some(50.0), ..stable_diffusion(SchedulerClass::Ddim) };
+    let config = SchedulerConfig { thresholding: Some(true), sample_max_value: Some(50.0), ..stable_diffusion(&ddim::CLASS) };
     let scheduler = build_scheduler(&config, None, 10, 0.0).unwrap();
     let output = wave([2, 1, 2, 2], 0.9, &device).require_grad();
     let grads = scheduler.transition(output.clone(), &[3, 5], wave([2, 1, 2, 2], 0.1, &Device::flex())).prev_sample_mean.sum().backward();
@@ -166,7 +169,7 @@ fn gradient_flows_through_a_thresholded_transition() {
 
 #[test]
 fn steps_and_eta_out_of_range_are_errors() {
-    let config = stable_diffusion(SchedulerClass::Ddim);
+    let config = stable_diffusion(&ddim::CLASS);
     for (steps, eta, word) in
         [(0, 0.0, "num_inference_steps = 0"), (1001, 0.0, "1000"), (10, 1.1, "eta"), (10, -0.1, "eta"), (10, f64::NAN, "NaN")]
     {
@@ -186,7 +189,7 @@ fn steps_and_eta_out_of_range_are_errors() {
 #[test]
 fn only_noisy_schedules_have_a_density_and_the_deterministic_step_is_named() {
     let stochastic = |name: &str, eta: f64, set_alpha_to_one: bool| {
-        let config = SchedulerConfig { set_alpha_to_one: Some(set_alpha_to_one), ..stable_diffusion(SchedulerClass::Ddim) };
+        let config = SchedulerConfig { set_alpha_to_one: Some(set_alpha_to_one), ..stable_diffusion(&ddim::CLASS) };
         require_stochastic(&*build_scheduler(&config, Some(by_name(name).unwrap()), 10, eta).unwrap())
     };
     assert_eq!(stochastic("ddim", 1.0, false).unwrap(), 10);
@@ -195,8 +198,23 @@ fn only_noisy_schedules_have_a_density_and_the_deterministic_step_is_named() {
     assert_eq!(stochastic("euler_a", 0.0, false).unwrap(), 9);
     for name in ["ddim", "euler"] {
         let error = stochastic(name, 0.0, false).unwrap_err().to_string();
-        assert!(error.contains("step 0") && error.contains("eta > 0"), "{error}");
+        assert!(error.contains("step 0") && error.ends_with("use a stochastic scheduler: ddim with eta > 0, ddpm or euler_a"), "{error}");
     }
+}
+
+/// What an entry says before anything is built is what its schedule turns out to be.
+#[test]
+fn an_entry_knows_whether_its_steps_have_a_density() {
+    let config = SchedulerConfig { set_alpha_to_one: Some(false), ..stable_diffusion(&ddim::CLASS) };
+    for entry in SCHEDULERS {
+        for eta in [0.0, 0.3, 1.0] {
+            let built = build_scheduler(&config, Some(entry), 10, eta);
+            assert_eq!(entry.is_single_step(), built.is_ok(), "{}", entry.name);
+            let has_density = built.is_ok_and(|scheduler| require_stochastic(&*scheduler).is_ok());
+            assert_eq!(entry.is_stochastic(eta), has_density, "{} at eta {eta}", entry.name);
+        }
+    }
+    assert_eq!(known_names(SchedulerEntry::is_single_step), "ddim, ddpm, euler, euler_karras, euler_a");
 }
 
 #[test]
@@ -204,22 +222,22 @@ fn training_sample_and_target_agree_with_the_transition() {
     let device = Device::flex();
     let (x0, noise) = (wave([2, 1, 2, 2], 0.0, &device), wave([2, 1, 2, 2], 1.0, &device));
     for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
-        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..stable_diffusion(SchedulerClass::Ddpm) };
+        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..stable_diffusion(&ddpm::CLASS) };
         let scheduler = build_scheduler(&config, None, 10, 0.0).unwrap();
-        let timesteps = [901, 101];
+        let timesteps = [901.0, 101.0];
         let sample = scheduler.add_noise(x0.clone(), noise.clone(), &timesteps);
         let target = scheduler.training_target(x0.clone(), noise.clone(), &timesteps);
         close(scheduler.transition(target, &[0, 8], sample).pred_original_sample, x0.clone(), 1e-5);
     }
-    let scheduler = build_scheduler(&stable_diffusion(SchedulerClass::Ddim), None, 10, 0.0).unwrap();
-    assert!((scheduler.signal_to_noise(500) - 0.27633268 / (1.0 - 0.27633268)).abs() < 1e-6);
+    let scheduler = build_scheduler(&stable_diffusion(&ddim::CLASS), None, 10, 0.0).unwrap();
+    assert!((scheduler.signal_to_noise(500.0) - 0.27633268 / (1.0 - 0.27633268)).abs() < 1e-6);
 }
 
 #[test]
 fn a_chain_can_be_sampled_twice_and_begun_in_the_middle() {
     let device = Device::flex();
     for entry in SCHEDULERS {
-        let mut sampler = build_sampler(&stable_diffusion(SchedulerClass::Pndm), Some(entry), 6, 0.0).unwrap();
+        let mut sampler = build_sampler(&stable_diffusion(&pndm::CLASS), Some(entry), 6, 0.0).unwrap();
         let mut run = |from: usize| {
             let mut x = wave([1, 1, 2, 2], 0.3, &device);
             sampler.reset();

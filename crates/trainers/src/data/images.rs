@@ -42,12 +42,12 @@ pub(crate) struct Variation {
 impl Variation {
     /// Whether the entry in place `sample` of a batch is mirrored.
     pub fn mirrors(&self, batch: Batch, sample: u64) -> bool {
-        self.horizontal_flip && self.noise.uniform(Purpose::Augmentation, batch.draw(), sample) < 0.5
+        self.horizontal_flip && self.noise.uniform(Purpose::AUGMENTATION, batch.draw(), sample) < 0.5
     }
 
     /// The caption of the entry in place `sample` of a batch.
     pub fn caption(&self, batch: Batch, sample: u64, caption: &str) -> String {
-        let dropped = self.noise.uniform(Purpose::CaptionDropout, batch.draw(), sample) < self.caption_dropout;
+        let dropped = self.noise.uniform(Purpose::CAPTION_DROPOUT, batch.draw(), sample) < self.caption_dropout;
         if dropped { String::new() } else { caption.to_owned() }
     }
 }
@@ -90,7 +90,7 @@ impl CaptionedImages {
                 "{folder}: all {held_out} images are held out; add some, or lower data.validation_fraction"
             )));
         }
-        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
         let cache_latents = section.cache_latents;
         Ok(Self { training, validation, skipped, size, cache_latents, variation, order, device: device.clone() })

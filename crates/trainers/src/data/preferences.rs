@@ -12,7 +12,7 @@ use crate::Error;
 use crate::data::images::{Variation, number, split};
 use crate::run::Batch;
 use crate::run::checkpoint::text_checksum;
-use crate::sections::image_findings;
+use crate::sections::ImageKnobs;
 
 /// Pairs of images to train on; the defaults of varying them are DiffusionDPO's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,7 +58,8 @@ fn sixteen() -> u32 {
 
 impl Validate for PreferencesSection {
     fn findings(&self, findings: &mut Vec<String>) {
-        image_findings("preferences", (self.caption_dropout, self.validation_fraction, self.min_size), findings);
+        let Self { caption_dropout, validation_fraction, min_size, .. } = *self;
+        ImageKnobs { section: "preferences", caption_dropout, validation_fraction, min_size }.findings(findings);
     }
 }
 
@@ -100,7 +101,7 @@ impl PreferencePairs {
             let way_out = "add some of other prompts, or lower preferences.validation_fraction";
             return Err(Error::Config(format!("{file}: all {held_out} pairs are held out; {way_out}")));
         }
-        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
         Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
     }

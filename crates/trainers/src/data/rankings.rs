@@ -138,7 +138,7 @@ impl Rankings {
                 "{files:?}: no prompt with two images in a strict order is left to train on ({held_out} are held out)"
             )));
         }
-        let order = ShuffledOrder::new(training.len(), noise, Purpose::DataOrder);
+        let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: 0.0, horizontal_flip: section.horizontal_flip, noise };
         Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, variation, order })
     }

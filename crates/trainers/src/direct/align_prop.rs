@@ -19,11 +19,16 @@ use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first, reward_loss};
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
+use crate::direct::through_sampling::{self, ThroughSampling};
+use crate::direct::{Call, Sampling};
 use crate::environment::Environment;
 use crate::regularizer::Regularizer;
-use crate::run::Run;
-use crate::sections::SchedulerSection;
+use crate::run::{Draw, Run};
+
+/// From which step on the noise prediction is differentiated.
+const TRUNCATION: Purpose = Purpose::numbered(14);
 
 /// The knobs of `[algo.align_prop]`, with the values of the authors' later code where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,7 +53,7 @@ vp_core::registry! {
         Fixed = "fixed" => Fixed,
         /// Each step from a border on that is drawn anew for each step, as in the first code and TRL.
         Random = "random" => Random,
-        /// From a border on that is drawn once a batch, as in the authors' later code.
+        /// From a border on that is drawn once per batch, as in the authors' later code.
         Gaussian = "gaussian" => Gaussian,
     }
 }
@@ -88,55 +93,62 @@ impl Default for AlignProp {
     }
 }
 
-impl AlignProp {
-    /// Appends what cannot work together with the scheduler's section.
-    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
-        let steps = scheduler.num_inference_steps;
-        self.drawing().findings("align_prop", findings);
+impl ThroughSampling for AlignProp {
+    fn sampling(&self) -> Sampling<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Sampling { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
+    fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call> {
+        self.truncation.calls(num_inference_steps, draw)
+    }
+
+    fn grad_scale(&self) -> f64 {
+        self.grad_scale
+    }
+}
+
+impl<D: Denoiser> RewardDriven<D> for AlignProp {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        through_sampling::train(self, run, environment, regularizer)
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        let steps = config.num_inference_steps();
+        let on_tape = self.truncation.expected_on_tape(steps);
+        self.sampling().arithmetic(config, &format!("takes {steps} steps, {on_tape:.1} of them on the tape on average"))
+    }
+
+    fn needs_gradient(&self) -> bool {
+        true
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        &[
+            "run.num_train_steps=5",
+            "scheduler.num_inference_steps=6",
+            // The border where it is in the shipped config, relative to the shorter chain.
+            "algo.align_prop.truncation.gaussian.mean=4.5",
+            "optimizer.learning_rate=1e-2",
+            "preview.num_inference_steps=6",
+        ]
+    }
+}
+
+impl Algorithm for AlignProp {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        let steps = config.num_inference_steps();
+        self.sampling().findings("align_prop", findings);
         if !self.grad_scale.is_finite() {
             findings.push(format!("algo.align_prop.grad_scale is {}; expected a number", self.grad_scale));
         }
         if steps > 0 {
             self.truncation.findings(steps, findings);
         }
-    }
-
-    fn drawing(&self) -> Drawing<'_> {
-        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
-        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
-    }
-
-    /// Algorithm 1.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        regularizer: &mut Regularizer,
-    ) -> Result<(), Error> {
-        let mut scheduler = environment.scheduler()?;
-        preview_first(run, environment)?;
-        while let Some(batch) = run.next_batch()? {
-            // 1. Prompts to embeddings, and the noise to start from.
-            let beginning = Beginning::new(batch, run, environment, self.drawing());
-            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
-
-            // 2. Which steps' noise predictions are differentiated; the latents keep their graph everywhere.
-            let calls = self.truncation.calls(scheduler.timesteps().len(), (noise, *draw));
-
-            // 3. From noise to an image, and its reward.
-            let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
-            let sampled = chain.run(beginning.latents.clone(), &calls, End::Sample);
-            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
-            let loss = reward_loss(judged.rewards.clone(), self.grad_scale);
-
-            // 4. The regulariser on the same tape; backward, update, look.
-            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
-        }
-        Ok(())
     }
 }
 
@@ -163,15 +175,15 @@ impl Truncation {
     }
 
     /// A whole chain of `steps`. The last one is on the tape whatever is drawn (the first code and TRL leave it off once in 51
-    /// times), so that there is always a gradient. `draw` names the batch.
-    pub fn calls(&self, steps: usize, (noise, draw): (&Noise, u64)) -> Vec<Call> {
+    /// times), so that there is always a gradient.
+    pub fn calls(&self, steps: usize, draw: Draw) -> Vec<Call> {
         let once = match self {
-            Self::Gaussian(gaussian) => gaussian.border(steps, (noise, draw)),
+            Self::Gaussian(gaussian) => gaussian.border(steps, draw),
             Self::Fixed(Fixed { k }) => steps - k,
             Self::Random(_) => 0,
         };
         let border = |step| match self {
-            Self::Random(Random { min, max }) => noise.integer(Purpose::Truncation, chain_step(draw, step), 0, *min, *max),
+            Self::Random(Random { min, max }) => draw.noise.integer(TRUNCATION, chain_step(draw.number, step), 0, *min, *max),
             Self::Fixed(_) | Self::Gaussian(_) => once,
         };
         (0..steps).map(|step| if step + 1 == steps || step >= border(step) { Call::On } else { Call::Off }).collect()
@@ -181,18 +193,18 @@ impl Truncation {
     pub fn expected_on_tape(&self, steps: usize) -> f64 {
         const CHAINS: u64 = 1000;
         let noise = Noise::new(0);
-        let on_tape = |draw| self.calls(steps, (&noise, draw)).into_iter().filter(|call| *call == Call::On).count();
+        let on_tape = |number| self.calls(steps, Draw { noise, number }).into_iter().filter(|call| *call == Call::On).count();
         (1..=CHAINS).map(on_tape).sum::<usize>() as f64 / CHAINS as f64
     }
 }
 
 impl Gaussian {
     /// One draw, again and again until it is a step after the first.
-    fn border(&self, steps: usize, (noise, draw): (&Noise, u64)) -> usize {
+    fn border(&self, steps: usize, Draw { noise, number }: Draw) -> usize {
         // With the mean among the steps and a standard deviation of at most their number, a draw is good at least once in three
         // times; the mean itself stands in for what will not happen.
         const DRAWS: usize = 100;
-        let drawn = noise.normal_values(Purpose::Truncation, draw, 0, DRAWS);
+        let drawn = noise.normal_values(TRUNCATION, number, 0, DRAWS);
         let borders = drawn.into_iter().map(|z| self.mean + self.std * f64::from(z));
         borders.filter(|border| *border >= 1.0).map(|border| border as usize).find(|border| *border < steps).unwrap_or(self.mean as usize)
     }
@@ -201,11 +213,13 @@ impl Gaussian {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::AlgorithmConfig;
 
     fn findings(truncation: Truncation, steps: usize) -> Vec<String> {
-        let section = serde_json::json!({ "name": "ddim", "num_inference_steps": steps });
+        let align_prop = AlignProp { truncation, ..AlignProp::default() };
+        let config = TrainConfig::with_steps(AlgorithmConfig::AlignProp(align_prop.clone()), steps);
         let mut findings = Vec::new();
-        AlignProp { truncation, ..AlignProp::default() }.findings(&serde_json::from_value(section).unwrap(), &mut findings);
+        align_prop.findings(&config, &mut findings);
         findings
     }
 
@@ -241,14 +255,14 @@ mod tests {
     #[test]
     fn truncations_are_where_they_say() {
         let noise = Noise::new(3);
-        assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, (&noise, 1))), 5);
-        assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, (&noise, 1)), [Call::On; 8]);
+        assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, Draw { noise, number: 1 })), 5);
+        assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, Draw { noise, number: 1 }), [Call::On; 8]);
 
         // One border a batch, all after it on the tape; mean 42.5 less the half that rounding down takes.
         let gaussian = Truncation::Gaussian(Gaussian { mean: 42.0, std: 5.0 });
         let borders: Vec<usize> = (1..=2000)
             .map(|draw| {
-                let calls = gaussian.calls(50, (&noise, draw));
+                let calls = gaussian.calls(50, Draw { noise, number: draw });
                 let border = first_on(&calls);
                 assert!(calls[border..].iter().all(|call| *call == Call::On));
                 border
@@ -261,7 +275,7 @@ mod tests {
 
         // A border for each step: step 0 of 4 is on the tape once in five times, and may be where a later one is not.
         let random = Truncation::Random(Random { min: 0, max: 4 });
-        let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, (&noise, draw))).collect();
+        let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, Draw { noise, number: draw })).collect();
         let share = |step: usize| chains.iter().filter(|calls| calls[step] == Call::On).count() as f64 / 2000.0;
         for (step, expected) in [(0, 0.2), (1, 0.4), (2, 0.6), (3, 1.0)] {
             assert!((share(step) - expected).abs() < 0.05, "step {step}: {}", share(step));

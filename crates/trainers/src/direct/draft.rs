@@ -18,11 +18,16 @@ use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::direct::{Beginning, Call, Drawing, End, Judged, Sampled, TapedChain, finish, judge, preview_first, reward_loss};
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
+use crate::direct::through_sampling::{self, ThroughSampling};
+use crate::direct::{Call, Sampling, StartingPoint, TapedChain};
 use crate::environment::Environment;
 use crate::regularizer::Regularizer;
-use crate::run::Run;
-use crate::sections::SchedulerSection;
+use crate::run::{Draw, Run};
+
+/// The noise that is added to drawn latents.
+pub(super) const LOW_VARIANCE: Purpose = Purpose::numbered(17);
 
 /// The knobs of `[algo.draft]`, with the paper's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,12 +53,61 @@ impl Default for Draft {
     }
 }
 
-impl Draft {
-    /// Appends what cannot work together with the scheduler's section.
-    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
+impl ThroughSampling for Draft {
+    fn sampling(&self) -> Sampling<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Sampling { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
+    /// A whole chain, the last K steps on the tape.
+    fn calls(&self, num_inference_steps: usize, _: Draw) -> Vec<Call> {
+        let mut calls = vec![Call::Off; num_inference_steps - self.k];
+        calls.resize(num_inference_steps, Call::On);
+        calls
+    }
+
+    fn grad_scale(&self) -> f64 {
+        self.grad_scale
+    }
+
+    /// DRaFT-LV: the same latents, noised and denoised anew.
+    fn further_samples<D: Denoiser>(&self, chain: &TapedChain<'_, D>, latents: &Tensor<4>, start: &StartingPoint) -> Vec<Tensor<4>> {
+        (0..self.num_lv_samples).map(|sample| renoised_sample(chain, latents, start.normal(LOW_VARIANCE, sample))).collect()
+    }
+}
+
+impl<D: Denoiser> RewardDriven<D> for Draft {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        through_sampling::train(self, run, environment, regularizer)
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        let (steps, samples) = (config.num_inference_steps(), self.num_lv_samples);
+        let each = match samples {
+            0 => format!("takes {steps} steps, the last {} of them on the tape", self.k),
+            _ => format!("takes {steps} steps and the last one {samples} times more, {} on the tape", samples + 1),
+        };
+        self.sampling().arithmetic(config, &each)
+    }
+
+    fn needs_gradient(&self) -> bool {
+        true
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        &["run.num_train_steps=5", "scheduler.num_inference_steps=6", "optimizer.learning_rate=1e-2", "preview.num_inference_steps=6"]
+    }
+}
+
+impl Algorithm for Draft {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let Self { k, num_lv_samples, grad_scale, .. } = self;
-        let steps = scheduler.num_inference_steps;
-        self.drawing().findings("draft", findings);
+        let steps = config.num_inference_steps();
+        self.sampling().findings("draft", findings);
         if *k == 0 || (steps > 0 && *k > steps) {
             findings.push(format!("algo.draft.k is {k}; expected 1 to {steps}, the steps there are (scheduler.num_inference_steps)"));
         }
@@ -66,74 +120,6 @@ impl Draft {
             findings.push(format!("algo.draft.grad_scale is {grad_scale}; expected a number"));
         }
     }
-
-    fn drawing(&self) -> Drawing<'_> {
-        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
-        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
-    }
-
-    /// Algorithm 1.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        regularizer: &mut Regularizer,
-    ) -> Result<(), Error> {
-        let mut scheduler = environment.scheduler()?;
-        let calls = self.calls(scheduler.timesteps().len());
-        preview_first(run, environment)?;
-        while let Some(batch) = run.next_batch()? {
-            // 1. Prompts to embeddings, and the noise to start from.
-            let beginning = Beginning::new(batch, run, environment, self.drawing());
-            let Beginning { prompts, guidance, .. } = &beginning;
-            let Environment { pipeline, reward, .. } = &*environment;
-
-            // 2. From noise to an image's latents, the last K steps on the tape.
-            let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
-            let sampled = chain.run(beginning.latents.clone(), &calls, End::Sample);
-
-            // 3. Decoded and rewarded; with DRaFT-LV also the same latents, noised and denoised anew.
-            let judge = |latents| judge(latents, &pipeline.vae, &**reward, prompts);
-            let epsilon = |sample| beginning.normal(Purpose::LowVariance, sample);
-            let (judged, loss) = self.loss(&chain, &sampled, &epsilon, &judge)?;
-
-            // 4. The regulariser on the same tape; backward, update, look.
-            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
-        }
-        Ok(())
-    }
-
-    /// What the drawn images are worth, and the loss `[1]`: theirs, or with DRaFT-LV the mean of theirs and of those renoised from
-    /// their latents, with the standard normal `[b, c, h, w]` of each time.
-    ///
-    /// # Errors
-    /// As `judge`.
-    pub fn loss<D: Denoiser>(
-        &self,
-        chain: &TapedChain<'_, D>,
-        sampled: &Sampled,
-        epsilon: &dyn Fn(usize) -> Tensor<4>,
-        judge: &dyn Fn(Tensor<4>) -> Result<Judged, Error>,
-    ) -> Result<(Judged, Tensor<1>), Error> {
-        let judged = judge(sampled.latents.clone())?;
-        let mut losses = vec![reward_loss(judged.rewards.clone(), self.grad_scale)];
-        for sample in 0..self.num_lv_samples {
-            let renoised = renoised_sample(chain, &sampled.latents, epsilon(sample));
-            losses.push(reward_loss(judge(renoised)?.rewards, self.grad_scale));
-        }
-        Ok((judged, Tensor::cat(losses, 0).mean()))
-    }
-
-    /// A whole chain of `steps`, the last K on the tape.
-    pub fn calls(&self, steps: usize) -> Vec<Call> {
-        let mut calls = vec![Call::Off; steps - self.k];
-        calls.resize(steps, Call::On);
-        calls
-    }
 }
 
 /// `√ᾱ sg(x_0) + √(1 − ᾱ) ε` at the last timestep, and the mean of the last step from there: `[b, c, h, w]`, on the tape through
@@ -141,23 +127,27 @@ impl Draft {
 pub fn renoised_sample<D: Denoiser>(chain: &TapedChain<'_, D>, original: &Tensor<4>, epsilon: Tensor<4>) -> Tensor<4> {
     let last = chain.scheduler.timesteps().len() - 1;
     let rows = original.dims()[0];
-    let (steps, timestep) = (vec![last; rows], chain.scheduler.timesteps()[last].round() as usize);
+    // Euler's continuous time is negative where σ < 1.
+    let (steps, timestep) = (vec![last; rows], chain.scheduler.timesteps()[last].max(0.0));
     let noised = chain.scheduler.add_noise(original.clone().without_autodiff(), epsilon, &vec![timestep; rows]);
     // `add_noise` gives what the network sees; samplers that step along σ hold the same unscaled.
     let scale = chain.scheduler.scale_model_input(noised.ones_like(), &steps);
     let sample = noised / scale;
-    let output = chain.model_output(Call::On, last, &sample);
+    let output = chain.noise_pred(Call::On, last, &sample);
     chain.scheduler.transition(output, &steps, sample).prev_sample_mean
 }
 
 #[cfg(test)]
 mod tests {
+    use vp_core::noise::Noise;
+
     use super::*;
+    use crate::config::AlgorithmConfig;
 
     fn findings(draft: &Draft, steps: usize) -> Vec<String> {
-        let section = serde_json::json!({ "name": "ddim", "num_inference_steps": steps });
+        let config = TrainConfig::with_steps(AlgorithmConfig::Draft(draft.clone()), steps);
         let mut findings = Vec::new();
-        draft.findings(&serde_json::from_value(section).unwrap(), &mut findings);
+        draft.findings(&config, &mut findings);
         findings
     }
 
@@ -184,7 +174,8 @@ mod tests {
     #[test]
     fn the_last_k_steps_are_on_the_tape() {
         let draft = Draft { k: 2, ..Draft::default() };
-        assert_eq!(draft.calls(4), [Call::Off, Call::Off, Call::On, Call::On]);
-        assert_eq!(draft.calls(2), [Call::On; 2]);
+        let draw = Draw { noise: Noise::new(0), number: 1 };
+        assert_eq!(draft.calls(4, draw), [Call::Off, Call::Off, Call::On, Call::On]);
+        assert_eq!(draft.calls(2, draw), [Call::On; 2]);
     }
 }

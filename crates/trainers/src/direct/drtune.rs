@@ -13,16 +13,23 @@
 //! `trainers/sd35/drtune.py`: spaced over the steps up to the early stop, so that all K are taken.
 
 use serde::{Deserialize, Serialize};
-use vp_core::noise::{Noise, Purpose};
+use vp_core::noise::Purpose;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first, reward_loss};
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
+use crate::direct::through_sampling::{self, ThroughSampling};
+use crate::direct::{Call, End, Sampling};
 use crate::environment::Environment;
 use crate::regularizer::Regularizer;
-use crate::run::Run;
-use crate::sections::SchedulerSection;
+use crate::run::{Draw, Run};
+
+/// The last step of a chain.
+const EARLY_STOP: Purpose = Purpose::numbered(15);
+/// Which of its steps are trained.
+const TRAINED_STEPS: Purpose = Purpose::numbered(16);
 
 /// The knobs of `[algo.drtune]`, with FlowBP's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,12 +55,59 @@ impl Default for DrTune {
     }
 }
 
-impl DrTune {
-    /// Appends what cannot work together with the scheduler's section.
-    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
+impl ThroughSampling for DrTune {
+    fn sampling(&self) -> Sampling<'_> {
+        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
+        Sampling { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
+    }
+
+    /// The steps up to the one where this chain stops; K of them are trained, equally spaced from a random first on.
+    fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call> {
+        let taken = num_inference_steps + 1 - draw.integer(EARLY_STOP, 1, self.early_stop_steps(num_inference_steps));
+        let stride = taken / self.k;
+        let first = draw.integer(TRAINED_STEPS, 0, taken - 1 - (self.k - 1) * stride);
+        let mut calls = vec![Call::Off; taken];
+        calls.iter_mut().skip(first).step_by(stride).take(self.k).for_each(|call| *call = Call::DetachedInput);
+        calls
+    }
+
+    fn end(&self) -> End {
+        End::Prediction
+    }
+
+    fn grad_scale(&self) -> f64 {
+        self.grad_scale
+    }
+}
+
+impl<D: Denoiser> RewardDriven<D> for DrTune {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        through_sampling::train(self, run, environment, regularizer)
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        let (steps, k) = (config.num_inference_steps(), self.k);
+        self.sampling().arithmetic(config, &format!("takes {} to {steps} steps, {k} of them on the tape", self.shortest(steps)))
+    }
+
+    fn needs_gradient(&self) -> bool {
+        true
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        &["run.num_train_steps=5", "scheduler.num_inference_steps=6", "optimizer.learning_rate=1e-2", "preview.num_inference_steps=6"]
+    }
+}
+
+impl Algorithm for DrTune {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let Self { k, early_stop_ratio, grad_scale, .. } = self;
-        let steps = scheduler.num_inference_steps;
-        self.drawing().findings("drtune", findings);
+        let steps = config.num_inference_steps();
+        self.sampling().findings("drtune", findings);
         if !grad_scale.is_finite() {
             findings.push(format!("algo.drtune.grad_scale is {grad_scale}; expected a number"));
         }
@@ -68,64 +122,17 @@ impl DrTune {
             ));
         }
     }
+}
 
-    fn drawing(&self) -> Drawing<'_> {
-        let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
-        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
-    }
-
-    /// Algorithm 1.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        regularizer: &mut Regularizer,
-    ) -> Result<(), Error> {
-        let mut scheduler = environment.scheduler()?;
-        preview_first(run, environment)?;
-        while let Some(batch) = run.next_batch()? {
-            // 1. Prompts to embeddings, and the noise to start from.
-            let beginning = Beginning::new(batch, run, environment, self.drawing());
-            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
-
-            // 2. Where the chain stops, and which of its steps are trained.
-            let calls = self.calls(scheduler.timesteps().len(), (noise, *draw));
-
-            // 3. From noise to the last step's prediction of the clean latents, decoded and rewarded.
-            let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
-            let sampled = chain.run(beginning.latents.clone(), &calls, End::Prediction);
-            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
-            let loss = reward_loss(judged.rewards.clone(), self.grad_scale);
-
-            // 4. The regulariser on the same tape; backward, update, look.
-            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
-        }
-        Ok(())
-    }
-
+impl DrTune {
     /// m: how many of the last of `steps` may be the last one taken, at least 1.
     fn early_stop_steps(&self, steps: usize) -> usize {
         ((steps as f64 * self.early_stop_ratio).round() as usize).max(1)
     }
 
     /// The steps of the shortest chain.
-    pub fn shortest(&self, steps: usize) -> usize {
+    fn shortest(&self, steps: usize) -> usize {
         steps + 1 - self.early_stop_steps(steps)
-    }
-
-    /// The steps up to the one where this chain stops; K of them are trained, equally spaced from a random first on. `draw` names
-    /// the batch.
-    pub fn calls(&self, steps: usize, (noise, draw): (&Noise, u64)) -> Vec<Call> {
-        let taken = steps + 1 - noise.integer(Purpose::EarlyStop, draw, 0, 1, self.early_stop_steps(steps));
-        let stride = taken / self.k;
-        let first = noise.integer(Purpose::TrainedSteps, draw, 0, 0, taken - 1 - (self.k - 1) * stride);
-        let mut calls = vec![Call::Off; taken];
-        calls.iter_mut().skip(first).step_by(stride).take(self.k).for_each(|call| *call = Call::DetachedInput);
-        calls
     }
 }
 
@@ -133,12 +140,15 @@ impl DrTune {
 mod tests {
     use std::collections::BTreeSet;
 
+    use vp_core::noise::Noise;
+
     use super::*;
+    use crate::config::AlgorithmConfig;
 
     fn findings(drtune: &DrTune, steps: usize) -> Vec<String> {
-        let section = serde_json::json!({ "name": "ddim", "num_inference_steps": steps });
+        let config = TrainConfig::with_steps(AlgorithmConfig::DrTune(drtune.clone()), steps);
         let mut findings = Vec::new();
-        drtune.findings(&serde_json::from_value(section).unwrap(), &mut findings);
+        drtune.findings(&config, &mut findings);
         findings
     }
 
@@ -168,7 +178,7 @@ mod tests {
         let (drtune, noise) = (DrTune::default(), Noise::new(5));
         let (mut lengths, mut firsts) = (BTreeSet::new(), BTreeSet::new());
         for draw in 1..=500 {
-            let calls = drtune.calls(10, (&noise, draw));
+            let calls = drtune.calls(10, Draw { noise, number: draw });
             let trained: Vec<usize> = (0..calls.len()).filter(|step| calls[*step] == Call::DetachedInput).collect();
             assert_eq!(trained.len(), 3, "{calls:?}");
             let stride = calls.len() / 3;
@@ -182,6 +192,6 @@ mod tests {
         assert_eq!(firsts.len(), 3 + 4 + 3 + 4, "{firsts:?}");
         // Every step, and none but the last to end on.
         let all = DrTune { k: 5, early_stop_ratio: 0.0, ..DrTune::default() };
-        assert_eq!(all.calls(5, (&noise, 1)), [Call::DetachedInput; 5]);
+        assert_eq!(all.calls(5, Draw { noise, number: 1 }), [Call::DetachedInput; 5]);
     }
 }

@@ -17,21 +17,22 @@ pub mod align_prop;
 pub mod draft;
 pub mod drtune;
 pub mod refl;
+pub mod through_sampling;
 
 use burn::tensor::{Device, Tensor};
-use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_core::noise::{Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable, predict};
-use vp_models::vae::AutoencoderKL;
-use vp_rewards::{Reward, Scored};
 use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::environment::{Environment, observed_rewards};
-use crate::regularizer::{Regularizer, Trajectory, Visited};
-use crate::run::preview::is_finite;
-use crate::run::{Batch, Run, values};
+use crate::config::TrainConfig;
+use crate::denoising::sample_numbers;
+use crate::environment::{Environment, ScoredImages};
+use crate::non_finite;
+use crate::regularizer::Visited;
+use crate::run::{Batch, Draw, Run, values};
 
 /// How a step calls the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +54,18 @@ pub enum End {
     Prediction,
 }
 
-/// How a micro-batch is drawn.
+/// How a micro-batch is sampled.
 #[derive(Debug, Clone, Copy)]
-pub struct Drawing<'a> {
+pub struct Sampling<'a> {
     /// Prompts, one image each.
     pub batch_size: usize,
     /// Classifier-free guidance; 1 or less for none.
     pub guidance_scale: f64,
-    /// What to steer away from, under guidance.
+    /// What guidance steers away from.
     pub negative_prompt: Option<&'a str>,
 }
 
-impl Drawing<'_> {
+impl Sampling<'_> {
     /// Appends what cannot work; `algo` is the section's name.
     pub fn findings(&self, algo: &str, findings: &mut Vec<String>) {
         let Self { batch_size, guidance_scale, .. } = self;
@@ -75,104 +76,129 @@ impl Drawing<'_> {
             findings.push(format!("algo.{algo}.guidance_scale is {guidance_scale}; expected a number of at least 0 (1 for none)"));
         }
     }
+
+    /// The images of an update and of the run, in words; `each` says how one image is sampled.
+    pub fn arithmetic(&self, config: &TrainConfig, each: &str) -> String {
+        let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
+        let batch_size = self.batch_size;
+        let images = batch_size * accumulation;
+        let total = images as u64 * updates;
+        format!("{updates} updates of {images} images ({batch_size} at once, {accumulation} times) = {total} images; each {each}")
+    }
 }
 
-/// What a micro-batch starts from.
+/// What a micro-batch of `b` images starts from.
 #[derive(Debug)]
-pub struct Beginning {
-    /// One an image.
+pub struct StartingPoint {
+    /// One per image.
     pub prompts: Vec<String>,
     /// What they say to the denoiser; on the tape where a text encoder trains.
     pub guidance: Guidance,
     /// Standard normal, `[b, c, h, w]`.
     pub latents: Tensor<4>,
-    /// The run's random numbers.
-    pub noise: Noise,
-    /// Names this micro-batch's.
-    pub draw: u64,
+    /// This micro-batch's random numbers.
+    pub draw: Draw,
     device: Device,
 }
 
-impl Beginning {
+impl StartingPoint {
     /// Prompts to embeddings, and the noise to start from.
-    pub fn new<D: Denoiser>(batch: Batch, run: &Run<Trainable<D>>, environment: &mut Environment<D>, drawing: Drawing<'_>) -> Self {
-        let Drawing { batch_size, guidance_scale, negative_prompt } = drawing;
-        let (draw, noise) = (batch.draw(), run.noise);
-        let prompts = environment.prompts(batch, batch_size);
+    pub fn new<D: Denoiser>(run: &Run<Trainable<D>>, environment: &mut Environment<D>, batch: Batch, sampling: Sampling<'_>) -> Self {
+        let Sampling { batch_size, guidance_scale, negative_prompt } = sampling;
+        let prompts = environment.prompts.of_batch(batch.index, batch_size);
         let Environment { pipeline, size, .. } = &*environment;
         let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: *size };
         let guidance = pipeline.encode(&run.model.text(&pipeline.text), &request);
-        let (samples, device) = (sample_numbers(batch_size), pipeline.device().clone());
-        let latents = noise.normal(Purpose::InitialLatents, draw, &samples, pipeline.latent_shape(*size), &device);
-        Self { prompts, guidance, latents, noise, draw, device }
+        let (draw, device) = (run.draw(batch), pipeline.device().clone());
+        let samples = sample_numbers(batch_size);
+        let latents = draw.noise.normal(Purpose::INITIAL_LATENTS, draw.number, &samples, pipeline.latent_shape(*size), &device);
+        Self { prompts, guidance, latents, draw, device }
     }
 
-    /// The noise of a stochastic scheduler step, `[b, c, h, w]`.
-    pub fn step_noise(&self, step: usize) -> Tensor<4> {
-        self.normal(Purpose::SamplerStep, step)
+    /// The chain from here.
+    pub fn chain<'a, D>(&'a self, denoiser: &'a D, scheduler: &'a mut dyn Scheduler) -> TapedChain<'a, D> {
+        TapedChain::new(denoiser, scheduler, &self.guidance, self)
     }
 
     /// Standard normal `[b, c, h, w]` for one place of this micro-batch.
     pub fn normal(&self, purpose: Purpose, place: usize) -> Tensor<4> {
-        let [b, c, h, w] = self.latents.dims();
-        self.noise.normal(purpose, chain_step(self.draw, place), &sample_numbers(b), [c, h, w], &self.device)
+        let ([b, c, h, w], Draw { noise, number }) = (self.latents.dims(), self.draw);
+        noise.normal(purpose, chain_step(number, place), &sample_numbers(b), [c, h, w], &self.device)
     }
-}
-
-fn sample_numbers(count: usize) -> Vec<u64> {
-    (0..count as u64).collect()
 }
 
 /// A chain of reverse steps, some of them on the tape.
 pub struct TapedChain<'a, D> {
     /// The trained network, on the tape.
     pub denoiser: &'a D,
-    /// Steps.
+    /// Makes steps of predictions.
     pub scheduler: &'a mut dyn Scheduler,
-    /// What is wanted.
+    /// The prompts, and how strongly they count.
     pub guidance: &'a Guidance,
-    /// Standard normal noise `[b, c, h, w]` of a step, asked for where the scheduler draws any.
-    pub noise: &'a mut dyn FnMut(usize) -> Tensor<4>,
-}
-
-/// Where a chain has been, and what it came to.
-#[derive(Debug)]
-pub struct Sampled {
-    /// What is decoded, `[b, c, h, w]`, on the tape.
-    pub latents: Tensor<4>,
     /// The points from which a step was taken, in order, off the tape.
     pub visited: Vec<Visited>,
+    noise: &'a dyn StepNoise,
+}
+
+/// The noise of a stochastic scheduler's steps.
+pub trait StepNoise {
+    /// Standard normal, `[b, c, h, w]`.
+    fn step_noise(&self, step: usize) -> Tensor<4>;
+}
+
+impl StepNoise for StartingPoint {
+    fn step_noise(&self, step: usize) -> Tensor<4> {
+        self.normal(Purpose::SAMPLER_STEP, step)
+    }
+}
+
+impl<F: Fn(usize) -> Tensor<4>> StepNoise for F {
+    fn step_noise(&self, step: usize) -> Tensor<4> {
+        self(step)
+    }
+}
+
+impl<'a, D> TapedChain<'a, D> {
+    /// A chain that has not begun.
+    pub fn new(denoiser: &'a D, scheduler: &'a mut dyn Scheduler, guidance: &'a Guidance, noise: &'a dyn StepNoise) -> Self {
+        Self { denoiser, scheduler, guidance, visited: Vec::new(), noise }
+    }
 }
 
 impl<D: Denoiser> TapedChain<'_, D> {
-    /// Takes the steps `0..calls.len()` from unit noise `[b, c, h, w]`.
+    /// Takes the steps `0..calls.len()` from unit noise `[b, c, h, w]`, each as its call says; the latents of the end, `[b, c, h, w]`.
     ///
     /// # Panics
     /// When no call is on the tape: there would be nothing to differentiate.
-    pub fn run(&mut self, unit: Tensor<4>, calls: &[Call], end: End) -> Sampled {
+    pub fn run(&mut self, unit: Tensor<4>, calls: &[Call], end: End) -> Tensor<4> {
         let first = calls.iter().position(|call| *call != Call::Off).expect("a step is on the tape");
-        let plain = self.guidance.without_autodiff();
-        let mut visited = roll_out(&self.denoiser.valid(), self.scheduler, &plain, unit, first, self.noise);
-        let mut latents = visited[first].latents.clone();
+        let mut latents = self.without_gradient(unit, first);
         for (step, call) in calls.iter().enumerate().skip(first) {
-            let output = self.model_output(*call, step, &latents);
-            let last = step + 1 == calls.len();
-            if last && end == End::Prediction {
-                let steps = vec![step; latents.dims()[0]];
-                latents = self.scheduler.transition(output, &steps, latents).pred_original_sample;
-                break;
+            let noise_pred = self.noise_pred(*call, step, &latents);
+            if step + 1 == calls.len() && end == End::Prediction {
+                return self.pred_original_sample(step, noise_pred, latents);
             }
-            let noise = (self.scheduler.std_dev_t(step) > 0.0).then(|| (self.noise)(step));
-            latents = self.scheduler.step(output, step, latents, noise);
-            if !last {
-                visited.push(Visited { step: step + 1, latents: latents.clone().without_autodiff() });
+            let noise = (self.scheduler.std_dev_t(step) > 0.0).then(|| self.noise.step_noise(step));
+            latents = self.scheduler.step(noise_pred, step, latents, noise);
+            if step + 1 < calls.len() {
+                self.visited.push(Visited { step: step + 1, latents: latents.clone().without_autodiff() });
             }
         }
-        Sampled { latents, visited }
+        latents
     }
 
-    /// The prediction at a step, with guidance.
-    pub fn model_output(&self, call: Call, step: usize, latents: &Tensor<4>) -> Tensor<4> {
+    /// Takes the steps `0..steps` from unit noise `[b, c, h, w]` off the tape; the latents before step `steps`, a constant.
+    pub fn without_gradient(&mut self, unit: Tensor<4>, steps: usize) -> Tensor<4> {
+        let start = unit * self.scheduler.init_noise_sigma();
+        self.visited.push(Visited { step: 0, latents: start.clone() });
+        let mut observe = |taken: &Taken<'_>| self.visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
+        let (denoiser, guidance) = (self.denoiser.valid(), self.guidance.without_autodiff());
+        let (sampler, mut noise) = (&mut *self.scheduler, |step| self.noise.step_noise(step));
+        Chain { denoiser: &denoiser, sampler, guidance: &guidance, noise: &mut noise, observe: &mut observe }.run(start, 0..steps)
+    }
+
+    /// What the network predicts at a step, with guidance; `[b, c, h, w]`.
+    pub fn noise_pred(&self, call: Call, step: usize, latents: &Tensor<4>) -> Tensor<4> {
         let rows = latents.dims()[0];
         let timesteps = vec![self.scheduler.timesteps()[step] as f32; rows];
         let input = match call {
@@ -189,123 +215,69 @@ impl<D: Denoiser> TapedChain<'_, D> {
             }
         }
     }
+
+    /// The clean latents that a prediction at a step stands for, `[b, c, h, w]`.
+    pub fn pred_original_sample(&self, step: usize, noise_pred: Tensor<4>, latents: Tensor<4>) -> Tensor<4> {
+        let steps = vec![step; latents.dims()[0]];
+        self.scheduler.transition(noise_pred, &steps, latents).pred_original_sample
+    }
 }
 
-/// Steps `0..steps` from unit noise, off the tape; where the chain has been, one entry a step and the last one where it stands.
-pub fn roll_out<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &mut dyn Scheduler,
-    guidance: &Guidance,
-    latents: Tensor<4>,
-    steps: usize,
-    noise: &mut dyn FnMut(usize) -> Tensor<4>,
-) -> Vec<Visited> {
-    let start = latents * scheduler.init_noise_sigma();
-    let mut visited = vec![Visited { step: 0, latents: start.clone() }];
-    let mut observe = |taken: &Taken<'_>| visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
-    Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut observe }.run(start, 0..steps);
-    visited
-}
-
-/// Images and what the reward says of them, on the tape.
+/// A micro-batch that was sampled and scored, and its loss without the regulariser.
 #[derive(Debug)]
-pub struct Judged {
-    /// `[b, 3, H, W]` in [0, 1].
-    pub images: Tensor<4>,
-    /// `[b]`.
-    pub rewards: Tensor<1>,
-    /// Of a sum, what each term said, `[b]`.
-    pub terms: Vec<(String, Tensor<1>)>,
+pub struct ScoredBatch<'a> {
+    /// What it started from.
+    pub start: &'a StartingPoint,
+    /// Where its chain has been.
+    pub visited: &'a [Visited],
+    /// What was decoded, `[b, c, h, w]`.
+    pub latents: &'a Tensor<4>,
+    /// Images, rewards, and what the journal is told of them.
+    pub scored: ScoredImages,
+    /// The algorithm's loss, `[1]`.
+    pub loss: Tensor<1>,
+    /// The regulariser's, `[1]`.
+    pub regularization: Option<Tensor<1>>,
 }
 
-/// Decodes latents `[b, c, h, w]` and asks the reward.
-///
-/// # Errors
-/// As the reward.
-pub fn judge(latents: Tensor<4>, vae: &AutoencoderKL, reward: &dyn Reward, prompts: &[String]) -> Result<Judged, Error> {
-    let images = profile::time(Stage::Decode, || vae.decode_to_images(latents));
-    let Scored { scores: rewards, terms } = profile::time(Stage::Reward, || reward.score_with_terms(images.clone(), prompts))?;
-    Ok(Judged { images, rewards, terms })
-}
+impl ScoredBatch<'_> {
+    /// Goes backward; after the last micro-batch of an update: clip, step, moving average, journal, and a preview where one is due.
+    ///
+    /// # Errors
+    /// When something is not finite, a reward fails, or the run's folder cannot be written.
+    pub fn backward<D: Denoiser>(
+        self,
+        run: &mut Run<Trainable<D>>,
+        environment: &Environment<D>,
+        scheduler: &dyn Scheduler,
+    ) -> Result<(), Error> {
+        let mut observed = self.scored.observed.clone();
+        observed.push(("regularizer".into(), self.regularization.as_ref().map_or(vec![0.0], values)));
+        let loss = match &self.regularization {
+            Some(regularization) => self.loss.clone() + regularization.clone(),
+            None => self.loss.clone(),
+        };
+        run.count_images(self.start.prompts.len());
+        let updated = run.backward(loss, observed, &|model: &Trainable<D>| self.first_non_finite(model, scheduler))?;
+        environment.look(run, updated)
+    }
 
-/// `−grad_scale · mean(r)`, `[b]` → `[1]`.
-///
-/// Source: DRaFT (arXiv 2309.17400) equation 1; AlignProp (2310.03739) equation 2.
-pub fn reward_loss(rewards: Tensor<1>, grad_scale: f64) -> Tensor<1> {
-    rewards.mean() * -grad_scale
-}
-
-/// The preview that a run begins with.
-///
-/// # Errors
-/// As [`Environment::preview`] and [`Run::preview`].
-pub fn preview_first<D: Denoiser>(run: &mut Run<Trainable<D>>, environment: &Environment<D>) -> Result<(), Error> {
-    if run.is_at_the_beginning() {
-        run.preview(&environment.preview(&environment.base, 0)?)?;
+    /// The first tensor that is not finite, in the order in which they were computed.
+    fn first_non_finite<D: Denoiser>(&self, model: &Trainable<D>, scheduler: &dyn Scheduler) -> Option<String> {
+        if let Some(Visited { step, .. }) = self.visited.iter().find(|visited| !non_finite::is_finite(&visited.latents)) {
+            return Some(format!("the latents before scheduler step {step}"));
+        }
+        let Visited { step, latents } = self.visited.last()?;
+        let rows = latents.dims()[0];
+        let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
+        let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
+        let in_network = non_finite::in_prediction(&model.denoiser, input, &timesteps, &self.start.guidance.conditional);
+        let decoded = [("the latents that are decoded", self.latents), ("the decoded images", &self.scored.images)];
+        in_network.or_else(|| non_finite::first_of(decoded)).or_else(|| {
+            let rewards = values(&self.scored.rewards);
+            (!rewards.iter().all(|reward| reward.is_finite())).then(|| format!("the reward ({rewards:?})"))
+        })
     }
-    Ok(())
-}
-
-/// The end of a micro-batch: adds the regulariser to `loss` `[1]`, goes backward, and after the last micro-batch of an update
-/// updates, follows with the moving average, writes down, and looks where that is due.
-///
-/// # Errors
-/// When something is not finite, a reward fails, or the run's folder cannot be written.
-pub fn finish<D: Denoiser>(
-    run: &mut Run<Trainable<D>>,
-    environment: &Environment<D>,
-    (regularizer, scheduler): (&mut Regularizer, &dyn Scheduler),
-    beginning: &Beginning,
-    (sampled, judged): (&Sampled, &Judged),
-    loss: Tensor<1>,
-) -> Result<(), Error> {
-    let Beginning { prompts, noise, draw, .. } = beginning;
-    let trajectory = Trajectory { visited: &sampled.visited, prompts, size: environment.size };
-    let regularize = || regularizer.loss(&run.model, environment, scheduler, trajectory, (noise, *draw));
-    let regularization = profile::time(Stage::TrackedStep, regularize)?;
-    let mut observed = observed_rewards(&judged.rewards, &judged.terms);
-    observed.extend(environment.watch(judged.images.clone(), prompts)?);
-    observed.push(("regularizer".into(), regularization.as_ref().map_or(vec![0.0], values)));
-    let loss = match regularization {
-        Some(regularization) => loss + regularization,
-        None => loss,
-    };
-    run.count_images(prompts.len());
-    let plain = beginning.guidance.without_autodiff();
-    let blame = |model: &Trainable<D>| first_non_finite(&model.unet, scheduler, &plain, sampled, judged);
-    let updated = run.backward(loss, observed, &blame)?;
-    if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-        run.preview(&environment.preview(&run.tuned(), step)?)?;
-    }
-    Ok(())
-}
-
-/// The first tensor of a micro-batch that is not finite.
-fn first_non_finite<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &dyn Scheduler,
-    guidance: &Guidance,
-    sampled: &Sampled,
-    judged: &Judged,
-) -> Option<String> {
-    if let Some(Visited { step, .. }) = sampled.visited.iter().find(|visited| !is_finite(&visited.latents)) {
-        return Some(format!("the latents before scheduler step {step}"));
-    }
-    let Visited { step, latents } = sampled.visited.last()?;
-    let rows = latents.dims()[0];
-    let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
-    let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
-    if let Some(part) = denoiser.first_non_finite(input, &timesteps, &guidance.conditional) {
-        return Some(format!("unet.{part}"));
-    }
-    if !is_finite(&sampled.latents) {
-        return Some("the latents that are decoded".into());
-    }
-    if !is_finite(&judged.images) {
-        return Some("the decoded images".into());
-    }
-    let rewards = values(&judged.rewards);
-    (!rewards.iter().all(|reward| reward.is_finite())).then(|| format!("the reward ({rewards:?})"))
 }
 
 #[cfg(test)]

@@ -11,18 +11,23 @@
 //! Differs from the released `ReFL.py` where its users were hurt: a regulariser is on by default, other rewards are watched, an
 //! optional guidance makes training draw as inference does, and the size is the model's own.
 
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Purpose;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::direct::{Beginning, Call, Drawing, End, TapedChain, finish, judge, preview_first};
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
+use crate::direct::{Call, Sampling, ScoredBatch, StartingPoint, TapedChain};
 use crate::environment::Environment;
 use crate::losses::refl_loss;
-use crate::regularizer::Regularizer;
+use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::Run;
-use crate::sections::SchedulerSection;
+
+/// Which late step ReFL tracks.
+const MID_TIMESTEP: Purpose = Purpose::numbered(4);
 
 /// The knobs of `[algo.refl]`, with ReFL.py's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,73 +63,102 @@ impl Default for Refl {
     }
 }
 
-impl Refl {
-    /// Appends what cannot work together with the scheduler's section.
-    pub fn findings(&self, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
-        let Self { batch_size, min_mid_step, max_mid_step, margin, grad_scale, guidance_scale, .. } = self;
-        let steps = scheduler.num_inference_steps;
-        if *batch_size == 0 {
-            findings.push("algo.refl.batch_size is 0; expected at least 1".into());
+impl<D: Denoiser> RewardDriven<D> for Refl {
+    /// Algorithm 1.
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        let mut scheduler = environment.scheduler()?;
+        environment.preview_first(run)?;
+        while let Some(batch) = run.next_batch()? {
+            // 1. Prompts to embeddings, and the noise x_T to start from.
+            let start = StartingPoint::new(run, environment, batch, self.sampling());
+
+            // 2. A random late step t. Up to it without gradient, that one step with, to the clean latents x_0 that it predicts.
+            let mid_step = start.draw.integer(MID_TIMESTEP, self.min_mid_step, self.max_mid_step);
+            let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
+            let latents = predict_clean_latents(&mut chain, start.latents.clone(), mid_step);
+            let visited = chain.visited;
+
+            // 3. To an image, and its reward r(y, z): the loss λ φ(r).
+            let scored = environment.decode_and_score(latents.clone(), &start.prompts)?;
+            let loss = refl_loss(scored.rewards.clone(), self.margin, self.grad_scale);
+
+            // 4. L_pre, on the same tape.
+            let sampled = SampledBatch { visited: &visited, prompts: &start.prompts, size: environment.size };
+            let regularization = regularizer.loss(&run.model, environment, &*scheduler, sampled, start.draw)?;
+
+            // 5. Backward; after the last micro-batch of an update: clip, step, moving average, journal, preview.
+            let scored_batch = ScoredBatch { start: &start, visited: &visited, latents: &latents, scored, loss, regularization };
+            scored_batch.backward(run, environment, &*scheduler)?;
         }
+        Ok(())
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        let (first, last, steps) = (self.min_mid_step + 1, self.max_mid_step + 1, config.num_inference_steps());
+        self.sampling().arithmetic(config, &format!("takes {first} to {last} of {steps} steps, one of them on the tape"))
+    }
+
+    fn needs_gradient(&self) -> bool {
+        true
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        &[
+            "run.num_train_steps=16",
+            "scheduler.num_inference_steps=10",
+            "algo.refl.min_mid_step=6",
+            "algo.refl.max_mid_step=8",
+            "algo.refl.batch_size=4",
+            // Brightness varies by a hundredth, a reward of standard deviation 1 by a hundred times as much: the published grad_scale of
+            // 1e-3, for the latter, would leave the regulariser alone in the field.
+            "algo.refl.grad_scale=1.0",
+            "optimizer.gradient_accumulation_steps=1",
+            "optimizer.learning_rate=5e-3",
+            "preview.guidance_scale=1.0",
+        ]
+    }
+}
+
+/// Lines 4 to 9 of algorithm 1, from unit noise x_T `[b, c, h, w]` to x_0, which is on the tape through one step alone.
+pub fn predict_clean_latents<D: Denoiser>(chain: &mut TapedChain<'_, D>, unit: Tensor<4>, mid_step: usize) -> Tensor<4> {
+    // T..t without gradient: what comes before step t is a constant.
+    let latents = chain.without_gradient(unit, mid_step);
+    // t with gradient: the one prediction through which the reward reaches the weights.
+    let noise_pred = chain.noise_pred(Call::On, mid_step, &latents);
+    // `pred_original_sample` of diffusers: x_0 as it is predicted from there.
+    chain.pred_original_sample(mid_step, noise_pred, latents)
+}
+
+impl Algorithm for Refl {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        let Self { min_mid_step, max_mid_step, margin, grad_scale, .. } = self;
+        let steps = config.num_inference_steps();
+        self.sampling().findings("refl", findings);
         if steps > 0 && (min_mid_step > max_mid_step || *max_mid_step >= steps) {
             findings.push(format!(
                 "algo.refl draws its tracked step from {min_mid_step}..={max_mid_step}; expected min_mid_step <= max_mid_step <= {}, the last of {steps} steps",
                 steps - 1
             ));
         }
-        for (name, value) in [("margin", margin), ("grad_scale", grad_scale), ("guidance_scale", guidance_scale)] {
+        for (name, value) in [("margin", margin), ("grad_scale", grad_scale)] {
             if !value.is_finite() {
                 findings.push(format!("algo.refl.{name} is {value}; expected a number"));
             }
         }
-        if *guidance_scale < 0.0 {
-            findings.push(format!("algo.refl.guidance_scale is {guidance_scale}; expected at least 0 (1 for none)"));
-        }
     }
 
-    fn drawing(&self) -> Drawing<'_> {
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
+}
+
+impl Refl {
+    fn sampling(&self) -> Sampling<'_> {
         let Self { batch_size, guidance_scale, negative_prompt, .. } = self;
-        Drawing { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
-    }
-
-    /// Algorithm 1.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        regularizer: &mut Regularizer,
-    ) -> Result<(), Error> {
-        let mut scheduler = environment.scheduler()?;
-        preview_first(run, environment)?;
-        while let Some(batch) = run.next_batch()? {
-            // 1. Prompts to embeddings, and the noise to start from.
-            let beginning = Beginning::new(batch, run, environment, self.drawing());
-            let Beginning { prompts, guidance, noise, draw, .. } = &beginning;
-
-            // 2. From noise to a random late step off the tape, and that step on it, to its prediction of the clean latents.
-            let mid_step = noise.integer(Purpose::MidTimestep, *draw, 0, self.min_mid_step, self.max_mid_step);
-            let mut step_noise = |step| beginning.step_noise(step);
-            let mut chain = TapedChain { denoiser: &run.model.unet, scheduler: &mut *scheduler, guidance, noise: &mut step_noise };
-            let sampled = chain.run(beginning.latents.clone(), &Self::calls(mid_step), End::Prediction);
-
-            // 3. Decoded and rewarded.
-            let judged = judge(sampled.latents.clone(), &environment.pipeline.vae, &*environment.reward, prompts)?;
-            let loss = refl_loss(judged.rewards.clone(), self.margin, self.grad_scale);
-
-            // 4. The regulariser on the same tape; backward, update, look.
-            finish(run, environment, (regularizer, &*scheduler), &beginning, (&sampled, &judged), loss)?;
-        }
-        Ok(())
-    }
-
-    /// The steps `0..=mid_step`, the last of them on the tape. The latents before it are a constant: the only path of the
-    /// gradient is through this one prediction.
-    pub fn calls(mid_step: usize) -> Vec<Call> {
-        let mut calls = vec![Call::Off; mid_step];
-        calls.push(Call::On);
-        calls
+        Sampling { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
     }
 }

@@ -1,15 +1,17 @@
 //! The laws of the tape, on a network of two parameters: its gradients by hand, in f64.
 
 use burn::module::{Module, Param};
+use vp_core::noise::Noise;
 use vp_models::denoiser::Conditioning;
 use vp_models::parameters::named_gradients;
-use vp_schedulers::{SchedulerClass, SchedulerConfig, build_scheduler};
+use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
 
 use super::*;
 use crate::direct::align_prop::{Fixed, Truncation};
-use crate::direct::draft::{Draft, renoised_sample};
+use crate::direct::draft::{Draft, LOW_VARIANCE, renoised_sample};
 use crate::direct::drtune::DrTune;
-use crate::direct::refl::Refl;
+use crate::direct::refl::predict_clean_latents;
+use crate::direct::through_sampling::{ThroughSampling, mean_reward_loss};
 
 /// `slope · x + pull · c`, with `c` the mean of the text's embedding.
 #[derive(Module, Debug)]
@@ -19,6 +21,12 @@ struct Toy {
 }
 
 impl Denoiser for Toy {
+    const COMPONENT: &'static str = "toy";
+
+    fn config_json(&self) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::Map::new()
+    }
+
     fn forward(&self, sample: Tensor<4>, _: &[f32], conditioning: &Conditioning) -> Tensor<4> {
         let [rows, ..] = sample.dims();
         let text = conditioning.encoder_hidden_states.clone().mean_dims(&[1, 2]).reshape([rows, 1, 1, 1]);
@@ -57,20 +65,24 @@ fn guidance() -> Guidance {
     Guidance { conditional: text(TEXTS[0]), unconditional: Some(text(TEXTS[1])), scale: SCALE }
 }
 
+fn config_of(name: &str) -> SchedulerConfig {
+    SchedulerConfig::new(by_name(name).unwrap().class)
+}
+
 /// DDIM whose last sample is the prediction of the clean one.
 fn ddim(eta: f64) -> Box<dyn Scheduler> {
-    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(SchedulerClass::Ddim) };
+    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..config_of("ddim") };
     build_scheduler(&config, None, STEPS, eta).unwrap()
 }
 
 /// What a chain of the toy comes to, and that number's gradients with respect to slope and pull.
 fn gradients(scheduler: &mut dyn Scheduler, calls: &[Call], end: End) -> (f64, [f64; 2]) {
     let (toy, guidance) = (toy(SLOPE, PULL), guidance());
-    let mut noise = |step| constant(step_noise(step));
-    let mut chain = TapedChain { denoiser: &toy, scheduler, guidance: &guidance, noise: &mut noise };
-    let sampled = chain.run(constant(UNIT), calls, end);
-    assert_eq!(sampled.visited.iter().map(|visited| visited.step).collect::<Vec<_>>(), (0..calls.len()).collect::<Vec<_>>());
-    (scalar(&sampled.latents), of_toy(&toy, sampled.latents.sum()))
+    let noise = |step| constant(step_noise(step));
+    let mut chain = TapedChain::new(&toy, scheduler, &guidance, &noise);
+    let latents = chain.run(constant(UNIT), calls, end);
+    assert_eq!(chain.visited.iter().map(|visited| visited.step).collect::<Vec<_>>(), (0..calls.len()).collect::<Vec<_>>());
+    (scalar(&latents), of_toy(&toy, latents.sum()))
 }
 
 fn of_toy(toy: &Toy, loss: Tensor<1>) -> [f64; 2] {
@@ -139,7 +151,7 @@ fn every_call_lets_through_what_it_says() {
 
 #[test]
 fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
-    let mut euler = build_scheduler(&SchedulerConfig::new(SchedulerClass::EulerDiscrete), None, STEPS, 0.0).unwrap();
+    let mut euler = build_scheduler(&config_of("euler"), None, STEPS, 0.0).unwrap();
     for call in [Call::On, Call::DetachedInput] {
         assert_is_by_hand(&mut *euler, &[call; STEPS], End::Sample);
     }
@@ -157,28 +169,50 @@ fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
     }
 }
 
+fn draw(number: u64) -> Draw {
+    Draw { noise: Noise::new(0), number }
+}
+
+/// ReFL's prediction of the clean latents after `mid_step` steps, and its gradients.
+fn refl(scheduler: &mut dyn Scheduler, mid_step: usize) -> (f64, [f64; 2]) {
+    let (toy, guidance) = (toy(SLOPE, PULL), guidance());
+    let noise = |step| constant(step_noise(step));
+    let latents = predict_clean_latents(&mut TapedChain::new(&toy, scheduler, &guidance, &noise), constant(UNIT), mid_step);
+    (scalar(&latents), of_toy(&toy, latents.sum()))
+}
+
+#[test]
+fn refls_one_step_on_the_tape_is_by_hand() {
+    for mid_step in [0, 2, STEPS - 1] {
+        let calls: Vec<Call> = (0..=mid_step).map(|step| if step == mid_step { Call::On } else { Call::Off }).collect();
+        let (value, gradient) = refl(&mut *ddim(0.7), mid_step);
+        let (expected, expected_gradient) = by_hand(&*ddim(0.7), &calls, End::Prediction, [SLOPE, PULL]);
+        assert_close(value, expected, "the clean latents");
+        gradient.into_iter().zip(expected_gradient).for_each(|(got, expected)| assert_close(got, expected, "the gradient"));
+    }
+}
+
 #[test]
 fn draft_1_is_refl_at_the_last_step() {
-    let refl = gradients(&mut *ddim(0.0), &Refl::calls(STEPS - 1), End::Prediction);
-    let draft = gradients(&mut *ddim(0.0), &Draft::default().calls(STEPS), End::Sample);
-    assert_eq!(refl, draft);
+    let draft = gradients(&mut *ddim(0.0), &Draft::default().calls(STEPS, draw(1)), End::Sample);
+    assert_eq!(refl(&mut *ddim(0.0), STEPS - 1), draft);
 }
 
 #[test]
 fn draft_with_every_step_is_align_prop_without_truncation() {
     let draft = Draft { k: STEPS, ..Draft::default() };
     let align_prop = Truncation::Fixed(Fixed { k: STEPS });
-    let align_prop = gradients(&mut *ddim(0.5), &align_prop.calls(STEPS, (&Noise::new(0), 1)), End::Sample);
-    assert_eq!(gradients(&mut *ddim(0.5), &draft.calls(STEPS), End::Sample), align_prop);
+    let align_prop = gradients(&mut *ddim(0.5), &align_prop.calls(STEPS, draw(1)), End::Sample);
+    assert_eq!(gradients(&mut *ddim(0.5), &draft.calls(STEPS, draw(1)), End::Sample), align_prop);
     let shorter = Draft { k: STEPS - 1, ..draft };
-    assert_ne!(gradients(&mut *ddim(0.5), &shorter.calls(STEPS), End::Sample).1, align_prop.1);
+    assert_ne!(gradients(&mut *ddim(0.5), &shorter.calls(STEPS, draw(1)), End::Sample).1, align_prop.1);
 }
 
 #[test]
 fn drtunes_gradient_is_the_sum_of_its_steps_along_the_linear_path() {
     let drtune = DrTune { k: 2, ..DrTune::default() };
-    for draw in 1..10 {
-        let calls = drtune.calls(STEPS, (&Noise::new(0), draw));
+    for number in 1..10 {
+        let calls = drtune.calls(STEPS, draw(number));
         let (_, together) = gradients(&mut *ddim(0.0), &calls, End::Prediction);
         let trained: Vec<usize> = (0..calls.len()).filter(|step| calls[*step] != Call::Off).collect();
         let mut sum = [0.0; 2];
@@ -201,13 +235,13 @@ fn drtunes_gradient_is_the_sum_of_its_steps_along_the_linear_path() {
 /// DRaFT-LV: √ᾱ x_0 + √(1 − ᾱ) ε, one step from there, the gradient of that step alone.
 #[test]
 fn a_renoised_sample_is_the_last_step_from_noised_latents() {
-    for (class, name) in [(SchedulerClass::Ddim, "ddim"), (SchedulerClass::EulerDiscrete, "euler")] {
-        let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..SchedulerConfig::new(class) };
+    for name in ["ddim", "euler"] {
+        let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..config_of(name) };
         let mut scheduler = build_scheduler(&config, None, STEPS, 0.0).unwrap();
-        let alpha = scheduler.alphas_cumprod()[scheduler.timesteps()[STEPS - 1] as usize];
+        let alpha = scheduler.training_level(scheduler.timesteps()[STEPS - 1]).signal.powi(2);
         let (toy, guidance, original, epsilon) = (toy(SLOPE, PULL), guidance(), 0.6, -1.5);
-        let mut noise = |step| constant(step_noise(step));
-        let chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
+        let noise = |step| constant(step_noise(step));
+        let chain = TapedChain::new(&toy, &mut *scheduler, &guidance, &noise);
         // Tracked, as what was sampled is: its graph must not be followed.
         let tracked = toy.slope.val().reshape([1, 1, 1, 1]) - constant(SLOPE) + constant(original);
         let renoised = renoised_sample(&chain, &tracked, constant(epsilon));
@@ -222,36 +256,43 @@ fn a_renoised_sample_is_the_last_step_from_noised_latents() {
 }
 
 #[test]
+fn draft_lv_renoises_the_drawn_latents_with_noise_of_its_own() {
+    let (toy, guidance, mut scheduler) = (toy(SLOPE, PULL), guidance(), ddim(0.0));
+    let draft = Draft { num_lv_samples: 2, ..Draft::default() };
+    let start = StartingPoint { prompts: vec![String::new()], guidance, latents: constant(UNIT), draw: draw(3), device: Device::flex() };
+    let mut chain = start.chain(&toy, &mut *scheduler);
+    let latents = chain.run(start.latents.clone(), &draft.calls(STEPS, start.draw), End::Sample);
+    let further = draft.further_samples(&chain, &latents, &start);
+    assert_eq!(further.len(), 2);
+    for (sample, further) in further.iter().enumerate() {
+        let epsilon = start.normal(LOW_VARIANCE, sample);
+        assert_eq!(scalar(further), scalar(&renoised_sample(&chain, &latents, epsilon)));
+    }
+    assert!(scalar(&further[0]) != scalar(&further[1]) && scalar(&further[0]) != scalar(&latents));
+    assert!(Draft::default().further_samples(&chain, &latents, &start).is_empty());
+}
+
+#[test]
 fn draft_lvs_loss_and_gradient_are_the_means_of_its_parts() {
     let parts = |num_lv_samples: usize, only: Option<usize>| {
         let (toy, guidance, mut scheduler) = (toy(SLOPE, PULL), guidance(), ddim(0.0));
-        let draft = Draft { num_lv_samples, grad_scale: 2.0, ..Draft::default() };
-        let mut noise = |step| constant(step_noise(step));
-        let mut chain = TapedChain { denoiser: &toy, scheduler: &mut *scheduler, guidance: &guidance, noise: &mut noise };
-        let sampled = chain.run(constant(UNIT), &draft.calls(STEPS), End::Sample);
+        let noise = |step| constant(step_noise(step));
+        let mut chain = TapedChain::new(&toy, &mut *scheduler, &guidance, &noise);
+        let latents = chain.run(constant(UNIT), &Draft::default().calls(STEPS, draw(1)), End::Sample);
         // The reward is curved, so that a mean of samples is not a sample of the mean.
-        let rewards = |latents: Tensor<4>| latents.powi_scalar(2).reshape([1]);
-        let judge = |latents: Tensor<4>| Ok(Judged { images: latents.clone(), rewards: rewards(latents), terms: vec![] });
-        let epsilon = |sample| constant([0.4, -0.9][sample]);
-        let loss = match only {
-            None => draft.loss(&chain, &sampled, &epsilon, &judge).unwrap().1,
-            Some(sample) => reward_loss(rewards(renoised_sample(&chain, &sampled.latents, epsilon(sample))), 2.0),
+        let reward = |latents: Tensor<4>| latents.powi_scalar(2).reshape([1]);
+        let renoised = |sample: usize| reward(renoised_sample(&chain, &latents, constant([0.4, -0.9][sample])));
+        let rewards = match only {
+            None => std::iter::once(reward(latents.clone())).chain((0..num_lv_samples).map(renoised)).collect(),
+            Some(sample) => vec![renoised(sample)],
         };
+        let loss = mean_reward_loss(rewards, 2.0);
         let [slope, pull] = of_toy(&toy, loss.clone());
         [values(&loss)[0], slope, pull]
     };
-    let (together, alone) = (parts(2, None), [parts(0, None), parts(2, Some(0)), parts(2, Some(1))]);
+    let (together, alone) = (parts(2, None), [parts(0, None), parts(0, Some(0)), parts(0, Some(1))]);
     assert!(alone[0] != alone[1] && alone[1] != alone[2]);
     for (index, together) in together.into_iter().enumerate() {
         assert_close(together, alone.iter().map(|part| part[index]).sum::<f64>() / 3.0, "the mean");
     }
-}
-
-#[test]
-fn the_loss_is_the_mean_rewards_negative() {
-    let rewards = Tensor::<1>::from_data([1.0, 2.0], &Device::flex().autodiff()).require_grad();
-    let loss = reward_loss(rewards.clone(), 0.1);
-    assert!((values(&loss)[0] + 0.15).abs() < 1e-7);
-    let gradient: Vec<f32> = rewards.grad(&loss.backward()).expect("tracked").into_data().try_to_vec().expect("f32");
-    assert_eq!(gradient, [-0.05, -0.05]);
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 
 use crate::optim::NamedTensors;
+use crate::statistics::mean_and_std;
 
 vp_core::registry! {
     /// The `[algo.ddpo.advantages.<name>]` section.
@@ -71,12 +72,13 @@ impl Validate for AdvantagesConfig {
 }
 
 /// The rewards that are remembered of each prompt, oldest first, by the prompt's place in the list.
-pub type Tracker = BTreeMap<usize, VecDeque<f32>>;
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 
 impl AdvantagesConfig {
     /// The advantage of each reward. `prompts` are the places of the images' prompts in the list of prompts; images of one group stand
     /// together, `group_size` of them. `tracker` learns of the rewards where the statistics are per prompt.
-    pub fn advantages(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
+    pub fn of(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
             Self::Group(Group { global_std }) => {
@@ -87,22 +89,22 @@ impl AdvantagesConfig {
                 };
                 rewards.chunks(group_size).flat_map(one).collect()
             }
-            Self::PerPrompt(section) => section.advantages(rewards, prompts, tracker),
+            Self::PerPrompt(section) => section.of(rewards, prompts, tracker),
         }
     }
 }
 
 impl PerPrompt {
-    fn advantages(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
+    fn of(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
         for (prompt, reward) in prompts.iter().zip(rewards) {
-            let seen = tracker.entry(*prompt).or_default();
+            let seen = tracker.0.entry(*prompt).or_default();
             seen.push_back(*reward);
             if seen.len() > self.buffer_size {
                 seen.pop_front();
             }
         }
         let one = |(prompt, reward): (&usize, &f32)| {
-            let seen: Vec<f32> = tracker[prompt].iter().copied().collect();
+            let seen: Vec<f32> = tracker.0[prompt].iter().copied().collect();
             let among = if seen.len() < self.min_count { rewards } else { &seen };
             normalised(&[*reward], among, 1e-6)[0]
         };
@@ -122,26 +124,26 @@ fn standardised(rewards: &[f32], mean: f64, std: f64, eps: f64) -> Vec<f32> {
 
 /// Mean and population standard deviation.
 fn statistics(rewards: &[f32]) -> (f64, f64) {
-    let n = rewards.len() as f64;
-    let mean = rewards.iter().map(|r| f64::from(*r)).sum::<f64>() / n;
-    (mean, (rewards.iter().map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>() / n).sqrt())
+    mean_and_std(&rewards.iter().map(|reward| f64::from(*reward)).collect::<Vec<_>>())
 }
 
 const PREFIX: &str = "tracker.";
 
-/// The tracker as tensors, for a checkpoint.
-pub fn save_tracker(tracker: &Tracker, memory: &mut NamedTensors, device: &Device) {
-    memory.retain(|name, _| !name.starts_with(PREFIX));
-    for (prompt, rewards) in tracker {
-        let rewards: Vec<f32> = rewards.iter().copied().collect();
-        memory.insert(format!("{PREFIX}{prompt}"), Tensor::from_data(rewards.as_slice(), device));
+impl Tracker {
+    /// Puts it into a run's `memory`, in place of the last one.
+    pub fn save(&self, memory: &mut NamedTensors, device: &Device) {
+        memory.retain(|name, _| !name.starts_with(PREFIX));
+        for (prompt, rewards) in &self.0 {
+            let rewards: Vec<f32> = rewards.iter().copied().collect();
+            memory.insert(format!("{PREFIX}{prompt}"), Tensor::from_data(rewards.as_slice(), device));
+        }
     }
-}
 
-/// The tracker that [`save_tracker`] wrote.
-pub fn recall_tracker(memory: &NamedTensors) -> Tracker {
-    let entries = memory.iter().filter_map(|(name, rewards)| Some((name.strip_prefix(PREFIX)?.parse().ok()?, rewards)));
-    entries.map(|(prompt, rewards)| (prompt, rewards.to_data().iter::<f32>().collect())).collect()
+    /// The tracker that [`save`](Self::save) put into `memory`; an empty one where there is none.
+    pub fn recall(memory: &NamedTensors) -> Self {
+        let entries = memory.iter().filter_map(|(name, rewards)| Some((name.strip_prefix(PREFIX)?.parse().ok()?, rewards)));
+        Self(entries.map(|(prompt, rewards)| (prompt, rewards.to_data().iter::<f32>().collect())).collect())
+    }
 }
 
 #[cfg(test)]
@@ -151,13 +153,13 @@ mod tests {
     #[test]
     fn a_group_sums_to_zero() {
         let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
-        let advantages = AdvantagesConfig::Group(Group::default()).advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
+        let advantages = AdvantagesConfig::Group(Group::default()).of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         for group in advantages.chunks(3) {
             assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
             assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
         }
         // Nothing to learn where all are alike.
-        assert_eq!(AdvantagesConfig::Group(Group::default()).advantages(&[2.0; 3], &[0; 3], 3, &mut Tracker::new()), [0.0; 3]);
+        assert_eq!(AdvantagesConfig::Group(Group::default()).of(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
     }
 
     /// Two groups with means 2 and 10; all six have mean 6 and variance (25 + 16 + 9 + 1 + 16 + 49) / 6 = 58/3.
@@ -165,7 +167,7 @@ mod tests {
     fn with_the_epochs_deviation_a_group_of_likes_says_little() {
         let rewards = [1.0, 2.0, 3.0, 7.0, 10.0, 13.0];
         let group = AdvantagesConfig::Group(Group { global_std: true });
-        let advantages = group.advantages(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::new());
+        let advantages = group.of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         let std = (58.0f32 / 3.0).sqrt();
         for (found, expected) in advantages.iter().zip([-1.0, 0.0, 1.0, -3.0, 0.0, 3.0]) {
             assert!((found - expected / std).abs() < 1e-6, "{advantages:?}");
@@ -175,23 +177,23 @@ mod tests {
     /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times the epoch's own statistics count.
     #[test]
     fn a_prompt_is_held_against_its_own_past() {
-        let (section, mut tracker) = (PerPrompt { buffer_size: 3, min_count: 2 }, Tracker::new());
+        let (section, mut tracker) = (PerPrompt { buffer_size: 3, min_count: 2 }, Tracker::default());
         // Mean 4, population standard deviation √(26/3), of all three; prompt 0 has been seen twice, prompt 7 once.
-        let advantages = section.advantages(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
+        let advantages = section.of(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
         let std = (26.0f32 / 3.0).sqrt();
         let expected = [-1.0, 1.0, 4.0 / std];
         assert!(advantages.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{advantages:?}");
         // The oldest of prompt 0 falls out: 3, 5 and 7 are left.
-        let advantages = section.advantages(&[5.0, 7.0], &[0, 0], &mut tracker);
-        assert_eq!(tracker[&0], [3.0, 5.0, 7.0]);
+        let advantages = section.of(&[5.0, 7.0], &[0, 0], &mut tracker);
+        assert_eq!(tracker.0[&0], [3.0, 5.0, 7.0]);
         assert!((advantages[0]).abs() < 1e-6 && (advantages[1] - 2.0 / (8.0f32 / 3.0).sqrt()).abs() < 1e-5, "{advantages:?}");
     }
 
     #[test]
     fn a_tracker_survives_a_checkpoint() {
-        let tracker = Tracker::from([(3, VecDeque::from([0.1, 0.7])), (12, VecDeque::from([-1.0]))]);
+        let tracker = Tracker([(3, VecDeque::from([0.1, 0.7])), (12, VecDeque::from([-1.0]))].into());
         let mut memory = NamedTensors::new();
-        save_tracker(&tracker, &mut memory, &Device::flex());
-        assert_eq!(recall_tracker(&memory), tracker);
+        tracker.save(&mut memory, &Device::flex());
+        assert_eq!(Tracker::recall(&memory), tracker);
     }
 }

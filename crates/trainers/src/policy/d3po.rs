@@ -10,20 +10,20 @@
 //! The policy's ratios are to the base model, not to the policy that drew; everything else is walked as DDPO walks it.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::log_sigmoid;
 use serde::{Deserialize, Serialize};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
-use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::direct::preview_first;
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
 use crate::environment::Environment;
-use crate::optim::NamedTensors;
+use crate::losses::{d3po_loss, transition_kl};
 use crate::policy::rollout::{Rollout, RolloutPlan};
-use crate::policy::{Layout, Minibatch, Place, guided_transition, kl_divergence, learn, sampling_findings};
-use crate::run::{Observed, Run, values};
-use crate::sections::SchedulerSection;
+use crate::policy::walk::{Position, Walk};
+use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::regularizer::{Regularizer, RegularizerConfig};
+use crate::run::{Run, values};
 
 /// The knobs of `[algo.d3po]`, with d3po's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,64 +65,26 @@ impl Default for D3po {
     }
 }
 
-/// `−log σ(β Σ_k h_k log clamp(ρ_k, 1 − ε, 1 + ε))` for each pair, `[b]`, where log ρ = log π − log π_ref; all arguments `[b, 2]`.
-pub fn d3po_loss(log_ratios: Tensor<2>, preferences: Tensor<2>, beta: f64, clip_range: f64) -> Tensor<1> {
-    // The clamp of a ratio is that of its logarithm.
-    let clamped = log_ratios.clamp((1.0 - clip_range).ln(), (1.0 + clip_range).ln());
-    -log_sigmoid((clamped * preferences).sum_dim(1).squeeze_dim::<1>(1) * beta)
-}
-
 impl D3po {
-    /// Images an epoch.
-    pub fn images(&self) -> usize {
+    fn num_images(&self) -> usize {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
-    /// Timesteps of each pair that are trained on.
-    pub fn trained_steps(&self, num_inference_steps: usize) -> usize {
-        ((num_inference_steps as f64 * self.timestep_fraction) as usize).max(1)
-    }
-
-    /// How an epoch's pairs are walked.
-    pub fn layout(&self, num_inference_steps: usize) -> Layout {
-        Layout {
-            items: self.images() / 2,
+    /// In which order an epoch's pairs of chains of `num_inference_steps` are trained on.
+    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
+        Walk {
+            noise: run.noise,
+            num_items: self.num_images() / 2,
             batch_size: self.train_batch_size,
-            inner_epochs: self.num_inner_epochs,
-            steps: self.trained_steps(num_inference_steps),
-            of_steps: num_inference_steps,
-        }
-    }
-
-    /// Appends what cannot work together with the scheduler's section and `accumulation` minibatches an update.
-    pub fn findings(&self, scheduler: &SchedulerSection, accumulation: usize, findings: &mut Vec<String>) {
-        let counts = [
-            ("sample_batch_size", self.sample_batch_size),
-            ("num_batches_per_epoch", self.num_batches_per_epoch),
-            ("train_batch_size", self.train_batch_size),
-            ("num_inner_epochs", self.num_inner_epochs),
-        ];
-        let fine = counts.iter().all(|(_, count)| *count > 0);
-        sampling_findings("d3po", &counts, (self.guidance_scale, self.timestep_fraction), scheduler, findings);
-        if !(self.beta > 0.0 && self.beta.is_finite()) {
-            findings.push(format!("algo.d3po.beta is {}; expected a number above 0", self.beta));
-        }
-        if !(self.clip_range > 0.0 && self.clip_range < 1.0) {
-            findings.push(format!("algo.d3po.clip_range is {}; expected above 0 and below 1", self.clip_range));
-        }
-        let (images, update) = (self.images(), 2 * self.train_batch_size * accumulation);
-        if fine && accumulation > 0 && !images.is_multiple_of(update) {
-            findings.push(format!(
-                "an epoch has {images} images (algo.d3po.sample_batch_size {} x num_batches_per_epoch {}), which an update of {update} (2 x \
-                 train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
-                self.sample_batch_size, self.num_batches_per_epoch, self.train_batch_size
-            ));
+            num_inner_epochs: self.num_inner_epochs,
+            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
+            num_inference_steps,
         }
     }
 
     fn plan(&self) -> RolloutPlan<'_> {
         RolloutPlan {
-            images: self.images(),
+            num_images: self.num_images(),
             batch_size: self.sample_batch_size,
             images_per_prompt: 2,
             share_initial_latents: true,
@@ -131,67 +93,159 @@ impl D3po {
         }
     }
 
-    /// Trains to the end.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>) -> Result<(), Error> {
-        let scheduler = environment.scheduler()?;
-        let layout = self.layout(scheduler.timesteps().len());
-        preview_first(run, environment)?;
-        let mut rollout = Rollout::recall(&run.memory, environment.pipeline.latent_shape(environment.size));
+    fn counts(&self) -> [(&'static str, usize); 4] {
+        [
+            ("sample_batch_size", self.sample_batch_size),
+            ("num_batches_per_epoch", self.num_batches_per_epoch),
+            ("train_batch_size", self.train_batch_size),
+            ("num_inner_epochs", self.num_inner_epochs),
+        ]
+    }
+
+    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
+        EpochKnobs {
+            algo: "d3po",
+            counts,
+            guidance_scale: self.guidance_scale,
+            timestep_fraction: self.timestep_fraction,
+            num_images: self.num_images(),
+            images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+            num_inner_epochs: self.num_inner_epochs,
+        }
+    }
+}
+
+impl<D: Denoiser> RewardDriven<D> for D3po {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, _: &mut Regularizer) -> Result<(), Error> {
+        let (scheduler, plan) = (environment.scheduler()?, self.plan());
+        let walk = self.walk(run, scheduler.timesteps().len());
+        let device = environment.pipeline.device().clone();
+        environment.preview_first(run)?;
+        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
+
         while let Some(batch) = run.next_batch()? {
-            let place = as_images(layout.place(run.noise, batch.index));
+            let pairs = walk.at(batch.index);
+            let at = both_of_each(&pairs);
 
-            // 1. Once an epoch: two images of each prompt, off the tape; 2. their rewards; 3. which of the two is preferred.
-            let preferred = |rollout: &Rollout, _: &mut NamedTensors| preferences(&rollout.rewards);
-            let plan = (&self.plan(), place.epoch);
-            let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, preferred)? else { continue };
+            if rollout.epoch != Some(at.epoch) {
+                // 1. Sample two images of each prompt from the same latents, off the tape.
+                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
 
-            // 4. The loss of a minibatch of pairs, each at a timestep of its own.
-            let objective = self.objective(run, environment, &*scheduler, &current, &place);
+                // 2. Score them.
+                rollout.score(run, environment, &plan)?;
+                if let Some(what) = rollout.first_non_finite() {
+                    run.leave_out(what)?;
+                    continue;
+                }
 
-            // 5. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
-            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), objective)?;
+                // 3. Which of the two is preferred. It is saved with the run, which may go on from here.
+                rollout.advantages = preferences(&rollout.rewards);
+                rollout.save(&mut run.memory, &device);
+            }
+
+            // 4. How much more likely the policy makes what was sampled than the base model does.
+            let minibatch = rollout.minibatch(&at);
+            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
+            let reference = rollout.transition(&environment.base, environment, &plan, &at, &*scheduler);
+            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample);
+
+            // 5. −log σ of the preferred one's advantage in that.
+            let num_pairs = pairs.items.len();
+            let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
+            let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
+            let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
+            let ratios = values(&log_ratios.without_autodiff()).into_iter().map(f64::exp);
+            let clipped = ratios.map(|ratio| f64::from((ratio - 1.0).abs() > self.clip_range)).collect();
+            let mut observed = vec![("clipfrac".to_string(), clipped), ("kl".into(), values(&transition_kl(&policy, &reference)))];
+            if at.within.is_multiple_of(run.settings.micro_batches) {
+                observed.extend(rollout.observed());
+            }
+            if at.begins_minibatch {
+                run.count_images(at.items.len());
+            }
+
+            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
+            //    average, journal, and a preview where one is due.
+            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
+            let updated = run.backward(loss, observed, &blame)?;
+            if at.ends_epoch {
+                rollout = Rollout::default();
+                Rollout::forget(&mut run.memory);
+            }
+            environment.look(run, updated)?;
         }
         Ok(())
     }
 
-    /// The loss `[1]` of a micro-batch on the tape, and what the journal is told.
-    fn objective<D: Denoiser>(
-        &self,
-        run: &Run<Trainable<D>>,
-        environment: &Environment<D>,
-        scheduler: &dyn Scheduler,
-        rollout: &Rollout,
-        place: &Place,
-    ) -> (Tensor<1>, Observed) {
-        let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
-        let guided =
-            |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
-        let (policy, reference) = (guided(&run.model), guided(&environment.base));
-        let log_prob = |transition: &vp_schedulers::Transition| transition.log_prob(minibatch.prev_sample.clone());
-        let pairs = place.items.len() / 2;
-        let log_ratios = (log_prob(&policy) - log_prob(&reference)).reshape([pairs, 2]);
-        let preferred: Vec<f32> = place.items.iter().map(|image| rollout.advantages[*image]).collect();
-        let preferred = Tensor::<1>::from_data(preferred.as_slice(), environment.pipeline.device()).reshape([pairs, 2]);
-        let loss = d3po_loss(log_ratios.clone(), preferred, self.beta, self.clip_range);
-        let log_ratios = log_ratios.without_autodiff().reshape([2 * pairs]);
-        let mut observed = vec![
-            ("clipfrac".to_string(), values(&log_ratios).iter().map(|log| f64::from((log.exp() - 1.0).abs() > self.clip_range)).collect()),
-            ("kl".into(), values(&kl_divergence(&policy, &reference))),
-        ];
-        if place.within.is_multiple_of(run.settings.micro_batches) {
-            observed.extend(rollout.scores());
+    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
+        trained_steps(num_inference_steps, self.timestep_fraction)
+    }
+
+    fn images_kept(&self) -> Option<usize> {
+        Some(self.num_images())
+    }
+
+    fn default_regularizer(&self) -> RegularizerConfig {
+        RegularizerConfig::None(Default::default())
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        self.epoch_knobs(config, &[]).arithmetic(config)
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        &[
+            "run.num_train_steps=8",
+            "model.size=[32, 32]",
+            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
+            "lora.alpha=16.0",
+            "scheduler.num_inference_steps=4",
+            "algo.d3po.sample_batch_size=64",
+            "algo.d3po.num_batches_per_epoch=1",
+            "algo.d3po.train_batch_size=32",
+            "optimizer.gradient_accumulation_steps=1",
+            "optimizer.learning_rate=6e-3",
+            "preview.num_inference_steps=4",
+        ]
+    }
+}
+
+impl Algorithm for D3po {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        let counts = self.counts();
+        let knobs = self.epoch_knobs(config, &counts);
+        knobs.findings(config, findings);
+        if !(self.beta > 0.0 && self.beta.is_finite()) {
+            findings.push(format!("algo.d3po.beta is {}; expected a number above 0", self.beta));
         }
-        (loss.mean(), observed)
+        if !(self.clip_range > 0.0 && self.clip_range < 1.0) {
+            findings.push(format!("algo.d3po.clip_range is {}; expected above 0 and below 1", self.clip_range));
+        }
+        let accumulation = config.optimizer.gradient_accumulation_steps;
+        let counted = counts.iter().all(|(_, count)| *count > 0) && accumulation > 0;
+        if counted && !knobs.num_images.is_multiple_of(knobs.images_per_update) {
+            findings.push(format!(
+                "an epoch has {} images (algo.d3po.sample_batch_size {} x num_batches_per_epoch {}), which an update of {} (2 x \
+                 train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
+                knobs.num_images, self.sample_batch_size, self.num_batches_per_epoch, knobs.images_per_update, self.train_batch_size
+            ));
+        }
+        if let Some(regularizer) = &config.regularizer {
+            findings.push(regularizer.unused_by("d3po"));
+        }
     }
 }
 
 /// A place among pairs as one among images: both of each pair, at the pair's step.
-fn as_images(place: Place) -> Place {
-    let twice = |values: &[usize], of: fn(usize) -> [usize; 2]| values.iter().flat_map(|value| of(*value)).collect();
-    Place { items: twice(&place.items, |pair| [2 * pair, 2 * pair + 1]), steps: twice(&place.steps, |step| [step, step]), ..place }
+fn both_of_each(pairs: &Position) -> Position {
+    let items = pairs.items.iter().flat_map(|pair| [2 * pair, 2 * pair + 1]).collect();
+    let steps = pairs.steps.iter().flat_map(|step| [*step, *step]).collect();
+    Position { items, steps, ..pairs.clone() }
 }
 
 /// +1 for the better of a pair, −1 for the other, 0 for both of equals.
@@ -211,32 +265,6 @@ fn preferences(rewards: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
-
-    #[test]
-    fn the_better_one_is_pushed_up_and_the_other_down() {
-        let device = Device::flex().autodiff();
-        let log_ratios = Tensor::<2>::from_data([[0.0, 0.0], [0.05, -0.02], [0.0, 0.0]], &device).require_grad();
-        let preferences = Tensor::<2>::from_data([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]], &Device::flex());
-        let loss = d3po_loss(log_ratios.clone(), preferences, 0.1, 0.1);
-        let expected = [2f64.ln(), (1.0 + (0.1f64 * 0.07).exp()).ln(), 2f64.ln()];
-        let got = values(&loss);
-        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
-        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
-        // −β σ(−x) h: half of β at the start, nothing for a tie.
-        assert!((gradient[0] + 0.05).abs() < 1e-6 && (gradient[1] - 0.05).abs() < 1e-6, "{gradient:?}");
-        assert!(gradient[2] > 0.0 && gradient[3] < 0.0, "{gradient:?}");
-        assert_eq!(gradient[4..], [0.0, 0.0]);
-    }
-
-    #[test]
-    fn a_ratio_beyond_the_clamp_gives_no_gradient() {
-        let device = Device::flex().autodiff();
-        let log_ratios = Tensor::<2>::from_data([[0.2, -0.01]], &device).require_grad();
-        let loss = d3po_loss(log_ratios.clone(), Tensor::from_data([[1.0, -1.0]], &Device::flex()), 0.1, 0.1);
-        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
-        assert!(gradient[0] == 0.0 && gradient[1] > 0.0, "{gradient:?}");
-    }
 
     #[test]
     fn ties_prefer_neither() {

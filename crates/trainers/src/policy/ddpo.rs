@@ -11,25 +11,26 @@
 //! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
 //!
 //! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step. The log-probability is
-//! a mean over channels and pixels, as published; `clip_range` presumes it.
+//! a mean over channels and pixels, as published; `clip_range` presumes it. In which order images and timesteps come is
+//! [`Walk`]'s to say.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
-use vp_schedulers::Scheduler;
 
 use crate::Error;
-use crate::direct::preview_first;
+use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::config::TrainConfig;
 use crate::environment::Environment;
-use crate::optim::NamedTensors;
-use crate::policy::advantages::{AdvantagesConfig, recall_tracker, save_tracker};
+use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_kl};
+use crate::policy::advantages::{AdvantagesConfig, Tracker};
 use crate::policy::rollout::{Rollout, RolloutPlan};
-use crate::policy::{Layout, Minibatch, Objective, Place, guided_transition, kl_divergence, learn, prompts, sampling_findings, surrogate};
-use crate::regularizer::{Regularizer, Trajectory};
-use crate::run::{Observed, Run, values};
-use crate::sections::SchedulerSection;
+use crate::policy::walk::{Position, Walk};
+use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
+use crate::run::{Draw, Observed, Run, values};
 
 /// How far a ratio may be from 1 before the first update of a rollout: float32 leaves about 1e-6.
 const ON_POLICY: f64 = 1e-5;
@@ -89,54 +90,85 @@ impl Default for Ddpo {
     }
 }
 
+/// DDPO's two published estimators of the policy gradient.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// DDPO-IS: the clipped ratio of PPO, for any number of updates per rollout.
+    #[default]
+    ImportanceSampling,
+    /// DDPO-SF: REINFORCE, one update per rollout.
+    ScoreFunction,
+}
+
+impl Objective {
+    /// The loss of log-probabilities and advantages `[b]`.
+    pub fn loss(self, log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
+        match self {
+            Self::ImportanceSampling => ppo_clip_loss(log_probs, old_log_probs, advantages, clip_range),
+            Self::ScoreFunction => score_function_loss(log_probs, old_log_probs, advantages, clip_range),
+        }
+    }
+}
+
 impl Ddpo {
-    /// Images an epoch.
-    pub fn images(&self) -> usize {
+    /// The advantages of the images at `at`, clipped to ± `adv_clip_max`.
+    fn clipped_advantages(&self, rollout: &Rollout, at: &Position) -> Vec<f32> {
+        let most = self.adv_clip_max as f32;
+        at.items.iter().map(|image| rollout.advantages[*image].clamp(-most, most)).collect()
+    }
+
+    fn num_images(&self) -> usize {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
-    /// Timesteps of each image that are trained on.
-    pub fn trained_steps(&self, num_inference_steps: usize) -> usize {
-        ((num_inference_steps as f64 * self.timestep_fraction) as usize).max(1)
-    }
-
-    /// How an epoch is walked.
-    pub fn layout(&self, num_inference_steps: usize) -> Layout {
-        Layout {
-            items: self.images(),
+    /// In which order an epoch of chains of `num_inference_steps` is trained on.
+    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
+        Walk {
+            noise: run.noise,
+            num_items: self.num_images(),
             batch_size: self.train_batch_size,
-            inner_epochs: self.num_inner_epochs,
-            steps: self.trained_steps(num_inference_steps),
-            of_steps: num_inference_steps,
+            num_inner_epochs: self.num_inner_epochs,
+            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
+            num_inference_steps,
         }
     }
 
-    /// Appends what cannot work together with the scheduler's section and `accumulation` minibatches an update.
-    pub fn findings(&self, scheduler: &SchedulerSection, accumulation: usize, findings: &mut Vec<String>) {
-        let counts = [
+    fn plan(&self) -> RolloutPlan<'_> {
+        RolloutPlan {
+            num_images: self.num_images(),
+            batch_size: self.sample_batch_size,
+            images_per_prompt: self.images_per_prompt,
+            share_initial_latents: self.share_initial_latents,
+            guidance_scale: self.guidance_scale,
+            negative_prompt: self.negative_prompt.as_deref(),
+        }
+    }
+
+    fn counts(&self) -> [(&'static str, usize); 5] {
+        [
             ("sample_batch_size", self.sample_batch_size),
             ("num_batches_per_epoch", self.num_batches_per_epoch),
             ("images_per_prompt", self.images_per_prompt),
             ("train_batch_size", self.train_batch_size),
             ("num_inner_epochs", self.num_inner_epochs),
-        ];
-        let fine = counts.iter().all(|(_, count)| *count > 0);
-        sampling_findings("ddpo", &counts, (self.guidance_scale, self.timestep_fraction), scheduler, findings);
-        let positive = [("clip_range", self.clip_range), ("adv_clip_max", self.adv_clip_max)];
-        for (name, value) in positive.into_iter().filter(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-            findings.push(format!("algo.ddpo.{name} is {value}; expected a number above 0"));
-        }
-        if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
-            findings.push(format!("algo.ddpo.kl_weight is {}; expected a number of at least 0", self.kl_weight));
-        }
-        self.advantages.findings(findings);
-        if fine && accumulation > 0 {
-            self.division_findings(accumulation, findings);
+        ]
+    }
+
+    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
+        EpochKnobs {
+            algo: "ddpo",
+            counts,
+            guidance_scale: self.guidance_scale,
+            timestep_fraction: self.timestep_fraction,
+            num_images: self.num_images(),
+            images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+            num_inner_epochs: self.num_inner_epochs,
         }
     }
 
     fn division_findings(&self, accumulation: usize, findings: &mut Vec<String>) {
-        let images = self.images();
+        let images = self.num_images();
         let epoch = format!(
             "an epoch has {images} images (sample_batch_size {} x num_batches_per_epoch {})",
             self.sample_batch_size, self.num_batches_per_epoch
@@ -164,119 +196,173 @@ impl Ddpo {
             findings.push("algo.ddpo.share_initial_latents needs images_per_prompt of at least 2".into());
         }
     }
+}
 
-    fn plan(&self) -> RolloutPlan<'_> {
-        RolloutPlan {
-            images: self.images(),
-            batch_size: self.sample_batch_size,
-            images_per_prompt: self.images_per_prompt,
-            share_initial_latents: self.share_initial_latents,
-            guidance_scale: self.guidance_scale,
-            negative_prompt: self.negative_prompt.as_deref(),
-        }
-    }
+impl<D: Denoiser> RewardDriven<D> for Ddpo {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        let (scheduler, plan) = (environment.scheduler()?, self.plan());
+        let walk = self.walk(run, scheduler.timesteps().len());
+        let device = environment.pipeline.device().clone();
+        environment.preview_first(run)?;
+        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
-    /// Trains to the end.
-    ///
-    /// # Errors
-    /// When the run is interrupted, something is not finite, the ratios are not 1 before the first update, or the run's folder cannot
-    /// be written.
-    pub fn train<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        regularizer: &mut Regularizer,
-    ) -> Result<(), Error> {
-        let scheduler = environment.scheduler()?;
-        let layout = self.layout(scheduler.timesteps().len());
-        preview_first(run, environment)?;
-        let mut rollout = Rollout::recall(&run.memory, environment.pipeline.latent_shape(environment.size));
         while let Some(batch) = run.next_batch()? {
-            let place = layout.place(run.noise, batch.index);
+            let at = walk.at(batch.index);
 
-            // 1. Once an epoch: images of the policy as it is, off the tape; 2. their rewards; 3. their advantages.
-            let (device, plan) = (environment.pipeline.device().clone(), (&self.plan(), place.epoch));
-            let advantages = |rollout: &Rollout, memory: &mut NamedTensors| self.advantages(rollout, memory, &device);
-            let Some(current) = Rollout::of_epoch(rollout.take(), run, environment, plan, advantages)? else { continue };
+            if rollout.epoch != Some(at.epoch) {
+                // 1. Sample images with the policy as it is, off the tape; keep every step's latents and log-probability.
+                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
 
-            // 4. The objective of a minibatch, each image at a timestep of its own.
-            let (mut loss, mut observed) = self.objective(run, environment, &*scheduler, &current, &place)?;
+                // 2. Score them.
+                rollout.score(run, environment, &plan)?;
+                if let Some(what) = rollout.first_non_finite() {
+                    run.leave_out(what)?;
+                    continue;
+                }
 
-            // 5. The regulariser beside a minibatch's first timestep, for all of them.
-            if place.within.is_multiple_of(layout.steps) {
-                let prompts = prompts(environment, &current, &place.items);
-                let nowhere = Trajectory { visited: &[], prompts: &prompts, size: environment.size };
-                let draw = batch.index / layout.steps as u64 + 1;
-                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, nowhere, (&run.noise, draw))? {
+                // 3. Turn rewards into advantages. Both are saved with the run, which may go on from here.
+                let mut tracker = Tracker::recall(&run.memory);
+                rollout.advantages = self.advantages.of(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
+                tracker.save(&mut run.memory, &device);
+                rollout.save(&mut run.memory, &device);
+            }
+
+            // 4. The log-probability that the policy now gives to what was sampled, each image at a timestep of its own.
+            let minibatch = rollout.minibatch(&at);
+            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
+            let log_probs = policy.log_prob(minibatch.prev_sample);
+
+            // 5. The clipped objective; the KL from the base model and the regulariser where they are asked for.
+            let advantages = self.clipped_advantages(&rollout, &at);
+            let advantages = Tensor::from_data(advantages.as_slice(), &device);
+            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs, advantages, self.clip_range);
+            let mut observed = observed(&policy_loss);
+            if at.within < run.settings.micro_batches {
+                check_on_policy(&policy_loss, &at)?;
+            }
+            let begins_update = at.within.is_multiple_of(run.settings.micro_batches);
+            let mut loss = policy_loss.loss.mean();
+            if begins_update || self.kl_weight > 0.0 {
+                let kl = transition_kl(&policy, &rollout.transition(&environment.base, environment, &plan, &at, &*scheduler));
+                observed.push(("kl".into(), values(&kl)));
+                if self.kl_weight > 0.0 {
+                    loss = loss + kl.mean() * self.kl_weight;
+                }
+            }
+            if begins_update {
+                observed.extend(rollout.observed());
+            }
+            if at.begins_minibatch {
+                run.count_images(at.items.len());
+                // Once per minibatch, weighed as if it stood beside each of its timesteps.
+                let prompts = rollout.texts(environment, &at.items);
+                let sampled = SampledBatch { visited: &[], prompts: &prompts, size: environment.size };
+                let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
+                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
                     observed.push(("regularizer".into(), values(&regularization)));
-                    loss = loss + regularization * layout.steps as f64;
+                    loss = loss + regularization * walk.num_trained_steps as f64;
                 }
             }
 
-            // 6. Backward, accumulated over timesteps and minibatches; update, look, and save where that is due.
-            rollout = learn(run, environment, &*scheduler, (current, &layout, &place), (loss, observed))?;
+            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
+            //    average, journal, and a preview where one is due.
+            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
+            let updated = run.backward(loss, observed, &blame)?;
+            if at.ends_epoch {
+                rollout = Rollout::default();
+                Rollout::forget(&mut run.memory);
+            }
+            environment.look(run, updated)?;
         }
         Ok(())
     }
 
-    /// The advantages of a rollout; `memory` learns of its rewards.
-    fn advantages(&self, rollout: &Rollout, memory: &mut NamedTensors, device: &Device) -> Vec<f32> {
-        let mut tracker = recall_tracker(memory);
-        let advantages = self.advantages.advantages(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
-        save_tracker(&tracker, memory, device);
-        advantages
+    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
+        trained_steps(num_inference_steps, self.timestep_fraction)
     }
 
-    /// The loss `[1]` of a micro-batch on the tape, and what the journal is told.
-    fn objective<D: Denoiser>(
-        &self,
-        run: &Run<Trainable<D>>,
-        environment: &Environment<D>,
-        scheduler: &dyn Scheduler,
-        rollout: &Rollout,
-        place: &Place,
-    ) -> Result<(Tensor<1>, Observed), Error> {
-        let minibatch = Minibatch::of(rollout, &place.items, &place.steps);
-        let guided =
-            |model: &Trainable<D>| guided_transition(model, environment, scheduler, &self.plan(), (rollout, &place.items), &minibatch);
-        let policy = guided(&run.model);
-        let clipped = |row: &usize| rollout.advantages[*row].clamp(-self.adv_clip_max as f32, self.adv_clip_max as f32);
-        let advantages: Vec<f32> = place.items.iter().map(clipped).collect();
-        let advantages = Tensor::from_data(advantages.as_slice(), environment.pipeline.device());
-        let log_probs = policy.log_prob(minibatch.prev_sample.clone());
-        let surrogate = surrogate(self.objective, log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
-        let deviations: Vec<f64> = values(&surrogate.ratio).iter().map(|ratio| (ratio - 1.0).abs()).collect();
-        if place.within < run.settings.micro_batches {
-            check_on_policy(&deviations, place)?;
-        }
-        let mut observed = vec![
-            ("approx_kl".to_string(), values(&surrogate.approx_kl)),
-            ("clipfrac".into(), values(&surrogate.clipped)),
-            ("ratio_max_deviation".into(), deviations),
-        ];
-        let mut loss = surrogate.loss.mean();
-        let begins_an_update = place.within.is_multiple_of(run.settings.micro_batches);
-        if begins_an_update || self.kl_weight > 0.0 {
-            let kl = kl_divergence(&policy, &guided(&environment.base));
-            observed.push(("kl".into(), values(&kl)));
-            if self.kl_weight > 0.0 {
-                loss = loss + kl.mean() * self.kl_weight;
-            }
-        }
-        if begins_an_update {
-            observed.extend(rollout.scores());
-        }
-        Ok((loss, observed))
+    fn images_kept(&self) -> Option<usize> {
+        Some(self.num_images())
     }
+
+    fn default_regularizer(&self) -> RegularizerConfig {
+        RegularizerConfig::None(Default::default())
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        self.epoch_knobs(config, &[]).arithmetic(config)
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        &[
+            "run.num_train_steps=12",
+            "model.size=[32, 32]",
+            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
+            "lora.alpha=16.0",
+            "scheduler.num_inference_steps=4",
+            "algo.ddpo.sample_batch_size=64",
+            "algo.ddpo.num_batches_per_epoch=1",
+            "algo.ddpo.train_batch_size=64",
+            "optimizer.gradient_accumulation_steps=1",
+            "optimizer.learning_rate=3e-2",
+            "preview.num_inference_steps=4",
+        ]
+    }
+}
+
+impl Algorithm for Ddpo {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        let counts = self.counts();
+        self.epoch_knobs(config, &counts).findings(config, findings);
+        let positive = [("clip_range", self.clip_range), ("adv_clip_max", self.adv_clip_max)];
+        for (name, value) in positive.into_iter().filter(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            findings.push(format!("algo.ddpo.{name} is {value}; expected a number above 0"));
+        }
+        if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
+            findings.push(format!("algo.ddpo.kl_weight is {}; expected a number of at least 0", self.kl_weight));
+        }
+        self.advantages.findings(findings);
+        let accumulation = config.optimizer.gradient_accumulation_steps;
+        if counts.iter().all(|(_, count)| *count > 0) && accumulation > 0 {
+            self.division_findings(accumulation, findings);
+        }
+        if let Some(regularizer @ RegularizerConfig::BasePredictions(_)) = &config.regularizer {
+            findings.push(regularizer.unused_by("ddpo"));
+        }
+    }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
+}
+
+/// What the journal is told of a micro-batch's loss.
+fn observed(loss: &PolicyLoss) -> Observed {
+    vec![
+        ("approx_kl".to_string(), values(&loss.approx_kl)),
+        ("clipfrac".into(), values(&loss.clipped)),
+        ("ratio_max_deviation".into(), deviations(loss)),
+    ]
+}
+
+/// |ρ − 1| of each image.
+fn deviations(loss: &PolicyLoss) -> Vec<f64> {
+    values(&loss.ratio).iter().map(|ratio| (ratio - 1.0).abs()).collect()
 }
 
 /// Before the first update the policy is the one that drew: anything else is a fault in the model or the machine, and would train on
 /// a fiction. A ratio that is not finite is the loss's to report.
-fn check_on_policy(deviations: &[f64], place: &Place) -> Result<(), Error> {
+fn check_on_policy(loss: &PolicyLoss, at: &Position) -> Result<(), Error> {
+    let deviations = deviations(loss);
     let worst = (0..deviations.len()).max_by(|a, b| deviations[*a].total_cmp(&deviations[*b])).unwrap_or(0);
     let deviation = deviations.get(worst).copied().unwrap_or(0.0);
     if deviation <= ON_POLICY || !deviation.is_finite() {
         return Ok(());
     }
-    Err(Error::OffPolicy { image: place.items[worst], epoch: place.epoch + 1, step: place.steps[worst], deviation })
+    Err(Error::OffPolicy { image: at.items[worst], epoch: at.epoch + 1, step: at.steps[worst], deviation })
 }

@@ -1,4 +1,4 @@
-//! What a policy did: whole chains of denoising steps, with the density of each step and the reward of what was drawn.
+//! The images of one epoch, as the policy sampled them: every step of every chain with its density, the rewards, the advantages.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -6,59 +6,75 @@ use vp_core::noise::{Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable};
-use vp_schedulers::Scheduler;
+use vp_schedulers::{Scheduler, Transition};
 
 use crate::Error;
-use crate::environment::Environment;
+use crate::environment::{Environment, ScoredImages};
 use crate::optim::NamedTensors;
+use crate::policy::walk::Position;
+use crate::policy::{Minibatch, transition};
 use crate::run::{Observed, Run, values};
 
-/// The images of one epoch, `n` of them.
-#[derive(Debug, Clone)]
-pub struct Rollout {
-    /// Which epoch, counted from 0.
-    pub epoch: u64,
-    /// Where each image's prompt stands in the list.
-    pub prompts: Vec<usize>,
-    /// The latents before each step and after the last: `[n, c, h, w]` each.
-    pub latents: Vec<Tensor<4>>,
-    /// log p(x_{t-1} | x_t) under the policy that drew, a mean over c, h, w: `[n]` a step.
-    pub log_probs: Vec<Tensor<1>>,
-    /// One an image.
-    pub rewards: Vec<f32>,
-    /// One an image.
-    pub advantages: Vec<f32>,
-    /// Scores for the journal, by name, one an image.
-    pub observed: Vec<(String, Vec<f32>)>,
-}
-
-/// What an epoch draws.
+/// How an epoch is sampled.
 #[derive(Debug, Clone, Copy)]
 pub struct RolloutPlan<'a> {
-    /// Images.
-    pub images: usize,
-    /// Images drawn at once.
+    /// Images per epoch.
+    pub num_images: usize,
+    /// Images sampled at once.
     pub batch_size: usize,
-    /// Images of each prompt, which stand together.
+    /// Images per prompt; they stand together.
     pub images_per_prompt: usize,
     /// Whether the images of a prompt start from the same latents.
     pub share_initial_latents: bool,
     /// Classifier-free guidance.
     pub guidance_scale: f64,
-    /// What to steer away from.
+    /// What guidance steers away from.
     pub negative_prompt: Option<&'a str>,
 }
 
-/// A chain of a batch: latents `[b, c, h, w]` before each of its steps and after the last, and the log-probability `[b]` of each step.
+impl RolloutPlan<'_> {
+    /// The images that are sampled together, by their numbers in the epoch.
+    fn batches(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let Self { num_images, batch_size, .. } = *self;
+        (0..num_images).step_by(batch_size).map(move |start| start..(start + batch_size).min(num_images))
+    }
+
+    /// The images whose initial latents `images` start from: their own, or those of the first image of their prompt.
+    fn starts(&self, images: &[u64]) -> Vec<u64> {
+        let group = self.images_per_prompt as u64;
+        images.iter().map(|image| if self.share_initial_latents { image / group * group } else { *image }).collect()
+    }
+}
+
+/// The images of one epoch, `n` of them.
+#[derive(Debug, Clone, Default)]
+pub struct Rollout {
+    /// Which epoch, counted from 0; none before anything was sampled.
+    pub epoch: Option<u64>,
+    /// Where each image's prompt stands in the list of prompts.
+    pub prompts: Vec<usize>,
+    /// The latents before each step and after the last, `[n, c, h, w]` each.
+    pub latents: Vec<Tensor<4>>,
+    /// log p(x_{t-1} | x_t) under the policy that sampled, a mean over c, h, w; `[n]` per step.
+    pub log_probs: Vec<Tensor<1>>,
+    /// The trained reward of each image; empty until [`score`](Self::score).
+    pub rewards: Vec<f32>,
+    /// The weight of each image in the loss, which the algorithm makes of the rewards: DDPO's advantages, D3PO's preferences h.
+    pub advantages: Vec<f32>,
+    /// What else is said of the images, for the journal: terms of the reward, watched rewards; one value per image.
+    pub observed: Vec<(String, Vec<f32>)>,
+}
+
+/// A chain of a batch of `b` images.
 #[derive(Debug, Clone)]
 pub struct Trajectory {
-    /// One more than steps.
+    /// The latents before each step and after the last, `[b, c, h, w]` each.
     pub latents: Vec<Tensor<4>>,
-    /// One a step.
+    /// The log-probability of each step, `[b]`.
     pub log_probs: Vec<Tensor<1>>,
 }
 
-/// Draws a whole chain from unit noise and keeps it.
+/// Samples a whole chain from unit noise `[b, c, h, w]` and keeps every step.
 pub fn draw_trajectory<D: Denoiser>(
     denoiser: &D,
     scheduler: &mut dyn Scheduler,
@@ -84,100 +100,130 @@ pub fn draw_trajectory<D: Denoiser>(
 }
 
 impl Rollout {
-    /// Draws an epoch's images with the model as it is, off the tape, and scores them. What an image becomes depends on its number in the
-    /// epoch, not on the batch it is drawn in. Advantages are left empty.
+    /// Samples an epoch's images with the model as it is, off the tape. What an image becomes depends on its number in the epoch, not
+    /// on the batch it is sampled in.
     ///
     /// # Errors
-    /// When a reward fails or the run is interrupted between two batches.
-    pub fn draw<D: Denoiser>(
+    /// When the run is interrupted between two batches.
+    pub fn sample<D: Denoiser>(
         run: &mut Run<Trainable<D>>,
         environment: &mut Environment<D>,
         plan: &RolloutPlan<'_>,
         epoch: u64,
     ) -> Result<Self, Error> {
         let mut scheduler = environment.scheduler()?;
-        let steps = scheduler.timesteps().len();
         let model = run.model.valid();
+        // Draw 0 is the previews'.
         let (noise, draw) = (run.noise, epoch + 1);
-        let groups = plan.images / plan.images_per_prompt;
-        let groups = environment.prompt_entries(epoch * groups as u64, groups);
-        let prompts: Vec<usize> = groups.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, plan.images_per_prompt)).collect();
-        let (mut latents, mut log_probs) = (vec![Vec::new(); steps + 1], vec![Vec::new(); steps]);
-        let (mut rewards, mut observed): (Vec<f32>, Vec<(String, Vec<f32>)>) = (Vec::new(), Vec::new());
-        for start in (0..plan.images).step_by(plan.batch_size) {
+        let num_prompts = plan.num_images / plan.images_per_prompt;
+        let prompts = environment.prompts.entries(epoch * num_prompts as u64, num_prompts);
+        let prompts = prompts.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, plan.images_per_prompt)).collect();
+        let mut rollout = Self { epoch: Some(epoch), prompts, ..Self::default() };
+        let mut trajectories = Vec::new();
+        for batch in plan.batches() {
             run.heed_signals()?;
-            let samples: Vec<u64> = (start..(start + plan.batch_size).min(plan.images)).map(|sample| sample as u64).collect();
-            let texts: Vec<String> = samples.iter().map(|sample| environment.prompt(prompts[*sample as usize]).to_string()).collect();
-            let Environment { pipeline, size, .. } = &*environment;
-            let (negative_prompt, guidance_scale) = (plan.negative_prompt, plan.guidance_scale);
-            let request = Request { prompts: &texts, negative_prompt, guidance_scale, size: *size };
-            let guidance = pipeline.encode(&model.text(&pipeline.text), &request);
-            let (shape, device) = (pipeline.latent_shape(*size), pipeline.device());
-            let first_of_group = |sample: &u64| sample / plan.images_per_prompt as u64 * plan.images_per_prompt as u64;
-            let starts: Vec<u64> =
-                samples.iter().map(|sample| if plan.share_initial_latents { first_of_group(sample) } else { *sample }).collect();
-            let unit = noise.normal(Purpose::InitialLatents, draw, &starts, shape, device);
-            let mut step_noise = |step| noise.normal(Purpose::SamplerStep, chain_step(draw, step), &samples, shape, device);
-            let drawn = || draw_trajectory(&model.unet, &mut *scheduler, &guidance, unit, &mut step_noise);
-            let trajectory = profile::time(Stage::Rollout, drawn);
-            let last = trajectory.latents.last().expect("a chain has a start").clone();
-            let images = profile::time(Stage::Decode, || pipeline.vae.decode_to_images(last));
-            let (scores, looked_at) = environment.judge(images, &texts)?;
-            rewards.extend(values(&scores).into_iter().map(|reward| reward as f32));
-            for (name, scores) in looked_at {
+            let images: Vec<u64> = batch.map(|image| image as u64).collect();
+            let rows: Vec<usize> = images.iter().map(|image| *image as usize).collect();
+            let guidance = rollout.guidance(&model, environment, plan, &rows);
+            let (shape, device) = (environment.pipeline.latent_shape(environment.size), environment.pipeline.device());
+            let unit = noise.normal(Purpose::INITIAL_LATENTS, draw, &plan.starts(&images), shape, device);
+            let mut step_noise = |step| noise.normal(Purpose::SAMPLER_STEP, chain_step(draw, step), &images, shape, device);
+            let sampled = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
+            trajectories.push(profile::time(Stage::Rollout, sampled));
+        }
+        for step in 0..=scheduler.timesteps().len() {
+            rollout.latents.push(Tensor::cat(trajectories.iter().map(|part| part.latents[step].clone()).collect(), 0));
+        }
+        for step in 0..scheduler.timesteps().len() {
+            rollout.log_probs.push(Tensor::cat(trajectories.iter().map(|part| part.log_probs[step].clone()).collect(), 0));
+        }
+        Ok(rollout)
+    }
+
+    /// Decodes the last latents and lets every reward score the images, as many at once as were sampled at once.
+    ///
+    /// # Errors
+    /// When a reward fails or the run is interrupted between two batches.
+    pub fn score<D: Denoiser>(
+        &mut self,
+        run: &mut Run<Trainable<D>>,
+        environment: &Environment<D>,
+        plan: &RolloutPlan<'_>,
+    ) -> Result<(), Error> {
+        let last = self.latents.last().expect("a chain has a start").clone();
+        for batch in plan.batches() {
+            run.heed_signals()?;
+            let rows: Vec<usize> = batch.clone().collect();
+            let latents = last.clone().narrow(0, batch.start, batch.len());
+            let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, &rows))?;
+            self.rewards.extend(values(&rewards).into_iter().map(|reward| reward as f32));
+            for (name, scores) in observed.into_iter().filter(|(name, _)| name != "reward") {
                 let scores = scores.into_iter().map(|score| score as f32);
-                match observed.iter_mut().find(|(known, _)| *known == name) {
+                match self.observed.iter_mut().find(|(known, _)| *known == name) {
                     Some((_, seen)) => seen.extend(scores),
-                    None => observed.push((name, scores.collect())),
+                    None => self.observed.push((name, scores.collect())),
                 }
             }
-            latents.iter_mut().zip(trajectory.latents).for_each(|(all, part)| all.push(part));
-            log_probs.iter_mut().zip(trajectory.log_probs).for_each(|(all, part)| all.push(part));
         }
-        Ok(Self {
-            epoch,
-            prompts,
-            latents: latents.into_iter().map(|parts| Tensor::cat(parts, 0)).collect(),
-            log_probs: log_probs.into_iter().map(|parts| Tensor::cat(parts, 0)).collect(),
-            rewards,
-            advantages: Vec::new(),
-            observed,
+        Ok(())
+    }
+
+    /// The images and steps of a micro-batch.
+    pub fn minibatch(&self, at: &Position) -> Minibatch {
+        let rows = || at.items.iter().zip(&at.steps);
+        let latents =
+            |offset: usize| Tensor::cat(rows().map(|(row, step)| self.latents[step + offset].clone().narrow(0, *row, 1)).collect(), 0);
+        let log_probs = Tensor::cat(rows().map(|(row, step)| self.log_probs[*step].clone().narrow(0, *row, 1)).collect(), 0);
+        Minibatch { sample: latents(0), prev_sample: latents(1), log_probs, steps: at.steps.clone() }
+    }
+
+    /// p(x_{t-1} | x_t) under `model` for the images at `at`, with the prompts and the guidance they were sampled with. On the tape, so
+    /// are the embeddings of a text encoder that trains.
+    pub fn transition<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        plan: &RolloutPlan<'_>,
+        at: &Position,
+        scheduler: &dyn Scheduler,
+    ) -> Transition {
+        profile::time(Stage::TrackedStep, || {
+            let guidance = self.guidance(model, environment, plan, &at.items);
+            transition(&model.denoiser, scheduler, &guidance, &self.minibatch(at))
         })
     }
 
-    /// The rollout of `epoch`: the one at hand if it is that epoch's, else a new one, to which `valued` gives its advantages and which the
-    /// run remembers. `None` where a reward was not finite and the update is left out.
-    ///
-    /// # Errors
-    /// As [`draw`](Self::draw), and when no more updates may be left out.
-    pub fn of_epoch<D: Denoiser>(
-        at_hand: Option<Self>,
-        run: &mut Run<Trainable<D>>,
-        environment: &mut Environment<D>,
-        (plan, epoch): (&RolloutPlan<'_>, u64),
-        valued: impl FnOnce(&Self, &mut NamedTensors) -> Vec<f32>,
-    ) -> Result<Option<Self>, Error> {
-        if let Some(rollout) = at_hand.filter(|rollout| rollout.epoch == epoch) {
-            return Ok(Some(rollout));
-        }
-        let mut drawn = Self::draw(run, environment, plan, epoch)?;
-        if let Some(what) = drawn.first_non_finite() {
-            run.leave_out(what)?;
-            return Ok(None);
-        }
-        drawn.advantages = valued(&drawn, &mut run.memory);
-        drawn.save(&mut run.memory, environment.pipeline.device());
-        Ok(Some(drawn))
+    fn guidance<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        plan: &RolloutPlan<'_>,
+        rows: &[usize],
+    ) -> Guidance {
+        let (pipeline, prompts) = (&environment.pipeline, self.texts(environment, rows));
+        let RolloutPlan { negative_prompt, guidance_scale, .. } = *plan;
+        let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: environment.size };
+        pipeline.encode(&model.text(&pipeline.text), &request)
+    }
+
+    /// The prompts of some images.
+    pub fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: &[usize]) -> Vec<String> {
+        rows.iter().map(|row| environment.prompts.text(self.prompts[*row]).to_string()).collect()
     }
 
     /// The first reward that is not finite.
     pub fn first_non_finite(&self) -> Option<String> {
         let bad = self.rewards.iter().position(|reward| !reward.is_finite())?;
-        Some(format!("the reward of image {bad} of epoch {} ({})", self.epoch + 1, self.rewards[bad]))
+        Some(format!("the reward of image {bad} of epoch {} ({})", self.number(), self.rewards[bad]))
     }
 
-    /// The rewards, and what else was observed, for the journal.
-    pub fn scores(&self) -> Observed {
+    /// The epoch, counted from 1.
+    fn number(&self) -> u64 {
+        self.epoch.map_or(0, |epoch| epoch + 1)
+    }
+
+    /// The rewards and what else was said of the images, for the journal.
+    pub fn observed(&self) -> Observed {
         let widened = |scores: &[f32]| scores.iter().map(|score| f64::from(*score)).collect();
         let others = self.observed.iter().map(|(name, scores)| (name.clone(), widened(scores)));
         std::iter::once(("reward".to_string(), widened(&self.rewards))).chain(others).collect()
@@ -188,12 +234,12 @@ impl Rollout {
         4 * (images * ((steps + 1) * c * h * w + steps + 8)) as u64
     }
 
-    /// Puts the rollout into `memory`, in place of the last one.
+    /// Puts the rollout into a run's `memory`, in place of the last one, so that a resumed run goes on in the middle of the epoch.
     pub fn save(&self, memory: &mut NamedTensors, device: &Device) {
         Self::forget(memory);
         let mut put = |name: String, tensor: Tensor<1>| drop(memory.insert(format!("{PREFIX}{name}"), tensor));
         let host = |values: &[f32]| Tensor::<1>::from_data(values, device);
-        put("epoch".into(), host(&[self.epoch as f32]));
+        put("epoch".into(), host(&[self.epoch.unwrap_or_default() as f32]));
         put("prompts".into(), host(&self.prompts.iter().map(|prompt| *prompt as f32).collect::<Vec<_>>()));
         put("rewards".into(), host(&self.rewards));
         put("advantages".into(), host(&self.advantages));
@@ -220,7 +266,7 @@ impl Rollout {
             Some((name.to_string(), scores.to_data().iter::<f32>().collect()))
         });
         Some(Self {
-            epoch: host("epoch")?[0] as u64,
+            epoch: Some(host("epoch")?[0] as u64),
             prompts,
             latents: listed("latents").into_iter().map(|(_, latents)| latents.reshape([n, c, h, w])).collect(),
             log_probs: listed("log_probs").into_iter().map(|(_, log_probs)| log_probs).collect(),

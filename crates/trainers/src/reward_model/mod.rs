@@ -20,22 +20,25 @@
 //! Source: VisionPrefer (arXiv 2404.15100) section 4; ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`; with `ties`, PickScore
 //! (arXiv 2305.01569), `trainer/criterions/clip_criterion.py`.
 
+mod loss;
 pub mod networks;
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
-use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_data::RgbImage;
 use vp_models::parameters::{map_parameters, named_parameters};
-use vp_rewards::{pair_losses, tie_losses};
 
 use crate::Error;
-use crate::data::rankings::{Order, RankedImages, Rankings};
+use crate::algorithm::{Algorithm, Driver};
+use crate::config::TrainConfig;
+use crate::data::rankings::{RankedImages, Rankings};
 use crate::optim::Workers;
+use crate::reward_model::loss::{Known, LossWeights};
 use crate::run::preview::Preview;
-use crate::run::{Batch, Run, values};
+use crate::run::{Batch, Draw, Run, values};
+use crate::statistics::mean_and_std;
 
 /// Under which the best weights so far are kept in a run's memory.
 const BEST: &str = "best/";
@@ -44,7 +47,7 @@ const BEST: &str = "best/";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardModel {
-    /// Prompts a micro-batch, each with all of its images (16).
+    /// Prompts per micro-batch, each with all of its images (16).
     pub batch_size: usize,
     /// Parts of a micro-batch that are computed side by side, each on its share of the cores.
     pub workers: usize,
@@ -73,9 +76,6 @@ pub enum Objective {
     Ratings,
 }
 
-/// The middle of a rating's scale, 1 to 5, where a head's score is 0.
-const MIDDLE: f64 = 3.0;
-
 impl Default for RewardModel {
     fn default() -> Self {
         Self {
@@ -98,16 +98,14 @@ pub trait RewardNetwork<M>: Sync {
 
     /// Raw scores `[b, heads]`: overall, and where there are heads for them, the four aspects. `dropout` names the random numbers of
     /// each image.
-    fn scores(&self, model: &M, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout<'_>>) -> Tensor<2>;
+    fn scores(&self, model: &M, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout>) -> Tensor<2>;
 }
 
-/// The random numbers of dropout: one stream an image.
+/// The random numbers of dropout: one stream per image.
 #[derive(Debug, Clone, Copy)]
-pub struct Dropout<'a> {
-    /// The run's.
-    pub noise: &'a Noise,
+pub struct Dropout {
     /// The micro-batch's.
-    pub draw: u64,
+    pub draw: Draw,
     /// The number of the first image in its micro-batch.
     pub first: u64,
 }
@@ -118,29 +116,6 @@ struct Prepared {
     prompts: Vec<String>,
     known: Known,
     first: u64,
-}
-
-/// What is known of some images.
-#[derive(Default)]
-struct Known {
-    /// Of their order: overall, then on each aspect; as indices into the images.
-    orders: [Order; 5],
-    /// Each aspect's ratings, with the images they are of.
-    ratings: [Vec<(usize, f64)>; 4],
-}
-
-impl Known {
-    /// Takes up what is known of further images, which are the `first` and the next.
-    fn extend(&mut self, other: &Self, first: usize) {
-        let shift = |(a, b): &(usize, usize)| (a + first, b + first);
-        for (all, order) in self.orders.iter_mut().zip(&other.orders) {
-            all.pairs.extend(order.pairs.iter().map(shift));
-            all.ties.extend(order.ties.iter().map(shift));
-        }
-        for (all, ratings) in self.ratings.iter_mut().zip(&other.ratings) {
-            all.extend(ratings.iter().map(|(image, rating)| (image + first, *rating)));
-        }
-    }
 }
 
 /// How well a model orders held-out images.
@@ -154,9 +129,22 @@ pub struct Validation {
     pub right: [Vec<f64>; 5],
 }
 
-impl RewardModel {
-    /// Appends what cannot be.
-    pub fn findings(&self, findings: &mut Vec<String>) {
+impl Validation {
+    /// The losses, and of the overall order and each aspect's, whether each pair is right; those that there are.
+    pub fn by_name(self) -> Vec<(String, Vec<f64>)> {
+        let names = std::iter::once("validation_accuracy".to_string())
+            .chain(vp_data::Aspect::ALL.iter().map(|aspect| format!("validation_accuracy_{}", aspect.name())));
+        let accuracies = names.zip(self.right).filter(|(_, right)| !right.is_empty());
+        std::iter::once(("validation_loss".to_string(), self.losses)).chain(accuracies).collect()
+    }
+}
+
+impl Algorithm for RewardModel {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Rankings(self)
+    }
+
+    fn findings(&self, _: &TrainConfig, findings: &mut Vec<String>) {
         if self.batch_size == 0 {
             findings.push("algo.reward_model.batch_size is 0; expected at least 1".into());
         }
@@ -168,7 +156,7 @@ impl RewardModel {
         }
         if self.objective == Objective::Ratings && !self.aspects {
             findings.push(
-                "algo.reward_model.objective = \"ratings\" needs a head an aspect: algo.reward_model.aspects = true, or \"pairs\"".into(),
+                "algo.reward_model.objective = \"ratings\" needs a head per aspect: algo.reward_model.aspects = true, or \"pairs\"".into(),
             );
         }
         if self.objective == Objective::Ratings && self.ties {
@@ -179,6 +167,12 @@ impl RewardModel {
         }
     }
 
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
+}
+
+impl RewardModel {
     /// Whether the data have what is to be learnt.
     ///
     /// # Errors
@@ -203,7 +197,7 @@ impl RewardModel {
     /// # Errors
     /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train<M: Module + Sync>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &mut Rankings) -> Result<(), Error> {
-        let (noise, workers) = (run.noise, Workers::new(self.workers)?);
+        let workers = Workers::new(self.workers)?;
         if run.is_at_the_beginning() {
             self.look(run, network, data, 0)?;
         }
@@ -212,22 +206,22 @@ impl RewardModel {
             let prepared = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
             let images: usize = prepared.iter().map(|one| one.prompts.len()).sum();
             run.count_images(images);
-            let weights = self.weights(&prepared);
+            let (weights, draw) = (self.weights(&prepared), run.draw(batch));
 
             // 2. A score an image, then −log σ of the difference of each pair or the squared error of each rating, a mean over the
             //    micro-batch.
             let loss = |model: &M, part: Vec<Prepared>| {
-                let dropout = self.dropout.then_some(Dropout { noise: &noise, draw: batch.draw(), first: part[0].first });
+                let dropout = self.dropout.then_some(Dropout { draw, first: part[0].first });
                 let (scores, known) = scored(network, model, part, dropout);
                 let right = right(&column(&scores, 0), &known.orders[0].pairs);
                 (weights.loss(&scores, &known), vec![("accuracy".into(), right)])
             };
 
-            // 3. Backward in parts, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
+            // 3. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let parts = parts(prepared, self.workers);
             let updated = run.backward_in_parts(&workers, parts, loss, &|_| None)?;
 
-            // 4. Look; remember the best.
+            // 4. Validate; remember the best weights.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 self.look(run, network, data, step)?;
             }
@@ -261,9 +255,10 @@ impl RewardModel {
 
     /// What everything that is known of a micro-batch counts in its loss.
     fn weights(&self, prepared: &[Prepared]) -> LossWeights {
+        let known: Vec<&Known> = prepared.iter().map(|one| &one.known).collect();
         match self.objective {
-            Objective::Pairs => LossWeights::of_pairs(prepared, self.ties),
-            Objective::Ratings => LossWeights::of_ratings(prepared),
+            Objective::Pairs => LossWeights::of_pairs(&known, self.ties),
+            Objective::Ratings => LossWeights::of_ratings(&known),
         }
     }
 
@@ -277,11 +272,7 @@ impl RewardModel {
         if !found.losses.iter().all(|loss| loss.is_finite()) {
             return Err(Error::NonFinitePreview { step, what: "the validation loss".into() });
         }
-        let names = std::iter::once("validation_accuracy".to_string())
-            .chain(vp_data::Aspect::ALL.iter().map(|aspect| format!("validation_accuracy_{}", aspect.name())));
-        let accuracies = names.zip(found.right).filter(|(_, right)| !right.is_empty());
-        let scores = std::iter::once(("validation_loss".to_string(), found.losses)).chain(accuracies).collect();
-        run.preview(&Preview::of_losses(scores, None))?;
+        run.preview(&Preview::of_losses(found.by_name(), None))?;
         if run.best_step() == Some(step) {
             let trained = named_parameters(&run.model).into_iter().filter(|parameter| parameter.trainable).map(|parameter| parameter.name);
             let trained: std::collections::BTreeSet<String> = trained.collect();
@@ -329,9 +320,7 @@ impl RewardModel {
                 break;
             }
         }
-        let n = scores.len() as f64;
-        let mean = scores.iter().sum::<f64>() / n;
-        let std = (scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let (mean, std) = mean_and_std(&scores);
         Ok((mean, if std > 0.0 { std } else { 1.0 }))
     }
 }
@@ -350,7 +339,7 @@ fn parts(mut prepared: Vec<Prepared>, count: usize) -> Vec<Vec<Prepared>> {
 }
 
 /// The scores of all images of some prompts, `[images, heads]`, and what is known of them.
-fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout<'_>>) -> (Tensor<2>, Known) {
+fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout>) -> (Tensor<2>, Known) {
     let (mut pixel_values, mut prompts, mut known) = (Vec::new(), Vec::new(), Known::default());
     for one in prepared {
         known.extend(&one.known, prompts.len());
@@ -358,66 +347,6 @@ fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>
         pixel_values.push(one.pixel_values);
     }
     (network.scores(model, Tensor::cat(pixel_values, 0), &prompts, dropout), known)
-}
-
-/// What one of what is known counts in the loss of a micro-batch.
-enum LossWeights {
-    /// A pair of each order, and whether ties are learnt.
-    Pairs([f64; 5], bool),
-    /// A rating on each aspect.
-    Ratings([f64; 4]),
-}
-
-/// Every kind of which there is one counts alike, and so do all of a kind.
-fn alike<const N: usize>(counts: [usize; N]) -> [f64; N] {
-    let kinds = counts.iter().filter(|count| **count > 0).count().max(1) as f64;
-    counts.map(|count| 1.0 / (kinds * count.max(1) as f64))
-}
-
-impl LossWeights {
-    fn of_pairs(prepared: &[Prepared], ties: bool) -> Self {
-        let count = |order: &Order| order.pairs.len() + if ties { order.ties.len() } else { 0 };
-        Self::Pairs(alike(std::array::from_fn(|i| prepared.iter().map(|one| count(&one.known.orders[i])).sum())), ties)
-    }
-
-    fn of_ratings(prepared: &[Prepared]) -> Self {
-        Self::Ratings(alike(std::array::from_fn(|i| prepared.iter().map(|one| one.known.ratings[i].len()).sum())))
-    }
-
-    /// `[1]`.
-    fn loss(&self, scores: &Tensor<2>, known: &Known) -> Tensor<1> {
-        let [images, heads] = scores.dims();
-        let device = scores.device().without_autodiff();
-        let of_head = |head| scores.clone().narrow(1, head, 1).reshape([images]);
-        let mut total = Tensor::zeros([1], &device);
-        match self {
-            Self::Pairs(weights, ties) => {
-                for (head, (order, weight)) in known.orders.iter().zip(weights).enumerate().take(heads) {
-                    if !order.pairs.is_empty() {
-                        total = pair_losses(of_head(head), &order.pairs).sum() * *weight + total;
-                    }
-                    if *ties && !order.ties.is_empty() {
-                        total = tie_losses(of_head(head), &order.ties).sum() * *weight + total;
-                    }
-                }
-            }
-            Self::Ratings(weights) => {
-                for (head, (ratings, weight)) in (1..heads).zip(known.ratings.iter().zip(weights)) {
-                    if !ratings.is_empty() {
-                        total = squared_errors(of_head(head), ratings, &device).sum() * *weight + total;
-                    }
-                }
-            }
-        }
-        total
-    }
-}
-
-/// `(score − (rating − 3))²` of each rating.
-fn squared_errors(scores: Tensor<1>, ratings: &[(usize, f64)], device: &Device) -> Tensor<1> {
-    let (images, values): (Vec<i64>, Vec<f32>) = ratings.iter().map(|(image, rating)| (*image as i64, (rating - MIDDLE) as f32)).unzip();
-    let rated = scores.select(0, Tensor::<1, Int>::from_data(&images[..], device));
-    (rated - Tensor::from_data(&values[..], device)).square()
 }
 
 /// One head's scores on the host.
@@ -430,38 +359,4 @@ fn column(scores: &Tensor<2>, head: usize) -> Vec<f64> {
 /// 1 for each pair that the scores order rightly, else 0; equal scores are wrong.
 fn right(scores: &[f64], pairs: &[(usize, usize)]) -> Vec<f64> {
     pairs.iter().map(|(better, worse)| f64::from(u8::from(scores[*better] > scores[*worse]))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ratings_are_learnt_as_squared_errors_a_mean_over_images_then_over_rated_aspects() {
-        let device = Device::flex();
-        // Overall, then four aspects, of two images.
-        let scores = Tensor::<2>::from_data([[9.0, 1.0, 0.0, 0.5, 7.0], [9.0, -1.0, 0.0, 0.0, 7.0]], &device);
-        // Prompt following 4 and 3, fidelity 5 of the second image alone; the others were not rated.
-        let ratings = [vec![(0, 4.0), (1, 3.0)], vec![], vec![(1, 5.0)], vec![]];
-        let prepared = Prepared {
-            pixel_values: Tensor::zeros([1, 1, 1, 1], &device),
-            prompts: vec![],
-            known: Known { ratings, ..Known::default() },
-            first: 0,
-        };
-        let loss = LossWeights::of_ratings(std::slice::from_ref(&prepared)).loss(&scores, &prepared.known);
-        // ((1 − 1)² + (−1 − 0)²) / 2 and (0 − 2)², halved.
-        assert_eq!(values(&loss), [(0.5 + 4.0) / 2.0]);
-    }
-
-    #[test]
-    fn what_is_known_of_further_images_is_said_of_them() {
-        let order = Order { pairs: vec![(1, 0)], ties: vec![(0, 2)] };
-        let one = Known { orders: std::array::from_fn(|_| order.clone()), ratings: std::array::from_fn(|_| vec![(2, 4.5)]) };
-        let mut all = Known::default();
-        all.extend(&one, 0);
-        all.extend(&one, 3);
-        assert_eq!((&all.orders[4].pairs[..], &all.orders[4].ties[..]), (&[(1, 0), (4, 3)][..], &[(0, 2), (3, 5)][..]));
-        assert_eq!(all.ratings[3], [(2, 4.5), (5, 4.5)]);
-    }
 }

@@ -39,12 +39,13 @@ impl BlipNetwork {
     /// When a file is missing, cannot be read, or does not fit the others.
     pub fn open(
         path: &Path,
-        (drawn, aspects): (bool, Option<[f64; 4]>),
+        initialize: bool,
+        aspects: Option<[f64; 4]>,
         noise: &Noise,
         device: &Device,
     ) -> Result<(Self, BlipReward), Error> {
         let device = device.clone().without_autodiff();
-        let (checkpoint, vocab) = if drawn {
+        let (checkpoint, vocab) = if initialize {
             let config = BlipConfig { aspects: aspects.is_some(), ..BlipConfig::read(&path.join("config.json")).map_err(model)? };
             (BlipCheckpoint::initialize(config, noise, &device), path.join("vocab.txt"))
         } else {
@@ -69,7 +70,7 @@ impl BlipNetwork {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn save(&self, model: &BlipReward, (mean, std): (f64, f64), folder: &Path) -> Result<(), Error> {
+    pub fn save(&self, model: &BlipReward, mean: f64, std: f64, folder: &Path) -> Result<(), Error> {
         let mut model = model.clone();
         if let Some(heads) = &model.aspect_heads {
             let weighted: Vec<(&RewardHead, f64)> = heads.all().into_iter().zip(self.aspect_weights).collect();
@@ -103,7 +104,7 @@ impl RewardNetwork<BlipReward> for BlipNetwork {
         pixel_values(images, self.config.image_size, &self.device)
     }
 
-    fn scores(&self, model: &BlipReward, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout<'_>>) -> Tensor<2> {
+    fn scores(&self, model: &BlipReward, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout>) -> Tensor<2> {
         let features = model.features(pixel_values, &TextInputs::encode(&self.tokenizer, prompts, &self.device));
         let head = |head: &RewardHead, number: u64| match dropout {
             Some(dropout) => head.forward_dropped(features.clone(), masks_of(dropout, head, number, prompts.len(), &self.device)),
@@ -118,13 +119,13 @@ impl RewardNetwork<BlipReward> for BlipNetwork {
 }
 
 /// What dropout keeps after the first three layers of a head, scaled so that the mean stays: `[b, width]` each.
-fn masks_of(dropout: Dropout<'_>, head: &RewardHead, number: u64, images: usize, device: &Device) -> [Tensor<2>; 3] {
+fn masks_of(dropout: Dropout, head: &RewardHead, number: u64, images: usize, device: &Device) -> [Tensor<2>; 3] {
     let widths = head.dropped_widths();
     let mut values: [Vec<f32>; 3] = Default::default();
     for image in 0..images as u64 {
         // Five heads at most: the overall one and four aspects.
         let stream = (dropout.first + image) * 5 + number;
-        let drawn = dropout.noise.uniform_values(Purpose::Dropout, dropout.draw, stream, widths.iter().sum());
+        let drawn = dropout.draw.noise.uniform_values(Purpose::DROPOUT, dropout.draw.number, stream, widths.iter().sum());
         let mut drawn = drawn.into_iter();
         for ((values, width), probability) in values.iter_mut().zip(widths).zip(HEAD_DROPOUT) {
             let kept = 1.0 / (1.0 - probability) as f32;
@@ -150,9 +151,9 @@ impl ClipNetwork {
     ///
     /// # Errors
     /// When a file is missing, cannot be read, or does not fit the others.
-    pub fn open(path: &Path, drawn: bool, noise: &Noise, device: &Device) -> Result<(Self, ClipModel), Error> {
+    pub fn open(path: &Path, initialize: bool, noise: &Noise, device: &Device) -> Result<(Self, ClipModel), Error> {
         let device = device.clone().without_autodiff();
-        let ClipCheckpoint { model, config } = if drawn {
+        let ClipCheckpoint { model, config } = if initialize {
             let config = ClipConfig::read(&path.join("config.json"))?;
             ClipCheckpoint { model: initialize_reward(config.init(&device), noise), config }
         } else {
@@ -185,7 +186,7 @@ impl RewardNetwork<ClipModel> for ClipNetwork {
         pixel_values(images, self.config.vision.image_size, &self.device)
     }
 
-    fn scores(&self, model: &ClipModel, pixel_values: Tensor<4>, prompts: &[String], _: Option<Dropout<'_>>) -> Tensor<2> {
+    fn scores(&self, model: &ClipModel, pixel_values: Tensor<4>, prompts: &[String], _: Option<Dropout>) -> Tensor<2> {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| self.tokenizer.encode(prompt).ids).collect();
         model.logits(pixel_values, &ids, &self.device).reshape([prompts.len(), 1])
     }

@@ -1,6 +1,6 @@
 //! What a run leaves for other tools, a model folder or LoRA files, and the proof that it is another model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -9,22 +9,15 @@ use vp_models::denoiser::Denoiser;
 use vp_models::lora::{Dialect, LoraWeights};
 use vp_models::parameters::named_parameters;
 use vp_models::pipeline::Trainable;
-use vp_models::pipeline::{Component, ModelFolder, Pipeline, load_vae};
-use vp_models::unet::UNet2DConditionModel;
+use vp_models::pipeline::{Component, Family, ModelFolder, Pipeline, load_vae};
 use vp_models::vae::AutoencoderKL;
 
-use crate::Error;
-use crate::sections::LoraSection;
+use vp_schedulers::PredictionType;
 
-/// What was exported, as read back from disk.
-#[derive(Debug)]
-pub struct Exported {
-    /// The diffusers folder, or the LoRA file under kohya's names.
-    pub path: PathBuf,
-    /// Of a folder `‖W_tuned − W_base‖ / ‖W_base‖` over all parameters, of a LoRA the same of the UNet's [`probe`] output; what was
-    /// tuned as reloaded.
-    pub relative_change: f64,
-}
+use crate::Error;
+use crate::assembly::{ExportKind, Exported};
+use crate::config::TrainConfig;
+use crate::sections::LoraSection;
 
 /// The names of a run's LoRA files: kohya's, and diffusers'.
 pub const LORA_FILES: [(&str, Dialect); 2] =
@@ -33,19 +26,56 @@ pub const LORA_FILES: [(&str, Dialect); 2] =
 /// How far the output of a merged LoRA may be from that of its factors, relative to the largest value: float32's, and some.
 const MERGED: f64 = 1e-3;
 
-/// Writes the factors of `tuned` as [`LORA_FILES`] into `folder`, reads them back onto the base, and holds the output against that of
-/// `tuned` and of the base. `notes` go into the metadata of kohya's file.
+/// Writes what was tuned into a run's folder, as a LoRA or as a model folder, whichever trained, and reads it back.
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
-pub fn export_lora(
-    (pipeline, base): (&Pipeline, &Trainable<UNet2DConditionModel>),
-    (tuned, lora): (&Trainable<UNet2DConditionModel>, &LoraSection),
-    folder: &Path,
-    notes: &[(String, String)],
+pub fn export_tuned<D: Denoiser>(
+    pipeline: &Pipeline,
+    base: &Trainable<D>,
+    tuned: &Trainable<D>,
+    config: &TrainConfig,
+    run_dir: &Path,
 ) -> Result<Exported, Error> {
-    let names = pipeline.lora_names(&base.unet);
-    let weights = LoraWeights::of(tuned, lora.alpha());
+    let (kind, path, relative_change) = match config.lora() {
+        Some(lora) => {
+            let notes = notes(config, &lora, pipeline);
+            let change = export_lora(pipeline, base, tuned, &Factors { alpha: lora.alpha(), notes: &notes, folder: run_dir })?;
+            (ExportKind::Lora, run_dir.join(LORA_FILES[0].0), change)
+        }
+        None => {
+            let path = run_dir.join("model");
+            let change = export(pipeline, base, tuned, &path)?;
+            (ExportKind::Model, path, change)
+        }
+    };
+    Ok(Exported { kind, path, relative_change, notes: Vec::new(), ranked: Vec::new() })
+}
+
+/// How a LoRA is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Factors<'a> {
+    /// Numerator of its scale.
+    pub alpha: f64,
+    /// Go into the metadata of kohya's file.
+    pub notes: &'a [(String, String)],
+    /// Where the files go.
+    pub folder: &'a Path,
+}
+
+/// Writes the factors of `tuned` as [`LORA_FILES`], reads them back onto the base, and holds the output against that of `tuned` and of the
+/// base. Returns how far the denoiser's output is from the base's, relative to it.
+///
+/// # Errors
+/// When a file cannot be written, does not read back, or does not draw as `tuned` does.
+pub fn export_lora<D: Denoiser>(
+    pipeline: &Pipeline,
+    base: &Trainable<D>,
+    tuned: &Trainable<D>,
+    Factors { alpha, notes, folder }: &Factors<'_>,
+) -> Result<f64, Error> {
+    let names = pipeline.lora_names(&base.denoiser);
+    let weights = LoraWeights::of(tuned, *alpha);
     let (before, after) = (probe(pipeline, base), probe(pipeline, tuned));
     let mut change = 0.0;
     for (name, dialect) in LORA_FILES {
@@ -61,54 +91,85 @@ pub fn export_lora(
         let norm = |tensor: Tensor<4>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
         change = norm(reloaded - before.clone()) / norm(before.clone());
     }
-    Ok(Exported { path: folder.join(LORA_FILES[0].0), relative_change: change })
+    Ok(change)
+}
+
+/// What kohya's tools and model browsers read of a LoRA: `ss_*` (sd-scripts' `train_network.py`) and `modelspec.*`
+/// (Stability's ModelSpec 1.0.0). No date, so that a run repeated writes the same file.
+fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(String, String)> {
+    let folder = &pipeline.folder;
+    let [height, width] = config.model.size.unwrap_or(folder.default_size());
+    let v2 = folder.family() == Family::StableDiffusion && folder.unet_config().cross_attention_dim[0] == 1024;
+    let (version, architecture) = match folder.family() {
+        Family::StableDiffusionXl => ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        Family::StableDiffusion if v2 => ("sd_v2", "stable-diffusion-v2-768-v/lora"),
+        Family::StableDiffusion => ("sd_v1", "stable-diffusion-v1/lora"),
+    };
+    let name = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let algo = config.algo.name();
+    let prediction = if folder.scheduler_config.prediction_type == Some(PredictionType::VPrediction) { "v" } else { "epsilon" };
+    let notes: [(&str, String); 19] = [
+        ("ss_network_module", "networks.lora".into()),
+        ("ss_network_dim", lora.rank.to_string()),
+        ("ss_network_alpha", lora.alpha().to_string()),
+        ("ss_base_model_version", version.into()),
+        ("ss_sd_model_name", name(&config.model.path)),
+        ("ss_v2", if v2 { "True" } else { "False" }.into()),
+        ("ss_output_name", format!("{}-{algo}", name(&config.model.path))),
+        ("ss_learning_rate", config.optimizer.learning_rate.to_string()),
+        ("ss_max_train_steps", config.run.num_train_steps.to_string()),
+        ("ss_gradient_accumulation_steps", config.optimizer.gradient_accumulation_steps.to_string()),
+        ("ss_seed", config.run.seed.to_string()),
+        ("ss_resolution", format!("({width}, {height})")),
+        ("ss_training_comment", format!("visionprefer train --algo {algo}")),
+        ("modelspec.sai_model_spec", "1.0.0".into()),
+        ("modelspec.architecture", architecture.into()),
+        ("modelspec.implementation", "diffusers".into()),
+        ("modelspec.title", format!("{}, tuned with {algo}", name(&config.model.path))),
+        ("modelspec.resolution", format!("{width}x{height}")),
+        ("modelspec.prediction_type", prediction.into()),
+    ];
+    notes.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 /// What a model predicts for a fixed prompt, fixed latents, and the middle of the noise schedule; `[1, c, h, w]`.
-pub fn probe(pipeline: &Pipeline, model: &Trainable<UNet2DConditionModel>) -> Tensor<4> {
+pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4> {
     let (size, device) = (pipeline.folder.default_size(), pipeline.device());
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
-    let latents = Noise::new(0).normal(Purpose::InitialLatents, 0, &[0], pipeline.latent_shape(size), device);
+    let latents = Noise::new(0).normal(Purpose::INITIAL_LATENTS, 0, &[0], pipeline.latent_shape(size), device);
     let middle = pipeline.folder.scheduler_config.num_train_timesteps() / 2;
-    model.unet.forward(latents, &[middle as f32], &conditioning)
+    model.denoiser.forward(latents, &[middle as f32], &conditioning)
 }
 
-/// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there),
-/// reads it back and compares it with the base.
+/// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there) and reads it
+/// back. Returns how far the weights are from the base's, relative to them.
 ///
 /// # Errors
 /// When the folder cannot be written or does not read back.
-pub fn export(
-    base: (&Pipeline, &Trainable<UNet2DConditionModel>),
-    tuned: &Trainable<UNet2DConditionModel>,
-    destination: &Path,
-) -> Result<Exported, Error> {
-    let (pipeline, base) = base;
-    let encoders = [("text_encoder", &tuned.text_encoder), ("text_encoder_2", &tuned.text_encoder_2)];
-    let encoders = encoders.into_iter().filter_map(|(name, model)| Some(Component::text_encoder(name, model.as_ref()?)));
-    let components: Vec<Component> = std::iter::once(Component::unet(&tuned.unet)).chain(encoders).collect();
-    pipeline.folder.export(destination, &components)?;
-    let (reloaded, unet) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
-    let text = |pipeline: &Pipeline, index: usize| pipeline.text.encoders.get(index).map(|encoder| encoder.model.clone());
-    let unets = distance(&base.unet, &unet);
-    let encoders = (0..2).filter_map(|index| Some(distance(&text(pipeline, index)?, &text(&reloaded, index)?)));
-    let (change, size) = encoders.fold(unets, |(change, size), (c, s)| (change + c, size + s));
-    Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })
+pub fn export<D: Denoiser>(pipeline: &Pipeline, base: &Trainable<D>, tuned: &Trainable<D>, destination: &Path) -> Result<f64, Error> {
+    pipeline.folder.export(destination, &tuned.components())?;
+    let (reloaded, denoiser) = Pipeline::load(ModelFolder::open(destination)?, pipeline.device())?;
+    let denoisers = distance(&base.denoiser, &denoiser);
+    let encoders = pipeline.text.encoders.iter().zip(&reloaded.text.encoders);
+    let encoders = encoders.map(|(base, tuned)| distance(&base.model, &tuned.model));
+    let (change, size) = encoders.fold(denoisers, |(change, size), (c, s)| (change + c, size + s));
+    Ok((change / size).sqrt())
 }
 
-/// Writes the tuned autoencoder with the rest of its folder to `destination`, reads it back and compares it with the base.
+/// Writes the tuned autoencoder with the rest of its folder to `destination` and reads it back. Returns how far the weights are from the
+/// base's, relative to them.
 ///
 /// # Errors
 /// As [`export`].
-pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &AutoencoderKL, destination: &Path) -> Result<Exported, Error> {
+pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &AutoencoderKL, destination: &Path) -> Result<f64, Error> {
     folder.export(destination, &[Component::vae(tuned)])?;
     let device = named_parameters(base)[0].values.device();
     let (change, size) = distance(base, &load_vae(&ModelFolder::open(destination)?, &device)?);
-    Ok(Exported { path: destination.to_path_buf(), relative_change: (change / size).sqrt() })
+    Ok((change / size).sqrt())
 }
 
-/// `(‖b − a‖², ‖a‖²)` over all parameters.
-pub fn distance<M: Module>(a: &M, b: &M) -> (f64, f64) {
+/// `(‖b − a‖², ‖a‖²)` over all parameters of two networks that have the same.
+pub fn distance<A: Module, B: Module>(a: &A, b: &B) -> (f64, f64) {
     let sum = |squares: Tensor<1>| f64::from(squares.sum().into_scalar::<f32>());
     named_parameters(a)
         .into_iter()

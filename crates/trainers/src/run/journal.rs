@@ -1,19 +1,19 @@
-//! What a run tells: a line of `metrics.jsonl` for programs, lines or a bar on the terminal for people, grids for the eye, and
+//! What a run tells: a line of `metrics.jsonl` for programs, lines or progress for people through a [`Voice`], grids for the eye, and
 //! the same numbers and grids for TensorBoard.
 
-mod progress;
 mod tensorboard;
+mod voice;
 
 use std::fmt::Arguments;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vp_core::atomic;
 use vp_core::run_dir::RunDir;
 use vp_data::{RgbImage, grid, write_png};
 
-pub use progress::{Options, Progress, clock, say, warn};
 use tensorboard::Events;
+pub use voice::{Silent, Voice};
 
 use crate::Error;
 use crate::run::preview::Preview;
@@ -30,11 +30,11 @@ pub fn image_name(index: usize, seed: u64) -> String {
     format!("{index:03}-{seed}.png")
 }
 
-/// The run's voice.
+/// Where a run writes down, and says, how it goes.
 #[derive(Debug)]
 pub struct Journal {
     dir: RunDir,
-    progress: Progress,
+    voice: Box<dyn Voice>,
     /// A view of the run: lost, with a warning, when it cannot be written.
     events: Option<Events>,
     /// The update this process started after.
@@ -46,9 +46,9 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Speaks into a folder just created, and to the terminal.
-    pub fn new(dir: RunDir, options: Options) -> Self {
-        Self::begin_with(dir, options, None)
+    /// Writes into a folder that was just created, and tells people through `voice`.
+    pub fn new(dir: RunDir, voice: impl Voice + 'static) -> Self {
+        Self::begin_with(dir, Box::new(voice), None)
     }
 
     /// Takes up the journal of the run in `root` after update `upto_step`: what `metrics.jsonl` says of later ones is dropped, and so
@@ -56,29 +56,28 @@ impl Journal {
     ///
     /// # Errors
     /// When there is no run in the folder, or it cannot be written.
-    pub fn resume(root: &Path, upto_step: u64, options: Options) -> Result<Self, Error> {
+    pub fn resume(root: &Path, upto_step: u64, voice: impl Voice + 'static) -> Result<Self, Error> {
         let mut dir = RunDir::open(root)?;
         dir.rewind(Some(upto_step as usize))?;
-        Ok(Self::begin_with(dir, options, Some(upto_step)))
+        Ok(Self::begin_with(dir, Box::new(voice), Some(upto_step)))
     }
 
     /// Begins the journal of the run in `root` again: it was killed before its first checkpoint.
     ///
     /// # Errors
     /// When there is no run in the folder, or it cannot be written.
-    pub fn restart(root: &Path, options: Options) -> Result<Self, Error> {
+    pub fn restart(root: &Path, voice: impl Voice + 'static) -> Result<Self, Error> {
         let mut dir = RunDir::open(root)?;
         dir.rewind(None)?;
         // Events of steps that will be drawn again; no more than a view of the run.
         let _ = std::fs::remove_dir_all(root.join("tensorboard"));
-        Ok(Self::begin_with(dir, options, None))
+        Ok(Self::begin_with(dir, Box::new(voice), None))
     }
 
-    fn begin_with(dir: RunDir, options: Options, resumed_at: Option<u64>) -> Self {
+    fn begin_with(dir: RunDir, voice: Box<dyn Voice>, resumed_at: Option<u64>) -> Self {
         let events = Events::begin(&dir.root().join("tensorboard"), resumed_at);
-        let progress = Progress::new(options);
         let from = resumed_at.unwrap_or(0);
-        let mut journal = Self { dir, progress, events: None, from, began: Instant::now(), updates: 0, images: 0.0, seconds: 0.0 };
+        let mut journal = Self { dir, voice, events: None, from, began: Instant::now(), updates: 0, images: 0.0, seconds: 0.0 };
         match events {
             Ok(events) => journal.events = Some(events),
             Err(error) => journal.lose_events(&error),
@@ -91,9 +90,9 @@ impl Journal {
         self.dir.root()
     }
 
-    /// Shows the bar of `of` updates before the first one is done.
+    /// Shows the progress of `of` updates before the first one is done.
     pub fn begin(&mut self, of: u64) {
-        self.progress.begin("update", self.from, of);
+        self.voice.begin(self.from, of);
     }
 
     /// One update.
@@ -104,17 +103,14 @@ impl Journal {
         self.dir.log(step as usize, metrics)?;
         self.view(|events| events.scalars(step, metrics));
         self.count(metrics);
-        if !self.progress.live() {
+        if !self.voice.shows_progress() {
             let shown = metrics.iter().filter(|(name, _)| *name != "seconds").map(|(name, value)| format!("{name} {}", short(*value)));
             self.say(format_args!("step {step}/{of}  {}", shown.collect::<Vec<_>>().join("  ")));
             return Ok(());
         }
-        if !self.progress.under_way() {
-            self.progress.begin("update", step.saturating_sub(1), of);
-        }
-        self.progress.advance(step, &note(metrics));
+        self.voice.advance(step, of, &note(metrics));
         if step >= of {
-            self.progress.finish();
+            self.voice.finish();
         }
         Ok(())
     }
@@ -169,24 +165,24 @@ impl Journal {
         atomic::write(path, text.as_bytes()).map_err(|source| Error::Io { path: path.display().to_string(), source })
     }
 
-    /// One line, unless quiet.
+    /// One line of news.
     pub fn say(&self, line: Arguments<'_>) {
-        self.progress.say(line);
+        self.voice.say(line);
     }
 
-    /// A warning, quiet or not.
+    /// One line that must not be missed.
     pub fn warn(&self, line: Arguments<'_>) {
-        self.progress.warn(line);
+        self.voice.warn(line);
     }
 
-    /// What the run was for, quiet or not.
+    /// One line that tells what the run was for.
     pub fn conclude(&self, line: Arguments<'_>) {
-        self.progress.conclude(line);
+        self.voice.conclude(line);
     }
 
-    /// A table of names, each before and after, and what it took; unless quiet.
+    /// A table of names, each before and after, and how long it took.
     pub fn summary(&self, rows: &[(String, f64, f64)]) {
-        self.progress.finish();
+        self.voice.finish();
         if !rows.is_empty() {
             self.say(format_args!("{}", table(rows)));
         }
@@ -225,7 +221,7 @@ impl Journal {
     }
 }
 
-/// What the bar says of the last update.
+/// What stands beside the progress about the last update.
 fn note(metrics: &[(&str, f64)]) -> String {
     let shown = metrics.iter().filter_map(|(name, value)| match *name {
         "loss" => Some(format!("loss {}", short(*value))),
@@ -251,6 +247,13 @@ fn table(rows: &[(String, f64, f64)]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// `m:ss`, or `h:mm:ss`.
+pub fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64().round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
 /// Four significant digits, in whichever notation is shorter to read.
 fn short(value: f64) -> String {
     if value == 0.0 || (1e-3..1e4).contains(&value.abs()) {
@@ -269,6 +272,7 @@ fn mean(values: &[f64]) -> f64 {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -278,8 +282,6 @@ mod tests {
         dir
     }
 
-    const QUIET: Options = Options { quiet: true, live: false, color: false };
-
     #[test]
     fn numbers_show_four_digits() {
         let shown: Vec<String> = [0.5, 12.345, 1234.5, 3.2e-5, -0.04567, 98765.4].into_iter().map(short).collect();
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_tells_loss_reward_and_speed() {
+    fn progress_tells_loss_reward_and_speed() {
         let metrics = [("loss", 0.25), ("reward_mean", -1.5), ("lr", 1e-5), ("images_per_second", 8.125)];
         assert_eq!(note(&metrics), "loss 0.2500  reward -1.500  8.125 images/s");
     }
@@ -302,9 +304,59 @@ mod tests {
     }
 
     #[test]
+    fn a_clock() {
+        let shown: Vec<String> = [0.4, 59.6, 3725.0, 360_000.0].into_iter().map(|s| clock(Duration::from_secs_f64(s))).collect();
+        assert_eq!(shown, ["0:00", "1:00", "1:02:05", "100:00:00"]);
+    }
+
+    /// What was told, with progress shown or not.
+    #[derive(Debug, Clone, Default)]
+    struct Notebook {
+        shows_progress: bool,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Voice for Notebook {
+        fn say(&self, line: Arguments<'_>) {
+            self.told.lock().unwrap().push(line.to_string());
+        }
+        fn warn(&self, line: Arguments<'_>) {
+            self.say(format_args!("warning: {line}"));
+        }
+        fn conclude(&self, line: Arguments<'_>) {
+            self.say(line);
+        }
+        fn shows_progress(&self) -> bool {
+            self.shows_progress
+        }
+        fn advance(&mut self, done: u64, of: u64, note: &str) {
+            self.say(format_args!("{done} of {of}: {note}"));
+        }
+        fn finish(&self) {
+            self.say(format_args!("over"));
+        }
+    }
+
+    #[test]
+    fn an_update_is_a_line_or_progress() {
+        let told = |shows_progress| {
+            let root = scratch(&format!("voice-{shows_progress}"));
+            let voice = Notebook { shows_progress, ..Notebook::default() };
+            let mut journal = Journal::new(RunDir::create(&root, "").unwrap(), voice.clone());
+            for step in 1..=2 {
+                journal.update(step, 2, &[("loss", 0.5), ("lr", 0.1), ("seconds", 3.0)]).unwrap();
+            }
+            fs::remove_dir_all(root).unwrap();
+            voice.told.lock().unwrap().clone()
+        };
+        assert_eq!(told(false), ["step 1/2  loss 0.5000  lr 0.1000", "step 2/2  loss 0.5000  lr 0.1000"]);
+        assert_eq!(told(true), ["1 of 2: loss 0.5000", "2 of 2: loss 0.5000", "over"]);
+    }
+
+    #[test]
     fn images_are_counted() {
         let root = scratch("count");
-        let mut journal = Journal::new(RunDir::create(&root, "").unwrap(), QUIET);
+        let mut journal = Journal::new(RunDir::create(&root, "").unwrap(), Silent);
         journal.update(1, 2, &[("images_per_second", 3.0), ("seconds", 4.0 / 3.0)]).unwrap();
         journal.update(2, 2, &[("images_per_second", f64::INFINITY), ("seconds", 0.0)]).unwrap();
         assert_eq!((journal.updates, journal.images, journal.seconds), (2, 4.0, 4.0 / 3.0));
@@ -314,12 +366,12 @@ mod tests {
     #[test]
     fn a_resumed_journal_forgets_later_updates() {
         let root = scratch("resume");
-        let mut journal = Journal::new(RunDir::create(&root, "").unwrap(), QUIET);
+        let mut journal = Journal::new(RunDir::create(&root, "").unwrap(), Silent);
         for step in 1..=4 {
             journal.update(step, 9, &[("loss", step as f64)]).unwrap();
         }
         drop(journal);
-        let mut journal = Journal::resume(&root, 2, QUIET).unwrap();
+        let mut journal = Journal::resume(&root, 2, Silent).unwrap();
         journal.update(3, 9, &[("loss", 30.0)]).unwrap();
         let metrics = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
         assert_eq!(metrics, "{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":2.0}\n{\"step\":3,\"loss\":30.0}\n");
@@ -332,7 +384,7 @@ mod tests {
         let root = scratch("events");
         let dir = RunDir::create(&root, "").unwrap();
         fs::write(root.join("tensorboard"), "in the way").unwrap();
-        let mut journal = Journal::new(dir, QUIET);
+        let mut journal = Journal::new(dir, Silent);
         journal.update(1, 1, &[("loss", 0.5)]).unwrap();
         assert_eq!(fs::read_to_string(root.join("metrics.jsonl")).unwrap(), "{\"step\":1,\"loss\":0.5}\n");
         fs::remove_dir_all(root).unwrap();

@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod export;
 pub mod journal;
+mod looks;
 pub mod preview;
 pub mod sentinel;
 
@@ -20,9 +21,8 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use regex::Regex;
-use vp_core::noise::Noise;
+use vp_core::noise::{Noise, Purpose};
 use vp_core::profile::{self, Stage};
-use vp_evaluation::sentinel::{Action, Finding, Look, SentinelConfig, findings};
 use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
 
 use crate::Error;
@@ -30,9 +30,8 @@ use crate::optim::Workers;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
 use crate::run::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
 use crate::run::journal::Journal;
-use crate::run::preview::Preview;
-use crate::run::sentinel::{Watch, distance, look};
 use crate::sections::Settings;
+use crate::statistics::mean_and_std;
 
 /// Set from outside (a signal handler) to end a run at its next batch.
 #[derive(Debug, Clone, Default)]
@@ -79,9 +78,25 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The number that names its random draws: never 0, which is sampling's.
+    /// The number that names its random draws: never 0, which is validation's and the previews'.
     pub fn draw(self) -> u64 {
         self.index + 1
+    }
+}
+
+/// Names the random numbers of one micro-batch: of a run, by a number that no other micro-batch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// The run's random numbers.
+    pub noise: Noise,
+    /// Its number, counted from 1; 0 is validation's and the previews'.
+    pub number: u64,
+}
+
+impl Draw {
+    /// A uniform integer in `low..=high`.
+    pub fn integer(&self, purpose: Purpose, low: usize, high: usize) -> usize {
+        self.noise.integer(purpose, self.number, 0, low, high)
     }
 }
 
@@ -221,6 +236,11 @@ impl<M: Module> Run<M> {
         }
     }
 
+    /// The random numbers of a micro-batch.
+    pub fn draw(&self, batch: Batch) -> Draw {
+        Draw { noise: self.noise, number: batch.draw() }
+    }
+
     /// Counts images that were drawn or read, for the speed.
     pub fn count_images(&mut self, count: usize) {
         self.images += count as u64;
@@ -231,7 +251,7 @@ impl<M: Module> Run<M> {
         self.state.cursor == Cursor::default()
     }
 
-    /// Micro-batches an update.
+    /// Micro-batches per update.
     fn accumulation(&self) -> usize {
         self.settings.micro_batches
     }
@@ -269,18 +289,22 @@ impl<M: Module> Run<M> {
         self.update()
     }
 
-    /// As [`backward`](Self::backward), the micro-batch in parts that are computed side by side, each on a tape of its own. `loss`
-    /// makes of a part its share of the loss, `[1]`, and what is observed; the micro-batch's loss is the sum.
+    /// As [`backward`](Self::backward), the micro-batch in parts that are computed side by side, each on a tape of its own; one part is
+    /// computed as it is. `loss` makes of a part its share of the loss, `[1]`, and what is observed; the micro-batch's loss is the sum.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
     pub fn backward_in_parts<P: Send>(
         &mut self,
         workers: &Workers,
-        parts: Vec<P>,
+        mut parts: Vec<P>,
         loss: impl Fn(&M, P) -> (Tensor<1>, Observed) + Sync,
         blame: &dyn Fn(&M) -> Option<String>,
     ) -> Result<Option<u64>, Error> {
+        if parts.len() == 1 {
+            let (loss, observed) = loss(&self.model, parts.remove(0));
+            return self.backward(loss, observed, blame);
+        }
         // Parameters that share a leaf share a tape, on which only one thread can walk.
         let own_tape = || map_parameters(self.model.clone(), |_, _, values| values);
         let parts: Vec<(M, P)> = parts.into_iter().map(|part| (own_tape(), part)).collect();
@@ -373,85 +397,12 @@ impl<M: Module> Run<M> {
         Ok(())
     }
 
-    /// Writes down a preview of the current step, and remembers whether it is the best.
-    ///
-    /// # Errors
-    /// When the run's folder cannot be written.
-    pub fn preview(&mut self, preview: &Preview) -> Result<(), Error> {
-        let step = self.state.cursor.step;
-        if preview.images.is_empty() && preview.scores.is_empty() {
-            return Ok(());
-        }
-        profile::time(Stage::Io, || self.journal.preview(step, preview))?;
-        if step == 0 {
-            self.state.first_preview = preview.values().cloned().collect();
-        }
-        self.state.last_preview = preview.values().cloned().collect();
-        // What the sentinel watches is what is not trained on.
-        let score = if self.settings.sentinel.is_some() { preview.watched_score() } else { preview.score() };
-        if let Some(score) = score
-            && step > 0
-            && self.state.best.is_none_or(|(best, _)| score > best)
-        {
-            self.state.best = Some((score, step));
-        }
-        match self.settings.sentinel {
-            Some(config) if !preview.lower_is_better && !preview.scores.is_empty() => self.heed_sentinel(&config, preview),
-            _ => Ok(()),
-        }
-    }
-
-    /// Says what the sentinel finds at this look, and ends the run where the config wants that.
-    fn heed_sentinel(&mut self, config: &SentinelConfig, preview: &Preview) -> Result<(), Error> {
-        let step = self.state.cursor.step;
-        let distance = distance(&self.first_weights, &trained(&self.model));
-        self.state.looks.retain(|look| look.step < step);
-        self.state.looks.push(look(step, preview, distance));
-        self.journal.watch(&Watch { config: *config, looks: self.state.looks.clone() })?;
-        let found = findings(&self.state.looks, config).map_err(|error| Error::Config(format!("sentinel: {error}")))?;
-        let now: Vec<Finding> = found.into_iter().filter(|finding| finding.step == step).collect();
-        for finding in &now {
-            self.journal.warn(format_args!("sentinel: {}: {}", finding.rule.name(), finding.reason));
-        }
-        match now.into_iter().find(|finding| finding.action == Action::Stop) {
-            Some(Finding { rule, reason, .. }) => {
-                let (checkpoint, best) = (self.save()?, self.best_step().unwrap_or(0));
-                Err(Error::Sentinel { step, rule: rule.name(), reason, checkpoint, best })
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// What the sentinel has looked at.
-    pub fn looks(&self) -> &[Look] {
-        &self.state.looks
-    }
-
-    /// The updates after which the best preview was looked at.
-    pub fn best_step(&self) -> Option<u64> {
-        self.state.best.map(|(_, step)| step)
-    }
-
-    /// Whether a preview is due after `step` updates.
-    pub fn preview_is_due(&self, step: u64) -> bool {
-        let every = self.settings.preview_every;
-        step == self.settings.run.num_train_steps || (every > 0 && step.is_multiple_of(every))
-    }
-
     /// The tuned model on the plain device: the moving average where there is one.
     pub fn tuned(&self) -> M {
         match &self.ema {
             Some(ema) => ema.apply(self.model.valid()),
             None => self.model.valid(),
         }
-    }
-
-    /// Shows the scores of the first preview beside those of the last.
-    pub fn summary(&self) {
-        let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
-        let pairs = self.state.first_preview.iter().zip(&self.state.last_preview);
-        let rows: Vec<(String, f64, f64)> = pairs.map(|((name, before), (_, after))| (name.clone(), mean(before), mean(after))).collect();
-        self.journal.summary(&rows);
     }
 
     /// The folder of the run.
@@ -546,13 +497,6 @@ pub fn newest_checkpoint(run: &Path, device: &Device) -> (Option<Checkpoint>, Ve
 /// A tensor's values on the host.
 pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
     tensor.to_data().iter::<f64>().collect()
-}
-
-/// Mean and population standard deviation.
-fn mean_and_std(values: &[f64]) -> (f64, f64) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
 #[cfg(test)]

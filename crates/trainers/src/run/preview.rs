@@ -15,7 +15,9 @@ use vp_rewards::Reward;
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::Error;
+use crate::non_finite::{in_prediction, is_finite};
 use crate::sections::PreviewSection;
+use crate::statistics::mean;
 
 /// Images of fixed prompts and seeds, with their scores.
 #[derive(Debug, Default)]
@@ -67,7 +69,7 @@ impl Preview {
     /// The mean of the second score, of what is watched and not trained on; of the first where nothing is watched.
     pub fn watched_score(&self) -> Option<f64> {
         match self.scores.get(1) {
-            Some((_, scores)) => Some(scores.iter().sum::<f64>() / scores.len() as f64),
+            Some((_, scores)) => Some(mean(scores)),
             None => self.score(),
         }
     }
@@ -75,22 +77,30 @@ impl Preview {
     /// The mean of the first score, turned so that larger is better.
     pub fn score(&self) -> Option<f64> {
         let (_, scores) = self.scores.first()?;
-        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        let mean = mean(scores);
         Some(if self.lower_is_better { -mean } else { mean })
     }
 }
 
-/// Draws with the model's own sampler, one row of the grid a prompt, and scores.
+/// What is drawn for a preview, and by whom it is scored.
+#[derive(Clone, Copy)]
+pub struct PreviewRequest<'a> {
+    /// `[preview]`.
+    pub section: &'a PreviewSection,
+    /// The trained reward first.
+    pub rewards: &'a [&'a dyn Reward],
+    /// Height and width in pixels.
+    pub size: [usize; 2],
+    /// Updates made.
+    pub step: u64,
+}
+
+/// Draws with the model's own sampler, one row of the grid per prompt, and scores.
 ///
 /// # Errors
 /// When the folder's scheduler cannot be built, a reward fails, or what is drawn is not finite.
-pub fn draw<D: Denoiser>(
-    section: &PreviewSection,
-    pipeline: &Pipeline,
-    model: &Trainable<D>,
-    rewards: &[&dyn Reward],
-    (size, step): ([usize; 2], u64),
-) -> Result<Preview, Error> {
+pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &PreviewRequest<'_>) -> Result<Preview, Error> {
+    let PreviewRequest { section, rewards, size, step } = *request;
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
     let mut images = Vec::new();
     let mut scores: Vec<(String, Vec<f64>)> = rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect();
@@ -104,8 +114,8 @@ pub fn draw<D: Denoiser>(
         };
         let negative_prompt = section.negative_prompt.as_deref();
         let request = Request { prompts: &prompts, negative_prompt, guidance_scale: section.guidance_scale, size };
-        let latents = rows(Purpose::InitialLatents, 0);
-        let mut noise = |step| rows(Purpose::SamplerStep, step);
+        let latents = rows(Purpose::INITIAL_LATENTS, 0);
+        let mut noise = |step| rows(Purpose::SAMPLER_STEP, step);
         let drawn = pipeline.generate(model, &mut *sampler, &request, latents.clone(), &mut noise);
         if !is_finite(&drawn) {
             return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
@@ -128,11 +138,6 @@ pub fn draw<D: Denoiser>(
     Ok(Preview { images, columns: section.seeds.len(), drawn_from, scores, terms, lower_is_better: false })
 }
 
-/// Whether every value is.
-pub fn is_finite(tensor: &Tensor<4>) -> bool {
-    tensor.clone().without_autodiff().sum().into_scalar::<f32>().is_finite()
-}
-
 /// The first part of the model that is not finite at the first step of a chain, or the autoencoder.
 fn blame<D: Denoiser>(
     pipeline: &Pipeline,
@@ -142,10 +147,7 @@ fn blame<D: Denoiser>(
     latents: Tensor<4>,
 ) -> String {
     let guidance = pipeline.encode(&model.text(&pipeline.text), request);
-    if !guidance.conditional.encoder_hidden_states.clone().sum().into_scalar::<f32>().is_finite() {
-        return "the text encoder's output".into();
-    }
     let timesteps = vec![sampler.timesteps()[0] as f32; request.prompts.len()];
-    let part = model.unet.first_non_finite(latents * sampler.init_noise_sigma(), &timesteps, &guidance.conditional);
-    part.map_or_else(|| "the decoded image".into(), |part| format!("unet.{part}"))
+    let input = latents * sampler.init_noise_sigma();
+    in_prediction(&model.denoiser, input, &timesteps, &guidance.conditional).unwrap_or_else(|| "the decoded image".into())
 }

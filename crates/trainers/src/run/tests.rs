@@ -3,7 +3,7 @@ use vp_core::run_dir::RunDir;
 
 use super::*;
 use crate::optim::AdamWConfig;
-use crate::run::journal::Options;
+use crate::run::journal::Silent;
 use crate::sections::{CheckpointSection, GuardSection, OptimizerSection, RunSection};
 
 #[derive(Module, Debug)]
@@ -35,7 +35,7 @@ fn settings(max_skips: u64) -> Settings {
 fn toy_run(dir: &Path, max_skips: u64) -> Run<Toy> {
     let device = Device::flex();
     let toy = Toy { weight: Param::from_data([0.0], &device), other: Param::from_data([1.0], &device) };
-    let journal = |_| Ok(Journal::new(RunDir::create(dir, "")?, Options::default()));
+    let journal = |_| Ok(Journal::new(RunDir::create(dir, "")?, Silent));
     Run::new(toy, settings(max_skips), Start::default(), journal).unwrap()
 }
 

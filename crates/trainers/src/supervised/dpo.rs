@@ -16,22 +16,18 @@ use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
-use vp_models::pipeline::Pipeline;
-use vp_models::pipeline::Trainable;
-use vp_schedulers::{NoiseSchedule, build_scheduler, by_name};
+use vp_models::pipeline::{Pipeline, Trainable};
+use vp_schedulers::NoiseSchedule;
 
 use crate::Error;
+use crate::algorithm::{Algorithm, Driver};
+use crate::config::TrainConfig;
 use crate::data::preferences::{PairBatch, PreferencePairs};
-use crate::denoising::{DenoisingBatch, Noised, random_timesteps};
-use crate::losses::{dpo_inside, dpo_loss};
-use crate::run::preview::{Preview, draw};
+use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps, sample_numbers};
+use crate::losses::{dpo_inside, dpo_loss, squared_error_changes};
 use crate::run::{Observed, Run, values};
 use crate::sections::PreviewSection;
-
-/// Timesteps at which a held-out pair is compared: the middles of as many equal parts of the schedule.
-const VALIDATION_TIMESTEPS: usize = 4;
-/// The draw of validation's noise; training counts its own from 1.
-const VALIDATION_DRAW: u64 = 0;
+use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
 /// The knobs of `[algo.dpo]`, with `train.py`'s values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,7 +35,7 @@ const VALIDATION_DRAW: u64 = 0;
 pub struct Dpo {
     /// How soon a preference counts as learned: the larger, the nearer the model stays to its base (5000).
     pub beta: f64,
-    /// Pairs a micro-batch (1).
+    /// Pairs per micro-batch (1).
     pub batch_size: usize,
 }
 
@@ -58,7 +54,7 @@ pub struct Frozen<'a, D: Denoiser> {
     pub base: &'a Trainable<D>,
 }
 
-/// What held-out pairs say of a model, one value a pair.
+/// What held-out pairs say of a model, one value per pair.
 #[derive(Debug, Clone, Default)]
 pub struct Validation {
     /// −log σ(inside), the mean over the timesteps.
@@ -67,9 +63,12 @@ pub struct Validation {
     pub implicit_accuracies: Vec<f64>,
 }
 
-impl Dpo {
-    /// Appends what cannot be.
-    pub fn findings(&self, findings: &mut Vec<String>) {
+impl Algorithm for Dpo {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Pairs(self)
+    }
+
+    fn findings(&self, _: &TrainConfig, findings: &mut Vec<String>) {
         let Self { beta, batch_size } = self;
         if *batch_size == 0 {
             findings.push("algo.dpo.batch_size is 0; expected at least 1".into());
@@ -78,7 +77,9 @@ impl Dpo {
             findings.push(format!("algo.dpo.beta is {beta}; expected a number above 0"));
         }
     }
+}
 
+impl Dpo {
     /// Trains to the end.
     ///
     /// # Errors
@@ -91,11 +92,10 @@ impl Dpo {
         preview: Option<&PreviewSection>,
     ) -> Result<(), Error> {
         let Frozen { pipeline, base } = *frozen;
-        // Only the noise levels count, which every scheduler of a folder shares.
-        let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?;
-        let (noise, size) = (run.noise, pairs.size);
+        let schedule = noise_schedule(pipeline)?;
+        let size = pairs.size;
         if run.is_at_the_beginning() {
-            self.look(run, frozen, pairs, (&*schedule, preview), 0)?;
+            self.look(run, frozen, pairs, Looked { pipeline, preview, size, step: 0 })?;
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Pairs: cropped, resized, some mirrored, some prompts dropped.
@@ -104,51 +104,46 @@ impl Dpo {
             run.count_images(2 * self.batch_size);
 
             // 2. Latents with noise: one timestep and one noise for both images of a pair.
-            let samples: Vec<u64> = (0..self.batch_size as u64).collect();
-            let timesteps = random_timesteps(&*schedule, (&noise, batch.draw(), &samples));
-            let noised = noised_pairs(&data, pipeline, &*schedule, &timesteps, (&noise, batch.draw(), &samples));
+            let samples = sample_numbers(self.batch_size);
+            let rows = Rows { draw: run.draw(batch), samples: &samples };
+            let noised = noised_pairs(&data, pipeline, &*schedule, &random_timesteps(&*schedule, rows), rows);
 
             // 3. What both models answer, the reference off the tape, and how their squared errors differ.
             let conditioning = data.conditioning(&run.model, pipeline);
-            let predictions = noised.predictions(&run.model.unet, conditioning.clone());
-            let references = noised.predictions(&base.unet, data.conditioning(base, pipeline));
-            let changes = noised.error_changes(predictions.clone(), references.clone());
+            let predictions = noised.predictions(&run.model.denoiser, conditioning.clone());
+            let references = noised.predictions(&base.denoiser, data.conditioning(base, pipeline));
+            let changes = squared_error_changes(predictions.clone(), references.clone(), noised.target.clone());
 
             // 4. −log σ of how far the model prefers the chosen image beyond the reference.
             let inside = inside(changes.clone(), self.beta);
             let loss = dpo_loss(inside.clone());
 
-            // 5. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
+            // 5. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let losses = [noised.errors_of(predictions.without_autodiff()), noised.errors_of(references)];
             let observed = observed(losses, &changes, &inside);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.unet, &conditioning))?;
+            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &conditioning))?;
 
-            // 6. Look.
+            // 6. Validate, and draw.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                self.look(run, frozen, pairs, (&*schedule, preview), step)?;
+                self.look(run, frozen, pairs, Looked { pipeline, preview, size, step })?;
             }
         }
         Ok(())
     }
 
-    /// Validates, and draws where there is something to draw.
     fn look<D: Denoiser>(
         &self,
         run: &mut Run<Trainable<D>>,
         frozen: &Frozen<'_, D>,
         pairs: &PreferencePairs,
-        (schedule, section): (&dyn NoiseSchedule, Option<&PreviewSection>),
-        step: u64,
+        looked: Looked<'_>,
     ) -> Result<(), Error> {
-        let model = run.tuned();
-        let drawn = section.map(|section| draw(section, frozen.pipeline, &model, &[], (pairs.size, step))).transpose()?;
-        let Validation { losses, implicit_accuracies } = self.validate(&model, frozen, pairs, (schedule, run.noise), step)?;
-        let scores = [("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)];
-        let scores = scores.into_iter().filter(|(_, scores)| !scores.is_empty()).map(|(name, scores)| (name.to_string(), scores));
-        run.preview(&Preview::of_losses(scores.collect(), drawn))
+        let tuned = run.tuned();
+        let Validation { losses, implicit_accuracies } = self.validate(&tuned, frozen, pairs, run.noise, looked.step)?;
+        looked.at(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
     }
 
-    /// What the held-out pairs say, at the same timesteps and with the same noise whenever they are asked.
+    /// What the held-out pairs say.
     ///
     /// # Errors
     /// When an image can no longer be read, or a loss is not finite (`step` is named then).
@@ -157,32 +152,26 @@ impl Dpo {
         model: &Trainable<D>,
         Frozen { pipeline, base }: &Frozen<'_, D>,
         pairs: &PreferencePairs,
-        (schedule, noise): (&dyn NoiseSchedule, Noise),
+        noise: Noise,
         step: u64,
     ) -> Result<Validation, Error> {
-        let count = schedule.alphas_cumprod().len();
+        let schedule = noise_schedule(pipeline)?;
         let mut validation = Validation::default();
         for held_out in pairs.validation.chunks(self.batch_size) {
             let (PairBatch { images, captions }, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
             let data = DenoisingBatch { images, captions: &captions, size: pairs.size };
             let (conditioning, reference_conditioning) = (data.conditioning(model, pipeline), data.conditioning(base, pipeline));
-            let (mut losses, mut accuracies) = (vec![0.0; held_out.len()], vec![0.0; held_out.len()]);
-            for part in 0..VALIDATION_TIMESTEPS {
-                let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
-                let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
-                let timesteps = vec![timestep; held_out.len()];
-                let noised = noised_pairs(&data, pipeline, schedule, &timesteps, (&noise, VALIDATION_DRAW, &samples));
-                let references = noised.predictions(&base.unet, reference_conditioning.clone());
-                let changes = noised.error_changes(noised.predictions(&model.unet, conditioning.clone()), references);
-                let inside = values(&inside(changes, self.beta));
-                if !inside.iter().all(|inside| inside.is_finite()) {
-                    let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
-                    return Err(Error::NonFinitePreview { step, what });
+            let [losses, accuracies] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
+                let noised = noised_pairs(&data, pipeline, &*schedule, &vec![timestep; held_out.len()], rows);
+                let references = noised.predictions(&base.denoiser, reference_conditioning.clone());
+                let predictions = noised.predictions(&model.denoiser, conditioning.clone());
+                let inside = values(&inside(squared_error_changes(predictions, references, noised.target.clone()), self.beta));
+                if inside.iter().all(|inside| inside.is_finite()) {
+                    return Ok([inside.iter().map(|inside| softplus(-inside)).collect(), implicit_accuracies(&inside)]);
                 }
-                let share = 1.0 / VALIDATION_TIMESTEPS as f64;
-                losses.iter_mut().zip(&inside).for_each(|(sum, inside)| *sum += share * softplus(-inside));
-                accuracies.iter_mut().zip(implicit_accuracies(&inside)).for_each(|(sum, accuracy)| *sum += share * accuracy);
-            }
+                let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                Err(Error::NonFinitePreview { step, what })
+            })?;
             validation.losses.extend(losses);
             validation.implicit_accuracies.extend(accuracies);
         }
@@ -195,10 +184,11 @@ fn noised_pairs(
     data: &DenoisingBatch<'_>,
     pipeline: &Pipeline,
     schedule: &(impl NoiseSchedule + ?Sized),
-    timesteps: &[usize],
-    (noise, draw, samples): (&Noise, u64, &[u64]),
+    timesteps: &[f64],
+    rows: Rows<'_>,
 ) -> Noised {
-    data.noised(pipeline, schedule, timesteps.repeat(2), (noise, draw, &samples.repeat(2)))
+    let samples = rows.samples.repeat(2);
+    data.noised(pipeline, schedule, timesteps.repeat(2), Rows { draw: rows.draw, samples: &samples })
 }
 
 /// [`dpo_inside`] of `[2b]` changes, the chosen images' first.

@@ -4,3 +4,4 @@ pub mod dpo;
 pub mod latents;
 pub mod sft;
 pub mod vae;
+mod validation;

@@ -10,29 +10,25 @@ use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
-use vp_models::pipeline::Pipeline;
-use vp_models::pipeline::Trainable;
-use vp_schedulers::{NoiseSchedule, PredictionType, build_scheduler, by_name};
+use vp_models::pipeline::{Pipeline, Trainable};
+use vp_schedulers::{NoiseSchedule, PredictionType};
 
 use crate::Error;
+use crate::algorithm::{Algorithm, Driver};
+use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
 use crate::denoising::{DenoisingBatch, Noised};
 use crate::optim::Workers;
-use crate::run::preview::{Preview, draw};
 use crate::run::{Run, values};
 use crate::sections::PreviewSection;
 use crate::supervised::latents::Latents;
-
-/// Timesteps at which a held-out image is denoised: the middles of as many equal parts of the schedule.
-const VALIDATION_TIMESTEPS: usize = 4;
-/// The draw of validation's noise; training counts its own from 1.
-const VALIDATION_DRAW: u64 = 0;
+use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
 /// The knobs of `[algo.sft]`, with train_text_to_image.py's values where the file is silent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
-    /// Images a micro-batch (16).
+    /// Images per micro-batch (16).
     pub batch_size: usize,
     /// Parts of a micro-batch that are computed side by side, each on its share of the cores. With 1 the cores share each operation,
     /// which for a small network leaves them idle in between.
@@ -47,9 +43,12 @@ impl Default for Sft {
     }
 }
 
-impl Sft {
-    /// Appends what cannot be.
-    pub fn findings(&self, findings: &mut Vec<String>) {
+impl Algorithm for Sft {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Captions(self)
+    }
+
+    fn findings(&self, _: &TrainConfig, findings: &mut Vec<String>) {
         if self.batch_size == 0 {
             findings.push("algo.sft.batch_size is 0; expected at least 1".into());
         }
@@ -60,7 +59,9 @@ impl Sft {
             findings.push(format!("algo.sft.snr_gamma is {gamma}; expected a number above 0 (leave it out for equal weights)"));
         }
     }
+}
 
+impl Sft {
     /// Trains to the end.
     ///
     /// # Errors
@@ -72,12 +73,10 @@ impl Sft {
         images: &mut CaptionedImages,
         preview: Option<&PreviewSection>,
     ) -> Result<(), Error> {
-        // Only the noise levels count, which every scheduler of a folder shares.
-        let schedule = build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?;
-        let (noise, mut latents) = (run.noise, Latents::new(images.cache_latents));
-        let workers = Workers::new(self.workers)?;
+        let schedule = noise_schedule(pipeline)?;
+        let (mut latents, workers) = (Latents::new(images.cache_latents), Workers::new(self.workers)?);
         if run.is_at_the_beginning() {
-            self.look(run, pipeline, images, (&*schedule, preview), 0)?;
+            self.look(run, images, Looked { pipeline, preview, size: images.size, step: 0 })?;
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
@@ -86,43 +85,38 @@ impl Sft {
 
             // 2. Latents with noise, each at a random timestep; captions to embeddings.
             let posterior = latents.posterior(images, &drawn, pipeline)?;
-            let noised = Noised::at_random(&posterior, pipeline, &*schedule, (&noise, batch.draw()));
+            let noised = Noised::at_random(&posterior, pipeline, &*schedule, run.draw(batch));
             let embed = |model: &Trainable<D>, captions: &[String]| {
                 let text = model.text(&pipeline.text);
                 text.encode(captions, images.size, pipeline.device())
             };
-            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.unet, &embed(model, &captions));
+            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embed(model, &captions));
 
             // 3. The squared error of the prediction, weighted, a mean over the micro-batch.
             let weights = self.weights(&*schedule, &noised.timesteps);
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
-                let errors = noised.errors(&model.unet, embed(model, &captions[rows.clone()]));
+                let errors = noised.errors(&model.denoiser, embed(model, &captions[rows.clone()]));
                 let observed = vec![("denoising_loss".to_string(), values(&errors))];
                 let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
                 ((errors * weights).sum() / self.batch_size as f64, observed)
             };
 
-            // 4. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
-            let updated = if workers.count() == 1 {
-                let (loss, observed) = loss(&run.model, 0..self.batch_size);
-                run.backward(loss, observed, &blame)?
-            } else {
-                run.backward_in_parts(&workers, parts(self.batch_size, workers.count()), loss, &blame)?
-            };
+            // 4. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
+            let updated = run.backward_in_parts(&workers, parts(self.batch_size, workers.count()), loss, &blame)?;
 
-            // 5. Look.
+            // 5. Validate, and draw.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                self.look(run, pipeline, images, (&*schedule, preview), step)?;
+                self.look(run, images, Looked { pipeline, preview, size: images.size, step })?;
             }
         }
         Ok(())
     }
 
     /// min(SNR, γ) / SNR for predictions of the noise, over SNR + 1 for v, times SNR for the clean sample; all 1 without γ.
-    pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[usize]) -> Vec<f32> {
+    pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[f64]) -> Vec<f32> {
         let Some(gamma) = self.snr_gamma else { return vec![1.0; timesteps.len()] };
-        let weight = |timestep: &usize| {
+        let weight = |timestep: &f64| {
             let snr = schedule.signal_to_noise(*timestep);
             match schedule.prediction_type() {
                 // At zero terminal SNR the quotient has no value, its limit is 1.
@@ -135,24 +129,13 @@ impl Sft {
         timesteps.iter().map(|timestep| weight(timestep) as f32).collect()
     }
 
-    /// Validates, and draws where there is something to draw.
-    fn look<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        pipeline: &Pipeline,
-        images: &CaptionedImages,
-        (schedule, section): (&dyn NoiseSchedule, Option<&PreviewSection>),
-        step: u64,
-    ) -> Result<(), Error> {
-        let model = run.tuned();
-        let drawn = section.map(|section| draw(section, pipeline, &model, &[], (images.size, step))).transpose()?;
-        let losses = self.validate(&model, pipeline, images, (schedule, run.noise), step)?;
-        let scores = if losses.is_empty() { Vec::new() } else { vec![("validation_loss".to_string(), losses)] };
-        run.preview(&Preview::of_losses(scores, drawn))
+    fn look<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, images: &CaptionedImages, looked: Looked<'_>) -> Result<(), Error> {
+        let tuned = run.tuned();
+        let losses = self.validate(&tuned, looked.pipeline, images, run.noise, looked.step)?;
+        looked.at(run, &tuned, vec![("validation_loss", losses)])
     }
 
-    /// The denoising loss of each held-out image, at the same timesteps and with the same noise whenever it is asked for. Every
-    /// timestep weighs the same.
+    /// The denoising loss of each held-out image. Every timestep weighs the same.
     ///
     /// # Errors
     /// When an image can no longer be read, or a loss is not finite (`step` is named then).
@@ -161,28 +144,25 @@ impl Sft {
         model: &Trainable<D>,
         pipeline: &Pipeline,
         images: &CaptionedImages,
-        (schedule, noise): (&dyn NoiseSchedule, Noise),
+        noise: Noise,
         step: u64,
     ) -> Result<Vec<f64>, Error> {
-        let count = schedule.alphas_cumprod().len();
+        let schedule = noise_schedule(pipeline)?;
         let mut losses = Vec::with_capacity(images.validation.len());
         for entries in images.validation.chunks(self.batch_size) {
             let (read, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
-            let data = DenoisingBatch { images: read.images, captions: &read.captions, size: images.size };
-            let conditioning = data.conditioning(model, pipeline);
-            let mut sums = vec![0.0; entries.len()];
-            for part in 0..VALIDATION_TIMESTEPS {
-                let timestep = (2 * part + 1) * count / (2 * VALIDATION_TIMESTEPS);
-                let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
-                let noised = data.noised(pipeline, schedule, vec![timestep; entries.len()], (&noise, VALIDATION_DRAW, &samples));
-                let errors = values(&noised.errors(&model.unet, conditioning.clone()));
-                if !errors.iter().all(|error| error.is_finite()) {
-                    let what = noised.first_non_finite(&model.unet, &conditioning).unwrap_or_else(|| "the validation loss".into());
-                    return Err(Error::NonFinitePreview { step, what });
+            let batch = DenoisingBatch { images: read.images, captions: &read.captions, size: images.size };
+            let conditioning = batch.conditioning(model, pipeline);
+            let [of_batch] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
+                let noised = batch.noised(pipeline, &*schedule, vec![timestep; entries.len()], rows);
+                let errors = values(&noised.errors(&model.denoiser, conditioning.clone()));
+                if errors.iter().all(|error| error.is_finite()) {
+                    return Ok([errors]);
                 }
-                sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
-            }
-            losses.extend(sums.into_iter().map(|sum| sum / VALIDATION_TIMESTEPS as f64));
+                let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                Err(Error::NonFinitePreview { step, what })
+            })?;
+            losses.extend(of_batch);
         }
         Ok(losses)
     }
@@ -197,11 +177,12 @@ fn parts(rows: usize, count: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vp_schedulers::{SchedulerClass, SchedulerConfig};
+    use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
 
-    fn weights(prediction_type: PredictionType, snr_gamma: Option<f64>, timesteps: &[usize]) -> (Vec<f64>, Vec<f32>) {
-        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(SchedulerClass::Ddpm) };
-        let schedule = build_scheduler(&config, Some(by_name("ddpm").unwrap()), 1, 0.0).unwrap();
+    fn weights(prediction_type: PredictionType, snr_gamma: Option<f64>, timesteps: &[f64]) -> (Vec<f64>, Vec<f32>) {
+        let ddpm = by_name("ddpm").unwrap();
+        let config = SchedulerConfig { prediction_type: Some(prediction_type), ..SchedulerConfig::new(ddpm.class) };
+        let schedule = build_scheduler(&config, Some(ddpm), 1, 0.0).unwrap();
         let snr = timesteps.iter().map(|timestep| schedule.signal_to_noise(*timestep)).collect();
         (snr, Sft { batch_size: 1, workers: 1, snr_gamma }.weights(&*schedule, timesteps))
     }
@@ -214,7 +195,7 @@ mod tests {
 
     #[test]
     fn min_snr_weights_by_hand() {
-        let timesteps = [0, 999];
+        let timesteps = [0.0, 999.0];
         assert_eq!(weights(PredictionType::Epsilon, None, &timesteps).1, [1.0, 1.0]);
         let (snr, epsilon) = weights(PredictionType::Epsilon, Some(5.0), &timesteps);
         assert!(snr[0] > 5.0 && snr[1] < 5.0, "{snr:?}");

@@ -6,38 +6,32 @@
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use vp_core::noise::{Noise, Purpose};
+use vp_core::noise::Purpose;
 use vp_core::profile::{self, Stage};
 use vp_data::from_tensor;
 use vp_models::parameters::named_parameters;
 use vp_models::vae::{AutoencoderKL, Posterior};
 
 use crate::Error;
+use crate::algorithm::{Algorithm, Driver};
+use crate::config::TrainConfig;
 use crate::data::images::{CaptionedImages, Drawn};
-use crate::run::preview::{Preview, is_finite};
-use crate::run::{Run, values};
+use crate::denoising::{Rows, sample_numbers};
+use crate::losses::{AutoencoderLoss, AutoencoderWeights, Distance, autoencoder_loss};
+use crate::non_finite;
+use crate::run::preview::Preview;
+use crate::run::{Draw, Run, values};
 
 /// Held-out images that are shown beside their reconstructions.
 const SHOWN: usize = 8;
 /// Images over which the scale of the latents is measured.
 const MEASURED: usize = 512;
 
-/// How far a reconstruction is from its image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Distance {
-    /// Mean absolute error: sharper.
-    L1,
-    /// Mean squared error.
-    #[default]
-    L2,
-}
-
 /// The knobs of `[algo.vae]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vae {
-    /// Images a micro-batch.
+    /// Images per micro-batch.
     pub batch_size: usize,
     /// `l1` or `l2`.
     pub reconstruction: Distance,
@@ -65,22 +59,12 @@ impl Default for Vae {
     }
 }
 
-/// The parts of the loss, one value an image, `[b]`.
-#[derive(Debug, Clone)]
-pub struct AutoencoderLoss {
-    /// Pixel by pixel, for pixels in [−1, 1].
-    pub reconstruction: Tensor<1>,
-    /// Between neighbouring pixels.
-    pub edge: Tensor<1>,
-    /// Of the latents, summed.
-    pub kl: Tensor<1>,
-    /// All three by their weights.
-    pub total: Tensor<1>,
-}
+impl Algorithm for Vae {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Autoencoder(self)
+    }
 
-impl Vae {
-    /// Appends what cannot be.
-    pub fn findings(&self, findings: &mut Vec<String>) {
+    fn findings(&self, _: &TrainConfig, findings: &mut Vec<String>) {
         if self.batch_size == 0 {
             findings.push("algo.vae.batch_size is 0; expected at least 1".into());
         }
@@ -91,13 +75,14 @@ impl Vae {
             }
         }
     }
+}
 
+impl Vae {
     /// Trains to the end.
     ///
     /// # Errors
     /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train(&self, run: &mut Run<AutoencoderKL>, images: &mut CaptionedImages) -> Result<(), Error> {
-        let noise = run.noise;
         if run.is_at_the_beginning() {
             let look = self.validate(&run.tuned(), images, 0)?;
             run.preview(&look)?;
@@ -110,7 +95,7 @@ impl Vae {
             // 2. To latents and back.
             let posterior = profile::time(Stage::Encode, || run.model.encode(pixels.clone()));
             let latents = if self.sample_posterior {
-                posterior.sample(posterior_noise(&noise, batch.draw(), &posterior.mean))
+                posterior.sample(posterior_noise(run.draw(batch), &posterior.mean))
             } else {
                 posterior.mean.clone()
             };
@@ -121,10 +106,10 @@ impl Vae {
             let parts = [("reconstruction", &loss.reconstruction), ("edge", &loss.edge), ("kl", &loss.kl)];
             let observed = parts.map(|(name, part)| (name.to_string(), values(part))).to_vec();
 
-            // 4. Backward, accumulated; after the last micro-batch clip, update, follow with the moving average, write down.
+            // 4. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let updated = run.backward(loss.total.mean(), observed, &|model| first_non_finite(model, &posterior, &reconstructed))?;
 
-            // 5. Look.
+            // 5. Validate.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 let look = self.validate(&run.tuned(), images, step)?;
                 run.preview(&look)?;
@@ -133,36 +118,10 @@ impl Vae {
         Ok(())
     }
 
-    /// What each pixel's error counts, `[b, 1, h, w]`.
-    fn pixel_weights(&self, pixels: &Tensor<4>) -> Option<Tensor<4>> {
-        if self.foreground_weight == 0.0 {
-            return None;
-        }
-        let difference = (pixels.clone() - pixels.clone().mean_dims(&[2, 3])).abs().mean_dim(1);
-        // An image of one colour has no foreground.
-        let mean = difference.clone().mean_dims(&[2, 3]).clamp_min(1e-6);
-        Some(difference / mean * self.foreground_weight + 1.0)
-    }
-
-    /// The loss of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1].
-    pub fn loss(&self, reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>) -> AutoencoderLoss {
-        let [batch, _, height, width] = pixels.dims();
-        let weights = self.pixel_weights(&pixels);
-        let error = reconstructed - pixels;
-        let mean = |values: Tensor<4>| values.mean_dims(&[1, 2, 3]).reshape([batch]);
-        let distance = match self.reconstruction {
-            Distance::L1 => error.clone().abs(),
-            Distance::L2 => error.clone().square(),
-        };
-        let reconstruction = mean(match weights {
-            Some(weights) => distance * weights,
-            None => distance,
-        });
-        let across = error.clone().narrow(3, 1, width - 1) - error.clone().narrow(3, 0, width - 1);
-        let down = error.clone().narrow(2, 1, height - 1) - error.narrow(2, 0, height - 1);
-        let edge = mean(across.abs()) + mean(down.abs());
-        let total = reconstruction.clone() + edge.clone() * self.edge_weight + kl.clone() * self.kl_weight;
-        AutoencoderLoss { reconstruction, edge, kl, total }
+    /// The loss of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1], by this config's weights.
+    fn loss(&self, reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>) -> AutoencoderLoss {
+        let Self { reconstruction, foreground_weight, kl_weight, edge_weight, .. } = *self;
+        autoencoder_loss(reconstructed, pixels, kl, AutoencoderWeights { reconstruction, foreground_weight, edge_weight, kl_weight })
     }
 
     /// What brings the latents of the images to a standard deviation of 1: the `scaling_factor` of an autoencoder trained anew.
@@ -215,41 +174,17 @@ impl Vae {
 
 /// The first tensor of a pass that is not finite: a weight, by its name, or what the network made.
 fn first_non_finite(model: &AutoencoderKL, posterior: &Posterior, reconstructed: &Tensor<4>) -> Option<String> {
-    let weight = named_parameters(model).into_iter().find(|parameter| !parameter.values.clone().sum().into_scalar::<f32>().is_finite());
-    if let Some(weight) = weight {
-        return Some(weight.name);
-    }
-    let parts = [("the posterior's mean", &posterior.mean), ("the posterior's log-variance", &posterior.logvar)];
-    let bad = parts.into_iter().chain([("the reconstruction", reconstructed)]).find(|(_, part)| !is_finite(part));
-    bad.map(|(name, _)| name.to_string())
+    let weight = named_parameters(model).into_iter().find(|parameter| !non_finite::is_finite(&parameter.values));
+    let parts = [
+        ("the posterior's mean", &posterior.mean),
+        ("the posterior's log-variance", &posterior.logvar),
+        ("the reconstruction", reconstructed),
+    ];
+    weight.map(|weight| weight.name).or_else(|| non_finite::first_of(parts))
 }
 
 /// Standard normal beside the posterior's mean.
-fn posterior_noise(noise: &Noise, draw: u64, mean: &Tensor<4>) -> Tensor<4> {
+fn posterior_noise(draw: Draw, mean: &Tensor<4>) -> Tensor<4> {
     let [rows, c, h, w] = mean.dims();
-    let samples: Vec<u64> = (0..rows as u64).collect();
-    noise.normal(Purpose::Posterior, draw, &samples, [c, h, w], &mean.device().without_autodiff())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::Device;
-
-    #[test]
-    fn the_loss_by_hand() {
-        let device = Device::flex();
-        let pixels = Tensor::<4>::zeros([1, 1, 2, 2], &device);
-        let reconstructed = Tensor::from_data([[[[1.0, 0.0], [0.0, 0.0]]]], &device);
-        let vae = Vae { reconstruction: Distance::L2, kl_weight: 0.5, edge_weight: 0.1, ..Vae::default() };
-        let loss = vae.loss(reconstructed, pixels, Tensor::from_data([2.0], &device));
-        // One pixel of four is off by 1; one of two differences along each axis is 1.
-        assert_eq!((values(&loss.reconstruction), values(&loss.edge)), (vec![0.25], vec![1.0]));
-        assert!((values(&loss.total)[0] - (0.25 + 0.1 + 1.0)).abs() < 1e-6);
-        // One white pixel of four has the mean 1/4, from which it is 3/4 away and the others 1/4: 2 and 2/3 of their mean, 3/8.
-        let pixels = Tensor::from_data([[[[1.0, 0.0], [0.0, 0.0]]]], &device);
-        let weighted = Vae { foreground_weight: 3.0, edge_weight: 0.0, ..vae };
-        let loss = weighted.loss(Tensor::zeros([1, 1, 2, 2], &device), pixels, Tensor::from_data([0.0], &device));
-        assert!((values(&loss.reconstruction)[0] - (1.0 + 3.0 * 2.0) / 4.0).abs() < 1e-6);
-    }
+    Rows { draw, samples: &sample_numbers(rows) }.normal(Purpose::POSTERIOR, [c, h, w], &mean.device().without_autodiff())
 }

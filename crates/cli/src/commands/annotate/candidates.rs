@@ -1,7 +1,6 @@
-//! Images to annotate, drawn as VisionPrefer drew its own: several of a prompt, from several models, with guidance that varies.
+//! Images to annotate, drawn as VisionPrefer drew its own: several images per prompt, from several models, with varying guidance.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -12,36 +11,36 @@ use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Parameters, Prompt, Record, RgbImage, write_png};
 use vp_models::pipeline::ModelFolder;
-use vp_trainers::run::journal::say;
 
 use crate::args::LoraArg;
-use crate::commands::drawing::{Artist, Canvas};
-use crate::commands::origin;
 use crate::embedded;
 use crate::failure::Failure;
+use crate::image_generator::{ImageGenerator, ImageRequest, Sampling};
+use crate::output_folder;
+use crate::terminal::say;
 
 /// `[sampling]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingSection {
-    /// Diffusers folders; image k of a prompt is drawn by model k, in turns.
+    /// Diffusers folders. The images of a prompt are drawn by the models in turn.
     pub models: Vec<PathBuf>,
-    /// A LoRA that is added to the model of the same place; empty for none.
+    /// A LoRA for each model, in the same order; an empty path for none.
     pub loras: Vec<PathBuf>,
-    /// Images a prompt.
+    /// Images per prompt.
     pub images_per_prompt: usize,
-    /// Scales of classifier-free guidance; each image gets one of them by lot.
+    /// Scales of classifier-free guidance; each image gets one of them at random.
     pub guidance_scales: Vec<f64>,
-    /// Steps of each model's own sampler.
+    /// Denoising steps, with each model's own sampler.
     pub num_inference_steps: usize,
-    /// Every image's noise follows from it, from the prompt's place and from the image's number.
+    /// Every image's noise follows from this seed, the prompt's position and the image's number.
     pub seed: u64,
-    /// Images at once.
+    /// Images drawn at once.
     pub batch_size: usize,
 }
 
 impl Default for SamplingSection {
-    /// Four images of a prompt, as VisionPrefer; the model that is part of the program.
+    /// Four images per prompt, as in VisionPrefer, from the model that is part of the program.
     fn default() -> Self {
         Self {
             models: vec![embedded::SHAPES.into()],
@@ -68,7 +67,7 @@ impl Validate for SamplingSection {
         findings.extend(counts.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("sampling.{name} is 0; expected at least 1")));
         if self.loras.len() > self.models.len() {
             findings.push(format!(
-                "sampling.loras has {} entries and models {}; expected at most one each",
+                "sampling.loras has {} entries and models {}; expected at most one per model",
                 self.loras.len(),
                 self.models.len()
             ));
@@ -89,38 +88,79 @@ struct Wanted {
     file_name: String,
 }
 
-/// Draws the images that are not there yet into `output/images` and describes all of them.
-///
-/// # Errors
-/// When a model cannot draw them, or the folder holds images that were drawn otherwise.
-pub fn draw(
-    prompts: &[Prompt],
-    section: &SamplingSection,
-    output: &Path,
-    (device, stop): (&Device, &Arc<AtomicBool>),
-) -> Result<Vec<Record>, Failure> {
-    let (wanted, records) = described(prompts, section)?;
-    let folder = output.join(FOLDER);
-    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-    let mut origin = json!({ "sampling": section, "prompts": texts });
-    // That many at once changes nothing but rounding.
-    origin["sampling"].as_object_mut().expect("a section is an object").remove("batch_size");
-    origin::begin(&folder, ORIGIN, &origin)?;
-    for (index, model) in section.models.iter().enumerate() {
-        let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
-        if !of_model.is_empty() {
-            say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
-            let lora = section.loras.get(index).filter(|lora| !lora.as_os_str().is_empty());
-            let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
-            let asked = (section.num_inference_steps, &section.guidance_scales[..]);
-            let artist = Artist::open(model, &loras, asked, device).context("[sampling]")?;
-            draw_with(artist, (section, index), &of_model, (prompts, &folder), stop)?;
-        }
-    }
-    Ok(records)
+/// Candidate images to draw.
+pub struct Candidates<'a> {
+    /// What they show.
+    pub prompts: &'a [Prompt],
+    /// How they are drawn.
+    pub section: &'a SamplingSection,
+    /// They lie in `images` below it.
+    pub output: &'a Path,
+    /// Where they are drawn.
+    pub device: &'a Device,
+    /// Once it is true, drawing stops.
+    pub stop: &'a AtomicBool,
 }
 
-/// The same, with blank images of the right size in a folder of their own in place of drawn ones: what a dry run looks at.
+impl Candidates<'_> {
+    /// Draws the images that are not there yet and describes all of them.
+    ///
+    /// # Errors
+    /// When a model cannot draw them, or the folder holds images that were drawn in another way.
+    pub fn draw(&self) -> Result<Vec<Record>, Failure> {
+        let Self { prompts, section, output, .. } = self;
+        let (wanted, records) = described(prompts, section)?;
+        let folder = output.join(FOLDER);
+        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        let mut made_from = json!({ "sampling": section, "prompts": texts });
+        // How many are drawn at once changes nothing but rounding.
+        made_from["sampling"].as_object_mut().expect("a section is an object").remove("batch_size");
+        output_folder::create_or_continue(&folder, MADE_FROM, &made_from)?;
+        for (index, model) in section.models.iter().enumerate() {
+            let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
+            if !of_model.is_empty() {
+                say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
+                self.draw_with(index, &of_model, &folder)?;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Draws some images with the model of this index.
+    fn draw_with(&self, model: usize, wanted: &[&Wanted], folder: &Path) -> Result<(), Failure> {
+        let Self { prompts, section, device, stop, .. } = self;
+        let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());
+        let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
+        let sampling = Sampling { steps: section.num_inference_steps, guidance_scales: &section.guidance_scales };
+        let mut generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
+        let name = name(&section.models[model], section.loras.get(model));
+        let [height, width] = generator.size;
+        // One request has one guidance scale.
+        for scale in &section.guidance_scales {
+            let of_scale: Vec<&&Wanted> = wanted.iter().filter(|one| one.guidance_scale == *scale).collect();
+            for batch in of_scale.chunks(section.batch_size) {
+                if stop.load(Ordering::Relaxed) {
+                    let reason = anyhow::anyhow!("stopped while drawing; run the same command again");
+                    return Err(Failure::Stopped(crate::signals::SIGINT, reason));
+                }
+                let request = |one: &&&Wanted| ImageRequest { prompt: &prompts[one.prompt].text, seed: one.seed, sample: 0 };
+                let drawn = generator.generate(&batch.iter().map(request).collect::<Vec<_>>(), *scale).map_err(Failure::run)?;
+                for (image, one) in drawn.iter().zip(batch) {
+                    let parameters = Parameters::new(&prompts[one.prompt].text, "")
+                        .with("Steps", section.num_inference_steps.to_string())
+                        .with("CFG scale", scale.to_string())
+                        .with("Seed", one.seed.to_string())
+                        .with("Size", format!("{width}x{height}"))
+                        .with("Model", name.clone());
+                    write_png(folder.join(&one.file_name), image, &[("parameters", parameters.to_text())]).map_err(Failure::run)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The records of all candidates, with blank images of the right size, in a folder of their own, in place of drawn ones: what a dry run looks at.
 pub fn blank(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(Vec<Record>, PathBuf)> {
     let (_, mut records) = described(prompts, section)?;
     let root = std::env::temp_dir().join(format!("{BLANKS}{}", std::process::id()));
@@ -136,16 +176,18 @@ pub fn blank(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(V
     Ok((records, root))
 }
 
-/// Takes away what [`blank`] made, if `root` is that.
+/// Removes the folder of [`blank`], if `root` is one.
 pub fn remove_blanks(root: &Path) {
     if root.file_name().is_some_and(|name| name.to_string_lossy().starts_with(BLANKS)) {
         let _ = std::fs::remove_dir_all(root);
     }
 }
 
-/// Where drawn images lie below the output, what they were drawn from, and how a folder of blank ones is called.
+/// The folder of the drawn images, below the output.
 const FOLDER: &str = "images";
-const ORIGIN: &str = "sampling.json";
+/// The file in it that says what they were drawn from.
+const MADE_FROM: &str = "sampling.json";
+/// How the name of a folder of blank images begins.
 const BLANKS: &str = "visionprefer-blanks-";
 
 /// Every image that is wanted, and the records of them.
@@ -175,7 +217,7 @@ fn described(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(V
 fn wanted(section: &SamplingSection, prompt: usize) -> impl Iterator<Item = Wanted> + '_ {
     let noise = Noise::new(section.seed);
     (0..section.images_per_prompt).map(move |image| {
-        let lot = noise.integer(Purpose::GuidanceScale, prompt as u64, image as u64, 0, section.guidance_scales.len() - 1);
+        let lot = noise.integer(Purpose::GUIDANCE_SCALE, prompt as u64, image as u64, 0, section.guidance_scales.len() - 1);
         let seed = (prompt * section.images_per_prompt + image) as u64;
         Wanted {
             prompt,
@@ -193,36 +235,4 @@ fn name(model: &Path, lora: Option<&PathBuf>) -> String {
         Some(lora) => format!("{} + {}", stem(model), stem(lora)),
         None => stem(model),
     }
-}
-
-fn draw_with(
-    mut artist: Artist,
-    (section, model): (&SamplingSection, usize),
-    wanted: &[&Wanted],
-    (prompts, output): (&[Prompt], &Path),
-    stop: &Arc<AtomicBool>,
-) -> Result<(), Failure> {
-    let name = name(&section.models[model], section.loras.get(model));
-    let [height, width] = artist.size;
-    // One request has one guidance scale.
-    for scale in &section.guidance_scales {
-        let of_scale: Vec<&&Wanted> = wanted.iter().filter(|one| one.guidance_scale == *scale).collect();
-        for batch in of_scale.chunks(section.batch_size) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Failure::Stopped(crate::signals::SIGINT, anyhow::anyhow!("stopped while drawing; run the same command again")));
-            }
-            let canvas = |one: &&&Wanted| Canvas { prompt: &prompts[one.prompt].text, seed: one.seed, sample: 0 };
-            let drawn = artist.draw(&batch.iter().map(canvas).collect::<Vec<_>>(), *scale).map_err(Failure::run)?;
-            for (image, one) in drawn.iter().zip(batch) {
-                let parameters = Parameters::new(&prompts[one.prompt].text, "")
-                    .with("Steps", section.num_inference_steps.to_string())
-                    .with("CFG scale", scale.to_string())
-                    .with("Seed", one.seed.to_string())
-                    .with("Size", format!("{width}x{height}"))
-                    .with("Model", name.clone());
-                write_png(output.join(&one.file_name), image, &[("parameters", parameters.to_text())]).map_err(Failure::run)?;
-            }
-        }
-    }
-    Ok(())
 }

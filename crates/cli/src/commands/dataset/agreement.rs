@@ -12,7 +12,7 @@ use vp_evaluation::correlation::kendall_tau_b;
 
 use crate::args::AgreementArgs;
 use crate::failure::Failure;
-use crate::stdout;
+use crate::terminal::print;
 
 /// Of every interval.
 const LEVEL: f64 = 0.95;
@@ -76,7 +76,7 @@ pub fn run(args: &AgreementArgs) -> Result<(), Failure> {
     }
     let report = report(&records);
     let text = if args.json { serde_json::to_string(&report).context("write JSON")? + "\n" } else { table(&report) };
-    Ok(stdout::print(&text)?)
+    Ok(print(&text)?)
 }
 
 /// The name of an annotator, its repeats together.

@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use vp_core::atomic;
 use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records};
-use vp_trainers::run::journal::{say, warn};
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
-use crate::commands::bring::bring;
 use crate::failure::Failure;
-use crate::stdout;
+use crate::image_copies::copy_images;
+use crate::terminal::{print, say, warn, warn_of_some};
 
 /// Decodes everything, and fails where something is wrong.
 pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
     let found = validate(&args.path)?;
-    stdout::print(&format!("{found}\n"))?;
+    print(&format!("{found}\n"))?;
     match found.problems.len() {
         0 => Ok(()),
         count => Err(anyhow::anyhow!("{}: {count} problem(s)", args.path.display()).into()),
@@ -30,11 +29,11 @@ pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
     let mut records = dataset.records()?;
     let found = stats(records.by_ref().filter_map(|record| record.map_err(|problem| problems.push(problem)).ok()));
     if args.json {
-        return Ok(stdout::print(&(serde_json::to_string(&found).context("write JSON")? + "\n"))?);
+        return Ok(print(&(serde_json::to_string(&found).context("write JSON")? + "\n"))?);
     }
-    stdout::print(&format!("{}: {}\n{found}\n", args.path.display(), dataset.format()))?;
+    print(&format!("{}: {}\n{found}\n", args.path.display(), dataset.format()))?;
     if records.unlabelled() > 0 {
-        stdout::print(&format!("{} rows without a label were passed over\n", records.unlabelled()))?;
+        print(&format!("{} rows without a label were passed over\n", records.unlabelled()))?;
     }
     if !problems.is_empty() {
         warn(format_args!("{} records cannot be used, the first: {}", problems.len(), problems[0]));
@@ -53,19 +52,14 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         None => dataset,
     };
     let found = dataset.read(if args.skip_problems { OnProblem::Skip } else { OnProblem::Refuse })?;
-    found.skipped.iter().take(5).for_each(|problem| warn(format_args!("left out: {problem}")));
-    if found.skipped.len() > 5 {
-        warn(format_args!("… and {} more records are left out", found.skipped.len() - 5));
-    }
+    warn_of_some(found.skipped.iter().map(|problem| format!("left out: {problem}")), 5, "more records are left out");
     fs::create_dir_all(&args.output).with_context(|| format!("create {}", args.output.display()))?;
     write(&dataset, found.records, args).map_err(Failure::run)
 }
 
 fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> anyhow::Result<()> {
     if !args.without_images {
-        for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
-            completion.image_path = bring(dataset, &completion.image_path, &args.output)?;
-        }
+        copy_images(dataset, &mut records, &args.output)?;
     }
     let aggregation = args.aggregation();
     let (path, count) = match args.to {

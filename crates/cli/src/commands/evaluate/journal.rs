@@ -1,4 +1,4 @@
-//! Results on disk: a line a prompt and side, written when all of the prompt's images are, so that an evaluation goes on where it was.
+//! Results on disk: one line per prompt and side, written after all images of the prompt, so that an evaluation goes on where it stopped.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -11,18 +11,18 @@ use serde_json::Value;
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
-use crate::args::Shard;
-use crate::commands::origin;
+use crate::output_folder;
+use crate::shard::Shard;
 
-/// What was evaluated; a folder of another evaluation is not added to.
-const ORIGIN: &str = "evaluation.json";
+/// What was evaluated; results of another evaluation are not added to.
+const EVALUATION: &str = "evaluation.json";
 
 /// The images of one prompt, of one side.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct OfPrompt {
-    /// One an image, in the order of the seeds.
+pub struct PromptResult {
+    /// One per image, in the order of the seeds.
     pub rows: Vec<ImageResult>,
-    /// Of every two of them.
+    /// How far apart every two of them are.
     pub distances: Vec<f64>,
 }
 
@@ -33,9 +33,9 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Makes the folder, or recognises it.
-    pub fn open(folder: &Path, origin: &Value) -> anyhow::Result<Self> {
-        origin::begin(folder, ORIGIN, origin)?;
+    /// Creates the folder of the evaluation that `description` describes, or goes on with it.
+    pub fn open(folder: &Path, description: &Value) -> anyhow::Result<Self> {
+        output_folder::create_or_continue(folder, EVALUATION, description)?;
         for name in ["results", "images"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
         }
@@ -60,13 +60,13 @@ impl Journal {
     pub fn known(&self, side: usize) -> anyhow::Result<HashSet<usize>> {
         let mut known = HashSet::new();
         for path in self.files(side)? {
-            known.extend(lines(&path)?.iter().filter_map(|of| of.rows.first().map(|row| row.index)));
+            known.extend(lines(&path)?.iter().filter_map(|result| result.rows.first().map(|row| row.index)));
         }
         Ok(known)
     }
 
     /// Adds a prompt; on disk when this returns.
-    pub fn add(&self, side: usize, shard: Shard, of: &OfPrompt) -> anyhow::Result<()> {
+    pub fn add(&self, side: usize, shard: Shard, result: &PromptResult) -> anyhow::Result<()> {
         let path = self.folder.join("results").join(format!("{side}-{}-of-{}.jsonl", shard.index + 1, shard.of));
         let written = || -> std::io::Result<()> {
             let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
@@ -76,22 +76,22 @@ impl Journal {
                 let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
                 file.set_len(whole as u64)?;
             }
-            file.write_all(format!("{}\n", serde_json::to_string(of)?).as_bytes())?;
+            file.write_all(format!("{}\n", serde_json::to_string(result)?).as_bytes())?;
             file.sync_data()
         };
         written().with_context(|| format!("write {}", path.display()))
     }
 
     /// Everything that is known, by side and prompt.
-    pub fn read(&self, sides: &[Side]) -> anyhow::Result<Vec<OfPrompt>> {
+    pub fn read(&self, sides: &[Side]) -> anyhow::Result<Vec<PromptResult>> {
         let mut all = Vec::new();
         for side in 0..sides.len() {
             let mut of_side = Vec::new();
             for path in self.files(side)? {
                 of_side.extend(lines(&path)?);
             }
-            of_side.sort_by_key(|of| of.rows.first().map(|row| row.index));
-            of_side.dedup_by_key(|of| of.rows.first().map(|row| row.index));
+            of_side.sort_by_key(|result| result.rows.first().map(|row| row.index));
+            of_side.dedup_by_key(|result| result.rows.first().map(|row| row.index));
             all.extend(of_side);
         }
         Ok(all)
@@ -114,12 +114,12 @@ pub fn image_in(folder: &Path, side: usize, index: usize, seed: u64) -> PathBuf 
 }
 
 /// The whole lines of a file.
-fn lines(path: &Path) -> anyhow::Result<Vec<OfPrompt>> {
+fn lines(path: &Path) -> anyhow::Result<Vec<PromptResult>> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let line = |(index, line): (usize, &str)| {
         serde_json::from_str(line)
-            .with_context(|| format!("{}, line {}: no result; remove the file to evaluate again", path.display(), index + 1))
+            .with_context(|| format!("{}, line {}: this is not a result; remove the file to evaluate again", path.display(), index + 1))
     };
     whole.lines().enumerate().map(line).collect()
 }

@@ -10,14 +10,13 @@ use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResu
 use vp_evaluation::pixels;
 use vp_evaluation::report::{Fact, Picture, Provenance, Report};
 use vp_trainers::run::checkpoint::checksum;
-use vp_trainers::run::journal::say;
 
-use super::Plan;
-use super::journal::{OfPrompt, image_in};
-use crate::commands::report::provenance::{date, of_program};
-use crate::commands::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
-use crate::commands::score::NamedReward;
-use crate::stdout;
+use super::EvaluationPlan;
+use super::journal::{PromptResult, image_in};
+use crate::named_rewards::NamedReward;
+use crate::report::provenance::{date, of_program};
+use crate::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
+use crate::terminal::{print, say};
 
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
 /// square of their difference.
@@ -39,14 +38,14 @@ pub fn distances(images: &[RgbImage], rewards: &[NamedReward]) -> Vec<f64> {
 }
 
 /// Writes the report and prints its numbers.
-pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[NamedReward], started: Instant) -> anyhow::Result<()> {
+pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[NamedReward], started: Instant) -> anyhow::Result<()> {
     let metric = match rewards.iter().find(|named| named.reward.image_encoder().is_some()) {
         Some(NamedReward { name, .. }) => format!("1 − cosine of {name}'s image features"),
         None => "root mean square of pixels".into(),
     };
     let mut models: BTreeMap<String, BTreeMap<usize, Vec<f64>>> = BTreeMap::new();
     let mut rows = Vec::new();
-    for OfPrompt { rows: of_prompt, distances } in of_prompts {
+    for PromptResult { rows: of_prompt, distances } in results {
         if let Some(first) = of_prompt.first().filter(|_| !distances.is_empty()) {
             models.entry(first.model.clone()).or_default().insert(first.index, distances);
         }
@@ -57,12 +56,12 @@ pub fn write(plan: &Plan, of_prompts: Vec<OfPrompt>, rewards: &[NamedReward], st
     let comparison = compare(&rows, &names, distances.as_ref(), &CompareOptions::default())?;
     let report = report(plan, comparison, &rows, started.elapsed())?;
     let path = write_report(&plan.args.output, &report)?;
-    stdout::print(&report.to_markdown())?;
+    print(&report.to_markdown())?;
     say(format_args!("{}", path.display()));
     Ok(())
 }
 
-fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
+fn report(plan: &EvaluationPlan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
     let by_image = by_image(rows);
     // Some of each.
     let candidates = plan.sides[1..].iter().map(|side| side.name.as_str());
@@ -101,7 +100,7 @@ fn report(plan: &Plan, comparison: Comparison, rows: &[ImageResult], took: Durat
 }
 
 /// An image of the evaluation.
-fn picture(plan: &Plan, row: &ImageResult) -> anyhow::Result<Picture> {
+fn picture(plan: &EvaluationPlan, row: &ImageResult) -> anyhow::Result<Picture> {
     let side = plan.sides.iter().position(|side| side.name == row.model).context("the rows are of these sides")?;
     let path = image_in(&plan.args.output, side, row.index, row.seed);
     let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
@@ -109,7 +108,7 @@ fn picture(plan: &Plan, row: &ImageResult) -> anyhow::Result<Picture> {
     Ok(Picture { model: row.model.clone(), file, bytes })
 }
 
-fn provenance(plan: &Plan, took: Duration) -> Provenance {
+fn provenance(plan: &EvaluationPlan, took: Duration) -> Provenance {
     let prompts: Vec<&str> = plan.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
     let of_prompts = std::iter::once(Fact::new("prompts", checksum(prompts.join("\n").as_bytes())));
     let hashes = of_prompts.chain(plan.checksums.iter().map(|(name, sum)| Fact::new(name, sum))).collect();

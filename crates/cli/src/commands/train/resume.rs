@@ -12,13 +12,13 @@ use vp_trainers::Error;
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::run::export::LORA_FILES;
-use vp_trainers::run::journal::{Options, say, warn};
 use vp_trainers::run::{Interrupt, newest_checkpoint};
 
 use super::{Plan, default_output, read_config, train};
 use crate::args::TrainArgs;
+use crate::device;
 use crate::failure::Failure;
-use crate::{device, embedded};
+use crate::terminal::{Options, say, warn};
 
 /// What `--resume` came to.
 pub struct Choice {
@@ -81,10 +81,8 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     let middle = batches / 2 + u64::from((batches / 2).is_multiple_of(config.settings().micro_batches as u64));
     let stop_before = middle.min(batches - 1);
     let options = Options::detect(args.run.quiet);
-    let model = embedded::resolve(&config.model.path).context("[model] path")?;
     let plan = |name: &str, stop_before, resume, folder_exists| Plan {
         config: config.clone(),
-        model: model.clone(),
         device: device.clone(),
         device_name: args.run.device.clone(),
         output: output.join(name),
@@ -94,7 +92,6 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         stop_before,
         dry_run: false,
         options,
-        trainable: None,
     };
     train(plan("uninterrupted", None, None, false))?;
     match train(plan("interrupted", Some(stop_before), None, false)) {

@@ -20,16 +20,16 @@ pub struct ResnetBlock2D {
     output_scale_factor: f64,
 }
 
-/// What residual blocks of one network share.
+/// The settings that the residual blocks of one network share.
 #[derive(Debug, Clone, Copy)]
 pub struct ResnetOptions {
-    /// Groups of the norms.
+    /// Groups of channels in the group norms.
     pub groups: usize,
-    /// Epsilon of the norms.
+    /// Epsilon of the group norms.
     pub eps: f64,
-    /// Width of the time embedding, if the block is told the time.
+    /// Width of the time embedding; `None` for blocks without one, as in the autoencoder.
     pub time_embedding_dim: Option<usize>,
-    /// Divides the sum at the end.
+    /// The sum of shortcut and residual is divided by this.
     pub output_scale_factor: f64,
 }
 
@@ -99,7 +99,7 @@ pub struct Upsample2D {
 }
 
 impl Upsample2D {
-    /// Keeps the channels.
+    /// Upsampling that keeps the number of channels.
     pub fn new(channels: usize, device: &Device) -> Self {
         Self { conv: Conv2d::same(channels, channels, 3, device) }
     }

@@ -5,57 +5,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention};
-
-/// Attention with separate projections; `to_out.0` because the reference keeps a dropout at `to_out.1`.
-#[derive(Module, Debug)]
-pub struct Attention {
-    group_norm: Option<GroupNorm>,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Vec<Linear>,
-    #[module(skip)]
-    heads: usize,
-}
-
-impl Attention {
-    /// Queries of width `d`, keys and values of width `d_context`.
-    pub fn new(d: usize, d_context: usize, heads: usize, device: &Device) -> Self {
-        Self {
-            group_norm: None,
-            to_q: Linear::without_bias(d, d, device),
-            to_k: Linear::without_bias(d_context, d, device),
-            to_v: Linear::without_bias(d_context, d, device),
-            to_out: vec![Linear::new(d, d, device)],
-            heads,
-        }
-    }
-
-    /// One head over the pixels of a feature map, behind a norm and with biases, as the autoencoder has it.
-    pub fn over_pixels(d: usize, groups: usize, eps: f64, device: &Device) -> Self {
-        let linear = || Linear::new(d, d, device);
-        let group_norm = Some(GroupNorm::new(groups, d, eps, device));
-        Self { group_norm, to_q: linear(), to_k: linear(), to_v: linear(), to_out: vec![linear()], heads: 1 }
-    }
-
-    /// `[b, tokens, d]`, `[b, context tokens, d_context]` → `[b, tokens, d]`.
-    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
-        let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context.clone()), self.to_v.forward(context));
-        self.to_out[0].forward(attention(q, k, v, self.heads, Mask::None))
-    }
-
-    /// Self-attention over pixels around a shortcut: `[b, d, h, w]` → `[b, d, h, w]`.
-    pub fn forward_pixels(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let normed = match &self.group_norm {
-            Some(norm) => norm.forward(x.clone()),
-            None => x.clone(),
-        };
-        let tokens = normed.reshape([b, c, h * w]).swap_dims(1, 2);
-        self.forward(tokens.clone(), tokens).swap_dims(1, 2).reshape([b, c, h, w]) + x
-    }
-}
+use crate::blocks::attention::Attention;
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 
 /// `x ⊙ GELU(gate)`.
 #[derive(Module, Debug)]
@@ -144,25 +95,25 @@ pub struct Transformer2DModel {
     proj_out: Projection,
 }
 
-/// What the attentions of one level share.
+/// The sizes that the transformers of one level share.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerOptions {
-    /// Channels.
+    /// Channels of the feature map.
     pub channels: usize,
-    /// Heads.
+    /// Attention heads; they divide the channels.
     pub heads: usize,
-    /// Transformer blocks.
+    /// Transformer blocks, one after another.
     pub layers: usize,
     /// Width of the text embeddings.
     pub cross_attention_dim: usize,
-    /// Groups of the norm.
+    /// Groups of the group norm before the blocks.
     pub groups: usize,
-    /// Linear projections.
+    /// Whether the projections before and after the blocks are stored as matrices instead of 1×1 convolutions.
     pub use_linear_projection: bool,
 }
 
 impl Transformer2DModel {
-    /// As the options say.
+    /// A transformer of these sizes, its weights not loaded yet.
     pub fn new(options: TransformerOptions, device: &Device) -> Self {
         let TransformerOptions { channels, heads, layers, cross_attention_dim, groups, use_linear_projection } = options;
         let block = || BasicTransformerBlock::new(channels, cross_attention_dim, heads, device);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vp_core::config::Validate;
 use vp_data::{Aspect, Preferred, Rating, Ratings, RgbImage};
 
-use crate::{Annotator, Answered, Ask, Build, Choice, Error, Picture, Result, Supplies, Unanswered};
+use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Error, Picture, Result, Unanswered};
 
 const NAME: &str = "reward";
 
@@ -104,8 +104,8 @@ impl Validate for RewardConfig {
 }
 
 impl Build for RewardConfig {
-    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
-        let Some(score) = supplies.score else {
+    fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
+        let Some(score) = context.score else {
             return Err(Error::Unable { annotator: NAME, reason: "no reward was given to score with; name one".into() });
         };
         Ok(Box::new(Reward { bands: self.bands()?, config: self.clone(), score: Mutex::new(score) }))

@@ -7,8 +7,8 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{HeaderMap, Uri};
 
-use crate::limiter::Limiter;
-use crate::retry::{Advice, advice, backoff, jitter};
+use super::limiter::Limiter;
+use super::retry::{Advice, advice, backoff, jitter};
 use crate::{ApiKey, Ask, Clock, Error, Estimate, Unanswered, Usage};
 
 /// More than any reply; an endless one is cut off here.

@@ -10,7 +10,7 @@ use vp_core::config::Validate;
 use vp_data::{Ratings, Record};
 
 use crate::picture::hex_digest;
-use crate::{Annotator, Answered, Ask, Build, Choice, Error, Picture, Result, Supplies, Unanswered};
+use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Error, Picture, Result, Unanswered};
 
 /// The `[annotator.replay]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ impl Validate for ReplayConfig {
 }
 
 impl Build for ReplayConfig {
-    fn build(&self, _: Supplies) -> Result<Box<dyn Annotator>> {
+    fn build(&self, _: BuildContext) -> Result<Box<dyn Annotator>> {
         Ok(Box::new(Replay::read(self)?))
     }
 }

@@ -1,20 +1,31 @@
-//! Images of a set, linked or copied beside what is written about them, out of archives too.
+//! The images of a preference set, linked or copied beside what is written about them, out of archives too.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use vp_core::atomic;
-use vp_data::{Dataset, INSIDE};
+use vp_data::{Dataset, INSIDE, Record};
 
-/// Below the folder that is written to.
+/// The folder of the copies, below the one that is written to.
 const FOLDER: &str = "images";
 
-/// Links or copies an image below `output/images` if it is not there yet; its path from `output`.
+/// Links or copies the images of all `records` below `output/images`, and makes their paths start from `output`.
 ///
 /// # Errors
-/// When it cannot be read or written, or another image has its name there.
-pub fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Result<String> {
+/// As [`copy_image`].
+pub fn copy_images(dataset: &Dataset, records: &mut [Record], output: &Path) -> anyhow::Result<()> {
+    for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
+        completion.image_path = copy_image(dataset, &completion.image_path, output)?;
+    }
+    Ok(())
+}
+
+/// Links or copies an image below `output/images` if it is not there yet, and returns its path from `output`.
+///
+/// # Errors
+/// When the image cannot be read or written, or when another image already has its name there.
+fn copy_image(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Result<String> {
     let source = dataset.image(image_path)?;
     let plain = image_path.strip_prefix(&format!("{FOLDER}/")).unwrap_or(image_path).replace(INSIDE, "/");
     let mut name = format!("{FOLDER}/{plain}");
@@ -25,7 +36,7 @@ pub fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Resu
     if target.exists() {
         let found = fs::read(&target).with_context(|| format!("read {}", target.display()))?;
         if found != source.bytes()? {
-            bail!("{} is another image than {source}; choose another --output", target.display());
+            bail!("{} is not the same image as {source}; choose another --output", target.display());
         }
         return Ok(name);
     }
@@ -37,13 +48,13 @@ pub fn bring(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Resu
     Ok(name)
 }
 
-/// What the bytes are: those in tables have no names.
+/// The file extension that fits the bytes: images in tables have no file names.
 fn extension(bytes: &[u8], name: &str) -> anyhow::Result<&'static str> {
     match bytes {
         [0x89, b'P', b'N', b'G', ..] => Ok("png"),
         [0xff, 0xd8, ..] => Ok("jpg"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok("webp"),
         [b'B', b'M', ..] => Ok("bmp"),
-        _ => bail!("image {name}: neither PNG, JPEG, WebP nor BMP"),
+        _ => bail!("image {name}: expected PNG, JPEG, WebP or BMP"),
     }
 }

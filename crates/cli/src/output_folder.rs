@@ -1,4 +1,5 @@
-//! What a folder was made from, written into it first: so it can be added to, and one of another origin is not.
+//! Folders that a command fills over several runs. What such a folder is made from is written into it first, so that the same command can go
+//! on filling it and another one is refused.
 
 use std::fs;
 use std::path::Path;
@@ -7,23 +8,23 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use vp_core::atomic;
 
-/// Of a value that is shown, at most so many characters.
+/// At most this many characters of a value are shown in a message.
 const SHOWN: usize = 80;
 
-/// Makes `folder` with `origin` in its `file`, or recognises it.
+/// Creates `folder` and writes `made_from` into its `file`; or finds the folder there, made from the same.
 ///
 /// # Errors
-/// When it was made from something else, or holds files of unknown origin.
-pub fn begin(folder: &Path, file: &str, origin: &Value) -> anyhow::Result<()> {
+/// When the folder was made from something else, holds other files and no `file`, or cannot be written.
+pub fn create_or_continue(folder: &Path, file: &str, made_from: &Value) -> anyhow::Result<()> {
     let path = folder.join(file);
     let place = folder.display();
     match fs::read_to_string(&path) {
         Ok(text) => match serde_json::from_str::<Value>(&text).ok() {
-            Some(found) if found == *origin => Ok(()),
+            Some(found) if found == *made_from => Ok(()),
             found => {
                 // evaluation.json describes an evaluation.
                 let what = file.trim_end_matches(".json");
-                bail!("{place} holds another {what} (it was made from {}); choose another --output", difference(found.as_ref(), origin))
+                bail!("{place} holds another {what} (it was made from {}); choose another --output", difference(found.as_ref(), made_from))
             }
         },
         Err(_) if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) => {
@@ -31,19 +32,19 @@ pub fn begin(folder: &Path, file: &str, origin: &Value) -> anyhow::Result<()> {
         }
         Err(_) => {
             fs::create_dir_all(folder).with_context(|| format!("create {place}"))?;
-            atomic::write(&path, format!("{origin}\n").as_bytes()).with_context(|| format!("write {}", path.display()))
+            atomic::write(&path, format!("{made_from}\n").as_bytes()).with_context(|| format!("write {}", path.display()))
         }
     }
 }
 
-/// The first key of which the two differ.
+/// The first key whose values differ.
 fn difference(found: Option<&Value>, expected: &Value) -> String {
     let short = |value: &Value| {
         let text = value.to_string();
         let shown: String = text.chars().take(SHOWN).collect();
         if shown.len() < text.len() { shown + "…" } else { shown }
     };
-    let Some(found) = found else { return "what cannot be read".into() };
+    let Some(found) = found else { return "something that cannot be read".into() };
     let keys = expected.as_object().into_iter().chain(found.as_object()).flat_map(|object| object.keys());
     let differing = keys.into_iter().find(|key| found.get(key.as_str()) != expected.get(key.as_str()));
     let of = |value: &Value, key: &str| format!("\"{key}\":{}", value.get(key).map_or_else(|| "nothing".into(), short));
@@ -60,17 +61,17 @@ mod tests {
     fn a_folder_is_made_recognised_or_refused_by_what_differs() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("a/b");
-        let origin = json!({ "seed": 1, "prompts": ["a".repeat(200)] });
-        begin(&folder, "it.json", &origin).unwrap();
-        begin(&folder, "it.json", &origin).unwrap();
-        let refused = |origin: &Value| begin(&folder, "it.json", origin).unwrap_err().to_string();
+        let made_from = json!({ "seed": 1, "prompts": ["a".repeat(200)] });
+        create_or_continue(&folder, "it.json", &made_from).unwrap();
+        create_or_continue(&folder, "it.json", &made_from).unwrap();
+        let refused = |made_from: &Value| create_or_continue(&folder, "it.json", made_from).unwrap_err().to_string();
         assert!(
             refused(&json!({ "seed": 2, "prompts": ["a".repeat(200)] }))
                 .contains("holds another it (it was made from \"seed\":1, expected \"seed\":2)")
         );
         let long = refused(&json!({ "seed": 1, "prompts": ["b"] }));
         assert!(long.contains("…, expected \"prompts\":[\"b\"]") && long.len() < 300, "{long}");
-        let other = begin(&folder, "other.json", &origin).unwrap_err().to_string();
+        let other = create_or_continue(&folder, "other.json", &made_from).unwrap_err().to_string();
         assert!(other.contains("holds other files and no other.json"), "{other}");
     }
 }

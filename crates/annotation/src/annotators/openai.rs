@@ -10,6 +10,8 @@
 //! A refusal, an empty reply or one that was cut off is not shown again but asked for afresh. A server that rejects `response_format` is
 //! asked without it from then on. Everything is in one user message, for some chat templates know no system role.
 
+mod reply;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,11 +20,10 @@ use serde_json::{Map, Value, json};
 use vp_core::config::Validate;
 use vp_data::Ratings;
 
-use crate::client::{Client, Connection, Failure, Prices, Reply};
 use crate::picture::fitted;
+use crate::server::client::{Client, Connection, Failure, Prices, Reply};
 use crate::{
-    Annotator, Answered, ApiKey, Ask, Build, Choice, Estimate, Picture, Polished, Result, Supplies, Task, Unanswered, Unusable, reply,
-    rubric,
+    Annotator, Answered, ApiKey, Ask, Build, BuildContext, Choice, Estimate, Picture, Polished, Result, Task, Unanswered, Unusable, rubric,
 };
 
 const NAME: &str = "openai";
@@ -191,8 +192,8 @@ impl Validate for OpenAiConfig {
 }
 
 impl Build for OpenAiConfig {
-    fn build(&self, supplies: Supplies) -> Result<Box<dyn Annotator>> {
-        Ok(Box::new(OpenAi::new(self.clone(), ApiKey::from_env(&self.api_key_env), supplies.clock)))
+    fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
+        Ok(Box::new(OpenAi::new(self.clone(), ApiKey::from_env(&self.api_key_env), context.clock)))
     }
 }
 

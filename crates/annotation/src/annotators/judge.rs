@@ -9,7 +9,7 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, Preferred, Rating, Ratings};
 use vp_shapes::Description;
 
-use crate::{Annotator, Answered, Ask, Build, Choice, Picture, Result, Supplies, Unanswered};
+use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Picture, Result, Unanswered};
 
 /// The `[annotator.judge]` section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ impl Validate for JudgeConfig {
 }
 
 impl Build for JudgeConfig {
-    fn build(&self, _: Supplies) -> Result<Box<dyn Annotator>> {
+    fn build(&self, _: BuildContext) -> Result<Box<dyn Annotator>> {
         Ok(Box::new(Judge { whole: self.whole }))
     }
 }

@@ -1,0 +1,91 @@
+//! Images of a model folder. Each is drawn from noise of its own, so that it is the same whatever is drawn beside it.
+
+use std::path::Path;
+
+use anyhow::Context;
+use burn::tensor::{Device, Tensor};
+use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_data::{RgbImage, from_tensor};
+use vp_models::denoiser::Denoiser;
+use vp_models::lora::merge_file;
+use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Request, Trainable};
+use vp_schedulers::{Sampler, build_sampler};
+
+use crate::args::LoraArg;
+use crate::embedded;
+
+/// The usual guidance scale of Stable Diffusion.
+const GUIDANCE_SCALE: f64 = 7.5;
+
+/// A model that is ready to draw.
+pub struct ImageGenerator {
+    pipeline: Pipeline,
+    model: Trainable<LoadedDenoiser>,
+    sampler: Box<dyn Sampler>,
+    /// Height and width in pixels.
+    pub size: [usize; 2],
+}
+
+/// How a model is asked to draw.
+pub struct Sampling<'a> {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Every guidance scale that will be asked for.
+    pub guidance_scales: &'a [f64],
+}
+
+/// What one image is drawn from.
+#[derive(Debug, Clone)]
+pub struct ImageRequest<'a> {
+    /// What it shows.
+    pub prompt: &'a str,
+    /// Its noise follows from this and `sample`.
+    pub seed: u64,
+    /// Tells apart the images of one seed.
+    pub sample: u64,
+}
+
+impl ImageGenerator {
+    /// Loads a diffusers folder and adds LoRAs to its weights.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or when the model cannot be sampled with such steps and guidance scales.
+    pub fn open(path: &Path, loras: &[LoraArg], sampling: &Sampling<'_>, device: &Device) -> anyhow::Result<Self> {
+        let folder = ModelFolder::open(&embedded::resolve(path)?).with_context(|| format!("model {}", path.display()))?;
+        let size = folder.default_size();
+        sampling.guidance_scales.iter().try_for_each(|scale| folder.check(size, *scale))?;
+        let sampler = build_sampler(&folder.scheduler_config, None, sampling.steps, 0.0)?;
+        let (pipeline, unet) = Pipeline::load(folder, device)?;
+        let model = with_loras(&pipeline, unet, loras)?;
+        Ok(Self { pipeline, model, sampler, size })
+    }
+
+    /// One image per request, all at one guidance scale.
+    pub fn generate(&mut self, requests: &[ImageRequest<'_>], guidance_scale: f64) -> anyhow::Result<Vec<RgbImage>> {
+        let prompts: Vec<String> = requests.iter().map(|request| request.prompt.to_string()).collect();
+        let (shape, device) = (self.pipeline.latent_shape(self.size), self.pipeline.device());
+        let of_all = |purpose, step| {
+            let one = |image: &ImageRequest<'_>| Noise::new(image.seed).normal(purpose, step, &[image.sample], shape, device);
+            Tensor::cat(requests.iter().map(one).collect(), 0)
+        };
+        let request = Request { prompts: &prompts, negative_prompt: None, guidance_scale, size: self.size };
+        let latents = of_all(Purpose::INITIAL_LATENTS, 0);
+        let mut noise = |step| of_all(Purpose::SAMPLER_STEP, chain_step(0, step));
+        Ok(from_tensor(self.pipeline.generate(&self.model, &mut *self.sampler, &request, latents, &mut noise))?)
+    }
+}
+
+/// `denoiser` and all text encoders with every LoRA added.
+pub fn with_loras<D: Denoiser>(pipeline: &Pipeline, denoiser: D, loras: &[LoraArg]) -> anyhow::Result<Trainable<D>> {
+    if loras.is_empty() {
+        return Ok(Trainable::of(denoiser));
+    }
+    let (names, model) = (pipeline.lora_names(&denoiser), pipeline.adaptable(denoiser));
+    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
+    loras.iter().try_fold(model, add)
+}
+
+/// The guidance scale that a model is sampled with unless another is asked for.
+pub fn default_guidance_scale(model: &Path) -> f64 {
+    if model == Path::new(embedded::SHAPES) { embedded::GUIDANCE_SCALE } else { GUIDANCE_SCALE }
+}

@@ -1,0 +1,270 @@
+//! The only place that writes to standard output and standard error: plain lines for files and pipes, and one progress bar where somebody
+//! watches.
+
+use std::ffi::OsString;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vp_core::profile;
+use vp_trainers::run::journal::{Voice, clock};
+
+/// Prints `text` as it is to standard output, for commands whose output is the point.
+///
+/// # Errors
+/// When the output cannot be written, as on a full disk. A reader that went away (`| head`) is not an error.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// One line on standard output that tells how a command is going. A reader that went away (`| head`) is not a reason to lose the work.
+pub fn say(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// One line on standard error, with `warning: ` before it.
+pub fn warn(line: Arguments<'_>) {
+    complain("warning", line);
+}
+
+/// Warns of the first `shown` of many problems, and says how many `more` there are.
+pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: &str) {
+    let warnings: Vec<String> = warnings.collect();
+    warnings.iter().take(shown).for_each(|warning| warn(format_args!("{warning}")));
+    if warnings.len() > shown {
+        warn(format_args!("… and {} {more}", warnings.len() - shown));
+    }
+}
+
+/// One line on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
+pub fn complain(label: &str, line: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{label}: {line}");
+}
+
+/// With `--profile`, where the time went.
+pub fn say_where_time_went() {
+    if let Some(breakdown) = profile::stop() {
+        say(format_args!("{breakdown}"));
+    }
+}
+
+/// How much is said, and on what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Warnings, errors and conclusions only.
+    pub quiet: bool,
+    /// Somebody watches: one bar instead of a line per update.
+    pub live: bool,
+    /// The bar may have colour.
+    pub color: bool,
+}
+
+impl Options {
+    /// What this process's standard output, standard error and environment ask for: a bar when both are terminals and `TERM` is not
+    /// `dumb`; colour unless `NO_COLOR` is set (<https://no-color.org>).
+    pub fn detect(quiet: bool) -> Self {
+        let terminals = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        Self::choose(quiet, terminals, |name| std::env::var_os(name))
+    }
+
+    fn choose(quiet: bool, terminals: bool, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let live = terminals && variable("TERM").is_none_or(|term| term != "dumb");
+        Self { quiet, live, color: live && variable("NO_COLOR").is_none_or(|value| value.is_empty()) }
+    }
+}
+
+/// Tells how a run is going. The bar is on standard error, lines are on standard output and do not tear it.
+#[derive(Debug)]
+pub struct Terminal {
+    options: Options,
+    bar: ProgressBar,
+    began: Instant,
+    from: u64,
+}
+
+impl Terminal {
+    /// Nothing is shown before [`Voice::begin`].
+    pub fn new(options: Options) -> Self {
+        Self::on(ProgressDrawTarget::stderr(), options)
+    }
+
+    fn on(target: ProgressDrawTarget, options: Options) -> Self {
+        let target = if options.live && !options.quiet { target } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        // Until work begins there is nothing to draw again after a line.
+        bar.finish_and_clear();
+        Self { options, bar, began: Instant::now(), from: 0 }
+    }
+
+    /// Shows the bar of `of` updates, `done` of which are behind us.
+    fn show(&mut self, done: u64, of: u64) {
+        // Narrow enough for loss, reward and speed to be seen in 80 columns.
+        let template = match self.options.color {
+            true => "{spinner} {prefix:.bold} {pos}/{len} [{bar:8.cyan}]{wide_msg}",
+            false => "{spinner} {prefix} {pos}/{len} [{bar:8}]{wide_msg}",
+        };
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        (self.began, self.from) = (Instant::now(), done);
+        self.bar.set_style(style.progress_chars("=> ").tick_chars("|/-\\ "));
+        self.bar.set_length(of);
+        self.bar.set_prefix("update");
+        self.bar.reset();
+        self.bar.set_position(done);
+        // An update can take minutes; the spinner shows that it is alive.
+        self.bar.enable_steady_tick(Duration::from_secs(1));
+    }
+}
+
+impl Voice for Terminal {
+    /// On standard output, unless quiet.
+    fn say(&self, line: Arguments<'_>) {
+        if !self.options.quiet {
+            self.bar.suspend(|| say(line));
+        }
+    }
+
+    /// On standard error, quiet or not.
+    fn warn(&self, line: Arguments<'_>) {
+        self.bar.suspend(|| warn(line));
+    }
+
+    /// On standard output, quiet or not.
+    fn conclude(&self, line: Arguments<'_>) {
+        self.finish();
+        say(line);
+    }
+
+    fn shows_progress(&self) -> bool {
+        self.options.live
+    }
+
+    fn begin(&mut self, done: u64, of: u64) {
+        self.show(done, of);
+    }
+
+    fn advance(&mut self, done: u64, of: u64, note: &str) {
+        if self.bar.is_finished() {
+            self.show(done.saturating_sub(1), of);
+        }
+        let remaining = of.saturating_sub(done);
+        let eta = self.began.elapsed().div_f64(done.saturating_sub(self.from).max(1) as f64).mul_f64(remaining as f64);
+        self.bar.set_position(done);
+        self.bar.set_message(format!(" ETA {}  {note}", clock(eta)));
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal that keeps what is written, one entry a piece.
+    #[derive(Debug, Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<String>>>);
+
+    impl Screen {
+        fn push(&self, piece: &str) -> std::io::Result<()> {
+            self.0.lock().unwrap().push(piece.to_string());
+            Ok(())
+        }
+
+        fn text(&self) -> String {
+            self.0.lock().unwrap().concat()
+        }
+    }
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            100
+        }
+        fn move_cursor_up(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> std::io::Result<()> {
+            self.push(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> std::io::Result<()> {
+            self.push(text)
+        }
+        fn clear_line(&self) -> std::io::Result<()> {
+            self.push("<clear>")
+        }
+        fn flush(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn terminal(options: Options) -> (Terminal, Screen) {
+        let screen = Screen::default();
+        (Terminal::on(ProgressDrawTarget::term_like(Box::new(screen.clone())), options), screen)
+    }
+
+    #[test]
+    fn a_bar_needs_a_terminal_and_colour_needs_leave() {
+        let chosen = |terminals, variables: &[(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+            let options = Options::choose(false, terminals, find);
+            (options.live, options.color)
+        };
+        assert_eq!(chosen(true, &[("TERM", "xterm")]), (true, true));
+        assert_eq!(chosen(true, &[]), (true, true));
+        assert_eq!(chosen(true, &[("TERM", "xterm"), ("NO_COLOR", "1")]), (true, false));
+        assert_eq!(chosen(true, &[("NO_COLOR", "")]), (true, true));
+        assert_eq!(chosen(true, &[("TERM", "dumb")]), (false, false));
+        assert_eq!(chosen(false, &[("TERM", "xterm")]), (false, false));
+    }
+
+    #[test]
+    fn the_bar_counts_on_and_goes_away_for_a_line() {
+        let (mut terminal, screen) = terminal(Options { live: true, ..Options::default() });
+        terminal.say(format_args!("before the bar"));
+        assert_eq!(screen.text(), "");
+        terminal.begin(5, 10);
+        assert!(!terminal.bar.is_finished());
+        assert!(screen.text().contains("update 5/10 [====>   ]"), "{}", screen.text());
+        terminal.advance(6, 10, "loss 0.5000");
+        assert!(screen.text().contains("update 6/10 [====>   ] ETA 0:00  loss 0.5000"), "{}", screen.text());
+        let drawn = screen.0.lock().unwrap().len();
+        terminal.say(format_args!("a line"));
+        let pieces = screen.0.lock().unwrap().clone();
+        assert_eq!(pieces[drawn], "<clear>");
+        assert!(pieces[drawn..].concat().contains("update 6/10"), "drawn again after the line");
+        terminal.finish();
+        assert!(terminal.bar.is_finished());
+        assert_eq!(screen.0.lock().unwrap().last().unwrap(), "<clear>");
+    }
+
+    #[test]
+    fn no_bar_when_quiet_or_when_nobody_watches() {
+        for options in [Options { quiet: true, live: true, color: true }, Options::default()] {
+            let (mut terminal, screen) = terminal(options);
+            terminal.begin(0, 2);
+            terminal.advance(1, 2, "");
+            terminal.warn(format_args!("a test's own warning"));
+            terminal.finish();
+            assert_eq!(screen.text(), "");
+        }
+    }
+}

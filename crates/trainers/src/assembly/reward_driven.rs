@@ -1,0 +1,145 @@
+//! Runs that are driven by a reward.
+
+use std::path::PathBuf;
+
+use vp_core::profile::{self, Stage};
+use vp_data::read_prompts;
+use vp_models::pipeline::{LoadedDenoiser, Pipeline, Trainable};
+use vp_rewards::{Reward, RewardConfig};
+
+use super::{Assembled, Exported, InSection, Outline, Parts, SHOWN, some};
+use crate::Error;
+use crate::algorithm::{Driver, RewardDriven};
+use crate::config::{AlgorithmConfig, TrainConfig};
+use crate::environment::{Environment, Prompts};
+use crate::policy::require_density;
+use crate::policy::rollout::Rollout;
+use crate::regularizer::{Regularizer, RegularizerConfig};
+use crate::run::Run;
+use crate::run::export::export_tuned;
+use crate::sections::PromptsSection;
+
+/// The parts of a run that is driven by a reward.
+pub struct RewardDrivenRun {
+    /// What the run is told before it begins.
+    pub outline: Outline,
+    /// What trains.
+    pub model: Trainable<LoadedDenoiser>,
+    /// What the model draws with, and what it is rewarded by.
+    pub environment: Environment<LoadedDenoiser>,
+    /// What keeps it a model of images.
+    pub regularizer: Regularizer,
+    config: TrainConfig,
+}
+
+pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
+    let Parts { config, device, noise, .. } = *parts;
+    let algorithm = reward_driven(&config.algo);
+    let missing = || Error::Config(format!("[algo.{}] needs [prompts], [scheduler], [reward.<name>] and [preview]", config.algo.name()));
+    let (Some(prompts), Some(scheduler), Some(reward), Some(preview)) =
+        (&config.prompts, &config.scheduler, &config.reward, &config.preview)
+    else {
+        return Err(missing());
+    };
+
+    // Small things first.
+    let (folder, size) = parts.folder(preview.guidance_scale)?;
+    let texts = texts(prompts).in_section("[prompts]")?;
+    let regularizer = config.regularizer.clone().unwrap_or_else(|| algorithm.default_regularizer());
+    let regularizer = Regularizer::new(&resolved_regularizer(parts, regularizer)?, noise).in_section("[regularizer]")?;
+    let reward_config = resolved_reward(parts, reward).in_section("[reward]")?;
+    let mut reward = reward_config.build(device).in_section("[reward]")?;
+    if !reward.differentiable() && algorithm.needs_gradient() {
+        let (reward, algo) = (reward.name(), config.algo.name());
+        let way_out = "train on one that does and watch this one";
+        return Err(Error::Config(format!("[reward.{reward}] gives no gradient, which {algo} needs; {way_out}")));
+    }
+    let watch = |reward: &RewardConfig| Ok(resolved_reward(parts, reward)?.build(device)?);
+    let watched = config.watch.iter().map(watch).collect::<Result<Vec<_>, Error>>().in_section("[[watch]]")?;
+
+    // The networks.
+    let kept = config.model.gradient_checkpointing;
+    reward.set_gradient_checkpointing(kept);
+    let (mut pipeline, mut denoiser) = Pipeline::load(folder, device)?;
+    (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) = (kept, kept);
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
+
+    let mut outline = parts.outline();
+    outline.arithmetic = algorithm.arithmetic(config);
+    outline.warnings = cut_prompts(&pipeline, &*reward, &texts);
+    outline.files.extend(reward_config.weights());
+    let prompts = Prompts::new(texts, noise);
+    outline.lists.insert("the list of prompts".into(), prompts.checksum());
+    let images = regularizer.fingerprint();
+    outline.lists.extend(images.map(|images| ("the regularizer's list of images and captions".to_string(), images)));
+    let (scheduler, preview) = (scheduler.clone(), preview.clone());
+    let environment = Environment { pipeline, base, reward, watched, size, scheduler, preview, prompts };
+    environment.check()?;
+    if let Some(images) = algorithm.images_kept() {
+        require_density(&*environment.scheduler()?).in_section("[scheduler]")?;
+        outline.memory_bytes = Rollout::bytes(images, environment.latent_shape(), config.num_inference_steps());
+    }
+    Ok(RewardDrivenRun { outline, model, environment, regularizer, config: config.clone() })
+}
+
+fn reward_driven(algo: &AlgorithmConfig) -> &dyn RewardDriven<LoadedDenoiser> {
+    match algo.chosen().driver() {
+        Driver::Reward(algorithm) => algorithm,
+        _ => unreachable!("{} is not driven by a reward", algo.name()),
+    }
+}
+
+impl Assembled for RewardDrivenRun {
+    type Model = Trainable<LoadedDenoiser>;
+
+    fn model(&self) -> Self::Model {
+        self.model.clone()
+    }
+
+    fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error> {
+        reward_driven(&self.config.algo).train(run, &mut self.environment, &mut self.regularizer)
+    }
+
+    fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
+        Ok(self.environment.draw_preview(model, 0)?.scores)
+    }
+
+    fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
+        let Environment { pipeline, base, .. } = &self.environment;
+        profile::time(Stage::Io, || export_tuned(pipeline, base, &run.tuned(), &self.config, run.dir()))
+    }
+}
+
+fn texts(section: &PromptsSection) -> Result<Vec<String>, Error> {
+    Ok(match &section.file {
+        Some(path) => read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
+        None => section.list.clone(),
+    })
+}
+
+/// A reward whose weights are where they are.
+fn resolved_reward(parts: &Parts<'_>, reward: &RewardConfig) -> Result<RewardConfig, Error> {
+    let mut reward = reward.clone();
+    reward.resolve(&parts.resolve)?;
+    Ok(reward)
+}
+
+/// A regulariser whose images are where they are.
+fn resolved_regularizer(parts: &Parts<'_>, mut regularizer: RegularizerConfig) -> Result<RegularizerConfig, Error> {
+    if let RegularizerConfig::Images(images) = &mut regularizer {
+        let resolved: PathBuf = (parts.resolve)(&images.folder).in_section("[regularizer]")?;
+        images.folder = resolved;
+    }
+    Ok(regularizer)
+}
+
+/// What the text encoder and the reward do not see of the prompts.
+fn cut_prompts(pipeline: &Pipeline, reward: &dyn Reward, prompts: &[String]) -> Vec<String> {
+    let by_encoder = prompts.iter().filter_map(|prompt| pipeline.text.warning(prompt));
+    let by_reward = reward.check_prompts(prompts).into_iter().map(|warning| warning.message);
+    some(by_encoder.chain(by_reward), SHOWN, "more prompts are cut")
+}

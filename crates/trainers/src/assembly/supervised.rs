@@ -1,0 +1,248 @@
+//! Runs that learn from given images: captioned ones, preference pairs, and the autoencoder's.
+
+use regex::Regex;
+use vp_core::noise::Noise;
+use vp_core::profile::{self, Stage};
+use vp_models::parameters::initialize;
+use vp_models::pipeline::{Anew, LoadedDenoiser, ModelFolder, Pipeline, Trainable, load_vae};
+use vp_models::vae::AutoencoderKL;
+use vp_schedulers::build_sampler;
+
+use super::{Assembled, ExportKind, Exported, InSection, Outline, Parts, SHOWN, some};
+use crate::Error;
+use crate::config::TrainConfig;
+use crate::data::images::CaptionedImages;
+use crate::data::preferences::PreferencePairs;
+use crate::run::Run;
+use crate::run::export::{export_tuned, export_vae};
+use crate::supervised::dpo::{Dpo, Frozen};
+use crate::supervised::sft::Sft;
+use crate::supervised::vae::Vae;
+
+/// How many images or pairs that are left out are named.
+const NAMED: usize = 10;
+
+/// The parts of a run on captioned images.
+pub struct CaptionsRun {
+    /// What the run is told before it begins.
+    pub outline: Outline,
+    /// What trains.
+    pub model: Trainable<LoadedDenoiser>,
+    /// The untuned model.
+    pub base: Trainable<LoadedDenoiser>,
+    /// Encoders, autoencoder, folder.
+    pub pipeline: Pipeline,
+    /// What is learnt.
+    pub images: CaptionedImages,
+    sft: Sft,
+    config: TrainConfig,
+}
+
+pub(super) fn captions(parts: &Parts<'_>, sft: &Sft) -> Result<CaptionsRun, Error> {
+    let Parts { config, device, noise, .. } = *parts;
+    let (folder, images) = open_images(parts, true)?;
+    check_preview(config, &folder, images.size)?;
+    let mut outline = parts.outline();
+    let pattern = Regex::new(&outline.settings.trainable).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
+    let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
+    let (pipeline, mut denoiser) = Pipeline::load_or_initialize(folder, device, anew)?;
+    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
+    outline_images(&mut outline, config, sft.batch_size, &images);
+    let cut = images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption));
+    outline.warnings.extend(some(cut, SHOWN, "more captions are cut"));
+    Ok(CaptionsRun { outline, model, base, pipeline, images, sft: sft.clone(), config: config.clone() })
+}
+
+impl Assembled for CaptionsRun {
+    type Model = Trainable<LoadedDenoiser>;
+
+    fn model(&self) -> Self::Model {
+        self.model.clone()
+    }
+
+    fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error> {
+        self.sft.train(run, &self.pipeline, &mut self.images, self.config.preview.as_ref())
+    }
+
+    fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
+        let noise = Noise::new(self.config.run.seed);
+        Ok(vec![("validation_loss".into(), self.sft.validate(model, &self.pipeline, &self.images, noise, 0)?)])
+    }
+
+    fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
+        profile::time(Stage::Io, || export_tuned(&self.pipeline, &self.base, &run.tuned(), &self.config, run.dir()))
+    }
+}
+
+/// The parts of a run on preference pairs.
+pub struct PairsRun {
+    /// What the run is told before it begins.
+    pub outline: Outline,
+    /// What trains.
+    pub model: Trainable<LoadedDenoiser>,
+    /// The reference: the untuned model.
+    pub base: Trainable<LoadedDenoiser>,
+    /// Encoders, autoencoder, folder.
+    pub pipeline: Pipeline,
+    /// What is learnt.
+    pub pairs: PreferencePairs,
+    dpo: Dpo,
+    config: TrainConfig,
+}
+
+pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
+    let Parts { config, device, noise, .. } = *parts;
+    let (folder, size) = parts.folder(1.0)?;
+    check_preview(config, &folder, size)?;
+    let section = config.preferences.as_ref().ok_or_else(|| Error::Config("[algo.dpo] needs [preferences]".into()))?;
+    let pairs = PreferencePairs::open(section, size, noise, device).in_section("[preferences]")?;
+    let (pipeline, mut denoiser) = Pipeline::load(folder, device)?;
+    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (base, model) = config.models(&pipeline, denoiser, &noise)?;
+    let mut outline = parts.outline();
+    outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());
+    outline.warnings = some(pairs.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more pairs are left out");
+    let cut = pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt));
+    outline.warnings.extend(some(cut, SHOWN, "more prompts are cut"));
+    let counts = Counts { batch_size: dpo.batch_size, training: pairs.training.len(), held_out: pairs.validation.len(), size };
+    outline.arithmetic = counts.arithmetic(config, "pairs", "pairs of images");
+    Ok(PairsRun { outline, model, base, pipeline, pairs, dpo: dpo.clone(), config: config.clone() })
+}
+
+impl Assembled for PairsRun {
+    type Model = Trainable<LoadedDenoiser>;
+
+    fn model(&self) -> Self::Model {
+        self.model.clone()
+    }
+
+    fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error> {
+        let frozen = Frozen { pipeline: &self.pipeline, base: &self.base };
+        self.dpo.train(run, &frozen, &mut self.pairs, self.config.preview.as_ref())
+    }
+
+    fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
+        let frozen = Frozen { pipeline: &self.pipeline, base: &self.base };
+        let found = self.dpo.validate(model, &frozen, &self.pairs, Noise::new(self.config.run.seed), 0)?;
+        Ok(vec![("validation_loss".into(), found.losses), ("validation_implicit_accuracy".into(), found.implicit_accuracies)])
+    }
+
+    fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
+        profile::time(Stage::Io, || export_tuned(&self.pipeline, &self.base, &run.tuned(), &self.config, run.dir()))
+    }
+}
+
+/// The parts of a run that trains the autoencoder.
+pub struct AutoencoderRun {
+    /// What the run is told before it begins.
+    pub outline: Outline,
+    /// As it was.
+    pub base: AutoencoderKL,
+    /// What is learnt.
+    pub images: CaptionedImages,
+    folder: ModelFolder,
+    vae: Vae,
+    /// Whether it was drawn anew.
+    initialized: bool,
+}
+
+pub(super) fn autoencoder(parts: &Parts<'_>, vae: &Vae) -> Result<AutoencoderRun, Error> {
+    let Parts { config, device, noise, .. } = *parts;
+    let (folder, images) = open_images(parts, false)?;
+    let initialized = config.model.initialize;
+    let mut base = if initialized { initialize(folder.vae_config().init(device), &noise) } else { load_vae(&folder, device)? };
+    base.gradient_checkpointing = config.model.gradient_checkpointing;
+    let mut outline = parts.outline();
+    outline_images(&mut outline, config, vae.batch_size, &images);
+    Ok(AutoencoderRun { outline, base, images, folder, vae: vae.clone(), initialized })
+}
+
+impl Assembled for AutoencoderRun {
+    type Model = AutoencoderKL;
+
+    fn model(&self) -> Self::Model {
+        self.base.clone()
+    }
+
+    fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error> {
+        self.vae.train(run, &mut self.images)
+    }
+
+    fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
+        Ok(self.vae.validate(model, &self.images, 0)?.scores)
+    }
+
+    fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
+        let (mut tuned, mut notes) = (run.tuned(), Vec::new());
+        if self.initialized {
+            let factor = self.vae.scaling_factor(&tuned, &self.images)?;
+            notes.push(format!("scaling_factor {factor:.4}, which brings the latents to a standard deviation of 1"));
+            tuned = tuned.with_scaling_factor(factor);
+        }
+        let (path, base) = (run.dir().join("model"), &self.base);
+        let relative_change = profile::time(Stage::Io, || export_vae(&self.folder, base, &tuned, &path))?;
+        Ok(Exported { kind: ExportKind::Model, path, relative_change, notes, ranked: Vec::new() })
+    }
+}
+
+/// The model's folder and the images of `[data]`; `captions`: whether an image without one is a problem.
+fn open_images(parts: &Parts<'_>, captions: bool) -> Result<(ModelFolder, CaptionedImages), Error> {
+    let (folder, size) = parts.folder(1.0)?;
+    let section = parts.config.data.as_ref();
+    let section = section.ok_or_else(|| Error::Config(format!("[algo.{}] needs [data]", parts.config.algo.name())))?;
+    let images = CaptionedImages::open(section, captions, size, parts.noise, parts.device).in_section("[data]")?;
+    Ok((folder, images))
+}
+
+/// Refuses a preview that the folder cannot draw.
+fn check_preview(config: &TrainConfig, folder: &ModelFolder, size: [usize; 2]) -> Result<(), Error> {
+    if let Some(preview) = &config.preview {
+        folder.check(size, preview.guidance_scale)?;
+        build_sampler(&folder.scheduler_config, None, preview.num_inference_steps, 0.0).in_section("[preview]")?;
+    }
+    Ok(())
+}
+
+/// What a run on a folder of images is told of them.
+fn outline_images(outline: &mut Outline, config: &TrainConfig, batch_size: usize, images: &CaptionedImages) {
+    outline.lists.insert("the list of images and captions".into(), images.fingerprint());
+    outline.warnings = some(images.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more images are left out");
+    let (training, held_out) = (images.training.len(), images.validation.len());
+    outline.arithmetic = Counts { batch_size, training, held_out, size: images.size }.arithmetic(config, "images", "images");
+}
+
+/// How much data there is, and how much of it is taken at once.
+struct Counts {
+    batch_size: usize,
+    training: usize,
+    held_out: usize,
+    size: [usize; 2],
+}
+
+impl Counts {
+    /// The derived arithmetic of a config, whose data are `unit`s that consist `of_what`.
+    fn arithmetic(&self, config: &TrainConfig, units: &str, of_what: &str) -> String {
+        let Self { batch_size, training, held_out, size: [height, width] } = *self;
+        let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
+        let per_update = batch_size * accumulation;
+        let total = per_update as u64 * updates;
+        format!(
+            "{updates} updates of {per_update} {units} ({batch_size} at once, {accumulation} times) = {total} {of_what} of {height}x{width} \
+             pixels, {:.1} epochs of {training}; {held_out} are held out",
+            total as f64 / training as f64
+        )
+    }
+}

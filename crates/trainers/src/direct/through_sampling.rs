@@ -1,0 +1,84 @@
+//! The loop of DRaFT, AlignProp and DRTune: the reward, back-propagated through sampling. Which steps let a gradient through is what
+//! they differ in.
+
+use burn::tensor::Tensor;
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+
+use crate::Error;
+use crate::direct::{Call, End, Sampling, ScoredBatch, StartingPoint, TapedChain};
+use crate::environment::Environment;
+use crate::losses::reward_loss;
+use crate::regularizer::{Regularizer, SampledBatch};
+use crate::run::{Draw, Run};
+
+/// An algorithm that back-propagates the reward through sampling.
+pub trait ThroughSampling {
+    /// How a micro-batch is sampled.
+    fn sampling(&self) -> Sampling<'_>;
+
+    /// How each step that is taken calls the network, of a scheduler that has `num_inference_steps`. `draw` gives the random choices of
+    /// the micro-batch.
+    fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call>;
+
+    /// What is decoded after the last of those steps.
+    fn end(&self) -> End {
+        End::Sample
+    }
+
+    /// Factor of the reward's loss.
+    fn grad_scale(&self) -> f64;
+
+    /// Further latents `[b, c, h, w]` of the same prompts, whose rewards count as much as those of the sampled `latents`.
+    fn further_samples<D: Denoiser>(&self, chain: &TapedChain<'_, D>, latents: &Tensor<4>, start: &StartingPoint) -> Vec<Tensor<4>> {
+        let _ = (chain, latents, start);
+        Vec::new()
+    }
+}
+
+/// Trains to the end.
+///
+/// # Errors
+/// When the run is interrupted, something is not finite, or the run's folder cannot be written.
+pub fn train<D: Denoiser>(
+    algorithm: &impl ThroughSampling,
+    run: &mut Run<Trainable<D>>,
+    environment: &mut Environment<D>,
+    regularizer: &mut Regularizer,
+) -> Result<(), Error> {
+    let mut scheduler = environment.scheduler()?;
+    environment.preview_first(run)?;
+    while let Some(batch) = run.next_batch()? {
+        // 1. Prompts to embeddings, and the noise to start from.
+        let start = StartingPoint::new(run, environment, batch, algorithm.sampling());
+
+        // 2. From noise to latents, through the steps that the algorithm chooses.
+        let calls = algorithm.calls(scheduler.timesteps().len(), start.draw);
+        let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
+        let latents = chain.run(start.latents.clone(), &calls, algorithm.end());
+        let further = algorithm.further_samples(&chain, &latents, &start);
+        let visited = chain.visited;
+
+        // 3. To images, and their reward, which is maximised.
+        let scored = environment.decode_and_score(latents.clone(), &start.prompts)?;
+        let mut rewards = vec![scored.rewards.clone()];
+        for latents in further {
+            rewards.push(environment.reward_of(latents, &start.prompts)?);
+        }
+        let loss = mean_reward_loss(rewards, algorithm.grad_scale());
+
+        // 4. The regulariser on the same tape.
+        let sampled = SampledBatch { visited: &visited, prompts: &start.prompts, size: environment.size };
+        let regularization = regularizer.loss(&run.model, environment, &*scheduler, sampled, start.draw)?;
+
+        // 5. Backward; after the last micro-batch of an update: clip, step, moving average, journal, preview.
+        let scored_batch = ScoredBatch { start: &start, visited: &visited, latents: &latents, scored, loss, regularization };
+        scored_batch.backward(run, environment, &*scheduler)?;
+    }
+    Ok(())
+}
+
+/// The mean of the losses of several samples of each prompt, `[b]` each → `[1]`.
+pub fn mean_reward_loss(rewards: Vec<Tensor<1>>, grad_scale: f64) -> Tensor<1> {
+    Tensor::cat(rewards.into_iter().map(|rewards| reward_loss(rewards, grad_scale)).collect(), 0).mean()
+}

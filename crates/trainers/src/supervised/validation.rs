@@ -1,0 +1,78 @@
+//! What held-out images say of a model, for every algorithm that learns from given images: at the same timesteps and with the same noise
+//! whenever it is asked.
+
+use vp_core::noise::Noise;
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::{Pipeline, Trainable};
+use vp_schedulers::{Scheduler, build_scheduler, by_name};
+
+use crate::Error;
+use crate::denoising::Rows;
+use crate::run::preview::{Preview, PreviewRequest, draw};
+use crate::run::{Draw, Run};
+use crate::sections::PreviewSection;
+
+/// Timesteps at which each held-out image is denoised: the middles of as many equal parts of the schedule.
+const TIMESTEPS: usize = 4;
+/// The draw of validation's noise; training counts its own from 1.
+const DRAW: u64 = 0;
+
+/// The noise levels of a model's folder, which all its schedulers share.
+///
+/// # Errors
+/// When its scheduler's config cannot be used.
+pub fn noise_schedule(pipeline: &Pipeline) -> Result<Box<dyn Scheduler>, Error> {
+    Ok(build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?)
+}
+
+/// Of each row of a held-out batch, the mean over the timesteps of the `N` values that `measure` says of it. `numbers` name the rows
+/// whatever batch they are in; `measure` is told a timestep and the rows' random numbers there.
+///
+/// # Errors
+/// As `measure`.
+pub fn over_timesteps<const N: usize>(
+    schedule: &dyn Scheduler,
+    noise: Noise,
+    numbers: &[u64],
+    mut measure: impl FnMut(f64, Rows<'_>) -> Result<[Vec<f64>; N], Error>,
+) -> Result<[Vec<f64>; N], Error> {
+    let count = schedule.num_train_timesteps();
+    let mut means: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; numbers.len()]);
+    for part in 0..TIMESTEPS {
+        let timestep = ((2 * part + 1) * count / (2 * TIMESTEPS)) as f64;
+        let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
+        let rows = Rows { draw: Draw { noise, number: DRAW }, samples: &samples };
+        for (means, values) in means.iter_mut().zip(measure(timestep, rows)?) {
+            means.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / TIMESTEPS as f64);
+        }
+    }
+    Ok(means)
+}
+
+/// Where a model stands that learns from given images, and what is drawn with it.
+#[derive(Debug, Clone, Copy)]
+pub struct Looked<'a> {
+    /// Encoders, autoencoder, folder.
+    pub pipeline: &'a Pipeline,
+    /// `[preview]`, where there is one.
+    pub preview: Option<&'a PreviewSection>,
+    /// Height and width in pixels.
+    pub size: [usize; 2],
+    /// Updates made.
+    pub step: u64,
+}
+
+impl Looked<'_> {
+    /// Writes down held-out values by name, those that there are, the first of which decides which checkpoint is the best; and draws
+    /// where there is something to draw.
+    ///
+    /// # Errors
+    /// When what is drawn is not finite, or the run's folder cannot be written.
+    pub fn at<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, tuned: &Trainable<D>, values: Vec<(&str, Vec<f64>)>) -> Result<(), Error> {
+        let Self { pipeline, size, step, .. } = *self;
+        let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step });
+        let drawn = request.map(|request| draw(pipeline, tuned, &request)).transpose()?;
+        let values = values.into_iter().filter(|(_, values)| !values.is_empty()).map(|(name, values)| (name.to_string(), values));
+        run.preview(&Preview::of_losses(values.collect(), drawn))
+    }
+}
