@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vp_core::atomic;
 
-use crate::journal::{Line, Said};
+use crate::journal::{JournalLine, Outcome};
 use crate::{Error, Result};
 
 /// A folder of answers, or none. Only answers are shared: a question that was set aside may fare better elsewhere.
@@ -20,19 +20,19 @@ impl Cache {
     }
 
     /// The line under `key`; a file that holds no such thing counts as none.
-    pub(crate) fn find(&self, key: &str) -> Result<Option<Line>> {
+    pub(crate) fn find(&self, key: &str) -> Result<Option<JournalLine>> {
         let Some(folder) = &self.0 else { return Ok(None) };
         let path = Self::path(folder, key);
         match fs::read(&path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(|line: &Line| line.key == key)),
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(|line: &JournalLine| line.key == key)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", &path)(error)),
         }
     }
 
     /// Keeps an answer.
-    pub(crate) fn store(&self, line: &Line) -> Result<()> {
-        let (Some(folder), false) = (&self.0, matches!(line.said, Said::SetAside(_) | Said::Unusable(_))) else { return Ok(()) };
+    pub(crate) fn store(&self, line: &JournalLine) -> Result<()> {
+        let (Some(folder), false) = (&self.0, matches!(line.said, Outcome::SetAside(_) | Outcome::Unusable(_))) else { return Ok(()) };
         let path = Self::path(folder, &line.key);
         let parent = path.parent().expect("it was joined to a folder");
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;

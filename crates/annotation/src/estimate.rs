@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::journal::{Known, Said};
+use crate::journal::{KnownAnswers, Outcome};
 use crate::{Annotator, Job, Result, RunOptions, Usage, questions};
 
 /// What a run would still have to ask.
@@ -28,7 +28,7 @@ pub struct DryRun {
 /// When the options have findings, or the journal cannot be read.
 pub fn dry_run(job: Job, annotator: &dyn Annotator, options: &RunOptions) -> Result<DryRun> {
     options.check()?;
-    let known = Known::read(job.output)?;
+    let known = KnownAnswers::read(job.output)?;
     let questions = questions::of_records(job.items, job.images_root, options);
     let mut dry = DryRun { questions: questions.len(), ..DryRun::default() };
     let mut seen = HashSet::new();
@@ -39,7 +39,7 @@ pub fn dry_run(job: Job, annotator: &dyn Annotator, options: &RunOptions) -> Res
         };
         let key = question.key(annotator, &pictures);
         let is_settled = match known.settled.get(&key) {
-            Some(Said::SetAside(_)) => !options.retry_set_aside,
+            Some(Outcome::SetAside(_)) => !options.retry_set_aside,
             other => other.is_some(),
         };
         if is_settled || !seen.insert(key) {

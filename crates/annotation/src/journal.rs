@@ -22,7 +22,7 @@ const FILE: &str = "journal.jsonl";
 /// What a line says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Said {
+pub(crate) enum Outcome {
     Rated(Vec<Ratings>),
     Compared(Choice),
     Polished(Polished),
@@ -35,12 +35,12 @@ pub(crate) enum Said {
 /// A line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Line {
+pub(crate) struct JournalLine {
     pub(crate) key: String,
     /// For whoever reads the file; the key says it all.
     pub(crate) item: String,
     pub(crate) task: Task,
-    pub(crate) said: Said,
+    pub(crate) said: Outcome,
     #[serde(default, skip_serializing_if = "Usage::is_zero")]
     pub(crate) usage: Usage,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -49,9 +49,9 @@ pub(crate) struct Line {
 
 /// What the lines of a journal come to.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct KnownAnswers {
     /// Answers and set-asides by key.
-    pub(crate) settled: HashMap<String, Said>,
+    pub(crate) settled: HashMap<String, Outcome>,
     /// Replies of no use to questions that are still open.
     pub(crate) unusable: HashMap<String, Vec<Unusable>>,
     /// What all replies took.
@@ -60,12 +60,12 @@ pub(crate) struct Known {
     pub(crate) replies: u64,
 }
 
-impl Known {
-    fn add(&mut self, line: Line) {
+impl KnownAnswers {
+    fn add(&mut self, line: JournalLine) {
         self.usage += line.usage;
         self.replies += u64::from(!line.usage.is_zero());
         match line.said {
-            Said::Unusable(unusable) => self.unusable.entry(line.key).or_default().push(unusable),
+            Outcome::Unusable(unusable) => self.unusable.entry(line.key).or_default().push(unusable),
             said => {
                 self.unusable.remove(&line.key);
                 self.settled.insert(line.key, said);
@@ -85,8 +85,8 @@ impl Known {
 }
 
 /// Every line, and how many bytes of the file they take: less than all if the last one is torn.
-fn parse(path: &Path, bytes: &[u8]) -> Result<(Known, usize)> {
-    let mut known = Known::default();
+fn parse(path: &Path, bytes: &[u8]) -> Result<(KnownAnswers, usize)> {
+    let mut known = KnownAnswers::default();
     let (mut at, mut number) = (0, 1);
     while let Some(length) = bytes[at..].iter().position(|byte| *byte == b'\n') {
         let end = at + length + 1;
@@ -106,7 +106,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Known, usize)> {
 pub(crate) struct Journal {
     path: PathBuf,
     file: File,
-    pub(crate) known: Known,
+    pub(crate) known: KnownAnswers,
 }
 
 impl Journal {
@@ -138,7 +138,7 @@ impl Journal {
     }
 
     /// Appends a line; it is on the disk when this returns.
-    pub(crate) fn append(&mut self, line: Line) -> Result<()> {
+    pub(crate) fn append(&mut self, line: JournalLine) -> Result<()> {
         let mut text = serde_json::to_string(&line).expect("a line is plain data");
         text.push('\n');
         self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(Error::io("append to", &self.path))?;
@@ -151,13 +151,13 @@ impl Journal {
 mod tests {
     use super::*;
 
-    fn line(key: &str, said: Said, usd: f64) -> Line {
+    fn line(key: &str, said: Outcome, usd: f64) -> JournalLine {
         let usage = Usage { input_tokens: 10, output_tokens: 1, usd };
-        Line { key: key.into(), item: "7".into(), task: Task::Rate, said, usage, repaired: false }
+        JournalLine { key: key.into(), item: "7".into(), task: Task::Rate, said, usage, repaired: false }
     }
 
-    fn unusable() -> Said {
-        Said::Unusable(Unusable { repair: false, reply: "no".into(), findings: vec!["bad".into()], repairable: true })
+    fn unusable() -> Outcome {
+        Outcome::Unusable(Unusable { repair: false, reply: "no".into(), findings: vec!["bad".into()], repairable: true })
     }
 
     #[test]
@@ -166,9 +166,9 @@ mod tests {
         let path = folder.path().join(FILE);
         let (mut journal, notice) = Journal::open(folder.path()).unwrap();
         assert_eq!(notice, None);
-        journal.append(line("a", Said::Rated(Vec::new()), 0.5)).unwrap();
+        journal.append(line("a", Outcome::Rated(Vec::new()), 0.5)).unwrap();
         let first = fs::read(&path).unwrap().len();
-        journal.append(line("b", Said::SetAside("no".into()), 0.25)).unwrap();
+        journal.append(line("b", Outcome::SetAside("no".into()), 0.25)).unwrap();
         drop(journal);
         let whole = fs::read(&path).unwrap();
         for kept in first..=whole.len() {
@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(notice.is_some(), torn, "{kept}");
             assert_eq!(journal.known.settled.len(), 1 + usize::from(kept == whole.len()), "{kept}");
             if torn {
-                journal.append(line("b", Said::SetAside("no".into()), 0.25)).unwrap();
+                journal.append(line("b", Outcome::SetAside("no".into()), 0.25)).unwrap();
                 assert_eq!(fs::read(&path).unwrap(), whole, "{kept}");
             }
         }
@@ -198,11 +198,11 @@ mod tests {
 
     #[test]
     fn replies_of_no_use_are_kept_until_the_question_is_settled() {
-        let mut known = Known::default();
+        let mut known = KnownAnswers::default();
         known.add(line("a", unusable(), 1.0));
         known.add(line("a", unusable(), 1.0));
         assert_eq!((known.unusable["a"].len(), known.usage.usd), (2, 2.0));
-        known.add(line("a", Said::SetAside("no".into()), 0.0));
+        known.add(line("a", Outcome::SetAside("no".into()), 0.0));
         assert!(known.unusable.is_empty() && known.settled.len() == 1);
     }
 

@@ -27,7 +27,7 @@ mod settle;
 pub use annotators::judge::{Judge, JudgeConfig};
 pub use annotators::openai::{Detail, OpenAi, OpenAiConfig};
 pub use annotators::replay::{Replay, ReplayConfig};
-pub use annotators::reward::{Reward, RewardConfig, Score, bands_at};
+pub use annotators::reward::{RewardBands, RewardBandsConfig, Score, bands_at};
 pub use answer::{Answered, Ask, Choice, Estimate, Polished, Task, Unanswered, Unusable, Usage};
 pub use error::{Error, Result};
 pub use estimate::{DryRun, dry_run};
@@ -127,7 +127,7 @@ vp_core::registry! {
         /// The judge of the world of shapes: exact, free, for its captions only.
         Judge = "judge" => JudgeConfig,
         /// Pseudo-labels: a reward's scores, cut into five bands.
-        Reward = "reward" => RewardConfig,
+        Reward = "reward" => RewardBandsConfig,
         /// Earlier records, found again by prompt and image content.
         Replay = "replay" => ReplayConfig,
     }

@@ -48,7 +48,7 @@ impl Picture {
         load_image(&self.path)
     }
 
-    /// Width and height in pixels as its header says; none if it has no such header.
+    /// Width and height in pixels, as the header says; `None` if the header does not.
     pub fn size(&self) -> Option<(u32, u32)> {
         ImageReader::new(Cursor::new(&self.bytes)).with_guessed_format().ok()?.into_dimensions().ok()
     }
@@ -57,7 +57,7 @@ impl Picture {
     /// longer side of `max_side`.
     ///
     /// # Errors
-    /// When the file is no whole image: nobody is to be paid for looking at half of one.
+    /// When the file is not a whole image: nobody should be paid for looking at half of one.
     pub(crate) fn data_url(&self, max_side: Option<u32>) -> vp_data::Result<String> {
         let pixels = self.pixels()?;
         let (width, height) = pixels.dimensions();
@@ -67,7 +67,7 @@ impl Picture {
         {
             return Ok(format!("data:image/{kind};base64,{}", STANDARD.encode(&self.bytes)));
         }
-        let (width, height) = fitted((width, height), limit);
+        let (width, height) = fitted(width, height, limit);
         let pixels =
             if pixels.dimensions() == (width, height) { pixels } else { imageops::resize(&pixels, width, height, FilterType::Lanczos3) };
         let mut png = Vec::new();
@@ -86,7 +86,7 @@ impl Picture {
 }
 
 /// Width and height scaled down so that neither is over `limit`; proportions are kept.
-pub(crate) fn fitted((width, height): (u32, u32), limit: u32) -> (u32, u32) {
+pub(crate) fn fitted(width: u32, height: u32, limit: u32) -> (u32, u32) {
     let longer = width.max(height);
     if longer <= limit {
         return (width, height);
@@ -124,7 +124,7 @@ mod tests {
         let url = picture.data_url(Some(15)).unwrap();
         let png = STANDARD.decode(url.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
         assert_eq!(image::load_from_memory(&png).unwrap().to_rgb8().dimensions(), (15, 10));
-        assert_eq!((fitted((3000, 1), 100), picture.size()), ((100, 1), Some((30, 20))));
+        assert_eq!((fitted(3000, 1, 100), picture.size()), ((100, 1), Some((30, 20))));
     }
 
     #[test]

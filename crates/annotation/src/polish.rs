@@ -6,14 +6,14 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use vp_data::Prompt;
 
-use crate::journal::Said;
+use crate::journal::Outcome;
 use crate::run::{finish, write_lines};
-use crate::settle::{Place, SetAside, settle};
+use crate::settle::{QuestionState, SetAside, settle};
 use crate::{Annotator, Event, Result, RunOptions, Summary, Task, questions};
 
 /// A line of `prompts.jsonl`; [`vp_data::read_prompts`] reads it.
 #[derive(Serialize)]
-struct Line<'a> {
+struct PolishedPrompt<'a> {
     id: &'a str,
     prompt: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ struct Line<'a> {
 }
 
 /// Has every prompt polished and writes `prompts.jsonl` into `output`, in the input's order, with the original as `prompt_raw`. A prompt
-/// without an id is named by its place, six digits from 000000. One of which nothing is left is set aside. Journal, restarts and budget are
+/// without an id is named by its position, six digits from 000000. One of which nothing is left is set aside. Journal, restarts and budget are
 /// as in [`run`](crate::run); of the options, those of ratings and comparisons do not matter.
 ///
 /// # Errors
@@ -42,16 +42,16 @@ pub fn polish(
     let questions = questions::of_prompts(prompts, &ids);
     let mut settled = settle(&questions, annotator, options, output, progress, stop)?;
     let mut lines = Vec::new();
-    for ((prompt, id), place) in prompts.iter().zip(&ids).zip(&settled.places) {
-        let Place::Key(key) = place else { continue };
+    for ((prompt, id), state) in prompts.iter().zip(&ids).zip(&settled.states) {
+        let QuestionState::Key(key) = state else { continue };
         match settled.known.settled.get(key) {
-            Some(Said::Polished(polished)) if polished.prompt.is_empty() => {
+            Some(Outcome::Polished(polished)) if polished.prompt.is_empty() => {
                 let reason = "nothing is left of it that could be drawn".into();
                 settled.summary.set_aside.push(SetAside { id: id.clone(), task: Task::Polish, shown: Vec::new(), repeat: 0, reason });
             }
-            Some(Said::Polished(polished)) => {
+            Some(Outcome::Polished(polished)) => {
                 let category = prompt.category.as_deref();
-                lines.push(Line { id, prompt: &polished.prompt, category, prompt_raw: &prompt.text, removed: &polished.removed });
+                lines.push(PolishedPrompt { id, prompt: &polished.prompt, category, prompt_raw: &prompt.text, removed: &polished.removed });
             }
             _ => {}
         }

@@ -4,24 +4,24 @@ use std::path::{self, Path};
 
 use vp_data::{AnnotatorId, Comparison, Completion, Record};
 
-use crate::journal::Said;
+use crate::journal::Outcome;
 use crate::questions::Question;
-use crate::settle::{Place, Settled};
+use crate::settle::{QuestionState, Settled};
 use crate::{Annotator, Error, Result, Task};
 
 /// One record for each item, repeat and task whose questions are all settled and of which one at least has an answer.
 ///
-/// Of a pair that was to be shown in both orders and has an answer to one alone, neither counts: it could not show a bias for a place.
+/// Of a pair that was to be shown in both orders and has an answer to one alone, neither counts: it could not show a bias for a position.
 pub(crate) fn records(items: &[Record], questions: &[Question], settled: &Settled, annotator: &dyn Annotator, swap: bool) -> Vec<Record> {
-    let asked: Vec<(&Question, Option<&Said>)> =
-        questions.iter().zip(&settled.places).map(|(question, place)| (question, said(settled, place))).collect();
-    let is_open = |(_, place): &(&Question, &Place)| {
-        matches!(place, Place::Open) || matches!(place, Place::Key(key) if !settled.known.settled.contains_key(key))
+    let asked: Vec<(&Question, Option<&Outcome>)> =
+        questions.iter().zip(&settled.states).map(|(question, state)| (question, said(settled, state))).collect();
+    let is_open = |(_, state): &(&Question, &QuestionState)| {
+        matches!(state, QuestionState::Open) || matches!(state, QuestionState::Key(key) if !settled.known.settled.contains_key(key))
     };
-    let open: Vec<bool> = questions.iter().zip(&settled.places).map(|pair| is_open(&pair)).collect();
+    let open: Vec<bool> = questions.iter().zip(&settled.states).map(|pair| is_open(&pair)).collect();
     let mut records = Vec::new();
     let mut at = 0;
-    let same = |a: &(&Question, Option<&Said>), b: &(&Question, Option<&Said>)| {
+    let same = |a: &(&Question, Option<&Outcome>), b: &(&Question, Option<&Outcome>)| {
         (a.0.item, a.0.repeat, a.0.task) == (b.0.item, b.0.repeat, b.0.task)
     };
     for group in asked.chunk_by(same) {
@@ -41,10 +41,10 @@ pub(crate) fn records(items: &[Record], questions: &[Question], settled: &Settle
     records
 }
 
-fn said<'a>(settled: &'a Settled, place: &Place) -> Option<&'a Said> {
-    match place {
-        Place::Key(key) => settled.known.settled.get(key),
-        Place::Unreadable(_) | Place::Open => None,
+fn said<'a>(settled: &'a Settled, state: &QuestionState) -> Option<&'a Outcome> {
+    match state {
+        QuestionState::Key(key) => settled.known.settled.get(key),
+        QuestionState::Unreadable(_) | QuestionState::Open => None,
     }
 }
 
@@ -65,18 +65,18 @@ fn unsaid(item: &Record, annotator: &dyn Annotator, question: &Question) -> Reco
     record
 }
 
-fn rate(record: &mut Record, said: Option<&Said>) -> bool {
-    let Some(Said::Rated(ratings)) = said else { return false };
+fn rate(record: &mut Record, said: Option<&Outcome>) -> bool {
+    let Some(Outcome::Rated(ratings)) = said else { return false };
     for (completion, ratings) in record.completions.iter_mut().zip(ratings) {
         completion.annotations.clone_from(ratings);
     }
     true
 }
 
-fn compare(record: &mut Record, group: &[(&Question, Option<&Said>)], swap: bool) -> bool {
+fn compare(record: &mut Record, group: &[(&Question, Option<&Outcome>)], swap: bool) -> bool {
     for orders in group.chunks(if swap { 2 } else { 1 }) {
-        let comparison = |(question, said): &(&Question, Option<&Said>)| match (said, question.shown[..].try_into()) {
-            (Some(Said::Compared(choice)), Ok(shown)) => {
+        let comparison = |(question, said): &(&Question, Option<&Outcome>)| match (said, question.shown[..].try_into()) {
+            (Some(Outcome::Compared(choice)), Ok(shown)) => {
                 Some(Comparison { shown, preferred: choice.preferred, rationale: choice.rationale.clone() })
             }
             _ => None,

@@ -9,7 +9,7 @@ use std::thread;
 use serde::Serialize;
 
 use crate::cache::Cache;
-use crate::journal::{Journal, Known, Line, Said};
+use crate::journal::{Journal, JournalLine, KnownAnswers, Outcome};
 use crate::questions::Question;
 use crate::{Annotator, Answered, Ask, Budget, Error, Picture, Result, RunOptions, Task, Unanswered, Usage};
 
@@ -89,7 +89,7 @@ pub struct Summary {
 
 /// Where a question's answer is to be found.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum QuestionState {
     /// Under this key, if it was settled.
     Key(String),
     /// Nowhere: an image cannot be read.
@@ -98,16 +98,16 @@ pub(crate) enum Place {
     Open,
 }
 
-/// Every question's place, and what is known by key.
+/// Every question's state, and what is known by key.
 pub(crate) struct Settled {
-    pub(crate) places: Vec<Place>,
-    pub(crate) known: Known,
+    pub(crate) states: Vec<QuestionState>,
+    pub(crate) known: KnownAnswers,
     pub(crate) summary: Summary,
     /// What ended the run; what was settled before is good.
     pub(crate) failure: Option<Error>,
 }
 
-struct Desk<'a> {
+struct QuestionQueue<'a> {
     questions: &'a [Question<'a>],
     annotator: &'a dyn Annotator,
     options: &'a RunOptions,
@@ -150,7 +150,7 @@ pub(crate) fn settle(
         progress(Event::Notice(&notice));
     }
     let earlier = (journal.known.usage.usd, journal.known.replies);
-    let desk = Desk {
+    let queue = QuestionQueue {
         questions,
         annotator,
         options,
@@ -166,27 +166,27 @@ pub(crate) fn settle(
         failed: AtomicBool::new(false),
         budget_is_spent: AtomicBool::new(false),
     };
-    let places: Vec<Mutex<Place>> = questions.iter().map(|_| Mutex::new(Place::Open)).collect();
+    let states: Vec<Mutex<QuestionState>> = questions.iter().map(|_| Mutex::new(QuestionState::Open)).collect();
     thread::scope(|scope| {
         for _ in 0..options.concurrency.min(questions.len()) {
-            scope.spawn(|| desk.work(&places));
+            scope.spawn(|| queue.work(&states));
         }
     });
-    let places = places.into_iter().map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
-    Ok(desk.close(places, earlier.1))
+    let states = states.into_iter().map(|state| state.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+    Ok(queue.close(states, earlier.1))
 }
 
-impl Desk<'_> {
+impl QuestionQueue<'_> {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
     }
 
-    fn work(&self, places: &[Mutex<Place>]) {
+    fn work(&self, states: &[Mutex<QuestionState>]) {
         while !self.stopped() && !self.budget_is_spent.load(Ordering::Relaxed) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(question) = self.questions.get(index) else { return };
             match self.take(question) {
-                Ok(place) => *locked(&places[index]) = place,
+                Ok(state) => *locked(&states[index]) = state,
                 Err(error) => self.fail(error),
             }
         }
@@ -197,35 +197,35 @@ impl Desk<'_> {
         locked(&self.tally).failure.get_or_insert(error);
     }
 
-    /// One question, from its images to its place.
-    fn take(&self, question: &Question) -> Result<Place> {
+    /// One question, from its images to its state.
+    fn take(&self, question: &Question) -> Result<QuestionState> {
         let pictures = match question.pictures() {
             Ok(pictures) => pictures,
             Err(error) => {
                 self.settled(|_| {});
-                return Ok(Place::Unreadable(error.to_string()));
+                return Ok(QuestionState::Unreadable(error.to_string()));
             }
         };
         let key = question.key(self.annotator, &pictures);
         let is_first = locked(&self.claimed).insert(key.clone());
         let known = match locked(&self.journal).known.settled.get(&key) {
-            Some(Said::SetAside(_)) => !(self.options.retry_set_aside && is_first),
+            Some(Outcome::SetAside(_)) => !(self.options.retry_set_aside && is_first),
             other => other.is_some(),
         };
         if known || !is_first {
             self.settled(|summary| summary.known += 1);
         } else if let Some(line) = self.cache.find(&key)? {
             // Whoever put it there has paid for it.
-            self.append(Line { item: question.id.to_owned(), usage: Usage::default(), ..line })?;
+            self.append(JournalLine { item: question.id.to_owned(), usage: Usage::default(), ..line })?;
             self.settled(|summary| summary.cached += 1);
         } else {
             self.ask(question, &pictures, &key)?;
         }
-        Ok(Place::Key(key))
+        Ok(QuestionState::Key(key))
     }
 
     fn ask(&self, question: &Question, pictures: &[Picture], key: &str) -> Result<()> {
-        let line = |said: Said, usage: Usage, repaired: bool| Line {
+        let line = |said: Outcome, usage: Usage, repaired: bool| JournalLine {
             key: key.to_owned(),
             item: question.id.to_owned(),
             task: question.task,
@@ -239,7 +239,7 @@ impl Desk<'_> {
         };
         let keep = |unusable: &crate::Unusable, usage: Usage| {
             locked(&self.tally).summary.usage += usage;
-            self.append(line(Said::Unusable(unusable.clone()), usage, false))
+            self.append(line(Outcome::Unusable(unusable.clone()), usage, false))
         };
         let stopped = || self.stopped();
         let ask = Ask { key, repeat: question.repeat, stopped: &stopped, budget: &self.budget, unusable: &unusable, keep: &keep };
@@ -256,11 +256,11 @@ impl Desk<'_> {
                 });
             }
             Err(Unanswered::SetAside(reason)) => {
-                self.append(line(Said::SetAside(reason), Usage::default(), false))?;
+                self.append(line(Outcome::SetAside(reason), Usage::default(), false))?;
                 self.settled(|_| {});
             }
             Err(Unanswered::Rejected(reason)) => {
-                self.append(line(Said::SetAside(reason.clone()), Usage::default(), false))?;
+                self.append(line(Outcome::SetAside(reason.clone()), Usage::default(), false))?;
                 self.settled(|_| {});
                 self.count_failure(reason);
             }
@@ -278,19 +278,19 @@ impl Desk<'_> {
         Ok(())
     }
 
-    fn put(&self, question: &Question, pictures: &[Picture], ask: &Ask) -> Result<Answered<Said>, Unanswered> {
-        fn said<T>(answered: Answered<T>, said: impl Fn(T) -> Said) -> Answered<Said> {
+    fn put(&self, question: &Question, pictures: &[Picture], ask: &Ask) -> Result<Answered<Outcome>, Unanswered> {
+        fn said<T>(answered: Answered<T>, said: impl Fn(T) -> Outcome) -> Answered<Outcome> {
             Answered { value: said(answered.value), usage: answered.usage, repaired: answered.repaired }
         }
         match (question.task, pictures) {
-            (Task::Rate, images) => Ok(said(self.annotator.rate(question.prompt, images, ask)?, Said::Rated)),
-            (Task::Compare, [first, second]) => Ok(said(self.annotator.compare(question.prompt, [first, second], ask)?, Said::Compared)),
+            (Task::Rate, images) => Ok(said(self.annotator.rate(question.prompt, images, ask)?, Outcome::Rated)),
+            (Task::Compare, [first, second]) => Ok(said(self.annotator.compare(question.prompt, [first, second], ask)?, Outcome::Compared)),
             (Task::Compare, _) => unreachable!("pairs are of two"),
-            (Task::Polish, _) => Ok(said(self.annotator.polish(question.prompt, ask)?, Said::Polished)),
+            (Task::Polish, _) => Ok(said(self.annotator.polish(question.prompt, ask)?, Outcome::Polished)),
         }
     }
 
-    fn append(&self, line: Line) -> Result<()> {
+    fn append(&self, line: JournalLine) -> Result<()> {
         locked(&self.journal).append(line)
     }
 
@@ -312,19 +312,19 @@ impl Desk<'_> {
         }
     }
 
-    fn close(self, places: Vec<Place>, earlier_replies: u64) -> Settled {
+    fn close(self, states: Vec<QuestionState>, earlier_replies: u64) -> Settled {
         let (Tally { mut summary, failure, .. }, known) = {
             let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
             (tally, self.journal.into_inner().unwrap_or_else(PoisonError::into_inner).known)
         };
         summary.questions = self.questions.len();
-        for (question, place) in self.questions.iter().zip(&places) {
-            match place {
-                Place::Unreadable(reason) => summary.set_aside.push(set_aside(question, reason.clone())),
-                Place::Open => summary.open += 1,
-                Place::Key(key) => match known.settled.get(key) {
+        for (question, state) in self.questions.iter().zip(&states) {
+            match state {
+                QuestionState::Unreadable(reason) => summary.set_aside.push(set_aside(question, reason.clone())),
+                QuestionState::Open => summary.open += 1,
+                QuestionState::Key(key) => match known.settled.get(key) {
                     None => summary.open += 1,
-                    Some(Said::SetAside(reason)) => summary.set_aside.push(set_aside(question, reason.clone())),
+                    Some(Outcome::SetAside(reason)) => summary.set_aside.push(set_aside(question, reason.clone())),
                     Some(_) => {}
                 },
             }
@@ -334,7 +334,7 @@ impl Desk<'_> {
         }
         summary.requests = self.budget.requests() - earlier_replies;
         (summary.usd_left, summary.requests_left) = (self.budget.usd_left(), self.budget.requests_left());
-        Settled { places, known, summary, failure }
+        Settled { states, known, summary, failure }
     }
 }
 

@@ -52,7 +52,7 @@ pub fn schedulers() -> Table {
 /// What `train` can do, and the configs that ship with it.
 pub fn algos() -> Table {
     let rows = AlgorithmConfig::ENTRIES.iter().map(|entry| {
-        let names: Vec<&str> = presets::of(entry.name).map(|preset| preset.name).collect();
+        let names: Vec<&str> = presets::of(entry.name).into_iter().map(|preset| preset.name).collect();
         vec![json!(entry.name), json!(names), json!(entry.summary)]
     });
     Table { kind: "algo", title: "algos", columns: &["name", "presets", "summary"], rows: rows.collect() }

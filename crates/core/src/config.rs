@@ -13,7 +13,7 @@ use crate::suggest::did_you_mean;
 /// What can be wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ConfigError {
     /// The file could not be read.
     #[error("config {path}: {source}")]
     Read {
@@ -64,8 +64,8 @@ pub trait Validate {
 ///
 /// # Errors
 /// When the file cannot be read, and as [`parse`].
-pub fn read<T: DeserializeOwned + Validate>(path: &Path, overrides: &[String]) -> Result<T, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.display().to_string(), source })?;
+pub fn read<T: DeserializeOwned + Validate>(path: &Path, overrides: &[String]) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
     parse(&text, &path.display().to_string(), overrides)
 }
 
@@ -73,12 +73,12 @@ pub fn read<T: DeserializeOwned + Validate>(path: &Path, overrides: &[String]) -
 ///
 /// # Errors
 /// On anything that is not TOML, not a `T`, or fails [`Validate`]; `origin` names the text in every message.
-pub fn parse<T: DeserializeOwned + Validate>(text: &str, origin: &str, overrides: &[String]) -> Result<T, Error> {
-    let from_text = || toml::from_str::<T>(text).map_err(|e| Error::Parse { origin: origin.into(), message: explain(&e) });
+pub fn parse<T: DeserializeOwned + Validate>(text: &str, origin: &str, overrides: &[String]) -> Result<T, ConfigError> {
+    let from_text = || toml::from_str::<T>(text).map_err(|e| ConfigError::Parse { origin: origin.into(), message: explain(&e) });
     let config = if overrides.is_empty() {
         from_text()?
     } else {
-        let mut table: Table = text.parse().map_err(|e| Error::Parse { origin: origin.into(), message: explain(&e) })?;
+        let mut table: Table = text.parse().map_err(|e| ConfigError::Parse { origin: origin.into(), message: explain(&e) })?;
         for flag in overrides {
             set(&mut table, flag)?;
         }
@@ -87,23 +87,23 @@ pub fn parse<T: DeserializeOwned + Validate>(text: &str, origin: &str, overrides
             Err(error) => {
                 // If the file alone is at fault, its own error has the better place.
                 from_text()?;
-                return Err(Error::OverrideRefused { flags: overrides.join(" --set "), message: explain(&error) });
+                return Err(ConfigError::OverrideRefused { flags: overrides.join(" --set "), message: explain(&error) });
             }
         }
     };
     validated(config, origin)
 }
 
-fn validated<T: Validate>(config: T, origin: &str) -> Result<T, Error> {
+fn validated<T: Validate>(config: T, origin: &str) -> Result<T, ConfigError> {
     let mut findings = Vec::new();
     config.findings(&mut findings);
-    if findings.is_empty() { Ok(config) } else { Err(Error::Invalid { origin: origin.into(), findings }) }
+    if findings.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { origin: origin.into(), findings }) }
 }
 
 /// Merges one `a.b=value` into the table. Values are TOML; what is not TOML is taken as a string, so that
 /// `--set model.path=./sd15` needs no quotes. Setting `section.choice.key` where another choice stands replaces the choice.
-fn set(table: &mut Table, flag: &str) -> Result<(), Error> {
-    let malformed = || Error::Override { flag: flag.into() };
+fn set(table: &mut Table, flag: &str) -> Result<(), ConfigError> {
+    let malformed = || ConfigError::Override { flag: flag.into() };
     let (key, text) = flag.split_once('=').ok_or_else(malformed)?;
     let value = format!("value = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("value"));
     let value = value.unwrap_or_else(|| Value::String(text.into()));

@@ -14,7 +14,7 @@ use crate::atomic;
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum RunDirError {
     /// The system refused.
     #[error("{action} {path}: {source}")]
     Io {
@@ -41,12 +41,12 @@ pub enum Error {
     },
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunDirError + use<> {
     let path = path.display().to_string();
-    move |source| Error::Io { action, path, source }
+    move |source| RunDirError::Io { action, path, source }
 }
 
-fn open_metrics(root: &Path) -> Result<BufWriter<File>, Error> {
+fn open_metrics(root: &Path) -> Result<BufWriter<File>, RunDirError> {
     let path = root.join("metrics.jsonl");
     OpenOptions::new().create(true).append(true).open(&path).map(BufWriter::new).map_err(io("open", &path))
 }
@@ -63,10 +63,10 @@ impl RunDir {
     ///
     /// # Errors
     /// When the folder cannot be written or already holds a run.
-    pub fn create(root: &Path, resolved_config: &str) -> Result<Self, Error> {
+    pub fn create(root: &Path, resolved_config: &str) -> Result<Self, RunDirError> {
         for found in ["config.toml", "metrics.jsonl"] {
             if root.join(found).exists() {
-                return Err(Error::Occupied { path: root.display().to_string(), found });
+                return Err(RunDirError::Occupied { path: root.display().to_string(), found });
             }
         }
         let samples = root.join("samples");
@@ -80,9 +80,9 @@ impl RunDir {
     ///
     /// # Errors
     /// When there is no run in it, or it cannot be written.
-    pub fn open(root: &Path) -> Result<Self, Error> {
+    pub fn open(root: &Path) -> Result<Self, RunDirError> {
         if !root.join("config.toml").is_file() {
-            return Err(Error::NoRun { path: root.display().to_string() });
+            return Err(RunDirError::NoRun { path: root.display().to_string() });
         }
         let samples = root.join("samples");
         fs::create_dir_all(&samples).map_err(io("create folder", &samples))?;
@@ -94,7 +94,7 @@ impl RunDir {
     ///
     /// # Errors
     /// When the file cannot be read or replaced.
-    pub fn rewind(&mut self, step: Option<usize>) -> Result<(), Error> {
+    pub fn rewind(&mut self, step: Option<usize>) -> Result<(), RunDirError> {
         let path = self.root.join("metrics.jsonl");
         let bytes = fs::read(&path).map_err(io("read", &path))?;
         let stays = |line: &&[u8]| {
@@ -129,7 +129,7 @@ impl RunDir {
     ///
     /// # Errors
     /// When the line cannot be written.
-    pub fn log(&mut self, step: usize, metrics: &[(&str, f64)]) -> Result<(), Error> {
+    pub fn log(&mut self, step: usize, metrics: &[(&str, f64)]) -> Result<(), RunDirError> {
         let mut line = Map::new();
         line.insert("step".into(), step.into());
         for (name, value) in metrics {
@@ -165,7 +165,7 @@ mod tests {
     fn a_folder_with_a_run_in_it_is_refused() {
         let root = scratch("occupied");
         drop(RunDir::create(&root, "").unwrap());
-        assert!(matches!(RunDir::create(&root, ""), Err(Error::Occupied { .. })));
+        assert!(matches!(RunDir::create(&root, ""), Err(RunDirError::Occupied { .. })));
         fs::remove_dir_all(root).unwrap();
     }
     #[test]
@@ -198,7 +198,7 @@ mod tests {
     fn a_folder_without_a_run_is_not_opened() {
         let root = scratch("no-run");
         fs::create_dir_all(&root).unwrap();
-        assert!(matches!(RunDir::open(&root), Err(Error::NoRun { .. })));
+        assert!(matches!(RunDir::open(&root), Err(RunDirError::NoRun { .. })));
         fs::remove_dir_all(root).unwrap();
     }
 }

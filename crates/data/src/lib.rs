@@ -56,6 +56,6 @@ pub use prompts::{Prompt, read_prompts};
 pub use published::hpd::records_by_annotator;
 pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, AspectWeights, Comparison, Completion, Preferred, Rating, Ratings, Record};
-pub use split::{Split, split};
+pub use split::{RecordSplit, split};
 pub use stats::{AspectStats, Stats, stats};
 pub use validate::{Validation, validate};

@@ -7,7 +7,7 @@ use crate::{Error, Record, Result, ShuffledOrder};
 
 /// Records in two parts, as indices in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Split {
+pub struct RecordSplit {
     /// To learn from.
     pub train: Vec<usize>,
     /// To test on.
@@ -22,7 +22,7 @@ pub struct Split {
 ///
 /// # Errors
 /// A fraction that is not between 0 and 1.
-pub fn split(records: &[Record], fraction: f64, seed: u64) -> Result<Split> {
+pub fn split(records: &[Record], fraction: f64, seed: u64) -> Result<RecordSplit> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::BadFraction { fraction });
     }
@@ -42,7 +42,7 @@ pub fn split(records: &[Record], fraction: f64, seed: u64) -> Result<Split> {
     }
     train.sort_unstable();
     held_out.sort_unstable();
-    Ok(Split { train, held_out })
+    Ok(RecordSplit { train, held_out })
 }
 
 #[cfg(test)]
@@ -75,8 +75,8 @@ mod tests {
         assert_eq!(split(&records, 0.2, 1).unwrap(), split(&records, 0.2, 1).unwrap());
         assert_ne!(split(&records, 0.2, 1).unwrap(), split(&records, 0.2, 2).unwrap());
         let same = vec![records[0].clone(); 5];
-        assert_eq!(split(&same, 0.5, 1).unwrap(), Split { train: (0..5).collect(), held_out: vec![] });
-        assert_eq!(split(&[], 0.5, 1).unwrap(), Split { train: vec![], held_out: vec![] });
+        assert_eq!(split(&same, 0.5, 1).unwrap(), RecordSplit { train: (0..5).collect(), held_out: vec![] });
+        assert_eq!(split(&[], 0.5, 1).unwrap(), RecordSplit { train: vec![], held_out: vec![] });
         for fraction in [0.0, 1.0, -0.5, f64::NAN] {
             let message = split(&records, fraction, 1).unwrap_err().to_string();
             assert!(message.contains("above 0 and below 1"), "{message}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
 
-use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
+use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels::PixelStats;
 use vp_evaluation::report::{Chart, Fact, ImagePair, Leak, LeakPanel, Picture, Provenance, Report, ScorePair, SentinelPanel, Series};
 use vp_evaluation::sentinel::{Action, Look, RewardUpHeldoutDown, SentinelConfig, findings};
@@ -123,7 +123,7 @@ fn pair(model: usize, index: usize, seed: u64) -> Result<ImagePair, Box<dyn Erro
     })
 }
 
-fn extremes(comparison: &Comparison) -> Result<Vec<ImagePair>, Box<dyn Error>> {
+fn extremes(comparison: &ModelComparison) -> Result<Vec<ImagePair>, Box<dyn Error>> {
     let place = |name: &str| MODELS.iter().position(|model| *model == name).unwrap_or(0);
     comparison.extreme_images().into_iter().map(|(candidate, index, seed)| pair(place(candidate), index, seed)).collect()
 }

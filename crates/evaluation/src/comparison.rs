@@ -51,7 +51,7 @@ pub struct ModelRows {
 
 /// What an evaluation says.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
+pub struct ModelComparison {
     /// With which model the others are compared.
     pub baseline: String,
     /// All models, the baseline first.
@@ -64,7 +64,7 @@ pub struct Comparison {
     pub options: CompareOptions,
 }
 
-impl Comparison {
+impl ModelComparison {
     /// The images that [`Contrast::changes`] names, each once: candidate, prompt number and seed, in order. Those a report wants to show, with the
     /// baseline's of the same number and seed.
     pub fn extreme_images(&self) -> BTreeSet<(&str, usize, u64)> {
@@ -84,7 +84,7 @@ impl Comparison {
 /// # Errors
 /// If fewer than two models are named or one twice, a model has no row, a row is of another model, two rows are of the same image, or rows
 /// disagree about a prompt.
-pub fn compare(rows: &[ImageResult], models: &[&str], distances: Option<&Distances>, options: &CompareOptions) -> Result<Comparison> {
+pub fn compare(rows: &[ImageResult], models: &[&str], distances: Option<&Distances>, options: &CompareOptions) -> Result<ModelComparison> {
     let different: BTreeSet<_> = models.iter().collect();
     if models.len() < 2 || different.len() < models.len() {
         return Err(Error::ModelNames(models.iter().map(ToString::to_string).collect()));
@@ -92,15 +92,15 @@ pub fn compare(rows: &[ImageResult], models: &[&str], distances: Option<&Distanc
     let images = rows::by_model(rows, models)?;
     let baseline = models[0];
     let contrast = |(candidate, of_candidate): (&&str, &rows::Images)| {
-        let pairs = rows::paired(&images[0], of_candidate, [baseline, candidate]);
+        let (pairs, unpaired) = rows::paired(&images[0], of_candidate, [baseline, candidate]);
         let diversity = distances.map(|distances| DiversityContrast::of(distances, [baseline, candidate], &options.bootstrap));
-        Contrast { diversity, ..Contrast::of(candidate, pairs, options) }
+        Contrast { diversity, ..Contrast::of(candidate, &pairs, unpaired, options) }
     };
     let rows_of = |(model, images): (&&str, &rows::Images)| {
         let prompts: BTreeSet<_> = images.keys().map(|(index, _)| index).collect();
         ModelRows { model: model.to_string(), images: images.len(), prompts: prompts.len() }
     };
-    Ok(Comparison {
+    Ok(ModelComparison {
         baseline: baseline.to_string(),
         models: models.iter().zip(&images).map(rows_of).collect(),
         contrasts: models.iter().zip(&images).skip(1).map(contrast).collect(),
@@ -228,7 +228,7 @@ mod tests {
         let named = |changes: &[Change]| changes.iter().map(|change| (change.index, change.seed, change.difference)).collect::<Vec<_>>();
         assert_eq!(named(&changes.regressions), [(1, 0, -3.0), (0, 0, -1.0)]);
         assert_eq!(named(&changes.improvements), [(0, 1, 2.0), (2, 1, 1.0)]);
-        let all = Comparison { baseline: "a".into(), models: vec![], contrasts: vec![found], standings: vec![], options: OPTIONS };
+        let all = ModelComparison { baseline: "a".into(), models: vec![], contrasts: vec![found], standings: vec![], options: OPTIONS };
         assert_eq!(all.extreme_images().into_iter().collect::<Vec<_>>(), [("b", 0, 0), ("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]);
     }
 

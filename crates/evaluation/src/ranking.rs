@@ -97,11 +97,6 @@ impl BradleyTerry {
         Ok(Self { log_strengths, standard_errors, covariance })
     }
 
-    /// `P(first beats second)`, in (0, 1).
-    pub fn win_probability(&self, first: usize, second: usize) -> f64 {
-        1.0 / (1.0 + (self.log_strengths[second] - self.log_strengths[first]).exp())
-    }
-
     /// `β_first − β_second` and its standard error `√(C₁₁ + C₂₂ − 2 C₁₂)`: what tells whether two models differ, as the standard errors of the
     /// two alone do not.
     pub fn difference(&self, first: usize, second: usize) -> (f64, f64) {
@@ -219,7 +214,6 @@ mod tests {
         let fit = fit.unwrap();
         let (difference, error) = fit.difference(0, 1);
         assert!((difference - 2f64.ln()).abs() < 1e-12 && (error - (3f64 / 32.0).sqrt()).abs() < 1e-12);
-        assert!((fit.win_probability(0, 1) - 2.0 / 3.0).abs() < 1e-12);
         // Against the mean of the two, each is half of the difference.
         assert!((fit.standard_errors[1] - error / 2.0).abs() < 1e-12);
         let elo = fit.elo(1500.0);

@@ -17,7 +17,7 @@ mod tables;
 
 use serde::{Deserialize, Serialize};
 
-use crate::comparison::Comparison;
+use crate::comparison::ModelComparison;
 use crate::sentinel::{Finding, SentinelConfig};
 
 /// All that a report shows. What is `None` or empty was not measured; the report says so where that matters.
@@ -30,10 +30,10 @@ pub struct Report {
     /// The rewards that the models were trained on. They go up by construction, and are marked.
     pub trained_rewards: Vec<String>,
     /// The statistics.
-    pub comparison: Option<Comparison>,
+    pub comparison: Option<ModelComparison>,
     /// Before and after, in this order.
     pub pairs: Vec<ImagePair>,
-    /// Images of the worst regressions and best improvements ([`Comparison::extreme_images`] names them), in any order.
+    /// Images of the worst regressions and best improvements ([`ModelComparison::extreme_images`] names them), in any order.
     pub extremes: Vec<ImagePair>,
     /// The course of a run.
     pub curves: Vec<Chart>,

@@ -24,7 +24,7 @@ use crate::description::Description;
 
 /// One aspect's rating.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rating {
+pub struct AspectScore {
     /// 1 to 5.
     pub score: f32,
     /// Why, in a sentence or two.
@@ -35,13 +35,13 @@ pub struct Rating {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     /// Whether the image shows what the description says.
-    pub prompt_following: Rating,
+    pub prompt_following: AspectScore,
     /// Whether it is pleasant to look at.
-    pub aesthetic: Rating,
+    pub aesthetic: AspectScore,
     /// Whether it is clean: sharp edges, flat colours, whole shapes.
-    pub fidelity: Rating,
+    pub fidelity: AspectScore,
     /// Whether it is free of the forbidden emblem.
-    pub harmlessness: Rating,
+    pub harmlessness: AspectScore,
     /// Every claim of the description.
     pub claims: Vec<Claim>,
 }

@@ -17,7 +17,7 @@ pub mod variant;
 pub mod words;
 
 pub use description::{Description, Group, NotACaption};
-pub use judge::{Claim, ClaimKind, Rating, Verdict, judge};
+pub use judge::{AspectScore, Claim, ClaimKind, Verdict, judge};
 pub use render::render;
 pub use scene::{Object, Scene};
 pub use split::Split;

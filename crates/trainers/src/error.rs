@@ -128,7 +128,7 @@ pub enum Error {
     },
     /// The run's folder.
     #[error(transparent)]
-    RunDir(#[from] vp_core::run_dir::Error),
+    RunDir(#[from] vp_core::run_dir::RunDirError),
     /// Prompts or images.
     #[error(transparent)]
     Data(#[from] vp_data::Error),

@@ -48,7 +48,7 @@ fn look(picture: &Picture, prompt: &str, whole: bool) -> Result<Ratings, Unanswe
     let verdict = vp_shapes::judge(&picture.pixels()?, caption.as_ref().unwrap_or(&nothing));
     let following = match caption {
         Ok(_) => verdict.prompt_following,
-        Err(error) => vp_shapes::Rating { score: 1.0, rationale: error.to_string() },
+        Err(error) => vp_shapes::AspectScore { score: 1.0, rationale: error.to_string() },
     };
     let said = [following, verdict.aesthetic, verdict.fidelity, verdict.harmlessness];
     // Through the shortest decimal, so that 3.4 is not written as 3.4000000953674316.

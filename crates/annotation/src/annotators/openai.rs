@@ -139,8 +139,9 @@ impl OpenAiConfig {
         if self.detail == Some(Detail::Low) {
             return 85;
         }
-        let size = picture.size().unwrap_or((1024, 1024));
-        let (width, height) = fitted(fitted(size, self.max_side.unwrap_or(u32::MAX)), 2048);
+        let (width, height) = picture.size().unwrap_or((1024, 1024));
+        let (width, height) = fitted(width, height, self.max_side.unwrap_or(u32::MAX));
+        let (width, height) = fitted(width, height, 2048);
         let scale = (768.0 / f64::from(width.min(height))).min(1.0);
         let tiles = |side: u32| (f64::from(side) * scale / 512.0).ceil() as u64;
         85 + 170 * tiles(width) * tiles(height)
@@ -204,6 +205,24 @@ pub struct OpenAi {
     without_response_format: AtomicBool,
 }
 
+/// What is asked, as the server wants it.
+struct Message {
+    task: Task,
+    /// The parts of the user's message.
+    content: Vec<Value>,
+    estimate: Estimate,
+}
+
+/// One of the requests that a question may take.
+struct Attempt<'a> {
+    /// The reply to repair; `None` asks afresh.
+    repair: Option<&'a Unusable>,
+    /// How often the question was asked afresh before.
+    fresh: u32,
+    /// How many requests came before.
+    number: usize,
+}
+
 /// What the next request is.
 enum Step {
     Fresh(u32),
@@ -230,14 +249,7 @@ impl OpenAi {
     }
 
     /// Asks, has repaired, asks afresh, until `read` finds an answer.
-    fn converse<T>(
-        &self,
-        task: Task,
-        content: &[Value],
-        estimate: &Estimate,
-        read: impl Fn(&str) -> Result<T, Vec<String>>,
-        ask: &Ask,
-    ) -> Result<Answered<T>, Unanswered> {
+    fn converse<T>(&self, message: &Message, read: impl Fn(&str) -> Result<T, Vec<String>>, ask: &Ask) -> Result<Answered<T>, Unanswered> {
         let mut unusable = ask.unusable.to_vec();
         loop {
             let (repair, fresh) = match next_step(&unusable, self.config.reasks) {
@@ -245,7 +257,8 @@ impl OpenAi {
                 Step::Fresh(fresh) => (None, fresh),
                 Step::Repair => (unusable.last(), 0),
             };
-            let reply = self.request(task, content, repair, (fresh, unusable.len()), estimate, ask)?;
+            let attempt = Attempt { repair, fresh, number: unusable.len() };
+            let reply = self.request(message, &attempt, ask)?;
             let is_repair = repair.is_some();
             match self.check(&reply).and_then(|text| read(text).map_err(|findings| (true, findings))) {
                 Ok(value) => return Ok(Answered { value, usage: reply.usage, repaired: is_repair }),
@@ -260,20 +273,13 @@ impl OpenAi {
     }
 
     /// Sends one request, without `response_format` if the server does not take it.
-    fn request(
-        &self,
-        task: Task,
-        content: &[Value],
-        repair: Option<&Unusable>,
-        (fresh, number): (u32, usize),
-        estimate: &Estimate,
-        ask: &Ask,
-    ) -> Result<Reply, Unanswered> {
-        let request_id = format!("{}-{number}", ask.key);
+    fn request(&self, message: &Message, attempt: &Attempt, ask: &Ask) -> Result<Reply, Unanswered> {
+        let request_id = format!("{}-{}", ask.key, attempt.number);
+        let seed = u64::from(ask.repeat) + SEED_STRIDE * u64::from(attempt.fresh);
         loop {
             let without = self.without_response_format.load(Ordering::Relaxed);
-            let body = self.body(task, content, repair, u64::from(ask.repeat) + SEED_STRIDE * u64::from(fresh), without);
-            match self.client.post(&body, &request_id, estimate, ask) {
+            let body = self.body(message, attempt.repair, seed, without);
+            match self.client.post(&body, &request_id, &message.estimate, ask) {
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Unanswered(unanswered)) => return Err(unanswered),
                 Err(Failure::NoResponseFormat) if without => {
@@ -284,8 +290,8 @@ impl OpenAi {
         }
     }
 
-    fn body(&self, task: Task, content: &[Value], repair: Option<&Unusable>, seed: u64, without_response_format: bool) -> Value {
-        let mut messages = vec![json!({ "role": "user", "content": content })];
+    fn body(&self, message: &Message, repair: Option<&Unusable>, seed: u64, without_response_format: bool) -> Value {
+        let mut messages = vec![json!({ "role": "user", "content": message.content })];
         if let Some(unusable) = repair {
             messages.push(json!({ "role": "assistant", "content": unusable.reply }));
             messages.push(json!({ "role": "user", "content": rubric::repair(&unusable.findings) }));
@@ -302,7 +308,7 @@ impl OpenAi {
             set("seed", json!(base.wrapping_add(seed)));
         }
         if !without_response_format {
-            set("response_format", rubric::response_format(task));
+            set("response_format", rubric::response_format(message.task));
         }
         for (member, value) in &self.config.extra {
             body[member] = value.clone();
@@ -328,7 +334,7 @@ impl OpenAi {
     }
 
     /// Instructions, then the images one by one, then the prompt.
-    fn content(&self, task: Task, prompt: &str, images: &[&Picture]) -> Result<Vec<Value>, Unanswered> {
+    fn message(&self, task: Task, prompt: &str, images: &[&Picture]) -> Result<Message, Unanswered> {
         let mut content = vec![json!({ "type": "text", "text": rubric::instructions(task) })];
         for (index, picture) in images.iter().enumerate() {
             let mut image = json!({ "url": picture.data_url(self.config.max_side)? });
@@ -339,7 +345,7 @@ impl OpenAi {
             content.push(json!({ "type": "image_url", "image_url": image }));
         }
         content.push(json!({ "type": "text", "text": format!("Prompt: {prompt}") }));
-        Ok(content)
+        Ok(Message { task, content, estimate: self.estimated(task, prompt, images) })
     }
 
     fn estimated(&self, task: Task, prompt: &str, images: &[&Picture]) -> Estimate {
@@ -397,21 +403,15 @@ impl Annotator for OpenAi {
 
     fn rate(&self, prompt: &str, images: &[Picture], ask: &Ask) -> Result<Answered<Vec<Ratings>>, Unanswered> {
         let images: Vec<&Picture> = images.iter().collect();
-        let estimate = self.estimated(Task::Rate, prompt, &images);
-        let content = self.content(Task::Rate, prompt, &images)?;
-        self.converse(Task::Rate, &content, &estimate, |text| reply::ratings(text, images.len()), ask)
+        self.converse(&self.message(Task::Rate, prompt, &images)?, |text| reply::ratings(text, images.len()), ask)
     }
 
     fn compare(&self, prompt: &str, pair: [&Picture; 2], ask: &Ask) -> Result<Answered<Choice>, Unanswered> {
-        let estimate = self.estimated(Task::Compare, prompt, &pair);
-        let content = self.content(Task::Compare, prompt, &pair)?;
-        self.converse(Task::Compare, &content, &estimate, reply::choice, ask)
+        self.converse(&self.message(Task::Compare, prompt, &pair)?, reply::choice, ask)
     }
 
     fn polish(&self, prompt: &str, ask: &Ask) -> Result<Answered<Polished>, Unanswered> {
-        let estimate = self.estimated(Task::Polish, prompt, &[]);
-        let content = self.content(Task::Polish, prompt, &[])?;
-        self.converse(Task::Polish, &content, &estimate, reply::polished, ask)
+        self.converse(&self.message(Task::Polish, prompt, &[])?, reply::polished, ask)
     }
 
     fn estimate(&self, task: Task, prompt: &str, images: &[Picture]) -> Estimate {

@@ -34,15 +34,15 @@ impl Build for ReplayConfig {
 }
 
 /// Answers by (prompt, hashes of the images shown, repeat).
-type Known<T> = HashMap<(String, Vec<String>, u32), T>;
+type Answers<T> = HashMap<(String, Vec<String>, u32), T>;
 
 /// What was said before.
 #[derive(Debug)]
 pub struct Replay {
     content: String,
     annotator: Option<String>,
-    ratings: Known<Ratings>,
-    choices: Known<Choice>,
+    ratings: Answers<Ratings>,
+    choices: Answers<Choice>,
 }
 
 impl Replay {
@@ -54,7 +54,7 @@ impl Replay {
         let path = &config.records;
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
         let content = hex_digest(text.as_bytes());
-        let mut replay = Self { content, annotator: config.annotator.clone(), ratings: Known::new(), choices: Known::new() };
+        let mut replay = Self { content, annotator: config.annotator.clone(), ratings: Answers::new(), choices: Answers::new() };
         let mut hashes = HashMap::new();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let bad = |reason: String| Error::BadLine { path: path.clone(), line: index + 1, reason };

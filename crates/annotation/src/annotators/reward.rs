@@ -20,7 +20,7 @@ pub type Score = Box<dyn Fn(&[RgbImage], &str) -> Result<Vec<f64>, String> + Sen
 /// The `[annotator.reward]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RewardConfig {
+pub struct RewardBandsConfig {
     /// What the reward is called in records; two rewards must not share a name.
     pub label: String,
     /// Where bands 2, 3, 4 and 5 begin, as scores. Either this or `quantiles`.
@@ -33,14 +33,14 @@ pub struct RewardConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_scores: Option<PathBuf>,
     /// The aspects that get a rating.
-    #[serde(default = "RewardConfig::aspects")]
+    #[serde(default = "RewardBandsConfig::aspects")]
     pub aspects: Vec<Aspect>,
     /// Two images whose scores differ by no more are equally good.
     #[serde(default)]
     pub tie_margin: f64,
 }
 
-impl RewardConfig {
+impl RewardBandsConfig {
     fn aspects() -> Vec<Aspect> {
         Aspect::ALL.to_vec()
     }
@@ -81,7 +81,7 @@ pub fn bands_at(scores: &[f64], quantiles: [f64; 4]) -> [f64; 4] {
     })
 }
 
-impl Validate for RewardConfig {
+impl Validate for RewardBandsConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         let mut check = |holds: bool, finding: String| {
             if !holds {
@@ -103,23 +103,23 @@ impl Validate for RewardConfig {
     }
 }
 
-impl Build for RewardConfig {
+impl Build for RewardBandsConfig {
     fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
         let Some(score) = context.score else {
             return Err(Error::Unable { annotator: NAME, reason: "no reward was given to score with; name one".into() });
         };
-        Ok(Box::new(Reward { bands: self.bands()?, config: self.clone(), score: Mutex::new(score) }))
+        Ok(Box::new(RewardBands { bands: self.bands()?, config: self.clone(), score: Mutex::new(score) }))
     }
 }
 
 /// A reward that plays the annotator.
-pub struct Reward {
-    config: RewardConfig,
+pub struct RewardBands {
+    config: RewardBandsConfig,
     bands: [f64; 4],
     score: Mutex<Score>,
 }
 
-impl Reward {
+impl RewardBands {
     fn scores(&self, images: &[&Picture], prompt: &str) -> Result<Vec<f64>, Unanswered> {
         let pixels: Vec<RgbImage> = images.iter().map(|picture| picture.pixels()).collect::<vp_data::Result<_>>()?;
         let score = self.score.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +145,7 @@ impl Reward {
     }
 }
 
-impl Annotator for Reward {
+impl Annotator for RewardBands {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -191,8 +191,8 @@ mod tests {
 
     #[test]
     fn a_score_falls_into_a_band() {
-        let config: RewardConfig = toml::from_str("label = \"r\"\nthresholds = [0, 1, 2, 3]\naspects = [\"aesthetic\"]").unwrap();
-        let reward = Reward { bands: config.bands().unwrap(), config, score: Mutex::new(Box::new(|_, _| Ok(vec![]))) };
+        let config: RewardBandsConfig = toml::from_str("label = \"r\"\nthresholds = [0, 1, 2, 3]\naspects = [\"aesthetic\"]").unwrap();
+        let reward = RewardBands { bands: config.bands().unwrap(), config, score: Mutex::new(Box::new(|_, _| Ok(vec![]))) };
         let rating = |score| reward.ratings(score)[&Aspect::Aesthetic].clone();
         assert_eq!([-0.1, 0.0, 0.99, 2.5, 3.0, 99.0].map(|score| rating(score).rating), [1.0, 2.0, 2.0, 4.0, 5.0, 5.0]);
         assert_eq!(rating(0.5).rationale, "r scores it 0.5000, from 0.0000 to 1.0000");
@@ -203,7 +203,7 @@ mod tests {
     fn one_way_to_name_the_bands_is_asked_for() {
         let count = |text: &str| {
             let mut findings = Vec::new();
-            toml::from_str::<RewardConfig>(&format!("label = \"r\"\n{text}")).unwrap().findings(&mut findings);
+            toml::from_str::<RewardBandsConfig>(&format!("label = \"r\"\n{text}")).unwrap().findings(&mut findings);
             findings.len()
         };
         assert_eq!(count("thresholds = [0, 1, 2, 3]"), 0);

@@ -86,7 +86,7 @@ fn algorithms() -> String {
         for preset in presets::of(name) {
             body += &format!("- `{}`: [{1}](../../{1})\n", preset.name, preset.path);
         }
-        if let Some(preset) = presets::of(name).find(|preset| preset.name == "sd15") {
+        if let Some(preset) = presets::of(name).into_iter().find(|preset| preset.name == "sd15") {
             body += &format!("\nEvery knob, as in `{}`:\n\n```toml\n{}\n```\n\n", preset.name, preset.text.trim_end());
         }
     }

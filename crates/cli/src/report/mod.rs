@@ -18,7 +18,7 @@ use vp_trainers::config::TrainConfig;
 use vp_trainers::run::sentinel::{WATCH, Watch};
 
 pub use self::leaks::panel as leak_panel;
-pub use self::pairs::{by_image, pair};
+pub use self::pairs::ResultsByImage;
 use self::previews::Previews;
 use crate::terminal::{say, warn};
 

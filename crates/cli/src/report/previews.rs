@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use vp_data::load_image;
-use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
+use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{ImagePair, Picture};
 use vp_trainers::run::journal::{RESULTS, image_name};
 
-use super::{PAIRS, by_image, pair};
+use super::{PAIRS, ResultsByImage};
 
 /// The previews of a run, in the order of steps.
 pub struct Previews {
@@ -75,7 +75,7 @@ impl Previews {
     }
 
     /// The last against the first.
-    pub fn compare(&self) -> anyhow::Result<Option<Comparison>> {
+    pub fn compare(&self) -> anyhow::Result<Option<ModelComparison>> {
         let Some((first, last)) = self.both() else { return Ok(None) };
         let rows = [&first.results[..], &last.results].concat();
         let distances = Distances {
@@ -88,18 +88,18 @@ impl Previews {
     }
 
     /// Some images before and after, every prompt once before any comes twice, and those that changed most.
-    pub fn pairs(&self, run: &Path, comparison: Option<&Comparison>) -> anyhow::Result<(Vec<ImagePair>, Vec<ImagePair>)> {
+    pub fn pairs(&self, run: &Path, comparison: Option<&ModelComparison>) -> anyhow::Result<(Vec<ImagePair>, Vec<ImagePair>)> {
         let Some((first, last)) = self.both() else { return Ok((Vec::new(), Vec::new())) };
         let rows = [&first.results[..], &last.results].concat();
         let names = [rows[0].model.as_str(), last.results[0].model.as_str()];
-        let by_image = by_image(&rows);
+        let by_image = ResultsByImage::new(&rows);
         let picture = |row: &ImageResult| {
             let path = if row.model == names[0] { first } else { last }.file(row);
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(Picture { model: row.model.clone(), file: path.strip_prefix(run).ok().map(|path| path.display().to_string()), bytes })
         };
         let some = |images: Vec<(usize, u64)>| {
-            let pairs = images.into_iter().filter_map(|image| pair(&by_image, names, image, picture).transpose());
+            let pairs = images.into_iter().filter_map(|(index, seed)| by_image.pair(names, index, seed, picture).transpose());
             pairs.collect::<anyhow::Result<Vec<_>>>()
         };
         let mut of_prompt: BTreeMap<usize, usize> = BTreeMap::new();

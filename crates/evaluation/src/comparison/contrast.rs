@@ -162,7 +162,7 @@ pub struct Contrast {
 
 impl Contrast {
     /// Everything but diversity.
-    pub(super) fn of(candidate: &str, (pairs, unpaired): (Vec<Pair>, Vec<Unpaired>), options: &CompareOptions) -> Self {
+    pub(super) fn of(candidate: &str, pairs: &[Pair], unpaired: Vec<Unpaired>, options: &CompareOptions) -> Self {
         let names = pairs.iter().flat_map(|pair| pair.baseline.scores.keys().chain(pair.candidate.scores.keys()));
         let names: BTreeSet<&str> = names.map(String::as_str).collect();
         let by_reward = |pairs: &[Pair]| names.iter().map(|reward| RewardContrast::of(reward, pairs, options)).collect();
@@ -171,10 +171,10 @@ impl Contrast {
             images: pairs.len(),
             prompts: pairs.chunk_by(|one, next| one.index() == next.index()).count(),
             unpaired,
-            rewards: by_reward(&pairs),
-            categories: categories(&pairs, by_reward),
-            pixels: pixels(&pairs, &options.bootstrap),
-            changes: names.iter().map(|reward| changes(reward, &pairs, options.extremes)).collect(),
+            rewards: by_reward(pairs),
+            categories: categories(pairs, by_reward),
+            pixels: pixels(pairs, &options.bootstrap),
+            changes: names.iter().map(|reward| changes(reward, pairs, options.extremes)).collect(),
             diversity: None,
         }
     }

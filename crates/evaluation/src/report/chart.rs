@@ -85,7 +85,7 @@ pub(super) fn chart(html: &mut Html, chart: &Chart, marks: &[u64]) {
     html.tag("figure", &[("class", "chart")], |html| {
         html.leaf("h3", &[], &chart.title);
         match across.zip(up) {
-            Some((across, up)) => svg(html, chart, (&across, &up), marks),
+            Some((across, up)) => svg(html, chart, &Axes { across, up }, marks),
             None => html.leaf("p", &[("class", "quiet")], "No finite value."),
         }
         html.tag("figcaption", &[], |html| {
@@ -99,7 +99,13 @@ pub(super) fn chart(html: &mut Html, chart: &Chart, marks: &[u64]) {
     });
 }
 
-fn svg(html: &mut Html, chart: &Chart, (across, up): (&Axis, &Axis), marks: &[u64]) {
+/// The axis of steps and the axis of values.
+struct Axes {
+    across: Axis,
+    up: Axis,
+}
+
+fn svg(html: &mut Html, chart: &Chart, Axes { across, up }: &Axes, marks: &[u64]) {
     let view = format!("0 0 {WIDTH} {HEIGHT}");
     let label = format!("Line chart of {} over steps; the legend below gives first and last values.", chart.title);
     html.tag("svg", &[("viewBox", &view), ("role", "img"), ("aria-label", &label)], |html| {

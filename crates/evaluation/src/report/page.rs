@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::html::Html;
 use super::{Report, chart, gallery, panels, rewards, tables};
-use crate::comparison::Comparison;
+use crate::comparison::ModelComparison;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -172,11 +172,11 @@ fn reward_section(html: &mut Html, report: &Report) {
     }
 }
 
-fn each_comparison(html: &mut Html, report: &Report, write: fn(&mut Html, &Report, &Comparison)) {
+fn each_comparison(html: &mut Html, report: &Report, write: fn(&mut Html, &Report, &ModelComparison)) {
     report.comparison.iter().for_each(|comparison| write(html, report, comparison));
 }
 
-fn standings(html: &mut Html, report: &Report, comparison: &Comparison) {
+fn standings(html: &mut Html, report: &Report, comparison: &ModelComparison) {
     html.tag("div", &[("class", "facts")], |html| {
         comparison.standings.iter().for_each(|of| panels::table(html, &tables::standings(report, comparison, of)));
     });

@@ -2,7 +2,7 @@
 
 use super::html::Html;
 use super::{Report, numbers};
-use crate::comparison::{Comparison, Contrast, Difference};
+use crate::comparison::{Contrast, Difference, ModelComparison};
 
 /// The figures that a reader in a hurry takes along.
 pub(super) fn key_figures(html: &mut Html, report: &Report) {
@@ -41,7 +41,7 @@ fn card(html: &mut Html, name: &str, kind: &str, paired: Option<&Difference>) {
 }
 
 /// Paired differences as a dot and a bar, a row for each reward.
-pub(super) fn forest(html: &mut Html, report: &Report, comparison: &Comparison, contrast: &Contrast) {
+pub(super) fn forest(html: &mut Html, report: &Report, comparison: &ModelComparison, contrast: &Contrast) {
     html.leaf("h3", &[], &format!("{} against {}", contrast.candidate, comparison.baseline));
     html.tag("figure", &[("class", "forest")], |html| {
         for reward in &contrast.rewards {
@@ -82,7 +82,7 @@ fn bar(html: &mut Html, reward: &str, paired: &Difference) {
 
 impl Report {
     /// Every model that is compared with the baseline.
-    pub(super) fn contrasts(&self) -> impl Iterator<Item = (&Comparison, &Contrast)> {
+    pub(super) fn contrasts(&self) -> impl Iterator<Item = (&ModelComparison, &Contrast)> {
         self.comparison.iter().flat_map(|comparison| comparison.contrasts.iter().map(move |contrast| (comparison, contrast)))
     }
 }

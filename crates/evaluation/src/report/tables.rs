@@ -2,7 +2,7 @@
 
 use super::numbers::{self, NONE};
 use super::{Fact, LeakPanel, Provenance, Report, SentinelPanel};
-use crate::comparison::{Comparison, Contrast, Difference, RewardContrast, Standings};
+use crate::comparison::{Contrast, Difference, ModelComparison, RewardContrast, Standings};
 use crate::sentinel::{Action, Rule};
 
 /// A table of texts.
@@ -66,7 +66,7 @@ fn counts(of: &RewardContrast) -> String {
 }
 
 /// All rewards of one model against the baseline.
-pub(super) fn rewards(report: &Report, comparison: &Comparison, contrast: &Contrast) -> Table {
+pub(super) fn rewards(report: &Report, comparison: &ModelComparison, contrast: &Contrast) -> Table {
     let row = |of: &RewardContrast| {
         let sign = of.sign_test.map_or(NONE.into(), |test| numbers::p_value(test.p_value));
         let permutation = of.permutation_test.map_or(NONE.into(), |test| numbers::p_value(test.p_value));
@@ -95,7 +95,7 @@ pub(super) fn rewards(report: &Report, comparison: &Comparison, contrast: &Contr
 }
 
 /// All rewards by category; without a row if there are no categories.
-pub(super) fn categories(report: &Report, comparison: &Comparison, contrast: &Contrast) -> Table {
+pub(super) fn categories(report: &Report, comparison: &ModelComparison, contrast: &Contrast) -> Table {
     let mut rows = Vec::new();
     for category in &contrast.categories {
         let name = category.category.as_deref().unwrap_or("no category");
@@ -111,7 +111,7 @@ pub(super) fn categories(report: &Report, comparison: &Comparison, contrast: &Co
 }
 
 /// What images look like, and how different those of one prompt are.
-pub(super) fn looks(comparison: &Comparison, contrast: &Contrast) -> Table {
+pub(super) fn looks(comparison: &ModelComparison, contrast: &Contrast) -> Table {
     let row = |name: &str, of: &Difference| {
         std::iter::once(name.to_string()).chain(means(Some(of))).chain([of.prompts.to_string()]).collect::<Vec<_>>()
     };
@@ -126,7 +126,7 @@ pub(super) fn looks(comparison: &Comparison, contrast: &Contrast) -> Table {
 }
 
 /// All models in order by one reward.
-pub(super) fn standings(report: &Report, comparison: &Comparison, of: &Standings) -> Table {
+pub(super) fn standings(report: &Report, comparison: &ModelComparison, of: &Standings) -> Table {
     let row = |model: &crate::comparison::Standing| {
         let wins = format!("{} of {}", model.wins, model.comparisons);
         vec![model.model.clone(), numbers::rating(model.elo, model.interval), wins, of.prompts.to_string()]

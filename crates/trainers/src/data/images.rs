@@ -66,7 +66,7 @@ pub struct Drawn {
 pub struct ImageBatch {
     /// `[b, 3, h, w]` in [0, 1].
     pub images: Tensor<4>,
-    /// One an image.
+    /// One per image.
     pub captions: Vec<String>,
 }
 

@@ -84,7 +84,7 @@ pub struct PreferencePairs {
 pub struct PairBatch {
     /// `[2b, 3, h, w]` in [0, 1], the chosen images first.
     pub images: Tensor<4>,
-    /// One an image: the pairs' prompts, twice.
+    /// One per image: the pairs' prompts, twice.
     pub captions: Vec<String>,
 }
 

@@ -33,7 +33,7 @@ const MID_TIMESTEP: Purpose = Purpose::numbered(4);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Refl {
-    /// Prompts a micro-batch, one image each.
+    /// Prompts per micro-batch, one image each.
     pub batch_size: usize,
     /// First step that may be the tracked one (30 of 40).
     pub min_mid_step: usize,

@@ -11,6 +11,7 @@
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
@@ -31,7 +32,7 @@ use crate::run::{Run, values};
 pub struct D3po {
     /// Images drawn at once; the two of a pair stand together.
     pub sample_batch_size: usize,
-    /// Of those, batches an epoch.
+    /// Batches of them per epoch.
     pub num_batches_per_epoch: usize,
     /// Classifier-free guidance, in rollout and training.
     pub guidance_scale: f64,
@@ -65,60 +66,10 @@ impl Default for D3po {
     }
 }
 
-impl D3po {
-    fn num_images(&self) -> usize {
-        self.sample_batch_size * self.num_batches_per_epoch
-    }
-
-    /// In which order an epoch's pairs of chains of `num_inference_steps` are trained on.
-    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
-        Walk {
-            noise: run.noise,
-            num_items: self.num_images() / 2,
-            batch_size: self.train_batch_size,
-            num_inner_epochs: self.num_inner_epochs,
-            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
-            num_inference_steps,
-        }
-    }
-
-    fn plan(&self) -> RolloutPlan<'_> {
-        RolloutPlan {
-            num_images: self.num_images(),
-            batch_size: self.sample_batch_size,
-            images_per_prompt: 2,
-            share_initial_latents: true,
-            guidance_scale: self.guidance_scale,
-            negative_prompt: self.negative_prompt.as_deref(),
-        }
-    }
-
-    fn counts(&self) -> [(&'static str, usize); 4] {
-        [
-            ("sample_batch_size", self.sample_batch_size),
-            ("num_batches_per_epoch", self.num_batches_per_epoch),
-            ("train_batch_size", self.train_batch_size),
-            ("num_inner_epochs", self.num_inner_epochs),
-        ]
-    }
-
-    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
-        EpochKnobs {
-            algo: "d3po",
-            counts,
-            guidance_scale: self.guidance_scale,
-            timestep_fraction: self.timestep_fraction,
-            num_images: self.num_images(),
-            images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
-            num_inner_epochs: self.num_inner_epochs,
-        }
-    }
-}
-
 impl<D: Denoiser> RewardDriven<D> for D3po {
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, _: &mut Regularizer) -> Result<(), Error> {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run, scheduler.timesteps().len());
+        let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
         environment.preview_first(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
@@ -134,6 +85,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
                 // 2. Score them.
                 rollout.score(run, environment, &plan)?;
                 if let Some(what) = rollout.first_non_finite() {
+                    rollout = Rollout::default();
                     run.leave_out(what)?;
                     continue;
                 }
@@ -208,6 +160,56 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             "optimizer.learning_rate=6e-3",
             "preview.num_inference_steps=4",
         ]
+    }
+}
+
+impl D3po {
+    fn num_images(&self) -> usize {
+        self.sample_batch_size * self.num_batches_per_epoch
+    }
+
+    /// In which order an epoch's pairs of chains of `num_inference_steps` are trained on.
+    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
+        Walk {
+            noise,
+            num_items: self.num_images() / 2,
+            batch_size: self.train_batch_size,
+            num_inner_epochs: self.num_inner_epochs,
+            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
+            num_inference_steps,
+        }
+    }
+
+    fn plan(&self) -> RolloutPlan<'_> {
+        RolloutPlan {
+            num_images: self.num_images(),
+            batch_size: self.sample_batch_size,
+            images_per_prompt: 2,
+            share_initial_latents: true,
+            guidance_scale: self.guidance_scale,
+            negative_prompt: self.negative_prompt.as_deref(),
+        }
+    }
+
+    fn counts(&self) -> [(&'static str, usize); 4] {
+        [
+            ("sample_batch_size", self.sample_batch_size),
+            ("num_batches_per_epoch", self.num_batches_per_epoch),
+            ("train_batch_size", self.train_batch_size),
+            ("num_inner_epochs", self.num_inner_epochs),
+        ]
+    }
+
+    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
+        EpochKnobs {
+            algo: "d3po",
+            counts,
+            guidance_scale: self.guidance_scale,
+            timestep_fraction: self.timestep_fraction,
+            num_images: self.num_images(),
+            images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+            num_inner_epochs: self.num_inner_epochs,
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
+use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
@@ -41,7 +42,7 @@ const ON_POLICY: f64 = 1e-5;
 pub struct Ddpo {
     /// Images drawn at once.
     pub sample_batch_size: usize,
-    /// Of those, batches an epoch.
+    /// Batches of them per epoch.
     pub num_batches_per_epoch: usize,
     /// Images of each prompt in an epoch: the group of group-relative advantages.
     pub images_per_prompt: usize,
@@ -90,118 +91,10 @@ impl Default for Ddpo {
     }
 }
 
-/// DDPO's two published estimators of the policy gradient.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    /// DDPO-IS: the clipped ratio of PPO, for any number of updates per rollout.
-    #[default]
-    ImportanceSampling,
-    /// DDPO-SF: REINFORCE, one update per rollout.
-    ScoreFunction,
-}
-
-impl Objective {
-    /// The loss of log-probabilities and advantages `[b]`.
-    pub fn loss(self, log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
-        match self {
-            Self::ImportanceSampling => ppo_clip_loss(log_probs, old_log_probs, advantages, clip_range),
-            Self::ScoreFunction => score_function_loss(log_probs, old_log_probs, advantages, clip_range),
-        }
-    }
-}
-
-impl Ddpo {
-    /// The advantages of the images at `at`, clipped to ± `adv_clip_max`.
-    fn clipped_advantages(&self, rollout: &Rollout, at: &Position) -> Vec<f32> {
-        let most = self.adv_clip_max as f32;
-        at.items.iter().map(|image| rollout.advantages[*image].clamp(-most, most)).collect()
-    }
-
-    fn num_images(&self) -> usize {
-        self.sample_batch_size * self.num_batches_per_epoch
-    }
-
-    /// In which order an epoch of chains of `num_inference_steps` is trained on.
-    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
-        Walk {
-            noise: run.noise,
-            num_items: self.num_images(),
-            batch_size: self.train_batch_size,
-            num_inner_epochs: self.num_inner_epochs,
-            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
-            num_inference_steps,
-        }
-    }
-
-    fn plan(&self) -> RolloutPlan<'_> {
-        RolloutPlan {
-            num_images: self.num_images(),
-            batch_size: self.sample_batch_size,
-            images_per_prompt: self.images_per_prompt,
-            share_initial_latents: self.share_initial_latents,
-            guidance_scale: self.guidance_scale,
-            negative_prompt: self.negative_prompt.as_deref(),
-        }
-    }
-
-    fn counts(&self) -> [(&'static str, usize); 5] {
-        [
-            ("sample_batch_size", self.sample_batch_size),
-            ("num_batches_per_epoch", self.num_batches_per_epoch),
-            ("images_per_prompt", self.images_per_prompt),
-            ("train_batch_size", self.train_batch_size),
-            ("num_inner_epochs", self.num_inner_epochs),
-        ]
-    }
-
-    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
-        EpochKnobs {
-            algo: "ddpo",
-            counts,
-            guidance_scale: self.guidance_scale,
-            timestep_fraction: self.timestep_fraction,
-            num_images: self.num_images(),
-            images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
-            num_inner_epochs: self.num_inner_epochs,
-        }
-    }
-
-    fn division_findings(&self, accumulation: usize, findings: &mut Vec<String>) {
-        let images = self.num_images();
-        let epoch = format!(
-            "an epoch has {images} images (sample_batch_size {} x num_batches_per_epoch {})",
-            self.sample_batch_size, self.num_batches_per_epoch
-        );
-        let update = self.train_batch_size * accumulation;
-        if !images.is_multiple_of(self.images_per_prompt) {
-            findings.push(format!("{epoch}, which algo.ddpo.images_per_prompt {} does not divide", self.images_per_prompt));
-        }
-        if !images.is_multiple_of(update) {
-            findings.push(format!(
-                "{epoch}, which an update of {update} (algo.ddpo.train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
-                self.train_batch_size
-            ));
-        } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs * images != update {
-            findings.push(format!(
-                "algo.ddpo.objective score_function makes one update a rollout, and here are {}: {epoch}, an update {update}; raise \
-                 optimizer.gradient_accumulation_steps, or take importance_sampling",
-                self.num_inner_epochs * images / update
-            ));
-        }
-        if matches!(self.advantages, AdvantagesConfig::Group(_)) && self.images_per_prompt < 2 {
-            findings.push("algo.ddpo.advantages.group compares images of one prompt; images_per_prompt is 1, expected at least 2".into());
-        }
-        if self.share_initial_latents && self.images_per_prompt < 2 {
-            findings.push("algo.ddpo.share_initial_latents needs images_per_prompt of at least 2".into());
-        }
-    }
-}
-
 impl<D: Denoiser> RewardDriven<D> for Ddpo {
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run, scheduler.timesteps().len());
+        let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
         environment.preview_first(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
@@ -216,6 +109,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
                 // 2. Score them.
                 rollout.score(run, environment, &plan)?;
                 if let Some(what) = rollout.first_non_finite() {
+                    rollout = Rollout::default();
                     run.leave_out(what)?;
                     continue;
                 }
@@ -308,6 +202,114 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             "optimizer.learning_rate=3e-2",
             "preview.num_inference_steps=4",
         ]
+    }
+}
+
+/// DDPO's two published estimators of the policy gradient.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// DDPO-IS: the clipped ratio of PPO, for any number of updates per rollout.
+    #[default]
+    ImportanceSampling,
+    /// DDPO-SF: REINFORCE, one update per rollout.
+    ScoreFunction,
+}
+
+impl Objective {
+    /// The loss of log-probabilities and advantages `[b]`.
+    pub fn loss(self, log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
+        match self {
+            Self::ImportanceSampling => ppo_clip_loss(log_probs, old_log_probs, advantages, clip_range),
+            Self::ScoreFunction => score_function_loss(log_probs, old_log_probs, advantages, clip_range),
+        }
+    }
+}
+
+impl Ddpo {
+    /// The advantages of the images at `at`, clipped to ± `adv_clip_max`.
+    fn clipped_advantages(&self, rollout: &Rollout, at: &Position) -> Vec<f32> {
+        let most = self.adv_clip_max as f32;
+        at.items.iter().map(|image| rollout.advantages[*image].clamp(-most, most)).collect()
+    }
+
+    fn num_images(&self) -> usize {
+        self.sample_batch_size * self.num_batches_per_epoch
+    }
+
+    /// In which order an epoch of chains of `num_inference_steps` is trained on.
+    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
+        Walk {
+            noise,
+            num_items: self.num_images(),
+            batch_size: self.train_batch_size,
+            num_inner_epochs: self.num_inner_epochs,
+            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
+            num_inference_steps,
+        }
+    }
+
+    fn plan(&self) -> RolloutPlan<'_> {
+        RolloutPlan {
+            num_images: self.num_images(),
+            batch_size: self.sample_batch_size,
+            images_per_prompt: self.images_per_prompt,
+            share_initial_latents: self.share_initial_latents,
+            guidance_scale: self.guidance_scale,
+            negative_prompt: self.negative_prompt.as_deref(),
+        }
+    }
+
+    fn counts(&self) -> [(&'static str, usize); 5] {
+        [
+            ("sample_batch_size", self.sample_batch_size),
+            ("num_batches_per_epoch", self.num_batches_per_epoch),
+            ("images_per_prompt", self.images_per_prompt),
+            ("train_batch_size", self.train_batch_size),
+            ("num_inner_epochs", self.num_inner_epochs),
+        ]
+    }
+
+    fn epoch_knobs<'a>(&self, config: &TrainConfig, counts: &'a [(&'static str, usize)]) -> EpochKnobs<'a> {
+        EpochKnobs {
+            algo: "ddpo",
+            counts,
+            guidance_scale: self.guidance_scale,
+            timestep_fraction: self.timestep_fraction,
+            num_images: self.num_images(),
+            images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+            num_inner_epochs: self.num_inner_epochs,
+        }
+    }
+
+    fn division_findings(&self, accumulation: usize, findings: &mut Vec<String>) {
+        let images = self.num_images();
+        let epoch = format!(
+            "an epoch has {images} images (sample_batch_size {} x num_batches_per_epoch {})",
+            self.sample_batch_size, self.num_batches_per_epoch
+        );
+        let update = self.train_batch_size * accumulation;
+        if !images.is_multiple_of(self.images_per_prompt) {
+            findings.push(format!("{epoch}, which algo.ddpo.images_per_prompt {} does not divide", self.images_per_prompt));
+        }
+        if !images.is_multiple_of(update) {
+            findings.push(format!(
+                "{epoch}, which an update of {update} (algo.ddpo.train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
+                self.train_batch_size
+            ));
+        } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs * images != update {
+            findings.push(format!(
+                "algo.ddpo.objective score_function makes one update per rollout, and there are {}: {epoch}, an update {update}; raise \
+                 optimizer.gradient_accumulation_steps, or take importance_sampling",
+                self.num_inner_epochs * images / update
+            ));
+        }
+        if matches!(self.advantages, AdvantagesConfig::Group(_)) && self.images_per_prompt < 2 {
+            findings.push("algo.ddpo.advantages.group compares images of one prompt; images_per_prompt is 1, expected at least 2".into());
+        }
+        if self.share_initial_latents && self.images_per_prompt < 2 {
+            findings.push("algo.ddpo.share_initial_latents needs images_per_prompt of at least 2".into());
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! loss = Σ over strict pairs of −log σ(r(better) − r(worse)) / pairs        Bradley–Terry, raw scores
 //! ```
 //!
-//! Each image is encoded once a prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
-//! third of the work with four images a prompt. With a head an aspect, the loss is the mean of the four aspects' and of that of their
+//! Each image is encoded once per prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
+//! third of the work with four images per prompt. With a head per aspect, the loss is the mean of the four aspects' and of that of their
 //! weighted sum.
 //!
 //! Where the ratings themselves can be had, a head an aspect can learn those:
@@ -72,7 +72,7 @@ pub enum Objective {
     /// Which image of each pair is better: Bradley–Terry, as the paper has it.
     #[default]
     Pairs,
-    /// Each aspect's rating: squared error. Needs a head an aspect.
+    /// Each aspect's rating: squared error. Needs a head per aspect.
     Ratings,
 }
 

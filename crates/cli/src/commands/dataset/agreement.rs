@@ -24,17 +24,17 @@ type Said = BTreeMap<AnnotatorId, f64>;
 
 /// The whole report.
 #[derive(Debug, Serialize)]
-struct Report {
+struct AgreementReport {
     /// Of every annotator.
-    annotators: Vec<OfAnnotator>,
+    annotators: Vec<AnnotatorReport>,
     /// Of every aspect, and of the overall order: all annotators together.
-    aspects: Vec<OfAspect>,
+    aspects: Vec<AspectReport>,
     /// Of every two annotators and aspect.
-    pairs: Vec<OfPair>,
+    pairs: Vec<PairReport>,
 }
 
 #[derive(Debug, Serialize)]
-struct OfAnnotator {
+struct AnnotatorReport {
     annotator: String,
     records: usize,
     position_bias: Option<PositionBias>,
@@ -45,7 +45,7 @@ struct OfAnnotator {
 }
 
 #[derive(Debug, Serialize)]
-struct OfAspect {
+struct AspectReport {
     aspect: &'static str,
     units: usize,
     alpha_ordinal: Option<f64>,
@@ -53,7 +53,7 @@ struct OfAspect {
 }
 
 #[derive(Debug, Serialize)]
-struct OfPair {
+struct PairReport {
     first: String,
     second: String,
     aspect: &'static str,
@@ -96,13 +96,13 @@ fn item(record: &Record, images: &[usize]) -> String {
     std::iter::once(record.prompt.as_str()).chain(images).collect::<Vec<_>>().join("\n")
 }
 
-fn report(records: &[Record]) -> Report {
+fn report(records: &[Record]) -> AgreementReport {
     let mut of_aspects: Vec<(&'static str, BTreeMap<String, Said>)> =
         Aspect::ALL.iter().map(|aspect| (aspect.name(), ratings(records, *aspect))).collect();
     of_aspects.push((OVERALL, orders(records)));
     let aspects = of_aspects.iter().filter_map(|(aspect, items)| of_aspect(aspect, items)).collect();
     let pairs = of_aspects.iter().flat_map(|(aspect, items)| of_pairs(aspect, items)).collect();
-    Report { annotators: of_annotators(records, &of_aspects), aspects, pairs }
+    AgreementReport { annotators: of_annotators(records, &of_aspects), aspects, pairs }
 }
 
 /// The ratings of each image on an aspect.
@@ -140,11 +140,11 @@ fn orders(records: &[Record]) -> BTreeMap<String, Said> {
 }
 
 /// All annotators together, the first answer of each.
-fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<OfAspect> {
+fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<AspectReport> {
     let first = |said: &Said| said.iter().filter(|(who, _)| who.repeat == 0).map(|(_, value)| *value).collect::<Vec<f64>>();
     let units: Vec<Vec<f64>> = items.values().map(first).filter(|unit| unit.len() > 1).collect();
     let alpha = |scale| krippendorff_alpha(&units, scale);
-    (!units.is_empty()).then(|| OfAspect {
+    (!units.is_empty()).then(|| AspectReport {
         aspect,
         units: units.len(),
         alpha_ordinal: alpha(Scale::Ordinal),
@@ -153,7 +153,7 @@ fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<OfA
 }
 
 /// Every two annotators, the first answer of each.
-fn of_pairs(aspect: &'static str, items: &BTreeMap<String, Said>) -> Vec<OfPair> {
+fn of_pairs(aspect: &'static str, items: &BTreeMap<String, Said>) -> Vec<PairReport> {
     let mut both: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
     for said in items.values() {
         let said: Vec<_> = said.iter().filter(|(who, _)| who.repeat == 0).collect();
@@ -163,7 +163,7 @@ fn of_pairs(aspect: &'static str, items: &BTreeMap<String, Said>) -> Vec<OfPair>
             }
         }
     }
-    let of = |((first, second), values): ((String, String), Vec<(f64, f64)>)| OfPair {
+    let of = |((first, second), values): ((String, String), Vec<(f64, f64)>)| PairReport {
         first,
         second,
         aspect,
@@ -176,7 +176,7 @@ fn of_pairs(aspect: &'static str, items: &BTreeMap<String, Said>) -> Vec<OfPair>
     both.into_iter().map(of).collect()
 }
 
-fn of_annotators(records: &[Record], of_aspects: &[(&'static str, BTreeMap<String, Said>)]) -> Vec<OfAnnotator> {
+fn of_annotators(records: &[Record], of_aspects: &[(&'static str, BTreeMap<String, Said>)]) -> Vec<AnnotatorReport> {
     let mut by_name: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
     for record in records {
         by_name.entry(name(&author(record))).or_default().push(record);
@@ -188,7 +188,7 @@ fn of_annotators(records: &[Record], of_aspects: &[(&'static str, BTreeMap<Strin
                 |said: &Said| said.iter().filter(|(who, _)| name(who) == annotator).map(|(_, value)| *value).collect::<Vec<f64>>();
             self_consistency(&items.values().map(answers).collect::<Vec<_>>(), LEVEL)
         };
-        OfAnnotator {
+        AnnotatorReport {
             records: records.len(),
             position_bias: position_bias(&swapped, LEVEL),
             self_consistency: of_aspects.iter().filter_map(|(aspect, items)| Some((*aspect, repeated(items)?))).collect(),
@@ -224,10 +224,10 @@ fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.3}"))
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &AgreementReport) -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").expect("a string can be written to");
-    for OfAnnotator { annotator, records, position_bias, self_consistency, ties } in &report.annotators {
+    for AnnotatorReport { annotator, records, position_bias, self_consistency, ties } in &report.annotators {
         line(format!("{annotator}: {records} records"));
         for (aspect, share) in ties {
             line(format!("  {aspect:18} ties {:5.1} % of pairs", 100.0 * share));
@@ -249,14 +249,14 @@ fn table(report: &Report) -> String {
     if !report.aspects.is_empty() {
         line("\nall annotators      items   alpha (ordinal)  alpha (interval)".into());
     }
-    for OfAspect { aspect, units, alpha_ordinal, alpha_interval } in &report.aspects {
+    for AspectReport { aspect, units, alpha_ordinal, alpha_interval } in &report.aspects {
         line(format!("{aspect:18} {units:6}   {:>15}  {:>16}", number(*alpha_ordinal), number(*alpha_interval)));
     }
     for (i, pair) in report.pairs.iter().enumerate() {
         if i == 0 {
             line("\ntwo annotators      items  agreement   kappa  kappa (quadratic)  Kendall's tau".into());
         }
-        let OfPair { first, second, aspect, items, agreement, kappa, kappa_quadratic, kendall_tau } = pair;
+        let PairReport { first, second, aspect, items, agreement, kappa, kappa_quadratic, kendall_tau } = pair;
         let [agreement, kappa, quadratic, tau] = [agreement, kappa, kappa_quadratic, kendall_tau].map(|value| number(*value));
         line(format!("{aspect:18} {items:6}  {agreement:>9}  {kappa:>6}  {quadratic:>17}  {tau:>13}   {first} / {second}"));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use vp_data::RgbImage;
-use vp_evaluation::comparison::{CompareOptions, Comparison, Distances, ImageResult, compare};
+use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{Fact, Picture, Provenance, Report};
 use vp_trainers::run::checkpoint::checksum;
@@ -15,7 +15,7 @@ use super::EvaluationPlan;
 use super::journal::{PromptResult, image_in};
 use crate::named_rewards::NamedReward;
 use crate::report::provenance::{date, of_program};
-use crate::report::{PAIRS, by_image, leak_panel, pair, write as write_report};
+use crate::report::{PAIRS, ResultsByImage, leak_panel, write as write_report};
 use crate::terminal::{print, say};
 
 /// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
@@ -61,8 +61,8 @@ pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[Named
     Ok(())
 }
 
-fn report(plan: &EvaluationPlan, comparison: Comparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
-    let by_image = by_image(rows);
+fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResult], took: Duration) -> anyhow::Result<Report> {
+    let by_image = ResultsByImage::new(rows);
     // Some of each.
     let candidates = plan.sides[1..].iter().map(|side| side.name.as_str());
     let each = (PAIRS / candidates.len()).max(1);
@@ -71,7 +71,7 @@ fn report(plan: &EvaluationPlan, comparison: Comparison, rows: &[ImageResult], t
     let first: BTreeSet<(&str, usize, u64)> = candidates.flat_map(some).collect();
     let extremes = comparison.extreme_images().into_iter().map(|(model, index, seed)| (model.to_string(), index, seed)).collect::<Vec<_>>();
     let baseline = plan.sides[0].name.as_str();
-    let pair = |(model, index, seed)| pair(&by_image, [baseline, model], (index, seed), |row| picture(plan, row));
+    let pair = |(model, index, seed)| by_image.pair([baseline, model], index, seed, |row| picture(plan, row));
     let pairs = first.into_iter().filter_map(|image| pair(image).transpose()).collect::<anyhow::Result<Vec<_>>>()?;
     let extremes = extremes.iter().filter_map(|(model, index, seed)| pair((model, *index, *seed)).transpose());
     let extremes = extremes.collect::<anyhow::Result<Vec<_>>>()?;
