@@ -1,7 +1,7 @@
-//! What a run is made of: a config, assembled. Folders are opened, number formats and adapters chosen, rewards and data made ready; nothing is
-//! trained yet. Small things are opened first, so that a slip is found before gigabytes are read.
+//! Assembles a run from its config: opens folders, chooses number formats and adapters, loads the networks, and prepares rewards and data.
+//! Nothing is trained here. Small files are opened first, so that a mistake is found before gigabytes are read.
 //!
-//! [`assemble`] is the only place where a config becomes a run: the program and the learning tests train what it makes.
+//! [`assemble`] is the only place where a config becomes a run. The program and the learning tests both train what it returns.
 
 mod reward_driven;
 mod reward_model;
@@ -30,115 +30,117 @@ pub use reward_driven::RewardDrivenRun;
 pub use reward_model::RewardModelRun;
 pub use supervised::{AutoencoderRun, CaptionsRun, PairsRun};
 
-/// Finds what a path of a config stands for: the path itself, or a file of which only the program knows where it lies.
+/// Resolves a path of a config: to the path itself, or to the location of a file that only the program knows, such as embedded weights.
 pub type Resolve<'a> = &'a dyn Fn(&Path) -> Result<PathBuf, Error>;
 
-/// How many lines of one kind are shown.
+/// How many warnings about cut prompts or captions are shown before the rest are counted.
 const SHOWN: usize = 3;
 
-/// A run that can begin, by what drives its algorithm.
+/// A run that is ready to begin, by the kind of data that its algorithm learns from.
 pub enum Assembly {
-    /// Prompts and a reward.
+    /// A run on prompts and a reward.
     Reward(Box<RewardDrivenRun>),
-    /// Captioned images.
+    /// A run on captioned images.
     Captions(Box<CaptionsRun>),
-    /// Preference pairs.
+    /// A run on preference pairs.
     Pairs(Box<PairsRun>),
-    /// Images, for the autoencoder.
+    /// A run of the autoencoder on images.
     Autoencoder(Box<AutoencoderRun>),
-    /// Ranked images, for a BLIP with a head.
+    /// A run on ranked images that trains a BLIP with a head.
     Blip(Box<RewardModelRun<BlipNetwork, BlipReward>>),
-    /// Ranked images, for a CLIP.
+    /// A run on ranked images that trains a CLIP.
     Clip(Box<RewardModelRun<ClipNetwork, ClipModel>>),
 }
 
-/// What the parts of an assembly have in common.
+/// The interface that all kinds of assembled runs share.
 pub trait Assembled {
-    /// What trains.
+    /// The model that trains.
     type Model: Module;
 
-    /// The model in which parameters will be chosen to train; factors are attached where a LoRA trains.
+    /// The model before training, with factors attached if a LoRA trains. [`Run`] selects the parameters that train.
     fn model(&self) -> Self::Model;
 
-    /// What there is to know before the run begins.
+    /// What the program must know about the run before it begins.
     fn outline(&self) -> &Outline;
 
-    /// Trains `run` to the end.
+    /// Trains until `run` has made all its updates.
     ///
     /// # Errors
-    /// As the algorithm.
+    /// As the algorithm's own loop.
     fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error>;
 
-    /// What a run came to: its moving average where it has one, of a reward model the best.
+    /// The result of a run: the moving average if there is one, otherwise the last weights; for a reward model, the weights with the lowest
+    /// validation loss.
     fn tuned(&self, run: &Run<Self::Model>) -> Self::Model {
         run.tuned()
     }
 
-    /// What the run is looked at by, of any model: the scores of its preview's images, or what held-out data say; by name.
+    /// The values that the run is judged by, for any model: the scores of the preview's images, or the losses and accuracies on held-out
+    /// data, by name.
     ///
     /// # Errors
-    /// When a reward fails, data cannot be read, or something is not finite.
+    /// When a reward fails, data cannot be read, or a value is not finite.
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error>;
 
-    /// Writes what was tuned into the run's folder, and reads it back.
+    /// Writes the result of the run into its folder, and reads it back.
     ///
     /// # Errors
-    /// When it cannot be written or does not read back.
+    /// When it cannot be written, or does not read back as it was written.
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error>;
 }
 
-/// What there is to know of a run before it begins.
+/// What the program must know about a run before it begins.
 #[derive(Debug)]
 pub struct Outline {
-    /// What the run itself needs to know.
+    /// The settings of the run that do not depend on its algorithm.
     pub settings: Settings,
-    /// What trains, in words.
+    /// A phrase that says what trains.
     pub what_trains: String,
-    /// The derived arithmetic of the config: what an update takes, what the run comes to.
+    /// The size of the run in one sentence: how much data an update takes, and how much the whole run.
     pub arithmetic: String,
-    /// What is worth a warning: prompts that are cut, images that are left out.
+    /// Warnings to show, about prompts that are cut or images that are left out.
     pub warnings: Vec<String>,
     /// The files and folders that the run starts from.
     pub files: Vec<PathBuf>,
-    /// Checksums of the lists that the run starts from, by what they are.
+    /// Checksums of the lists that the run starts from, by a phrase that names the list.
     pub lists: BTreeMap<String, String>,
-    /// Bytes of the algorithm's own memory in a checkpoint.
+    /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
-    /// Bytes of what is exported at the end, at most.
+    /// Upper bound on the bytes that are exported at the end.
     pub export_bytes: u64,
 }
 
-/// What a run left for other tools.
+/// A run's result as written for other tools.
 #[derive(Debug)]
 pub struct Exported {
-    /// What it is.
+    /// The kind of export.
     pub kind: ExportKind,
     /// The model's folder, or the LoRA file under kohya's names.
     pub path: PathBuf,
-    /// How far it is from what the run began with. Of a folder `‖W_tuned − W_base‖ / ‖W_base‖` over all parameters, of a LoRA the same of
-    /// the denoiser's output; what was tuned as reloaded.
+    /// How far the result, as reloaded, is from the model that the run began with. For a folder, `‖W_tuned − W_base‖ / ‖W_base‖` over all
+    /// parameters; for a LoRA, the same ratio of the denoiser's output.
     pub relative_change: f64,
-    /// What else is worth saying.
+    /// Further lines to show.
     pub notes: Vec<String>,
-    /// Of a reward model: the scores of each held-out prompt's images, beside their ranks.
+    /// For a reward model, the scores of each held-out prompt's images, with their ranks; otherwise empty.
     pub ranked: Vec<Ranked>,
 }
 
 /// A kind of export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportKind {
-    /// Factors, in two files.
+    /// LoRA factors, in two files: one with kohya's names, one with diffusers'.
     Lora,
     /// A diffusers folder.
     Model,
-    /// A folder that `--reward` takes.
+    /// A reward model's folder, which `--reward` takes.
     RewardModel,
 }
 
-/// Opens, checks and loads what `config` names onto `device`. Paths are found through `resolve`.
+/// Opens and checks everything that `config` names and loads the networks onto `device`. Paths are resolved by `resolve`.
 ///
 /// # Errors
-/// When something is missing, cannot be read, or does not fit the rest.
+/// When a file or section is missing, cannot be read, or does not fit the others.
 pub fn assemble(config: &TrainConfig, resolve: Resolve<'_>, device: &Device) -> Result<Assembly, Error> {
     let parts = Parts {
         config,
@@ -159,18 +161,19 @@ pub fn assemble(config: &TrainConfig, resolve: Resolve<'_>, device: &Device) -> 
     })
 }
 
-/// What every kind of run is assembled from.
+/// The inputs that every kind of run is assembled from.
 struct Parts<'a> {
     config: &'a TrainConfig,
     resolve: Resolve<'a>,
     device: &'a Device,
     noise: Noise,
-    /// What `model.path` stands for.
+    /// `model.path`, resolved.
     model: PathBuf,
 }
 
 impl Parts<'_> {
-    /// The model's folder and the size of images, which the folder must be able to draw at this guidance scale.
+    /// The model's folder, and the height and width of images in pixels. Checks that the model can draw images of this size at this
+    /// guidance scale.
     fn folder(&self, guidance_scale: f64) -> Result<(ModelFolder, [usize; 2]), Error> {
         let folder = ModelFolder::open(&self.model).in_section("[model]")?;
         let size = self.config.model.size.unwrap_or(folder.default_size());
@@ -178,7 +181,7 @@ impl Parts<'_> {
         Ok((folder, size))
     }
 
-    /// The outline of a run that begins with this model.
+    /// The outline that every run starts with; each kind of run adds its own parts.
     fn outline(&self) -> Outline {
         Outline {
             settings: self.config.settings(),
@@ -188,19 +191,19 @@ impl Parts<'_> {
             files: vec![self.model.clone()],
             lists: BTreeMap::new(),
             memory_bytes: 0,
-            // A LoRA's two files are smaller than a checkpoint, of which one is spared anyway.
+            // A LoRA's two files are smaller than a checkpoint, and space for one more checkpoint is reserved anyway.
             export_bytes: if self.config.lora().is_some() { 0 } else { size_of(&self.model) },
         }
     }
 }
 
-/// Bytes of every file below `folder`.
+/// Bytes of all files below `folder`.
 fn size_of(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { size_of(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }).sum()
 }
 
-/// The first few of what may be many warnings, and how many `more` there are.
+/// The first `shown` of `warnings`, then a line that counts the rest; `more` says what they are.
 fn some(warnings: impl Iterator<Item = String>, shown: usize, more: &str) -> Vec<String> {
     let mut warnings: Vec<String> = warnings.collect();
     let left_out = warnings.len().saturating_sub(shown);
@@ -211,7 +214,7 @@ fn some(warnings: impl Iterator<Item = String>, shown: usize, more: &str) -> Vec
     warnings
 }
 
-/// Says in which section of the config an error belongs.
+/// Adds to an error the section of the config that it belongs to.
 trait InSection<T> {
     fn in_section(self, section: &'static str) -> Result<T, Error>;
 }

@@ -1,4 +1,4 @@
-//! Runs that are driven by a reward.
+//! Assembly of runs that learn from a reward.
 
 use std::path::PathBuf;
 
@@ -19,15 +19,15 @@ use crate::run::Run;
 use crate::run::export::export_tuned;
 use crate::sections::PromptsSection;
 
-/// The parts of a run that is driven by a reward.
+/// The parts of a run that learns from a reward.
 pub struct RewardDrivenRun {
-    /// What the run is told before it begins.
+    /// What the program must know about the run before it begins.
     pub outline: Outline,
-    /// What trains.
+    /// The model that trains.
     pub model: Trainable<LoadedDenoiser>,
-    /// What the model draws with, and what it is rewarded by.
+    /// The frozen networks, the rewards, the scheduler, the prompts and the preview.
     pub environment: Environment<LoadedDenoiser>,
-    /// What keeps it a model of images.
+    /// The loss beside the reward's.
     pub regularizer: Regularizer,
     config: TrainConfig,
 }
@@ -42,7 +42,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
         return Err(missing());
     };
 
-    // Small things first.
+    // Small files first.
     let (folder, size) = parts.folder(preview.guidance_scale)?;
     let texts = texts(prompts).in_section("[prompts]")?;
     let regularizer = config.regularizer.clone().unwrap_or_else(|| algorithm.default_regularizer());
@@ -51,7 +51,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     let mut reward = reward_config.build(device).in_section("[reward]")?;
     if !reward.differentiable() && algorithm.needs_gradient() {
         let (reward, algo) = (reward.name(), config.algo.name());
-        let way_out = "train on one that does and watch this one";
+        let way_out = "train on one that does, and use this one under [[watch]]";
         return Err(Error::Config(format!("[reward.{reward}] gives no gradient, which {algo} needs; {way_out}")));
     }
     let watch = |reward: &RewardConfig| Ok(resolved_reward(parts, reward)?.build(device)?);
@@ -121,14 +121,14 @@ fn texts(section: &PromptsSection) -> Result<Vec<String>, Error> {
     })
 }
 
-/// A reward whose weights are where they are.
+/// `reward` with its paths resolved.
 fn resolved_reward(parts: &Parts<'_>, reward: &RewardConfig) -> Result<RewardConfig, Error> {
     let mut reward = reward.clone();
     reward.resolve(parts.resolve)?;
     Ok(reward)
 }
 
-/// A regulariser whose images are where they are.
+/// `regularizer` with its path resolved.
 fn resolved_regularizer(parts: &Parts<'_>, mut regularizer: RegularizerConfig) -> Result<RegularizerConfig, Error> {
     if let RegularizerConfig::Images(images) = &mut regularizer {
         let resolved: PathBuf = (parts.resolve)(&images.folder).in_section("[regularizer]")?;
@@ -137,7 +137,7 @@ fn resolved_regularizer(parts: &Parts<'_>, mut regularizer: RegularizerConfig) -
     Ok(regularizer)
 }
 
-/// What the text encoder and the reward do not see of the prompts.
+/// Warnings about prompts that are too long for the text encoder or the reward, which see only their beginning.
 fn cut_prompts(pipeline: &Pipeline, reward: &dyn Reward, prompts: &[String]) -> Vec<String> {
     let by_encoder = prompts.iter().filter_map(|prompt| pipeline.text.warning(prompt));
     let by_reward = reward.check_prompts(prompts).into_iter().map(|warning| warning.message);

@@ -1,4 +1,4 @@
-//! Runs that train a reward model.
+//! Assembly of runs that train a reward model.
 
 use std::path::Path;
 
@@ -18,15 +18,15 @@ use crate::reward_model::{RewardModel, RewardNetwork};
 use crate::run::Run;
 use crate::run::export::distance;
 
-/// The parts of a run that trains a reward model `M`, which the network `N` feeds.
+/// The parts of a run that trains a reward model `M`. The network `N` prepares its inputs and computes its scores.
 pub struct RewardModelRun<N, M> {
-    /// What the run is told before it begins.
+    /// What the program must know about the run before it begins.
     pub outline: Outline,
-    /// Reader of images and prompts.
+    /// Prepares images and prompts for the model, and computes its scores.
     pub network: N,
-    /// As it was.
+    /// The model before training.
     pub base: M,
-    /// What is learnt.
+    /// The ranked images: training and held-out prompts.
     pub data: Rankings,
     reward_model: RewardModel,
 }
@@ -34,7 +34,7 @@ pub struct RewardModelRun<N, M> {
 pub(super) fn clip(parts: &Parts<'_>, reward_model: &RewardModel) -> Result<RewardModelRun<ClipNetwork, ClipModel>, Error> {
     let (data, path) = (open_data(parts, reward_model)?, &parts.model);
     if reward_model.aspects {
-        return Err(Error::Config(format!("algo.reward_model.aspects needs a BLIP; {} is a CLIP", path.display())));
+        return Err(Error::Config(format!("algo.reward_model.aspects needs a BLIP, but {} is a CLIP; set it to false", path.display())));
     }
     let (network, base) = ClipNetwork::open(path, parts.config.model.initialize, &parts.noise, parts.device).in_section("[model]")?;
     let trainable = trainable_of_clip(&network.config, reward_model.fix_rate);
@@ -124,7 +124,7 @@ fn open_data(parts: &Parts<'_>, reward_model: &RewardModel) -> Result<Rankings, 
 fn outline(parts: &Parts<'_>, reward_model: &RewardModel, data: &Rankings, base: &impl Module, trainable: String) -> Outline {
     let mut outline = parts.outline();
     outline.lists.insert("the records and their order".into(), data.fingerprint());
-    // The best weights so far, at most all of them.
+    // The best weights so far, which are at most all of them.
     outline.memory_bytes = named_parameters(base).iter().map(|parameter| 4 * parameter.values.dims()[0] as u64).sum();
     outline.arithmetic = arithmetic(parts.config, reward_model, data);
     if parts.config.model.trainable.is_none() {
@@ -133,7 +133,7 @@ fn outline(parts: &Parts<'_>, reward_model: &RewardModel, data: &Rankings, base:
     outline
 }
 
-/// The derived arithmetic of a config.
+/// The size of the run in one sentence.
 fn arithmetic(config: &TrainConfig, reward_model: &RewardModel, data: &Rankings) -> String {
     let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
     let (training, held_out, batch_size) = (data.training.len(), data.validation.len(), reward_model.batch_size);

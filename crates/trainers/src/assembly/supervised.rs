@@ -1,4 +1,4 @@
-//! Runs that learn from given images: captioned ones, preference pairs, and the autoencoder's.
+//! Assembly of runs that learn from given images: captioned images, preference pairs, and images for the autoencoder.
 
 use regex::Regex;
 use vp_core::noise::Noise;
@@ -19,20 +19,20 @@ use crate::supervised::dpo::{Dpo, Frozen};
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
-/// How many images or pairs that are left out are named.
+/// How many of the images or pairs that are left out are named before the rest are counted.
 const NAMED: usize = 10;
 
 /// The parts of a run on captioned images.
 pub struct CaptionsRun {
-    /// What the run is told before it begins.
+    /// What the program must know about the run before it begins.
     pub outline: Outline,
-    /// What trains.
+    /// The model that trains.
     pub model: Trainable<LoadedDenoiser>,
     /// The untuned model.
     pub base: Trainable<LoadedDenoiser>,
-    /// Encoders, autoencoder, folder.
+    /// The text encoders, the autoencoder and the model's folder.
     pub pipeline: Pipeline,
-    /// What is learnt.
+    /// The images to learn from, training and held-out.
     pub images: CaptionedImages,
     sft: Sft,
     config: TrainConfig,
@@ -81,15 +81,15 @@ impl Assembled for CaptionsRun {
 
 /// The parts of a run on preference pairs.
 pub struct PairsRun {
-    /// What the run is told before it begins.
+    /// What the program must know about the run before it begins.
     pub outline: Outline,
-    /// What trains.
+    /// The model that trains.
     pub model: Trainable<LoadedDenoiser>,
     /// The reference: the untuned model.
     pub base: Trainable<LoadedDenoiser>,
-    /// Encoders, autoencoder, folder.
+    /// The text encoders, the autoencoder and the model's folder.
     pub pipeline: Pipeline,
-    /// What is learnt.
+    /// The pairs to learn from, training and held-out.
     pub pairs: PreferencePairs,
     dpo: Dpo,
     config: TrainConfig,
@@ -143,15 +143,15 @@ impl Assembled for PairsRun {
 
 /// The parts of a run that trains the autoencoder.
 pub struct AutoencoderRun {
-    /// What the run is told before it begins.
+    /// What the program must know about the run before it begins.
     pub outline: Outline,
-    /// As it was.
+    /// The autoencoder before training.
     pub base: AutoencoderKL,
-    /// What is learnt.
+    /// The images to learn from, training and held-out.
     pub images: CaptionedImages,
     folder: ModelFolder,
     vae: Vae,
-    /// Whether it was drawn anew.
+    /// Whether the autoencoder starts from random weights.
     initialized: bool,
 }
 
@@ -198,7 +198,7 @@ impl Assembled for AutoencoderRun {
     }
 }
 
-/// The model's folder and the images of `[data]`; `captions`: whether an image without one is a problem.
+/// The model's folder and the images of `[data]`. `captions` says whether an image without a caption is a problem.
 fn open_images(parts: &Parts<'_>, captions: bool) -> Result<(ModelFolder, CaptionedImages), Error> {
     let (folder, size) = parts.folder(1.0)?;
     let section = parts.config.data.as_ref();
@@ -207,7 +207,7 @@ fn open_images(parts: &Parts<'_>, captions: bool) -> Result<(ModelFolder, Captio
     Ok((folder, images))
 }
 
-/// Refuses a preview that the folder cannot draw.
+/// Refuses a preview that the model in the folder cannot draw.
 fn check_preview(config: &TrainConfig, folder: &ModelFolder, size: [usize; 2]) -> Result<(), Error> {
     if let Some(preview) = &config.preview {
         folder.check(size, preview.guidance_scale)?;
@@ -216,7 +216,7 @@ fn check_preview(config: &TrainConfig, folder: &ModelFolder, size: [usize; 2]) -
     Ok(())
 }
 
-/// What a run on a folder of images is told of them.
+/// Adds to the outline what concerns a folder of images: its checksum, warnings and arithmetic.
 fn outline_images(outline: &mut Outline, config: &TrainConfig, batch_size: usize, images: &CaptionedImages) {
     outline.lists.insert("the list of images and captions".into(), images.fingerprint());
     outline.warnings = some(images.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more images are left out");
@@ -224,7 +224,7 @@ fn outline_images(outline: &mut Outline, config: &TrainConfig, batch_size: usize
     outline.arithmetic = Counts { batch_size, training, held_out, size: images.size }.arithmetic(config, "images", "images");
 }
 
-/// How much data there is, and how much of it is taken at once.
+/// How much data there is, and how much of it goes into a micro-batch.
 struct Counts {
     batch_size: usize,
     training: usize,
@@ -233,7 +233,8 @@ struct Counts {
 }
 
 impl Counts {
-    /// The derived arithmetic of a config, whose data are `unit`s that consist `of_what`.
+    /// The size of the run in one sentence. `units` names the entries that are counted, `of_what` what they consist of: "pairs", "pairs of
+    /// images".
     fn arithmetic(&self, config: &TrainConfig, units: &str, of_what: &str) -> String {
         let Self { batch_size, training, held_out, size: [height, width] } = *self;
         let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
