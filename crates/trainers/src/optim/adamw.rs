@@ -15,11 +15,11 @@ use crate::Error;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
-    /// Decay of the running means of the gradient and of its square, each in [0, 1).
+    /// Decay rates of the running means of the gradient and of its square, each in [0, 1) (0.9, 0.999).
     pub betas: [f64; 2],
-    /// Added to the denominator, above 0.
+    /// Added to the denominator; above 0 (1e-8).
     pub eps: f64,
-    /// Decoupled weight decay: each step first scales the weights by `1 - lr · weight_decay`.
+    /// Decoupled weight decay, at least 0 (0.01): each step first scales the weights by `1 - lr · weight_decay`.
     pub weight_decay: f64,
 }
 
@@ -38,7 +38,7 @@ impl Validate for AdamWConfig {
             findings.push(format!("AdamW's eps is {}; expected a number above 0", self.eps));
         }
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            findings.push(format!("AdamW's weight_decay is {}; expected a number that is not negative", self.weight_decay));
+            findings.push(format!("AdamW's weight_decay is {}; expected a number of at least 0", self.weight_decay));
         }
     }
 }
@@ -50,25 +50,25 @@ pub struct AdamW {
     state: BTreeMap<String, Moments>,
 }
 
-/// What AdamW remembers of one parameter.
+/// AdamW's state of one parameter.
 #[derive(Debug, Clone)]
 struct Moments {
     exp_avg: Tensor<1>,
     exp_avg_sq: Tensor<1>,
-    /// Updates of this parameter; a step without a gradient for it is none, as in PyTorch.
+    /// Updates of this parameter. A step without a gradient for it does not count, as in PyTorch.
     step: u64,
 }
 
 const WHAT: &str = "AdamW state";
 
 impl AdamW {
-    /// An optimizer that has seen nothing.
+    /// An optimizer without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, state: BTreeMap::new() }
     }
 
-    /// `module` after one update at learning rate `lr`. A trainable parameter without a gradient stays as it is, weight decay
-    /// included; gradients of other names are left for other modules.
+    /// `module` after one update at learning rate `lr`. A trainable parameter without a gradient stays as it is, without weight decay.
+    /// Gradients whose names are not in `module` are ignored.
     #[must_use]
     pub fn step<M: Module>(&mut self, module: M, gradients: &NamedTensors, lr: f64) -> M {
         map_parameters(module, |name, trainable, values| match gradients.get(name).filter(|_| trainable) {
@@ -88,7 +88,7 @@ impl AdamW {
         let step = state.step + 1;
         let exp_avg = state.exp_avg.clone() + (gradient.clone() - state.exp_avg) * (1.0 - beta1);
         let exp_avg_sq = state.exp_avg_sq * beta2 + gradient.square() * (1.0 - beta2);
-        // In f64: 1 - 0.999 in f32 is off by 1e-5 of itself.
+        // In f64, because 1 - 0.999 in f32 has a relative error of 1e-5.
         let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let denominator = exp_avg_sq.clone().sqrt() / bias_correction(beta2).sqrt() + eps;
         let decayed = f32(values) * (1.0 - lr * weight_decay);
@@ -109,10 +109,10 @@ impl AdamW {
         entries.collect()
     }
 
-    /// The optimizer that [`export`](Self::export)ed `state` while it trained `module`.
+    /// Restores the optimizer of `module` whose state [`export`](Self::export) returned.
     ///
     /// # Errors
-    /// When the state is incomplete or is another module's.
+    /// When the state is incomplete or belongs to another module.
     pub fn import<M: Module>(config: AdamWConfig, mut state: NamedTensors, module: &M) -> Result<Self, Error> {
         let expected = Expected::of(module, WHAT);
         let names: Vec<String> = state.keys().filter_map(|key| key.strip_prefix("step.").map(String::from)).collect();

@@ -9,21 +9,21 @@ use vp_models::parameters::{map_parameters, named_parameters};
 use super::{Expected, NamedTensors, count, f32};
 use crate::Error;
 
-/// How fast the average follows, with diffusers' names and defaults.
+/// `[ema]`: how fast the average follows the weights, with diffusers' names and defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// The largest decay, in [0, 1].
+    /// The largest decay per update, in [0, 1] (0.9999).
     pub decay: f64,
-    /// The smallest decay, in [0, `decay`].
+    /// The smallest decay per update, in [0, `decay`] (0).
     pub min_decay: f64,
-    /// Updates during which the average is a copy of the weights.
+    /// Number of first updates during which the average is a copy of the weights (0).
     pub update_after_step: u64,
-    /// Lets the decay rise as `1 - (1 + s / inv_gamma)^-power` instead of `(1 + s) / (10 + s)`.
+    /// Whether the decay rises as `1 - (1 + s / inv_gamma)^-power` with the number of updates s, instead of `(1 + s) / (10 + s)` (false).
     pub use_ema_warmup: bool,
-    /// Stretches the warm-up, above 0.
+    /// Stretches the warm-up in time; above 0 (1).
     pub inv_gamma: f64,
-    /// Steepness of the warm-up, above 0: 2/3 reaches 0.999 after 31.6k updates, 3/4 after 10k.
+    /// Steepness of the warm-up; above 0 (2/3). 2/3 reaches 0.999 after 31.6k updates, 3/4 after 10k.
     pub power: f64,
 }
 
@@ -48,7 +48,7 @@ impl Validate for EmaConfig {
 }
 
 impl EmaConfig {
-    /// The decay of the update that `updates` others came before.
+    /// The decay of the update that follows `updates` earlier ones.
     ///
     /// diffusers copies the weights in its first update and then uses (1 + s)/(10 + s) from s = 1; here, as in the reference
     /// numbers, the first update has s = 0 and decay 1/10. All later ones agree.
@@ -74,12 +74,12 @@ const WHAT: &str = "EMA state";
 const UPDATES: &str = "updates";
 
 impl Ema {
-    /// An average that starts as a copy.
+    /// An average that starts as a copy of the module's trainable parameters.
     pub fn new<M: Module>(config: EmaConfig, module: &M) -> Self {
         Self { config, shadows: trainable(module), updates: 0 }
     }
 
-    /// Follows the weights after an optimizer step: `shadow -= (1 - decay) · (shadow - weight)`.
+    /// Moves the average towards the weights after an optimizer step: `shadow -= (1 - decay) · (shadow - weight)`.
     pub fn update<M: Module>(&mut self, module: &M) {
         let rate = 1.0 - self.config.decay_after(self.updates);
         for (name, weight) in trainable(module) {
@@ -107,10 +107,10 @@ impl Ema {
         state
     }
 
-    /// The average that [`export`](Self::export)ed `state` while it followed `module`.
+    /// Restores the average of `module` whose state [`export`](Self::export) returned.
     ///
     /// # Errors
-    /// When the state is incomplete or is another module's.
+    /// When the state is incomplete or belongs to another module.
     pub fn import<M: Module>(config: EmaConfig, mut state: NamedTensors, module: &M) -> Result<Self, Error> {
         let expected = Expected::of(module, WHAT);
         let mut shadows = NamedTensors::new();

@@ -1,19 +1,19 @@
-//! Gradients between the backward pass and the update.
+//! Gradient accumulation between the backward passes and the update.
 
 use burn::tensor::Tensor;
 
 use super::{NamedTensors, f32};
 use crate::Error;
 
-/// The sum of the gradients of several micro-batches.
+/// The sum of the gradients of several micro-batches, by parameter name.
 #[derive(Debug, Clone, Default)]
 pub struct GradientAccumulator {
     sums: NamedTensors,
 }
 
 impl GradientAccumulator {
-    /// Adds the gradients of one micro-batch times `scale`. For a loss that is a mean, `scale = 1 / n` makes the sum over `n`
-    /// equal micro-batches the gradient of the whole batch; a loss that was divided already takes 1.
+    /// Adds the gradients of one micro-batch, multiplied by `scale`. If the loss is a mean, `scale = 1 / n` makes the sum over `n`
+    /// micro-batches of equal size the gradient of the whole batch. A loss that has already been divided takes 1.
     pub fn add(&mut self, gradients: impl IntoIterator<Item = (String, Tensor<1>)>, scale: f64) {
         for (name, gradient) in gradients {
             let gradient = f32(gradient) * scale;
@@ -28,12 +28,12 @@ impl GradientAccumulator {
     /// The L2 norm over all gradients together.
     ///
     /// # Errors
-    /// When a gradient holds NaN or infinity; it is named.
+    /// When a gradient holds NaN or infinity; the error names it.
     pub fn norm(&self) -> Result<f64, Error> {
         if self.sums.is_empty() {
             return Ok(0.0);
         }
-        // One transfer for all: each is a point where host and device wait for each other.
+        // One transfer for all gradients, because the host and the device wait for each other at each transfer.
         let squares = self.sums.values().map(|gradient| gradient.clone().square().sum()).collect();
         let squares: Vec<f64> = Tensor::cat(squares, 0).into_data().iter::<f64>().collect();
         match self.sums.keys().zip(&squares).find(|(_, square)| !square.is_finite()) {
@@ -42,8 +42,8 @@ impl GradientAccumulator {
         }
     }
 
-    /// Scales all gradients together so that their norm is at most `max_norm`, by `min(1, max_norm / (norm + 1e-6))` as
-    /// `torch.nn.utils.clip_grad_norm_`, and returns the norm they had.
+    /// Scales all gradients by `min(1, max_norm / (norm + 1e-6))`, so that their common norm is at most `max_norm`, as
+    /// `torch.nn.utils.clip_grad_norm_` does. Returns the norm before scaling.
     ///
     /// # Errors
     /// As [`norm`](Self::norm).
@@ -56,12 +56,12 @@ impl GradientAccumulator {
         Ok(norm)
     }
 
-    /// The sums by parameter name, for the optimizer or for a checkpoint in the middle of an accumulation.
+    /// The sums by parameter name, for the optimizer, or for a checkpoint between two micro-batches of an update.
     pub fn gradients(&self) -> &NamedTensors {
         &self.sums
     }
 
-    /// The sums, leaving none for the next update to start from.
+    /// Takes the sums out, so that the next update starts from nothing.
     pub fn take(&mut self) -> NamedTensors {
         std::mem::take(&mut self.sums)
     }

@@ -7,11 +7,11 @@ vp_core::registry! {
     pub enum LrSchedulerConfig {
         /// The same rate throughout.
         Constant = "constant" => Constant,
-        /// Rises linearly from 0, then stays.
+        /// Rises linearly from 0 to the full rate, then stays there.
         ConstantWithWarmup = "constant_with_warmup" => Warmup,
-        /// Rises linearly from 0, then falls linearly to 0 at the end of the run.
+        /// Rises linearly from 0 to the full rate, then falls linearly to 0 at the end of the run.
         Linear = "linear" => Warmup,
-        /// Rises linearly from 0, then falls to 0 at the end of the run along half a cosine.
+        /// Rises linearly from 0 to the full rate, then falls along half a cosine to 0 at the end of the run.
         Cosine = "cosine" => Warmup,
     }
 }
@@ -25,8 +25,8 @@ pub struct Constant {}
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Warmup {
-    /// Updates until the full rate, at most half of the run's, so that a short trial of a long recipe learns too; the first of them has rate
-    /// 0. 0 for none.
+    /// Updates of the warm-up (0, for none); the first of them has rate 0. At most half of the run is warm-up, so that a short trial of a
+    /// long recipe learns too.
     pub num_warmup_steps: u64,
 }
 
@@ -74,7 +74,7 @@ impl LrSchedule {
         match self.config {
             LrSchedulerConfig::Constant(_) | LrSchedulerConfig::ConstantWithWarmup(_) => 1.0,
             LrSchedulerConfig::Linear(_) => (1.0 - progress).max(0.0),
-            // Behind the end of the run it rises again, as in diffusers.
+            // After the end of the run it rises again, as in diffusers.
             LrSchedulerConfig::Cosine(_) => (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0),
         }
     }

@@ -1,7 +1,7 @@
-//! What turns gradients into better weights.
+//! The optimizer and what surrounds it: gradient accumulation, learning-rate schedules, the moving average, and workers.
 //!
-//! All state is keyed by the parameter's name, which is its key in a checkpoint, and kept as flattened f32 tensors off the tape:
-//! it can be saved, inspected and resumed without the module it belongs to.
+//! All state is kept as flattened f32 tensors off the tape, under the name of the parameter, which is also its key in a checkpoint. So it
+//! can be saved, inspected and resumed without the module that it belongs to.
 
 mod adamw;
 mod ema;
@@ -26,7 +26,7 @@ use crate::Error;
 /// Flattened f32 tensors by name.
 pub type NamedTensors = BTreeMap<String, Tensor<1>>;
 
-/// What a saved state must fit: the number of values of each trainable parameter.
+/// The number of values of each trainable parameter, which a saved state must match.
 struct Expected {
     what: &'static str,
     lengths: BTreeMap<String, usize>,
@@ -52,7 +52,7 @@ impl Expected {
         if found == expected { Ok(tensor) } else { Err(self.error(key, format!("expected {expected} values, found {found}"))) }
     }
 
-    /// Takes a count out of `state`.
+    /// Takes the count under `key` out of `state`.
     fn take_count(&self, state: &mut NamedTensors, key: &str) -> Result<u64, Error> {
         let tensor = state.remove(key).ok_or_else(|| self.error(key, "missing; expected one number".into()))?;
         let [found] = tensor.dims();
@@ -70,12 +70,12 @@ impl Expected {
     fn nothing_left(&self, state: NamedTensors) -> Result<(), Error> {
         match state.into_keys().next() {
             None => Ok(()),
-            Some(key) => Err(self.error(&key, "unexpected".into())),
+            Some(key) => Err(self.error(&key, "expected no tensor of this name".into())),
         }
     }
 }
 
-/// Exact up to 2^24 steps.
+/// `value` as a tensor, `[1]`; exact up to 2^24 steps.
 fn count(value: u64, device: &Device) -> Tensor<1> {
     Tensor::from_data([value as f32], device)
 }

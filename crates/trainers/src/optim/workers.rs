@@ -1,8 +1,8 @@
-//! Parts of a batch, computed side by side.
+//! Threads that compute the parts of a batch side by side.
 //!
-//! A large operation keeps every core busy by itself. Those of a small network are over before the cores have come together: there it is
-//! faster to give each core its own part of the batch and let it work through all operations alone. Parts and cores are fixed by the
-//! configuration, so the sum of their gradients is the same from run to run.
+//! A large operation keeps every core busy by itself. The operations of a small network are over before the cores have started on them, so
+//! it is faster to give each core its own part of the batch and let it run all operations alone. The parts and the cores of each are fixed
+//! by the configuration, so the sum of their gradients is the same from run to run.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -11,30 +11,30 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::Error;
 
-/// Threads, each with its share of the cores.
+/// A number of thread pools, each with an equal share of the cores.
 #[derive(Debug)]
 pub struct Workers {
     pools: Vec<ThreadPool>,
 }
 
 impl Workers {
-    /// `count` of them, at least 1.
+    /// `count` workers, at least 1.
     ///
     /// # Errors
-    /// When the system gives no threads.
+    /// When the operating system cannot start the threads.
     pub fn new(count: usize) -> Result<Self, Error> {
         let share = (rayon::current_num_threads() / count).max(1);
         let pool = |_| ThreadPoolBuilder::new().num_threads(share).build();
         let pools = (0..count).map(pool).collect::<Result<_, _>>();
-        Ok(Self { pools: pools.map_err(|error| Error::Config(format!("{count} workers: {error}")))? })
+        Ok(Self { pools: pools.map_err(|error| Error::Config(format!("cannot start {count} workers: {error}; use fewer")))? })
     }
 
-    /// How many there are.
+    /// The number of workers.
     pub fn count(&self) -> usize {
         self.pools.len()
     }
 
-    /// `work` on each of at most [`count`](Self::count) items, in their order.
+    /// Applies `work` to at most [`count`](Self::count) items side by side. Returns the results in the order of the items.
     pub fn map<I: Send, O: Send>(&self, items: Vec<I>, work: impl Fn(I) -> O + Sync) -> Vec<O> {
         assert!(items.len() <= self.count(), "{} items for {} workers", items.len(), self.count());
         let work = &work;
