@@ -3,15 +3,14 @@
 //! | paper and code | here |
 //! |---|---|
 //! | T, the number of denoising steps | `scheduler.num_inference_steps` |
-//! | K, how many of the last are differentiated; `backprop_strategy = 'fixed'`, value 49 of 50 | `[algo.align_prop.truncation.fixed]`, `k` = T − value |
+//! | K, how many of the last steps are differentiated; `backprop_strategy = 'fixed'`, value 49 of 50 | `[algo.align_prop.truncation.fixed]`, `k` = T − value |
 //! | `truncated_backprop_rand`, `truncated_rand_backprop_minmax` of the first code and of TRL | `[algo.align_prop.truncation.random]` |
 //! | `backprop_strategy = 'gaussian'`, mean 42, std 5 of the authors' later code | `[algo.align_prop.truncation.gaussian]` |
 //! | loss: \|r − 10\|, 1 − r, 10 − r | `−grad_scale · mean(r)`, whose gradient is the same |
 //!
-//! What is truncated is the *noise prediction*: the latents keep their graph, so that a late gradient still reaches an earlier
-//! tracked step along the scheduler's linear path. Source: mihirp1998/AlignProp `main.py` and `sd_pipeline.py`, TRL 0.22
-//! `modeling_sd_base.py`. They recompute each step in the backward pass; here every tracked step is kept, so memory grows with
-//! their number.
+//! Only the *noise prediction* is truncated. The latents keep their graph, so a late gradient still reaches an earlier step on the tape
+//! through the scheduler's linear updates. Source: mihirp1998/AlignProp `main.py` and `sd_pipeline.py`, TRL 0.22 `modeling_sd_base.py`.
+//! They recompute each step in the backward pass; here every step on the tape is kept, so memory grows with the number of such steps.
 
 use serde::{Deserialize, Serialize};
 use vp_core::noise::{Noise, Purpose, chain_step};
@@ -27,62 +26,64 @@ use crate::environment::Environment;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
-/// From which step on the noise prediction is differentiated.
+/// The random step from which on the noise prediction is differentiated.
 const TRUNCATION: Purpose = Purpose::numbered(14);
 
-/// The knobs of `[algo.align_prop]`, with the values of the authors' later code where the file is silent.
+/// The knobs of `[algo.align_prop]`. The defaults are the values of the authors' later code.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlignProp {
-    /// Prompts per micro-batch, one image each (8 on each of 4 GPUs).
+    /// Prompts per micro-batch, one image each; at least 1 (8 on each of 4 GPUs).
     pub batch_size: usize,
-    /// Which steps' noise predictions are differentiated.
+    /// The steps whose noise predictions are differentiated (`gaussian`).
     pub truncation: Truncation,
-    /// Factor of the reward's loss (aesthetic reward 0.01, others 1).
+    /// Factor of the reward's loss (0.01 for the aesthetic reward, 1 for others).
     pub grad_scale: f64,
-    /// Classifier-free guidance while training (5; the first code 7.5); 1 for none.
+    /// Classifier-free guidance scale while training, at least 0; 1 for no guidance (5; 7.5 in the first code).
     pub guidance_scale: f64,
-    /// What to steer away from while training, under guidance.
+    /// Prompt that guidance steers away from while training; absent: no text.
     pub negative_prompt: Option<String>,
 }
 
 vp_core::registry! {
     /// The `[algo.align_prop.truncation.<name>]` section.
     pub enum Truncation {
-        /// The last K steps.
+        /// A fixed number of last steps is on the tape.
         Fixed = "fixed" => Fixed,
-        /// Each step from a border on that is drawn anew for each step, as in the first code and TRL.
+        /// A step is on the tape from a random border on; each step draws its own border, as in the first code and TRL.
         Random = "random" => Random,
-        /// From a border on that is drawn once per batch, as in the authors' later code.
+        /// All steps from a random border on are on the tape; each batch draws one border, as in the authors' later code.
         Gaussian = "gaussian" => Gaussian,
     }
 }
 
-/// The last K steps.
+/// `[algo.align_prop.truncation.fixed]`: the last K steps are on the tape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fixed {
-    /// How many (1).
+    /// K, the number of last steps on the tape, 1 to `scheduler.num_inference_steps` (1).
     pub k: usize,
 }
 
-/// A border uniform in `min..=max`, for each step anew: step i is differentiated with probability (i − min + 1) / (max − min + 1).
+/// `[algo.align_prop.truncation.random]`: each step draws its own border, uniform in `min..=max`. Step i is differentiated with probability
+/// (i − min + 1) / (max − min + 1).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Random {
-    /// Least (0).
+    /// Smallest border, in steps (0).
     pub min: usize,
-    /// Largest (50 of 50 steps).
+    /// Largest border, in steps, at most `scheduler.num_inference_steps` (50 of 50 steps).
     pub max: usize,
 }
 
-/// A border of this normal distribution, rounded down, drawn again until it lies in `1..num_inference_steps`.
+/// `[algo.align_prop.truncation.gaussian]`: a border from this normal distribution, rounded down, and drawn again until it lies in
+/// `1..num_inference_steps`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gaussian {
-    /// Mean, in steps (42 of 50).
+    /// Mean of the border, in steps, at least 1 and below `scheduler.num_inference_steps` (42 of 50).
     pub mean: f64,
-    /// Standard deviation, in steps (5).
+    /// Standard deviation of the border, in steps, 0 to `scheduler.num_inference_steps` (5).
     pub std: f64,
 }
 
@@ -127,7 +128,7 @@ impl<D: Denoiser> RewardDriven<D> for AlignProp {
         &[
             "run.num_train_steps=5",
             "scheduler.num_inference_steps=6",
-            // The border where it is in the shipped config, relative to the shorter chain.
+            // The border at the same fraction of the shorter chain as in the shipped config.
             "algo.align_prop.truncation.gaussian.mean=4.5",
             "optimizer.learning_rate=1e-2",
             "preview.num_inference_steps=6",
@@ -174,8 +175,8 @@ impl Truncation {
         }
     }
 
-    /// A whole chain of `steps`. The last one is on the tape whatever is drawn (the first code and TRL leave it off once in 51
-    /// times), so that there is always a gradient.
+    /// The calls of a whole chain of `steps`. The last step is on the tape whatever the border, so that there is always a gradient; the
+    /// first code and TRL leave it off the tape once in 51 times.
     pub fn calls(&self, steps: usize, draw: Draw) -> Vec<Call> {
         let once = match self {
             Self::Gaussian(gaussian) => gaussian.border(steps, draw),
@@ -189,7 +190,7 @@ impl Truncation {
         (0..steps).map(|step| if step + 1 == steps || step >= border(step) { Call::On } else { Call::Off }).collect()
     }
 
-    /// How many of `steps` are on the tape, on average.
+    /// The average number of steps on the tape, of a chain of `steps`.
     pub fn expected_on_tape(&self, steps: usize) -> f64 {
         const CHAINS: u64 = 1000;
         let noise = Noise::new(0);
@@ -199,10 +200,10 @@ impl Truncation {
 }
 
 impl Gaussian {
-    /// One draw, again and again until it is a step after the first.
+    /// Draws the border, again and again until it is a step after the first.
     fn border(&self, steps: usize, Draw { noise, number }: Draw) -> usize {
-        // With the mean among the steps and a standard deviation of at most their number, a draw is good at least once in three
-        // times; the mean itself stands in for what will not happen.
+        // With the mean among the steps and a standard deviation of at most their number, at least one draw in three is good. If all of
+        // them fail, which will not happen, the mean is used.
         const DRAWS: usize = 100;
         let drawn = noise.normal_values(TRUNCATION, number, 0, DRAWS);
         let borders = drawn.into_iter().map(|z| self.mean + self.std * f64::from(z));
@@ -258,7 +259,7 @@ mod tests {
         assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, Draw { noise, number: 1 })), 5);
         assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, Draw { noise, number: 1 }), [Call::On; 8]);
 
-        // One border a batch, all after it on the tape; mean 42.5 less the half that rounding down takes.
+        // One border per batch, with all later steps on the tape; its mean is 42.5 minus the half that rounding down takes.
         let gaussian = Truncation::Gaussian(Gaussian { mean: 42.0, std: 5.0 });
         let borders: Vec<usize> = (1..=2000)
             .map(|draw| {
@@ -273,7 +274,7 @@ mod tests {
         assert!((mean - 40.9).abs() < 0.4, "{mean}");
         assert!(borders.iter().all(|border| (1..50).contains(border)));
 
-        // A border for each step: step 0 of 4 is on the tape once in five times, and may be where a later one is not.
+        // One border per step: step 0 of 4 is on the tape once in five times, and may be on it when a later step is not.
         let random = Truncation::Random(Random { min: 0, max: 4 });
         let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, Draw { noise, number: draw })).collect();
         let share = |step: usize| chains.iter().filter(|calls| calls[step] == Call::On).count() as f64 / 2000.0;

@@ -4,12 +4,12 @@
 //! |---|---|
 //! | T, the number of sampling steps | `scheduler.num_inference_steps` |
 //! | K, how many of the last ones are differentiated | `k`; DRaFT is `k` = T |
-//! | n_LV, how often DRaFT-LV noises a drawn image again | `num_lv_samples`, 0 for none |
+//! | n_LV, how many times DRaFT-LV noises a drawn image again | `num_lv_samples`, 0 for none |
 //! | r(x_0, c), maximised | loss `−grad_scale · mean(r)` |
 //! | x_0 = sample(θ, x_T) | the sampler's own last sample, guidance and all |
 //!
-//! DRaFT-LV follows FlowBP's `trainers/sd35/draft_lv.py`: the mean over the drawn image and its `num_lv_samples` new ones. All of
-//! them are on the tape together: its memory is that of `1 + num_lv_samples` steps.
+//! DRaFT-LV follows FlowBP's `trainers/sd35/draft_lv.py`: its loss is the mean over the drawn image and `num_lv_samples` new ones. All of
+//! them are on the tape at once, so it needs the memory of `1 + num_lv_samples` steps.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -29,21 +29,21 @@ use crate::run::{Draw, Run};
 /// The noise that is added to drawn latents.
 pub(super) const LOW_VARIANCE: Purpose = Purpose::numbered(17);
 
-/// The knobs of `[algo.draft]`, with the paper's values where the file is silent.
+/// The knobs of `[algo.draft]`. The defaults are the paper's values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Draft {
-    /// Prompts per micro-batch, one image each (4).
+    /// Prompts per micro-batch, one image each; at least 1 (4).
     pub batch_size: usize,
-    /// How many of the last steps are on the tape (1).
+    /// K, the number of last steps on the tape, 1 to `scheduler.num_inference_steps` (1).
     pub k: usize,
-    /// How often the drawn latents are noised again and denoised in one step, with K = 1 (DRaFT-LV: 2); 0 for plain DRaFT-K.
+    /// How many times the drawn latents are noised again and denoised in one step; needs K = 1. 0 for plain DRaFT-K (2 for DRaFT-LV).
     pub num_lv_samples: usize,
     /// Factor of the reward's loss (1).
     pub grad_scale: f64,
-    /// Classifier-free guidance while training (7.5); 1 for none.
+    /// Classifier-free guidance scale while training, at least 0; 1 for no guidance (7.5).
     pub guidance_scale: f64,
-    /// What to steer away from while training, under guidance.
+    /// Prompt that guidance steers away from while training; absent: no text.
     pub negative_prompt: Option<String>,
 }
 
@@ -70,7 +70,7 @@ impl ThroughSampling for Draft {
         self.grad_scale
     }
 
-    /// DRaFT-LV: the same latents, noised and denoised anew.
+    /// DRaFT-LV: the drawn latents, noised and denoised again.
     fn further_samples<D: Denoiser>(&self, chain: &TapedChain<'_, D>, latents: &Tensor<4>, start: &StartingPoint) -> Vec<Tensor<4>> {
         (0..self.num_lv_samples).map(|sample| renoised_sample(chain, latents, start.normal(LOW_VARIANCE, sample))).collect()
     }
@@ -122,15 +122,15 @@ impl Algorithm for Draft {
     }
 }
 
-/// `√ᾱ sg(x_0) + √(1 − ᾱ) ε` at the last timestep, and the mean of the last step from there: `[b, c, h, w]`, on the tape through
-/// this one step alone.
+/// Noises x_0 to the last timestep, `√ᾱ sg(x_0) + √(1 − ᾱ) ε`, and returns the mean of the last step from there, `[b, c, h, w]`. Only this
+/// one step is on the tape.
 pub fn renoised_sample<D: Denoiser>(chain: &TapedChain<'_, D>, original: &Tensor<4>, epsilon: Tensor<4>) -> Tensor<4> {
     let last = chain.scheduler.timesteps().len() - 1;
     let rows = original.dims()[0];
     // Euler's continuous time is negative where σ < 1.
     let (steps, timestep) = (vec![last; rows], chain.scheduler.timesteps()[last].max(0.0));
     let noised = chain.scheduler.add_noise(original.clone().without_autodiff(), epsilon, &vec![timestep; rows]);
-    // `add_noise` gives what the network sees; samplers that step along σ hold the same unscaled.
+    // `add_noise` gives the network's input; samplers that step along σ work on the same latents before scaling.
     let scale = chain.scheduler.scale_model_input(noised.ones_like(), &steps);
     let sample = noised / scale;
     let output = chain.noise_pred(Call::On, last, &sample);

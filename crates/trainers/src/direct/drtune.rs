@@ -8,9 +8,9 @@
 //! | sg(x_t), the stop-gradient on the network's input | `Call::DetachedInput` |
 //! | r, maximised | loss `−grad_scale · mean(r)` |
 //!
-//! The latents keep their graph through the scheduler's linear update, and only through it: early steps get a gradient without
-//! the network's Jacobian, and without what makes such products explode. How the steps are drawn follows FlowBP's
-//! `trainers/sd35/drtune.py`: spaced over the steps up to the early stop, so that all K are taken.
+//! The gradient flows from step to step only through the scheduler's linear update. So early steps get a gradient that contains no product
+//! of the network's Jacobians, which could explode. The steps are drawn as in FlowBP's `trainers/sd35/drtune.py`: they are spaced over the
+//! steps up to the early stop, so that all K are taken.
 
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Purpose;
@@ -26,26 +26,26 @@ use crate::environment::Environment;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
-/// The last step of a chain.
+/// The random last step of a chain.
 const EARLY_STOP: Purpose = Purpose::numbered(15);
-/// Which of its steps are trained.
+/// The random first of the trained steps.
 const TRAINED_STEPS: Purpose = Purpose::numbered(16);
 
-/// The knobs of `[algo.drtune]`, with FlowBP's values where the file is silent.
+/// The knobs of `[algo.drtune]`. The defaults are FlowBP's values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DrTune {
-    /// Prompts per micro-batch, one image each (8 on each of 8 GPUs).
+    /// Prompts per micro-batch, one image each; at least 1 (8 on each of 8 GPUs).
     pub batch_size: usize,
-    /// Trained steps of a chain (3).
+    /// K, the number of trained steps of a chain; at least 1, at most the steps of the shortest chain (3).
     pub k: usize,
-    /// Share of the chain, from its end, in which it stops at random (0.4); 0 for the last step.
+    /// Share of the chain, counted from its end, within which it stops at random, 0 to 1; 0: it always runs to the last step (0.4).
     pub early_stop_ratio: f64,
     /// Factor of the reward's loss (1).
     pub grad_scale: f64,
-    /// Classifier-free guidance while training (7.5, FlowBP's SD 3.5 3.5); 1 for none.
+    /// Classifier-free guidance scale while training, at least 0; 1 for no guidance (7.5; 3.5 in FlowBP for SD 3.5).
     pub guidance_scale: f64,
-    /// What to steer away from while training, under guidance.
+    /// Prompt that guidance steers away from while training; absent: no text.
     pub negative_prompt: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl ThroughSampling for DrTune {
         Sampling { batch_size: *batch_size, guidance_scale: *guidance_scale, negative_prompt: negative_prompt.as_deref() }
     }
 
-    /// The steps up to the one where this chain stops; K of them are trained, equally spaced from a random first on.
+    /// The steps up to the random one at which this chain stops. K of them are trained, equally spaced from a random first one on.
     fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call> {
         let taken = num_inference_steps + 1 - draw.integer(EARLY_STOP, 1, self.early_stop_steps(num_inference_steps));
         let stride = taken / self.k;
@@ -118,19 +118,19 @@ impl Algorithm for DrTune {
         let shortest = self.shortest(steps);
         if *k == 0 || (steps > 0 && *k > shortest) {
             findings.push(format!(
-                "algo.drtune.k is {k}; expected 1 to {shortest}, the steps of the shortest of the chains that early_stop_ratio {early_stop_ratio} draws of {steps}"
+                "algo.drtune.k is {k}; expected 1 to {shortest}, the length of the shortest chain that early_stop_ratio {early_stop_ratio} leaves of {steps} steps"
             ));
         }
     }
 }
 
 impl DrTune {
-    /// m: how many of the last of `steps` may be the last one taken, at least 1.
+    /// m: the number of steps, at the end of a chain of `steps`, at which it may stop; at least 1.
     fn early_stop_steps(&self, steps: usize) -> usize {
         ((steps as f64 * self.early_stop_ratio).round() as usize).max(1)
     }
 
-    /// The steps of the shortest chain.
+    /// The number of steps of the shortest chain.
     fn shortest(&self, steps: usize) -> usize {
         steps + 1 - self.early_stop_steps(steps)
     }

@@ -1,16 +1,16 @@
-//! What the algorithms that differentiate a reward through sampling share: ReFL, DRaFT, AlignProp, DRTune.
+//! The code that ReFL, DRaFT, AlignProp and DRTune share: they all differentiate a reward through sampling.
 //!
-//! They differ in where the tape is. Each says of every step it takes how the network is called ([`Call`]), and what is decoded
-//! at the end ([`End`]); the rest is the same for all.
+//! They differ in which steps are on the tape, that is, recorded for the backward pass. Each algorithm chooses how every step calls the
+//! network ([`Call`]), and which latents are decoded at the end ([`End`]); the rest is the same for all.
 //!
-//! | algorithm | calls of its steps | end |
+//! | algorithm | calls of the network | latents to decode |
 //! |---|---|---|
-//! | ReFL | off the tape, but for the last, a random late step | the last step's prediction of the clean latents |
-//! | DRaFT-K | off the tape, but for the last K of all N | the last sample |
-//! | AlignProp | on the tape late, off it early, the border random | the last sample |
-//! | DRTune | on the tape with a detached input at K spaced steps | the prediction at a random late step |
+//! | ReFL | off the tape, except in the last step, a random late one | the last step's prediction of the clean latents |
+//! | DRaFT-K | on the tape in the last K steps | the last sample |
+//! | AlignProp | on the tape from a fixed or random step on | the last sample |
+//! | DRTune | on the tape with a detached input in K evenly spaced steps | the prediction of the clean latents at a random late step |
 //!
-//! Whatever the call, the latents' own path through the scheduler's linear update keeps its gradient. Guidance is on the tape
+//! Whatever the call, the gradient also flows through the scheduler's update, which is linear in the latents. Guidance is on the tape
 //! wherever the network is.
 
 pub mod align_prop;
@@ -37,36 +37,36 @@ use crate::run::{Batch, Draw, Run, values};
 /// How a step calls the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// Off the tape: what it predicts is a constant, and nothing is kept of it.
+    /// Off the tape: the prediction is a constant, and no intermediate values are kept.
     Off,
-    /// On the tape: the gradient reaches the weights, and through the network's input all that came before.
+    /// On the tape: the gradient reaches the weights, and through the network's input all earlier steps.
     On,
-    /// On the tape with a constant for input: the gradient reaches the weights alone.
+    /// On the tape with a constant input: the gradient reaches only the weights.
     DetachedInput,
 }
 
-/// What a chain comes to.
+/// The latents that a chain ends with, to be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The sampler's own sample after the last step.
     Sample,
-    /// The last step's one-step prediction of the clean latents, as where a chain stops early.
+    /// The last step's prediction of the clean latents, for chains that stop early.
     Prediction,
 }
 
-/// How a micro-batch is sampled.
+/// The knobs for sampling a micro-batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sampling<'a> {
-    /// Prompts, one image each.
+    /// Prompts per micro-batch, one image each; at least 1.
     pub batch_size: usize,
-    /// Classifier-free guidance; 1 or less for none.
+    /// Classifier-free guidance scale, at least 0; 1 or less for no guidance.
     pub guidance_scale: f64,
-    /// What guidance steers away from.
+    /// Prompt that guidance steers away from.
     pub negative_prompt: Option<&'a str>,
 }
 
 impl Sampling<'_> {
-    /// Appends what cannot work; `algo` is the section's name.
+    /// Appends a message for each knob that is out of range; `algo` is the algorithm's name in the config.
     pub fn findings(&self, algo: &str, findings: &mut Vec<String>) {
         let Self { batch_size, guidance_scale, .. } = self;
         if *batch_size == 0 {
@@ -77,7 +77,7 @@ impl Sampling<'_> {
         }
     }
 
-    /// The images of an update and of the run, in words; `each` says how one image is sampled.
+    /// A sentence about the images of an update and of the run; `each` says how one image is sampled.
     pub fn arithmetic(&self, config: &TrainConfig, each: &str) -> String {
         let (updates, accumulation) = (config.run.num_train_steps, config.optimizer.gradient_accumulation_steps);
         let batch_size = self.batch_size;
@@ -87,22 +87,22 @@ impl Sampling<'_> {
     }
 }
 
-/// What a micro-batch of `b` images starts from.
+/// The inputs of a micro-batch of `b` images.
 #[derive(Debug)]
 pub struct StartingPoint {
-    /// One per image.
+    /// One prompt per image.
     pub prompts: Vec<String>,
-    /// What they say to the denoiser; on the tape where a text encoder trains.
+    /// The prompts' embeddings and the guidance scale; on the tape if a text encoder trains.
     pub guidance: Guidance,
-    /// Standard normal, `[b, c, h, w]`.
+    /// The noise to start from: standard normal, `[b, c, h, w]`.
     pub latents: Tensor<4>,
-    /// This micro-batch's random numbers.
+    /// The random numbers of this micro-batch.
     pub draw: Draw,
     device: Device,
 }
 
 impl StartingPoint {
-    /// Prompts to embeddings, and the noise to start from.
+    /// Takes the prompts of `batch`, encodes them, and draws the noise to start from.
     pub fn new<D: Denoiser>(run: &Run<Trainable<D>>, environment: &mut Environment<D>, batch: Batch, sampling: Sampling<'_>) -> Self {
         let Sampling { batch_size, guidance_scale, negative_prompt } = sampling;
         let prompts = environment.prompts.of_batch(batch.index, batch_size);
@@ -115,34 +115,34 @@ impl StartingPoint {
         Self { prompts, guidance, latents, draw, device }
     }
 
-    /// The chain from here.
+    /// A chain from this starting point, with no step taken yet.
     pub fn chain<'a, D>(&'a self, denoiser: &'a D, scheduler: &'a mut dyn Scheduler) -> TapedChain<'a, D> {
         TapedChain::new(denoiser, scheduler, &self.guidance, self)
     }
 
-    /// Standard normal `[b, c, h, w]` for one place of this micro-batch.
+    /// Standard normal noise `[b, c, h, w]`; `place` numbers the draws of this micro-batch for one purpose.
     pub fn normal(&self, purpose: Purpose, place: usize) -> Tensor<4> {
         let ([b, c, h, w], Draw { noise, number }) = (self.latents.dims(), self.draw);
         noise.normal(purpose, chain_step(number, place), &sample_numbers(b), [c, h, w], &self.device)
     }
 }
 
-/// A chain of reverse steps, some of them on the tape.
+/// A chain of denoising steps, some of them on the tape.
 pub struct TapedChain<'a, D> {
     /// The trained network, on the tape.
     pub denoiser: &'a D,
-    /// Makes steps of predictions.
+    /// The scheduler that turns predictions into steps.
     pub scheduler: &'a mut dyn Scheduler,
-    /// The prompts, and how strongly they count.
+    /// The prompts' embeddings and the guidance scale.
     pub guidance: &'a Guidance,
-    /// The points from which a step was taken, in order, off the tape.
+    /// The points at which a step was taken, in order, off the tape.
     pub visited: Vec<Visited>,
     noise: &'a dyn StepNoise,
 }
 
-/// The noise of a stochastic scheduler's steps.
+/// The source of the noise in a stochastic scheduler's steps.
 pub trait StepNoise {
-    /// Standard normal, `[b, c, h, w]`.
+    /// The noise of scheduler step `step`: standard normal, `[b, c, h, w]`.
     fn step_noise(&self, step: usize) -> Tensor<4>;
 }
 
@@ -159,17 +159,18 @@ impl<F: Fn(usize) -> Tensor<4>> StepNoise for F {
 }
 
 impl<'a, D> TapedChain<'a, D> {
-    /// A chain that has not begun.
+    /// A chain with no step taken yet.
     pub fn new(denoiser: &'a D, scheduler: &'a mut dyn Scheduler, guidance: &'a Guidance, noise: &'a dyn StepNoise) -> Self {
         Self { denoiser, scheduler, guidance, visited: Vec::new(), noise }
     }
 }
 
 impl<D: Denoiser> TapedChain<'_, D> {
-    /// Takes the steps `0..calls.len()` from unit noise `[b, c, h, w]`, each as its call says; the latents of the end, `[b, c, h, w]`.
+    /// Takes the steps `0..calls.len()` from standard normal noise `unit`, `[b, c, h, w]`, calling the network in each as `calls` says.
+    /// Returns the latents that `end` names, `[b, c, h, w]`.
     ///
     /// # Panics
-    /// When no call is on the tape: there would be nothing to differentiate.
+    /// When no call is on the tape, because then there is nothing to differentiate.
     pub fn run(&mut self, unit: Tensor<4>, calls: &[Call], end: End) -> Tensor<4> {
         let first = calls.iter().position(|call| *call != Call::Off).expect("a step is on the tape");
         let mut latents = self.without_gradient(unit, first);
@@ -187,7 +188,8 @@ impl<D: Denoiser> TapedChain<'_, D> {
         latents
     }
 
-    /// Takes the steps `0..steps` from unit noise `[b, c, h, w]` off the tape; the latents before step `steps`, a constant.
+    /// Takes the steps `0..steps` off the tape, from standard normal noise `unit`, `[b, c, h, w]`. Returns the latents before step `steps`,
+    /// a constant.
     pub fn without_gradient(&mut self, unit: Tensor<4>, steps: usize) -> Tensor<4> {
         let start = unit * self.scheduler.init_noise_sigma();
         self.visited.push(Visited { step: 0, latents: start.clone() });
@@ -197,7 +199,7 @@ impl<D: Denoiser> TapedChain<'_, D> {
         Chain { denoiser: &denoiser, sampler, guidance: &guidance, noise: &mut noise, observe: &mut observe }.run(start, 0..steps)
     }
 
-    /// What the network predicts at a step, with guidance; `[b, c, h, w]`.
+    /// The network's prediction at a step, with guidance, `[b, c, h, w]`.
     pub fn noise_pred(&self, call: Call, step: usize, latents: &Tensor<4>) -> Tensor<4> {
         let rows = latents.dims()[0];
         let timesteps = vec![self.scheduler.timesteps()[step] as f32; rows];
@@ -216,35 +218,36 @@ impl<D: Denoiser> TapedChain<'_, D> {
         }
     }
 
-    /// The clean latents that a prediction at a step stands for, `[b, c, h, w]`.
+    /// The clean latents that follow from the prediction at a step, `[b, c, h, w]`.
     pub fn pred_original_sample(&self, step: usize, noise_pred: Tensor<4>, latents: Tensor<4>) -> Tensor<4> {
         let steps = vec![step; latents.dims()[0]];
         self.scheduler.transition(noise_pred, &steps, latents).pred_original_sample
     }
 }
 
-/// A micro-batch that was sampled and scored, and its loss without the regulariser.
+/// A micro-batch that has been sampled and scored, with its losses.
 #[derive(Debug)]
 pub struct ScoredBatch<'a> {
-    /// What it started from.
+    /// The inputs of the micro-batch.
     pub start: &'a StartingPoint,
-    /// Where its chain has been.
+    /// The points at which the chain took a step.
     pub visited: &'a [Visited],
-    /// What was decoded, `[b, c, h, w]`.
+    /// The latents that were decoded, `[b, c, h, w]`.
     pub latents: &'a Tensor<4>,
-    /// Images, rewards, and what the journal is told of them.
+    /// The decoded images, their rewards, and the values for the journal.
     pub scored: ScoredImages,
-    /// The algorithm's loss, `[1]`.
+    /// The algorithm's loss without the regulariser, `[1]`.
     pub loss: Tensor<1>,
-    /// The regulariser's, `[1]`.
+    /// The regulariser's loss, `[1]`, if there is a regulariser.
     pub regularization: Option<Tensor<1>>,
 }
 
 impl ScoredBatch<'_> {
-    /// Goes backward; after the last micro-batch of an update: clip, step, moving average, journal, and a preview where one is due.
+    /// Runs the backward pass. After the last micro-batch of an update, also clips the gradients, updates the weights and the moving
+    /// average, writes the journal, and draws a preview if one is due.
     ///
     /// # Errors
-    /// When something is not finite, a reward fails, or the run's folder cannot be written.
+    /// When a value is not finite, a reward fails, or the run's folder cannot be written.
     pub fn backward<D: Denoiser>(
         self,
         run: &mut Run<Trainable<D>>,
@@ -272,7 +275,7 @@ impl ScoredBatch<'_> {
         let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
         let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
         let in_network = non_finite::in_prediction(&model.denoiser, input, &timesteps, &self.start.guidance.conditional);
-        let decoded = [("the latents that are decoded", self.latents), ("the decoded images", &self.scored.images)];
+        let decoded = [("the latents to decode", self.latents), ("the decoded images", &self.scored.images)];
         in_network.or_else(|| non_finite::first_of(decoded)).or_else(|| {
             let rewards = values(&self.scored.rewards);
             (!rewards.iter().all(|reward| reward.is_finite())).then(|| format!("the reward ({rewards:?})"))

@@ -3,13 +3,13 @@
 //! | paper | here |
 //! |---|---|
 //! | T, the number of denoising steps | `scheduler.num_inference_steps` |
-//! | \[T1, T2\], the window of the last tracked step, counted from the end | `min_mid_step..=max_mid_step`, counted from the start |
+//! | \[T1, T2\], the range of the step on the tape, counted from the end | `min_mid_step..=max_mid_step`, counted from the start |
 //! | λ | `grad_scale` |
 //! | φ(r) | `relu(margin − r)` |
 //! | L_pre | `[regularizer.<name>]` |
 //!
-//! Differs from the released `ReFL.py` where its users were hurt: a regulariser is on by default, other rewards are watched, an
-//! optional guidance makes training draw as inference does, and the size is the model's own.
+//! It differs from the released `ReFL.py` where that hurt its users: a regulariser is on by default, other rewards are watched, optional
+//! guidance makes training draw as inference does, and the image size is the model's own.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -26,26 +26,26 @@ use crate::losses::refl_loss;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::Run;
 
-/// Which late step ReFL tracks.
+/// The random late step that ReFL puts on the tape.
 const MID_TIMESTEP: Purpose = Purpose::numbered(4);
 
-/// The knobs of `[algo.refl]`, with ReFL.py's values where the file is silent.
+/// The knobs of `[algo.refl]`. The defaults are those of `ReFL.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Refl {
-    /// Prompts per micro-batch, one image each.
+    /// Prompts per micro-batch, one image each; at least 1 (2).
     pub batch_size: usize,
-    /// First step that may be the tracked one (30 of 40).
+    /// First step that may be the one on the tape, counted from 0 (30 of 40).
     pub min_mid_step: usize,
-    /// Last step that may be the tracked one, inclusive (39 of 40).
+    /// Last step that may be the one on the tape, counted from 0 (39 of 40).
     pub max_mid_step: usize,
-    /// Rewards above this give no gradient, in the reward's own units (2 for ImageReward).
+    /// Rewards above this value give no gradient; in the reward's own units (2 for ImageReward).
     pub margin: f64,
     /// Factor of the reward's loss (1e-3).
     pub grad_scale: f64,
-    /// Classifier-free guidance while training; 1 for none, as the paper.
+    /// Classifier-free guidance scale while training, at least 0; 1 for no guidance, as in the paper (1).
     pub guidance_scale: f64,
-    /// What to steer away from while training, under guidance.
+    /// Prompt that guidance steers away from while training; absent: no text.
     pub negative_prompt: Option<String>,
 }
 
@@ -72,13 +72,14 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
             // 1. Prompts to embeddings, and the noise x_T to start from.
             let start = StartingPoint::new(run, environment, batch, self.sampling());
 
-            // 2. A random late step t. Up to it without gradient, that one step with, to the clean latents x_0 that it predicts.
+            // 2. A random late step t: the steps before it without gradient, step t with gradient, to its prediction of the clean latents
+            // x_0.
             let mid_step = start.draw.integer(MID_TIMESTEP, self.min_mid_step, self.max_mid_step);
             let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
             let latents = predict_clean_latents(&mut chain, start.latents.clone(), mid_step);
             let visited = chain.visited;
 
-            // 3. To an image, and its reward r(y, z): the loss λ φ(r).
+            // 3. Decode to an image and compute its reward r(y, z); the loss is λ φ(r).
             let scored = environment.decode_and_score(latents.clone(), &start.prompts)?;
             let loss = refl_loss(scored.rewards.clone(), self.margin, self.grad_scale);
 
@@ -109,8 +110,8 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
             "algo.refl.min_mid_step=6",
             "algo.refl.max_mid_step=8",
             "algo.refl.batch_size=4",
-            // Brightness varies by a hundredth, a reward of standard deviation 1 by a hundred times as much: the published grad_scale of
-            // 1e-3, for the latter, would leave the regulariser alone in the field.
+            // Brightness varies by about 0.01. The published grad_scale of 1e-3 is for rewards with a standard deviation of 1; with
+            // brightness, the regulariser would outweigh the reward.
             "algo.refl.grad_scale=1.0",
             "optimizer.gradient_accumulation_steps=1",
             "optimizer.learning_rate=5e-3",
@@ -119,13 +120,13 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     }
 }
 
-/// Lines 4 to 9 of algorithm 1, from unit noise x_T `[b, c, h, w]` to x_0, which is on the tape through one step alone.
+/// Lines 4 to 9 of algorithm 1: from standard normal noise x_T to the predicted x_0, both `[b, c, h, w]`. Only one step is on the tape.
 pub fn predict_clean_latents<D: Denoiser>(chain: &mut TapedChain<'_, D>, unit: Tensor<4>, mid_step: usize) -> Tensor<4> {
-    // T..t without gradient: what comes before step t is a constant.
+    // T..t without gradient: the latents before step t are a constant.
     let latents = chain.without_gradient(unit, mid_step);
     // t with gradient: the one prediction through which the reward reaches the weights.
     let noise_pred = chain.noise_pred(Call::On, mid_step, &latents);
-    // `pred_original_sample` of diffusers: x_0 as it is predicted from there.
+    // x_0 as predicted at step t; `pred_original_sample` in diffusers.
     chain.pred_original_sample(mid_step, noise_pred, latents)
 }
 
@@ -140,7 +141,7 @@ impl Algorithm for Refl {
         self.sampling().findings("refl", findings);
         if steps > 0 && (min_mid_step > max_mid_step || *max_mid_step >= steps) {
             findings.push(format!(
-                "algo.refl draws its tracked step from {min_mid_step}..={max_mid_step}; expected min_mid_step <= max_mid_step <= {}, the last of {steps} steps",
+                "algo.refl draws the step on the tape from {min_mid_step}..={max_mid_step}; expected min_mid_step <= max_mid_step <= {}, the last of {steps} steps",
                 steps - 1
             ));
         }

@@ -36,11 +36,11 @@ impl Denoiser for Toy {
 
 const SLOPE: f64 = 0.7;
 const PULL: f64 = -0.3;
-/// What the prompt and the negative prompt are to the toy, and how strong the guidance is.
+/// The toy's embeddings of the prompt and the negative prompt, and the guidance scale.
 const TEXTS: [f64; 2] = [1.0, 0.4];
 const SCALE: f64 = 7.5;
 const STEPS: usize = 5;
-/// The one latent of the toy's world, and the noise of step `step`.
+/// The toy's only latent value; `step_noise` gives the noise of each step.
 const UNIT: f64 = 0.8;
 
 fn step_noise(step: usize) -> f64 {
@@ -75,7 +75,7 @@ fn ddim(eta: f64) -> Box<dyn Scheduler> {
     build_scheduler(&config, None, STEPS, eta).unwrap()
 }
 
-/// What a chain of the toy comes to, and that number's gradients with respect to slope and pull.
+/// The value that a chain of the toy ends with, and its gradients with respect to slope and pull.
 fn gradients(scheduler: &mut dyn Scheduler, calls: &[Call], end: End) -> (f64, [f64; 2]) {
     let (toy, guidance) = (toy(SLOPE, PULL), guidance());
     let noise = |step| constant(step_noise(step));
@@ -92,8 +92,8 @@ fn of_toy(toy: &Toy, loss: Tensor<1>) -> [f64; 2] {
     [0, 1].map(|index: usize| values(&found[index].1)[0])
 }
 
-/// The same in f64 on the host: a step is linear in the latents x and the prediction m, and its two factors are read off the
-/// scheduler. x' = A x + B m + σ z, m = slope · x + pull · (u + s (c − u)).
+/// The same in f64 on the host. A step is linear in the latents x and the prediction m, and the scheduler gives its two factors. x' = A x +
+/// B m + σ z, m = slope · x + pull · (u + s (c − u)).
 fn by_hand(scheduler: &dyn Scheduler, calls: &[Call], end: End, [slope, pull]: [f64; 2]) -> (f64, [f64; 2]) {
     let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
     let (mut x, mut dx) = (UNIT * scheduler.init_noise_sigma(), [0.0; 2]);
@@ -157,7 +157,7 @@ fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
     }
 }
 
-/// What is by hand is itself held against finite differences, where everything is on the tape and they are right.
+/// Checks the gradients by hand against finite differences, which are right where everything is on the tape.
 #[test]
 fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
     let (scheduler, calls, h) = (ddim(0.7), [Call::On; STEPS], 1e-4);
@@ -242,7 +242,7 @@ fn a_renoised_sample_is_the_last_step_from_noised_latents() {
         let (toy, guidance, original, epsilon) = (toy(SLOPE, PULL), guidance(), 0.6, -1.5);
         let noise = |step| constant(step_noise(step));
         let chain = TapedChain::new(&toy, &mut *scheduler, &guidance, &noise);
-        // Tracked, as what was sampled is: its graph must not be followed.
+        // On the tape, as sampled latents are; the gradient must not follow their graph.
         let tracked = toy.slope.val().reshape([1, 1, 1, 1]) - constant(SLOPE) + constant(original);
         let renoised = renoised_sample(&chain, &tracked, constant(epsilon));
         let seen = alpha.sqrt() * original + (1.0 - alpha).sqrt() * epsilon;

@@ -1,5 +1,5 @@
-//! The loop of DRaFT, AlignProp and DRTune: the reward, back-propagated through sampling. Which steps let a gradient through is what
-//! they differ in.
+//! The training loop of DRaFT, AlignProp and DRTune, which back-propagate the reward through sampling. They differ in the steps that let a
+//! gradient through.
 
 use burn::tensor::Tensor;
 use vp_models::denoiser::Denoiser;
@@ -14,14 +14,14 @@ use crate::run::{Draw, Run};
 
 /// An algorithm that back-propagates the reward through sampling.
 pub trait ThroughSampling {
-    /// How a micro-batch is sampled.
+    /// The knobs for sampling a micro-batch.
     fn sampling(&self) -> Sampling<'_>;
 
-    /// How each step that is taken calls the network, of a scheduler that has `num_inference_steps`. `draw` gives the random choices of
-    /// the micro-batch.
+    /// How each step of the chain calls the network; at most `num_inference_steps` of them, fewer if the chain stops early. Random choices
+    /// depend on `draw` alone.
     fn calls(&self, num_inference_steps: usize, draw: Draw) -> Vec<Call>;
 
-    /// What is decoded after the last of those steps.
+    /// The latents to decode after the last of those steps.
     fn end(&self) -> End {
         End::Sample
     }
@@ -29,17 +29,17 @@ pub trait ThroughSampling {
     /// Factor of the reward's loss.
     fn grad_scale(&self) -> f64;
 
-    /// Further latents `[b, c, h, w]` of the same prompts, whose rewards count as much as those of the sampled `latents`.
+    /// Further latents for the same prompts, `[b, c, h, w]` each. Their rewards count as much as those of the sampled `latents`.
     fn further_samples<D: Denoiser>(&self, chain: &TapedChain<'_, D>, latents: &Tensor<4>, start: &StartingPoint) -> Vec<Tensor<4>> {
         let _ = (chain, latents, start);
         Vec::new()
     }
 }
 
-/// Trains to the end.
+/// Trains until the run has made all its updates.
 ///
 /// # Errors
-/// When the run is interrupted, something is not finite, or the run's folder cannot be written.
+/// When the run is interrupted, a value is not finite, a reward fails, or the run's folder cannot be written.
 pub fn train<D: Denoiser>(
     algorithm: &impl ThroughSampling,
     run: &mut Run<Trainable<D>>,
@@ -52,14 +52,14 @@ pub fn train<D: Denoiser>(
         // 1. Prompts to embeddings, and the noise to start from.
         let start = StartingPoint::new(run, environment, batch, algorithm.sampling());
 
-        // 2. From noise to latents, through the steps that the algorithm chooses.
+        // 2. Sample from noise to latents, with the calls that the algorithm chooses.
         let calls = algorithm.calls(scheduler.timesteps().len(), start.draw);
         let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
         let latents = chain.run(start.latents.clone(), &calls, algorithm.end());
         let further = algorithm.further_samples(&chain, &latents, &start);
         let visited = chain.visited;
 
-        // 3. To images, and their reward, which is maximised.
+        // 3. Decode to images and compute their reward, which is maximised.
         let scored = environment.decode_and_score(latents.clone(), &start.prompts)?;
         let mut rewards = vec![scored.rewards.clone()];
         for latents in further {
@@ -67,7 +67,7 @@ pub fn train<D: Denoiser>(
         }
         let loss = mean_reward_loss(rewards, algorithm.grad_scale());
 
-        // 4. The regulariser on the same tape.
+        // 4. Add the regulariser, on the same tape.
         let sampled = SampledBatch { visited: &visited, prompts: &start.prompts, size: environment.size };
         let regularization = regularizer.loss(&run.model, environment, &*scheduler, sampled, start.draw)?;
 
@@ -78,7 +78,7 @@ pub fn train<D: Denoiser>(
     Ok(())
 }
 
-/// The mean of the losses of several samples of each prompt, `[b]` each → `[1]`.
+/// The mean loss over several samples of each prompt, with rewards `[b]` per sample → `[1]`.
 pub fn mean_reward_loss(rewards: Vec<Tensor<1>>, grad_scale: f64) -> Tensor<1> {
     Tensor::cat(rewards.into_iter().map(|rewards| reward_loss(rewards, grad_scale)).collect(), 0).mean()
 }
