@@ -74,9 +74,9 @@ fn what_cannot_work_is_one_clear_line() {
     };
     for (algo, own) in [("ddpo", &DDPO[..]), ("d3po", &D3PO[..])] {
         let line = refused(algo, own, "scheduler.eta=0");
-        assert!(line.contains(&format!("algo.{algo} needs a density")) && line.contains("eta above 0"), "{line}");
+        assert!(line.contains(&format!("algo.{algo} needs random steps")) && line.contains("eta above 0"), "{line}");
         let line = refused(algo, own, "scheduler.name=euler");
-        assert!(line.contains("needs a density"), "{line}");
+        assert!(line.contains("needs random steps"), "{line}");
         let line = refused(algo, own, "scheduler.set_alpha_to_one=true");
         assert!(line.contains("the last scheduler step") && line.contains("set_alpha_to_one = false"), "{line}");
         assert!(refused(algo, own, "scheduler.name=ddpm").contains("has no density"));

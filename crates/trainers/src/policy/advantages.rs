@@ -1,7 +1,8 @@
-//! Rewards to advantages: how much better an image is than its kind.
+//! Turns rewards into advantages: how much better an image is than comparable images, in standard deviations.
 //!
-//! Source: ddpo-pytorch `ddpo_pytorch/stat_tracking.py` (per prompt) and `scripts/train.py` (batch); DanceGRPO
-//! `fastvideo/train_grpo_sd.py` (group); Flow-GRPO (arXiv 2505.05470) `flow_grpo/stat_tracking.py` (`global_std`). Standard deviations are the population's, as numpy's are.
+//! Source: ddpo-pytorch `ddpo_pytorch/stat_tracking.py` (per prompt) and `scripts/train.py` (batch); DanceGRPO `fastvideo/train_grpo_sd.py`
+//! (group); Flow-GRPO (arXiv 2505.05470) `flow_grpo/stat_tracking.py` (`global_std`). Standard deviations are those of the population, as
+//! in numpy.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,24 +14,25 @@ use crate::optim::NamedTensors;
 use crate::statistics::mean_and_std;
 
 vp_core::registry! {
-    /// The `[algo.ddpo.advantages.<name>]` section.
+    /// The `[algo.ddpo.advantages.<name>]` section: the rewards that each image is compared with.
     pub enum AdvantagesConfig {
-        /// Against the last rewards of the same prompt, remembered over epochs: for few prompts that come back often.
+        /// Compares with the last rewards of the same prompt, remembered over epochs: for few prompts that come back often.
         PerPrompt = "per_prompt" => PromptStatistics,
-        /// Against the other images of the same prompt in the same epoch: for any number of prompts.
+        /// Compares with the images of the same prompt in the same epoch: for any number of prompts.
         Group = "group" => GroupStatistics,
-        /// Against all images of the epoch.
+        /// Compares with all images of the epoch.
         Batch = "batch" => EpochStatistics,
     }
 }
 
-/// Per-prompt statistics.
+/// `[algo.ddpo.advantages.per_prompt]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptStatistics {
-    /// Rewards remembered of each prompt.
+    /// How many rewards are remembered per prompt, at least 1 (16).
     pub buffer_size: usize,
-    /// Below this many, the statistics of the whole epoch stand in.
+    /// Smallest number of remembered rewards with which a prompt's own statistics are used, 1 to `buffer_size` (16). Below it, those of the
+    /// whole epoch are used.
     pub min_count: usize,
 }
 
@@ -40,16 +42,16 @@ impl Default for PromptStatistics {
     }
 }
 
-/// Group-relative advantages; the group is `images_per_prompt`.
+/// `[algo.ddpo.advantages.group]`: a group is the `images_per_prompt` images of a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GroupStatistics {
-    /// Measures the distance from the group's mean in standard deviations of the whole epoch, not of the group, so that a group of images
-    /// that are nearly alike says little.
+    /// Whether distances from the group's mean are divided by the standard deviation of the whole epoch rather than of the group (false).
+    /// If so, a group of nearly equal rewards gives only small advantages.
     pub global_std: bool,
 }
 
-/// The statistics of an epoch.
+/// `[algo.ddpo.advantages.batch]`, which has no settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpochStatistics {}
@@ -71,13 +73,13 @@ impl Validate for AdvantagesConfig {
     }
 }
 
-/// The rewards that are remembered of each prompt, oldest first, by the prompt's place in the list.
+/// The remembered rewards of each prompt, oldest first, by the prompt's index in the list of prompts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 
 impl AdvantagesConfig {
-    /// The advantage of each reward. `prompts` are the places of the images' prompts in the list of prompts; images of one group stand
-    /// together, `group_size` of them. `tracker` learns of the rewards where the statistics are per prompt.
+    /// The advantage of each reward. `prompts` are the indices of the images' prompts in the list of prompts. The images of a group are
+    /// adjacent, `group_size` of them. If the statistics are per prompt, the rewards are added to `tracker`.
     pub fn of(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
@@ -112,7 +114,7 @@ impl PromptStatistics {
     }
 }
 
-/// `(r − mean) / (std + eps)`, mean and population standard deviation taken of `among`.
+/// `(r − mean) / (std + eps)`, with the mean and the population standard deviation of `among`.
 fn normalised(rewards: &[f32], among: &[f32], eps: f64) -> Vec<f32> {
     let (mean, std) = statistics(among);
     standardised(rewards, mean, std, eps)
@@ -122,7 +124,7 @@ fn standardised(rewards: &[f32], mean: f64, std: f64, eps: f64) -> Vec<f32> {
     rewards.iter().map(|r| ((f64::from(*r) - mean) / (std + eps)) as f32).collect()
 }
 
-/// Mean and population standard deviation.
+/// The mean and the population standard deviation.
 fn statistics(rewards: &[f32]) -> (f64, f64) {
     mean_and_std(&rewards.iter().map(|reward| f64::from(*reward)).collect::<Vec<_>>())
 }
@@ -130,7 +132,7 @@ fn statistics(rewards: &[f32]) -> (f64, f64) {
 const PREFIX: &str = "tracker.";
 
 impl Tracker {
-    /// Puts it into a run's `memory`, in place of the last one.
+    /// Puts the tracker into a run's `memory`, in place of an earlier one.
     pub fn save(&self, memory: &mut NamedTensors, device: &Device) {
         memory.retain(|name, _| !name.starts_with(PREFIX));
         for (prompt, rewards) in &self.0 {
@@ -139,7 +141,7 @@ impl Tracker {
         }
     }
 
-    /// The tracker that [`save`](Self::save) put into `memory`; an empty one where there is none.
+    /// The tracker that [`save`](Self::save) put into `memory`; an empty one if there is none.
     pub fn recall(memory: &NamedTensors) -> Self {
         let entries = memory.iter().filter_map(|(name, rewards)| Some((name.strip_prefix(PREFIX)?.parse().ok()?, rewards)));
         Self(entries.map(|(prompt, rewards)| (prompt, rewards.to_data().iter::<f32>().collect())).collect())
@@ -174,7 +176,7 @@ mod tests {
         }
     }
 
-    /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times the epoch's own statistics count.
+    /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times, the statistics of the epoch are used.
     #[test]
     fn a_prompt_is_held_against_its_own_past() {
         let (section, mut tracker) = (PromptStatistics { buffer_size: 3, min_count: 2 }, Tracker::default());

@@ -2,12 +2,13 @@
 //!
 //! | paper, d3po `scripts/rm/train_d3po.py` | here |
 //! |---|---|
-//! | two trajectories of a prompt from the same latents | a pair: images 2k and 2k + 1 of a [`Rollout`] |
+//! | two trajectories of a prompt, from the same initial latents | a pair: images 2k and 2k + 1 of a [`Rollout`] |
 //! | h = (+1, −1), (−1, +1) or (0, 0) | `Rollout::advantages`, by the reward |
 //! | π_ref | the base model: the frozen weights without the factors |
 //! | β, the clamp of the ratios | `beta`, `clip_range` |
 //!
-//! The policy's ratios are to the base model, not to the policy that drew; everything else is walked as DDPO walks it.
+//! The policy's probabilities are compared with those of the base model, not of the policy that sampled the images. The order of images and
+//! timesteps is DDPO's.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -26,27 +27,27 @@ use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Run, values};
 
-/// The knobs of `[algo.d3po]`, with d3po's values where the file is silent.
+/// The knobs of `[algo.d3po]`. The defaults are those of the d3po code.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct D3po {
-    /// Images drawn at once; the two of a pair stand together.
+    /// Images sampled at once, at least 1; the two images of a pair are adjacent (10).
     pub sample_batch_size: usize,
-    /// Batches of them per epoch.
+    /// Batches of `sample_batch_size` images per epoch, at least 1 (2).
     pub num_batches_per_epoch: usize,
-    /// Classifier-free guidance, in rollout and training.
+    /// Classifier-free guidance scale in sampling and training, at least 0; 1 for no guidance (5).
     pub guidance_scale: f64,
-    /// What to steer away from, under guidance.
+    /// Prompt that guidance steers away from; absent: no text.
     pub negative_prompt: Option<String>,
-    /// Pairs trained on at once, each at one timestep.
+    /// Pairs trained on at once, each at one timestep; at least 1 (2).
     pub train_batch_size: usize,
-    /// Times that an epoch's pairs are walked.
+    /// Number of walks over an epoch's pairs, at least 1 (1).
     pub num_inner_epochs: usize,
-    /// Share of each pair's timesteps that is trained on.
+    /// Share of each pair's timesteps that is trained on per walk, above 0 and at most 1 (1).
     pub timestep_fraction: f64,
-    /// Strength of the tie to the base model: the larger, the closer.
+    /// Strength of the tie to the base model, above 0; the larger, the closer the model stays to it (0.1).
     pub beta: f64,
-    /// Ratios to the base model are clamped to 1 ± this.
+    /// Probability ratios to the base model are clamped to 1 ± this; above 0 and below 1 (0.1).
     pub clip_range: f64,
 }
 
@@ -90,18 +91,18 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
                     continue;
                 }
 
-                // 3. Which of the two is preferred. It is saved with the run, which may go on from here.
+                // 3. Find which of the two is preferred. The rollout is saved with the run, so that a resumed run goes on from here.
                 rollout.advantages = preferences(&rollout.rewards);
                 rollout.save(&mut run.memory, &device);
             }
 
-            // 4. How much more likely the policy makes what was sampled than the base model does.
+            // 4. How much likelier the sampled steps are under the policy than under the base model.
             let minibatch = rollout.minibatch(&at);
             let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
             let reference = rollout.transition(&environment.base, environment, &plan, &at, &*scheduler);
             let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample);
 
-            // 5. −log σ of the preferred one's advantage in that.
+            // 5. The loss: −log σ of how much that favours the preferred image of each pair.
             let num_pairs = pairs.items.len();
             let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
             let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
@@ -117,7 +118,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             }
 
             // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
-            //    average, journal, and a preview where one is due.
+            //    average, journal, and a preview if one is due.
             let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
             let updated = run.backward(loss, observed, &blame)?;
             if at.ends_epoch {
@@ -146,7 +147,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
-        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        // Four steps, 32x32 pixels, and factors near the output, so that few images are enough to learn from.
         &[
             "run.num_train_steps=8",
             "model.size=[32, 32]",
@@ -168,7 +169,7 @@ impl D3po {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
-    /// In which order an epoch's pairs of chains of `num_inference_steps` are trained on.
+    /// The order in which an epoch's pairs, sampled in `num_inference_steps`, are trained on.
     fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
         Walk {
             noise,
@@ -233,7 +234,7 @@ impl Algorithm for D3po {
         if counted && !knobs.num_images.is_multiple_of(knobs.images_per_update) {
             findings.push(format!(
                 "an epoch has {} images (algo.d3po.sample_batch_size {} x num_batches_per_epoch {}), which an update of {} (2 x \
-                 train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
+                 train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide; change one of them",
                 knobs.num_images, self.sample_batch_size, self.num_batches_per_epoch, knobs.images_per_update, self.train_batch_size
             ));
         }
@@ -243,14 +244,14 @@ impl Algorithm for D3po {
     }
 }
 
-/// A place among pairs as one among images: both of each pair, at the pair's step.
+/// Converts a position among pairs to one among images: both images of each pair, at the pair's step.
 fn both_of_each(pairs: &Position) -> Position {
     let items = pairs.items.iter().flat_map(|pair| [2 * pair, 2 * pair + 1]).collect();
     let steps = pairs.steps.iter().flat_map(|step| [*step, *step]).collect();
     Position { items, steps, ..pairs.clone() }
 }
 
-/// +1 for the better of a pair, −1 for the other, 0 for both of equals.
+/// +1 for the better image of each pair, −1 for the other; 0 for both if their rewards are equal.
 fn preferences(rewards: &[f32]) -> Vec<f32> {
     let sign = |a: f32, b: f32| {
         if a > b {

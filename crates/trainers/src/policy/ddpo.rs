@@ -8,11 +8,11 @@
 //! | `per_prompt_stat_tracking` | `[algo.ddpo.advantages.per_prompt]` |
 //! | DanceGRPO's (2505.07818) groups | `[algo.ddpo.advantages.group]`, `images_per_prompt`, `share_initial_latents` |
 //! | DPOK's KL term | `kl_weight` |
-//! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
+//! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once per minibatch, with the weight of all its timesteps |
 //!
-//! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step. The log-probability is
-//! a mean over channels and pixels, as published; `clip_range` presumes it. In which order images and timesteps come is
-//! [`Walk`]'s to say.
+//! Each timestep of a minibatch has its own backward pass, and the gradients are added up, so the memory is that of one denoising step. The
+//! log-probability is a mean over channels and pixels, as in the published code; `clip_range` relies on that. [`Walk`] defines the order of
+//! images and timesteps.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -33,40 +33,40 @@ use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
 use crate::run::{Draw, Observed, Run, values};
 
-/// How far a ratio may be from 1 before the first update of a rollout: float32 leaves about 1e-6.
+/// How far a ratio may be from 1 before the first update of a rollout. Rounding in float32 makes about 1e-6.
 const ON_POLICY: f64 = 1e-5;
 
-/// The knobs of `[algo.ddpo]`, with ddpo-pytorch's values for one 8-GPU machine where the file is silent.
+/// The knobs of `[algo.ddpo]`. The defaults are ddpo-pytorch's values for one machine with 8 GPUs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ddpo {
-    /// Images drawn at once.
+    /// Images sampled at once, at least 1 (8).
     pub sample_batch_size: usize,
-    /// Batches of them per epoch.
+    /// Batches of `sample_batch_size` images per epoch, at least 1 (32).
     pub num_batches_per_epoch: usize,
-    /// Images of each prompt in an epoch: the group of group-relative advantages.
+    /// Images per prompt in an epoch, at least 1: the group of group-relative advantages (1).
     pub images_per_prompt: usize,
-    /// Whether the images of a prompt start from the same latents (DanceGRPO).
+    /// Whether the images of a prompt start from the same latents, as in DanceGRPO (false).
     pub share_initial_latents: bool,
-    /// Classifier-free guidance, in rollout and training.
+    /// Classifier-free guidance scale in sampling and training, at least 0; 1 for no guidance (5).
     pub guidance_scale: f64,
-    /// What to steer away from, under guidance.
+    /// Prompt that guidance steers away from; absent: no text.
     pub negative_prompt: Option<String>,
-    /// `importance_sampling` (DDPO-IS) or `score_function` (DDPO-SF).
+    /// The estimator of the policy gradient: `importance_sampling` (DDPO-IS, the default) or `score_function` (DDPO-SF).
     pub objective: Objective,
-    /// `[algo.ddpo.advantages.<name>]`.
+    /// `[algo.ddpo.advantages.<name>]`, by default `per_prompt`.
     pub advantages: AdvantagesConfig,
-    /// Images trained on at once, each at one timestep.
+    /// Images trained on at once, each at one timestep; at least 1 (4).
     pub train_batch_size: usize,
-    /// Times that an epoch's images are walked.
+    /// Number of walks over an epoch's images, at least 1 (1).
     pub num_inner_epochs: usize,
-    /// Share of each image's timesteps that is trained on, drawn anew for each walk.
+    /// Share of each image's timesteps that is trained on, drawn anew for each walk; above 0 and at most 1 (1).
     pub timestep_fraction: f64,
-    /// Ratios are clipped to 1 ± this.
+    /// Probability ratios are clipped to 1 ± this; above 0 (1e-4).
     pub clip_range: f64,
-    /// Advantages are clipped to ± this.
+    /// Advantages are clipped to ± this; above 0 (5).
     pub adv_clip_max: f64,
-    /// Factor of the KL divergence from the base model; 0: it is measured, and not trained on.
+    /// Factor of the KL divergence from the base model, at least 0; at 0 it is only reported (0).
     pub kl_weight: f64,
 }
 
@@ -103,7 +103,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             let at = walk.at(batch.index);
 
             if rollout.epoch != Some(at.epoch) {
-                // 1. Sample images with the policy as it is, off the tape; keep every step's latents and log-probability.
+                // 1. Sample images with the current policy, off the tape; keep every step's latents and log-probability.
                 rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
 
                 // 2. Score them.
@@ -114,19 +114,19 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
                     continue;
                 }
 
-                // 3. Turn rewards into advantages. Both are saved with the run, which may go on from here.
+                // 3. Turn rewards into advantages. Both are saved with the run, so that a resumed run goes on from here.
                 let mut tracker = Tracker::recall(&run.memory);
                 rollout.advantages = self.advantages.of(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
                 tracker.save(&mut run.memory, &device);
                 rollout.save(&mut run.memory, &device);
             }
 
-            // 4. The log-probability that the policy now gives to what was sampled, each image at a timestep of its own.
+            // 4. The log-probability of the sampled steps under the current policy, each image at its own timestep.
             let minibatch = rollout.minibatch(&at);
             let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
             let log_probs = policy.log_prob(minibatch.prev_sample);
 
-            // 5. The clipped objective; the KL from the base model and the regulariser where they are asked for.
+            // 5. The clipped objective; then the KL from the base model and the regulariser, if the config has them.
             let advantages = self.clipped_advantages(&rollout, &at);
             let advantages = Tensor::from_data(advantages.as_slice(), &device);
             let policy_loss = self.objective.loss(log_probs, minibatch.log_probs, advantages, self.clip_range);
@@ -148,7 +148,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             }
             if at.begins_minibatch {
                 run.count_images(at.items.len());
-                // Once per minibatch, weighed as if it stood beside each of its timesteps.
+                // Once per minibatch, but with the weight of all its timesteps.
                 let prompts = rollout.texts(environment, &at.items);
                 let sampled = SampledBatch { visited: &[], prompts: &prompts, size: environment.size };
                 let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
@@ -159,7 +159,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             }
 
             // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
-            //    average, journal, and a preview where one is due.
+            //    average, journal, and a preview if one is due.
             let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
             let updated = run.backward(loss, observed, &blame)?;
             if at.ends_epoch {
@@ -188,7 +188,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
-        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        // Four steps, 32x32 pixels, and factors near the output, so that few images are enough to learn from.
         &[
             "run.num_train_steps=12",
             "model.size=[32, 32]",
@@ -209,15 +209,15 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// DDPO-IS: the clipped ratio of PPO, for any number of updates per rollout.
+    /// DDPO-IS: the clipped ratio of PPO, valid for any number of updates per rollout.
     #[default]
     ImportanceSampling,
-    /// DDPO-SF: REINFORCE, one update per rollout.
+    /// DDPO-SF: REINFORCE, valid for one update per rollout.
     ScoreFunction,
 }
 
 impl Objective {
-    /// The loss of log-probabilities and advantages `[b]`.
+    /// The loss for log-probabilities and advantages, `[b]` each.
     pub fn loss(self, log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
         match self {
             Self::ImportanceSampling => ppo_clip_loss(log_probs, old_log_probs, advantages, clip_range),
@@ -237,7 +237,7 @@ impl Ddpo {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
-    /// In which order an epoch of chains of `num_inference_steps` is trained on.
+    /// The order in which an epoch's images, sampled in `num_inference_steps`, are trained on.
     fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
         Walk {
             noise,
@@ -290,17 +290,18 @@ impl Ddpo {
         );
         let update = self.train_batch_size * accumulation;
         if !images.is_multiple_of(self.images_per_prompt) {
-            findings.push(format!("{epoch}, which algo.ddpo.images_per_prompt {} does not divide", self.images_per_prompt));
+            findings
+                .push(format!("{epoch}, which algo.ddpo.images_per_prompt {} does not divide; change one of them", self.images_per_prompt));
         }
         if !images.is_multiple_of(update) {
             findings.push(format!(
-                "{epoch}, which an update of {update} (algo.ddpo.train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide",
+                "{epoch}, which an update of {update} (algo.ddpo.train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide; change one of them",
                 self.train_batch_size
             ));
         } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs * images != update {
             findings.push(format!(
-                "algo.ddpo.objective score_function makes one update per rollout, and there are {}: {epoch}, an update {update}; raise \
-                 optimizer.gradient_accumulation_steps, or take importance_sampling",
+                "algo.ddpo.objective score_function allows one update per rollout, and there are {}: {epoch}, an update takes {update}; raise \
+                 optimizer.gradient_accumulation_steps, or choose importance_sampling",
                 self.num_inner_epochs * images / update
             ));
         }
@@ -308,7 +309,9 @@ impl Ddpo {
             findings.push("algo.ddpo.advantages.group compares images of one prompt; images_per_prompt is 1, expected at least 2".into());
         }
         if self.share_initial_latents && self.images_per_prompt < 2 {
-            findings.push("algo.ddpo.share_initial_latents needs images_per_prompt of at least 2".into());
+            findings.push(
+                "algo.ddpo.share_initial_latents needs several images per prompt; images_per_prompt is 1, expected at least 2".into(),
+            );
         }
     }
 }
@@ -343,7 +346,7 @@ impl Algorithm for Ddpo {
     }
 }
 
-/// What the journal is told of a micro-batch's loss.
+/// The values of a micro-batch's loss for the journal.
 fn observed(loss: &PolicyLoss) -> Observed {
     vec![
         ("approx_kl".to_string(), values(&loss.approx_kl)),
@@ -352,13 +355,13 @@ fn observed(loss: &PolicyLoss) -> Observed {
     ]
 }
 
-/// |ρ − 1| of each image.
+/// The deviation |ρ − 1| of each image.
 fn deviations(loss: &PolicyLoss) -> Vec<f64> {
     values(&loss.ratio).iter().map(|ratio| (ratio - 1.0).abs()).collect()
 }
 
-/// Before the first update the policy is the one that drew: anything else is a fault in the model or the machine, and would train on
-/// a fiction. A ratio that is not finite is the loss's to report.
+/// Checks that before the first update the policy is still the one that sampled the images. A deviation would be a fault of the model or
+/// the machine, and training would go wrong. A ratio that is not finite is left to the check of the loss.
 fn check_on_policy(loss: &PolicyLoss, at: &Position) -> Result<(), Error> {
     let deviations = deviations(loss);
     let worst = (0..deviations.len()).max_by(|a, b| deviations[*a].total_cmp(&deviations[*b])).unwrap_or(0);

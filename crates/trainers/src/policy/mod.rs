@@ -1,11 +1,11 @@
-//! Denoising as a decision process (DDPO, arXiv 2305.13301, section 4): what DDPO and D3PO share.
+//! Denoising as a Markov decision process (DDPO, arXiv 2305.13301, section 4): the code that DDPO and D3PO share.
 //!
 //! | paper | here |
 //! |---|---|
 //! | state (c, t, x_t), action x_{t-1} | a row of a [`Minibatch`]: an image of the [rollout](rollout::Rollout) and one of its steps |
 //! | π(a \| s) = p_θ(x_{t-1} \| x_t, c) | [`transition`] |
 //! | importance ratio | [`PolicyLoss::ratio`](crate::losses::PolicyLoss::ratio) |
-//! | in which order states are trained on | [`Walk`](walk::Walk) |
+//! | the order in which states are trained on | [`Walk`](walk::Walk) |
 
 pub mod advantages;
 pub mod d3po;
@@ -26,35 +26,35 @@ use crate::policy::rollout::Rollout;
 use crate::policy::walk::Position;
 use crate::sections::SchedulerSection;
 
-/// Rows of a rollout: `b` images, each at a step of its own.
+/// Rows of a rollout: `b` images, each at its own scheduler step.
 #[derive(Debug, Clone)]
 pub struct Minibatch {
     /// x_t, `[b, c, h, w]`.
     pub sample: Tensor<4>,
     /// x_{t-1}, `[b, c, h, w]`.
     pub prev_sample: Tensor<4>,
-    /// log p(x_{t-1} | x_t) of the policy that sampled, `[b]`.
+    /// log p(x_{t-1} | x_t) under the policy that sampled the images, `[b]`.
     pub log_probs: Tensor<1>,
-    /// Scheduler steps, one per row.
+    /// The scheduler step of each row, counted from 0.
     pub steps: Vec<usize>,
 }
 
 impl Minibatch {
-    /// What the network is given: the scaled latents `[b, c, h, w]` and their timesteps.
+    /// The network's inputs: the scaled latents `[b, c, h, w]` and the timestep of each row.
     fn model_input(&self, scheduler: &dyn Scheduler) -> (Tensor<4>, Vec<f32>) {
         let timesteps = self.steps.iter().map(|step| scheduler.timesteps()[*step] as f32).collect();
         (scheduler.scale_model_input(self.sample.clone(), &self.steps), timesteps)
     }
 }
 
-/// p_θ(x_{t-1} | x_t) at each row's own step, with guidance.
+/// The distribution p_θ(x_{t-1} | x_t) of each row at its own step, with guidance.
 pub fn transition<D: Denoiser>(denoiser: &D, scheduler: &dyn Scheduler, guidance: &Guidance, batch: &Minibatch) -> Transition {
     let (input, timesteps) = batch.model_input(scheduler);
     let noise_pred = predict(denoiser, input, &timesteps, guidance);
     scheduler.transition(noise_pred, &batch.steps, batch.sample.clone())
 }
 
-/// The first tensor that is not finite in the transition of the images at `at`.
+/// The first tensor that is not finite in the transition of the images at `at`, by name.
 fn first_non_finite<D: Denoiser>(
     model: &Trainable<D>,
     environment: &Environment<D>,
@@ -72,12 +72,12 @@ fn first_non_finite<D: Denoiser>(
     non_finite::in_prediction(&model.denoiser, input, &timesteps, &conditioning)
 }
 
-/// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is shown before a run.
+/// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is printed before a run.
 #[derive(Debug, Clone, Copy)]
 struct EpochKnobs<'a> {
-    /// The algorithm's section.
+    /// The algorithm's name in the config.
     algo: &'static str,
-    /// What must be at least 1.
+    /// The counts that must be at least 1, by name.
     counts: &'a [(&'static str, usize)],
     guidance_scale: f64,
     timestep_fraction: f64,
@@ -89,7 +89,7 @@ struct EpochKnobs<'a> {
 }
 
 impl EpochKnobs<'_> {
-    /// Appends what cannot work.
+    /// Appends a message for each knob that is out of range, and one if the scheduler is deterministic.
     fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let Self { algo, counts, guidance_scale, timestep_fraction, .. } = *self;
         let zeros = counts.iter().filter(|(_, count)| *count == 0);
@@ -105,7 +105,7 @@ impl EpochKnobs<'_> {
         }
     }
 
-    /// Images and updates per epoch, epochs of the run, backward passes per update.
+    /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update.
     fn arithmetic(&self, config: &TrainConfig) -> String {
         let Self { timestep_fraction, num_images, images_per_update, num_inner_epochs, .. } = *self;
         let steps = config.num_inference_steps();
@@ -121,28 +121,28 @@ impl EpochKnobs<'_> {
     }
 }
 
-/// Timesteps of each image that are trained on per walk.
+/// Timesteps of each image that are trained on per walk over the epoch, at least 1.
 fn trained_steps(num_inference_steps: usize, timestep_fraction: f64) -> usize {
     ((num_inference_steps as f64 * timestep_fraction) as usize).max(1)
 }
 
-/// Appends that the scheduler draws no noise, where its section says so. Unknown names and schedulers that keep history are findings of
-/// the section itself.
+/// Appends a message if the scheduler that the section describes draws no noise. Unknown names and schedulers that keep history are left to
+/// the section's own checks.
 fn stochastic_findings(algo: &str, scheduler: &SchedulerSection, findings: &mut Vec<String>) {
     let SchedulerSection { name, eta, .. } = scheduler;
     let deterministic = by_name(name).is_ok_and(|entry| entry.is_single_step() && !entry.is_stochastic(*eta));
     if deterministic {
         findings.push(format!(
-            "algo.{algo} needs a density for each step, and scheduler.name {name} with scheduler.eta {eta} draws none; expected ddim with eta \
-             above 0 (published: 1)"
+            "algo.{algo} needs random steps, and scheduler.name {name} with scheduler.eta {eta} draws no noise; expected ddim with eta above 0 \
+             (published: 1)"
         ));
     }
 }
 
-/// Refuses a schedule of which a step has no density.
+/// Refuses a schedule with a step that draws next to no noise and so has no density.
 ///
 /// # Errors
-/// The step, and what would have one.
+/// Names the step, and a scheduler without such a step.
 pub fn require_density(scheduler: &dyn Scheduler) -> Result<(), Error> {
     let (with_density, timesteps) = (require_stochastic(scheduler)?, scheduler.timesteps());
     match timesteps.get(with_density) {

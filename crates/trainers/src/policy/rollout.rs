@@ -1,4 +1,4 @@
-//! The images of one epoch, as the policy sampled them: every step of every chain with its density, the rewards, the advantages.
+//! A rollout: the images of one epoch, with every step of their chains, the log-probabilities of the steps, the rewards and the advantages.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -15,66 +15,66 @@ use crate::policy::walk::Position;
 use crate::policy::{Minibatch, transition};
 use crate::run::{Observed, Run, values};
 
-/// How an epoch is sampled.
+/// The knobs for sampling an epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct RolloutPlan<'a> {
     /// Images per epoch.
     pub num_images: usize,
     /// Images sampled at once.
     pub batch_size: usize,
-    /// Images per prompt; they stand together.
+    /// Images per prompt; they are adjacent in the epoch.
     pub images_per_prompt: usize,
     /// Whether the images of a prompt start from the same latents.
     pub share_initial_latents: bool,
-    /// Classifier-free guidance.
+    /// Classifier-free guidance scale; 1 for no guidance.
     pub guidance_scale: f64,
-    /// What guidance steers away from.
+    /// Prompt that guidance steers away from.
     pub negative_prompt: Option<&'a str>,
 }
 
 impl RolloutPlan<'_> {
-    /// The images that are sampled together, by their numbers in the epoch.
+    /// The batches of images that are sampled together, as ranges of their numbers in the epoch.
     fn batches(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let Self { num_images, batch_size, .. } = *self;
         (0..num_images).step_by(batch_size).map(move |start| start..(start + batch_size).min(num_images))
     }
 
-    /// The images whose initial latents `images` start from: their own, or those of the first image of their prompt.
+    /// The image whose initial latents each of `images` starts from: itself, or the first image of its prompt.
     fn starts(&self, images: &[u64]) -> Vec<u64> {
         let group = self.images_per_prompt as u64;
         images.iter().map(|image| if self.share_initial_latents { image / group * group } else { *image }).collect()
     }
 }
 
-/// The images of one epoch, `n` of them.
+/// The `n` images of one epoch.
 #[derive(Debug, Clone, Default)]
 pub struct Rollout {
-    /// Which epoch, counted from 0; none before anything was sampled.
+    /// The epoch, counted from 0; `None` before anything has been sampled.
     pub epoch: Option<u64>,
-    /// Where each image's prompt stands in the list of prompts.
+    /// The index of each image's prompt in the list of prompts.
     pub prompts: Vec<usize>,
     /// The latents before each step and after the last, `[n, c, h, w]` each.
     pub latents: Vec<Tensor<4>>,
-    /// log p(x_{t-1} | x_t) under the policy that sampled, a mean over c, h, w; `[n]` per step.
+    /// log p(x_{t-1} | x_t) under the policy that sampled the images, as a mean over c, h, w; `[n]` per step.
     pub log_probs: Vec<Tensor<1>>,
     /// The trained reward of each image; empty until [`score`](Self::score).
     pub rewards: Vec<f32>,
-    /// The weight of each image in the loss, which the algorithm makes of the rewards: DDPO's advantages, D3PO's preferences h.
+    /// The weight of each image in the loss, which the algorithm computes from the rewards: DDPO's advantages or D3PO's preferences h.
     pub advantages: Vec<f32>,
-    /// What else is said of the images, for the journal: terms of the reward, watched rewards; one value per image.
+    /// Further scores for the journal, by name: terms of the reward and watched rewards; one value per image.
     pub observed: Vec<(String, Vec<f32>)>,
 }
 
-/// A chain of a batch of `b` images.
+/// The sampling chains of a batch of `b` images.
 #[derive(Debug, Clone)]
 pub struct Trajectory {
     /// The latents before each step and after the last, `[b, c, h, w]` each.
     pub latents: Vec<Tensor<4>>,
-    /// The log-probability of each step, `[b]`.
+    /// The log-probability of each step, `[b]` each.
     pub log_probs: Vec<Tensor<1>>,
 }
 
-/// Samples a whole chain from unit noise `[b, c, h, w]` and keeps every step.
+/// Samples a whole chain from standard normal noise `latents`, `[b, c, h, w]`, and keeps every step.
 pub fn draw_trajectory<D: Denoiser>(
     denoiser: &D,
     scheduler: &mut dyn Scheduler,
@@ -92,7 +92,7 @@ pub fn draw_trajectory<D: Denoiser>(
     Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut observe }.run(start, steps);
     let rows = visited[0].dims()[0];
     let log_prob = |(step, output): (usize, Tensor<4>)| {
-        // From the latents as they were stored, so that training, which has only those, finds the same.
+        // Computed from the latents as they are stored, so that training, which has only those, finds the same value.
         scheduler.transition(output, &vec![step; rows], visited[step].clone()).log_prob(visited[step + 1].clone())
     };
     let log_probs = outputs.into_iter().enumerate().map(log_prob).collect();
@@ -100,8 +100,8 @@ pub fn draw_trajectory<D: Denoiser>(
 }
 
 impl Rollout {
-    /// Samples an epoch's images with the model as it is, off the tape. What an image becomes depends on its number in the epoch, not
-    /// on the batch it is sampled in.
+    /// Samples an epoch's images with the current model, off the tape. An image depends on its number in the epoch, not on the batch that
+    /// it is sampled in.
     ///
     /// # Errors
     /// When the run is interrupted between two batches.
@@ -113,7 +113,7 @@ impl Rollout {
     ) -> Result<Self, Error> {
         let mut scheduler = environment.scheduler()?;
         let model = run.model.valid();
-        // Draw 0 is the previews'.
+        // Draw 0 belongs to the previews.
         let (noise, draw) = (run.noise, epoch + 1);
         let num_prompts = plan.num_images / plan.images_per_prompt;
         let prompts = environment.prompts.entries(epoch * num_prompts as u64, num_prompts);
@@ -140,7 +140,7 @@ impl Rollout {
         Ok(rollout)
     }
 
-    /// Decodes the last latents and lets every reward score the images, as many at once as were sampled at once.
+    /// Decodes the last latents and scores the images with every reward, in the batches in which they were sampled.
     ///
     /// # Errors
     /// When a reward fails or the run is interrupted between two batches.
@@ -168,7 +168,7 @@ impl Rollout {
         Ok(())
     }
 
-    /// The images and steps of a micro-batch.
+    /// The rows of a micro-batch: the images and steps at `at`.
     pub fn minibatch(&self, at: &Position) -> Minibatch {
         let rows = || at.items.iter().zip(&at.steps);
         let latents =
@@ -177,8 +177,8 @@ impl Rollout {
         Minibatch { sample: latents(0), prev_sample: latents(1), log_probs, steps: at.steps.clone() }
     }
 
-    /// p(x_{t-1} | x_t) under `model` for the images at `at`, with the prompts and the guidance they were sampled with. On the tape, so
-    /// are the embeddings of a text encoder that trains.
+    /// p(x_{t-1} | x_t) under `model` for the images at `at`, with the prompts and the guidance that they were sampled with. On the tape if
+    /// `model` is, and with it the embeddings of a text encoder that trains.
     pub fn transition<D: Denoiser>(
         &self,
         model: &Trainable<D>,
@@ -206,12 +206,12 @@ impl Rollout {
         pipeline.encode(&model.text(&pipeline.text), &request)
     }
 
-    /// The prompts of some images.
+    /// The prompts of the images `rows`.
     pub fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: &[usize]) -> Vec<String> {
         rows.iter().map(|row| environment.prompts.text(self.prompts[*row]).to_string()).collect()
     }
 
-    /// The first reward that is not finite.
+    /// A phrase that names the first reward that is not finite, if there is one.
     pub fn first_non_finite(&self) -> Option<String> {
         let bad = self.rewards.iter().position(|reward| !reward.is_finite())?;
         Some(format!("the reward of image {bad} of epoch {} ({})", self.number(), self.rewards[bad]))
@@ -222,19 +222,19 @@ impl Rollout {
         self.epoch.map_or(0, |epoch| epoch + 1)
     }
 
-    /// The rewards and what else was said of the images, for the journal.
+    /// The rewards and the further scores of the images, for the journal.
     pub fn observed(&self) -> Observed {
         let widened = |scores: &[f32]| scores.iter().map(|score| f64::from(*score)).collect();
         let others = self.observed.iter().map(|(name, scores)| (name.clone(), widened(scores)));
         std::iter::once(("reward".to_string(), widened(&self.rewards))).chain(others).collect()
     }
 
-    /// Bytes of [`save`](Self::save) for `images` of latents `[c, h, w]` over `steps`.
+    /// Bytes that [`save`](Self::save) needs for this many images with latents `[c, h, w]` and this many steps.
     pub fn bytes(images: usize, [c, h, w]: [usize; 3], steps: usize) -> u64 {
         4 * (images * ((steps + 1) * c * h * w + steps + 8)) as u64
     }
 
-    /// Puts the rollout into a run's `memory`, in place of the last one, so that a resumed run goes on in the middle of the epoch.
+    /// Puts the rollout into a run's `memory`, in place of an earlier one, so that a resumed run can go on in the middle of the epoch.
     pub fn save(&self, memory: &mut NamedTensors, device: &Device) {
         Self::forget(memory);
         let mut put = |name: String, tensor: Tensor<1>| drop(memory.insert(format!("{PREFIX}{name}"), tensor));
@@ -251,7 +251,7 @@ impl Rollout {
         self.log_probs.iter().enumerate().for_each(|(step, log_probs)| put(format!("log_probs.{step:04}"), log_probs.clone()));
     }
 
-    /// The rollout in `memory`, of latents `[c, h, w]`, if one is there.
+    /// The rollout that [`save`](Self::save) put into `memory`, with latents `[c, h, w]`, if there is one.
     pub fn recall(memory: &NamedTensors, [c, h, w]: [usize; 3]) -> Option<Self> {
         let get = |name: &str| memory.get(&format!("{PREFIX}{name}")).cloned();
         let host = |name: &str| Some(get(name)?.to_data().iter::<f32>().collect::<Vec<f32>>());
@@ -276,7 +276,7 @@ impl Rollout {
         })
     }
 
-    /// Takes the rollout out of `memory`: its epoch is over.
+    /// Removes the rollout from `memory`, when its epoch is over.
     pub fn forget(memory: &mut NamedTensors) {
         memory.retain(|name, _| !name.starts_with(PREFIX));
     }

@@ -1,4 +1,4 @@
-//! In which order an epoch's images and their timesteps are trained on.
+//! The order in which an epoch's images and their timesteps are trained on.
 
 use vp_core::noise::{Noise, Purpose};
 use vp_data::ShuffledOrder;
@@ -13,37 +13,37 @@ use vp_data::ShuffledOrder;
 ///                 one micro-batch
 /// ```
 ///
-/// A micro-batch is found by its number in the run alone, so a run goes on anywhere without a state to restore.
+/// The position of a micro-batch follows from its number in the run alone, so a run can be resumed anywhere without a state to restore.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
     /// The run's random numbers.
     pub noise: Noise,
-    /// Images of an epoch; for D3PO, pairs.
+    /// Images per epoch; for D3PO, pairs.
     pub num_items: usize,
-    /// How many of them are trained on at once.
+    /// Images (or pairs) that are trained on at once.
     pub batch_size: usize,
-    /// How often the images of an epoch are walked.
+    /// Number of walks over the images of an epoch.
     pub num_inner_epochs: usize,
-    /// Timesteps of each image that are trained on per walk.
+    /// Timesteps per image that are trained on in each walk.
     pub num_trained_steps: usize,
-    /// Timesteps of the chain, from which they are drawn.
+    /// Timesteps of the sampling chain, from which those are drawn.
     pub num_inference_steps: usize,
 }
 
-/// Where a micro-batch stands in a [`Walk`].
+/// The position of a micro-batch in a [`Walk`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// Its epoch, counted from 0.
+    /// The epoch, counted from 0.
     pub epoch: u64,
-    /// Its number in the epoch, counted from 0.
+    /// The micro-batch's number in the epoch, counted from 0.
     pub within: usize,
-    /// Whether it is the first of its minibatch, at the first timestep of each image.
+    /// Whether this is the first micro-batch of its minibatch, at the first timestep of each image.
     pub begins_minibatch: bool,
-    /// Whether it is the last of its epoch.
+    /// Whether this is the last micro-batch of its epoch.
     pub ends_epoch: bool,
-    /// The images (or pairs) it trains on.
+    /// The images (or pairs) to train on, by their numbers in the epoch.
     pub items: Vec<usize>,
-    /// The scheduler step of each of them.
+    /// The scheduler step of each of them, counted from 0.
     pub steps: Vec<usize>,
 }
 
@@ -62,7 +62,7 @@ impl Walk {
         self.num_items / self.batch_size
     }
 
-    /// Where micro-batch `index` of the run stands.
+    /// The position of micro-batch `index` of the run.
     pub fn at(&self, index: u64) -> Position {
         // The loops above, the innermost first.
         let (index, step) = split(index, self.num_trained_steps);
@@ -70,7 +70,7 @@ impl Walk {
         let (epoch, inner_epoch) = split(index, self.num_inner_epochs);
         let within = (inner_epoch * self.num_minibatches() + minibatch) * self.num_trained_steps + step;
 
-        // Walks are numbered through the run: each shuffles images and timesteps anew.
+        // Walks are numbered throughout the run, and each shuffles images and timesteps anew.
         let walk = epoch * self.num_inner_epochs as u64 + inner_epoch as u64;
         let first = walk * self.num_items as u64 + (minibatch * self.batch_size) as u64;
         let items = ShuffledOrder::new(self.num_items, self.noise, Purpose::MINIBATCH_ORDER).entries(first, self.batch_size);
@@ -84,7 +84,7 @@ impl Walk {
     }
 }
 
-/// How many whole rounds of `length` there are in `index`, and the place in the last one.
+/// `index` divided by `length`: the number of whole rounds, and the position in the next one.
 fn split(index: u64, length: usize) -> (u64, usize) {
     (index / length as u64, (index % length as u64) as usize)
 }
@@ -99,7 +99,7 @@ mod tests {
         Walk { noise: Noise::new(7), num_items: 12, batch_size: 3, num_inner_epochs: 2, num_trained_steps: 5, num_inference_steps: 5 }
     }
 
-    /// What one walk over the images trains on: (image, timestep), in order.
+    /// The (image, timestep) pairs that one walk trains on, in order.
     fn pairs(walk: &Walk, number: usize) -> Vec<(usize, usize)> {
         let per_walk = walk.len() / walk.num_inner_epochs;
         let positions = (number * per_walk..(number + 1) * per_walk).map(|index| walk.at(index as u64));
@@ -163,14 +163,14 @@ mod tests {
         }
     }
 
-    /// A resumed run asks for the same number and nothing else; a run of another seed walks otherwise.
+    /// The position depends on the number alone, as a resumed run needs; a run with another seed walks in another order.
     #[test]
     fn the_number_alone_says_where_it_stands() {
         let (walk, other) = (walk(), Walk { noise: Noise::new(8), ..walk() });
         let there: Vec<Position> = (0..80).map(|index| walk.at(index)).collect();
         assert!((0..80).rev().all(|index| walk.at(index) == there[index as usize]));
         assert!((0..80).any(|index| other.at(index).items != there[index as usize].items));
-        // As runs that were begun before were walked.
+        // The order of runs that were started with an earlier version.
         assert_eq!((there[0].items.clone(), there[0].steps.clone()), (vec![], vec![]));
     }
 }
