@@ -7,9 +7,9 @@
 //! | ‖ε − ε_θ(x_t, t)‖² | the mean over c, h, w of the squared error |
 //! | β T ω(λ_t) | `0.5 · beta`, the same at every timestep |
 //!
-//! Source: DiffusionDPO `train.py`. Both images of a pair get one timestep, uniform over the schedule, and one noise; the draw from
-//! the autoencoder's posterior is shared too, where `train.py` draws twice. The published method predicts the noise; a model that
-//! predicts v or the clean latents is held to its own target here, in the same formula.
+//! Source: DiffusionDPO `train.py`. Both images of a pair get the same timestep, uniform over the schedule, and the same noise. They also
+//! share the draw from the autoencoder's posterior, while `train.py` draws twice. The published method predicts the noise; here a model
+//! that predicts v or the clean latents has its own target in the same formula.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -29,13 +29,13 @@ use crate::run::{Observed, Run, values};
 use crate::sections::PreviewSection;
 use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
-/// The knobs of `[algo.dpo]`, with `train.py`'s values where the file is silent.
+/// The knobs of `[algo.dpo]`. The defaults are those of `train.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dpo {
-    /// How soon a preference counts as learned: the larger, the nearer the model stays to its base (5000).
+    /// Strength of the tie to the base model, above 0; the larger, the closer the model stays to it (5000).
     pub beta: f64,
-    /// Pairs per micro-batch (1).
+    /// Pairs per micro-batch, at least 1 (1).
     pub batch_size: usize,
 }
 
@@ -45,19 +45,19 @@ impl Default for Dpo {
     }
 }
 
-/// What is around the trained model.
+/// The frozen networks beside the trained model.
 #[derive(Debug)]
 pub struct Frozen<'a, D: Denoiser> {
-    /// Encoders, autoencoder, folder.
+    /// The text encoders, the autoencoder and the model's folder.
     pub pipeline: &'a Pipeline,
-    /// The reference: the untuned model, on the plain device.
+    /// The reference: the untuned model, on the device without autodiff.
     pub base: &'a Trainable<D>,
 }
 
-/// What held-out pairs say of a model, one value per pair.
+/// A model's results on the held-out pairs, one value per pair.
 #[derive(Debug, Clone, Default)]
 pub struct PairValidation {
-    /// −log σ(inside), the mean over the timesteps.
+    /// The loss −log σ(inside), as a mean over the timesteps.
     pub losses: Vec<f64>,
     /// Share of the timesteps at which the model prefers the chosen image more than the reference does.
     pub implicit_accuracies: Vec<f64>,
@@ -80,10 +80,10 @@ impl Algorithm for Dpo {
 }
 
 impl Dpo {
-    /// Trains to the end.
+    /// Trains until the run has made all its updates.
     ///
     /// # Errors
-    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train<D: Denoiser>(
         &self,
         run: &mut Run<Trainable<D>>,
@@ -103,18 +103,18 @@ impl Dpo {
             let data = DenoisingBatch { images, captions: &captions, size };
             run.count_images(2 * self.batch_size);
 
-            // 2. Latents with noise: one timestep and one noise for both images of a pair.
+            // 2. Noised latents: the same timestep and the same noise for both images of a pair.
             let samples = sample_numbers(self.batch_size);
             let rows = Rows { draw: run.draw(batch), samples: &samples };
             let noised = noised_pairs(&data, pipeline, &*schedule, &random_timesteps(&*schedule, rows), rows);
 
-            // 3. What both models answer, the reference off the tape, and how their squared errors differ.
+            // 3. The predictions of both models, the reference off the tape, and the difference of their squared errors.
             let conditioning = data.conditioning(&run.model, pipeline);
             let predictions = noised.predictions(&run.model.denoiser, conditioning.clone());
             let references = noised.predictions(&base.denoiser, data.conditioning(base, pipeline));
             let changes = squared_error_changes(predictions.clone(), references.clone(), noised.target.clone());
 
-            // 4. −log σ of how far the model prefers the chosen image beyond the reference.
+            // 4. The loss: −log σ of how much more than the reference the model prefers the chosen image.
             let inside = inside(changes.clone(), self.beta);
             let loss = dpo_loss(inside.clone());
 
@@ -123,7 +123,7 @@ impl Dpo {
             let observed = observed(losses, &changes, &inside);
             let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &conditioning))?;
 
-            // 6. Validate, and draw.
+            // 6. Validate, and draw the preview.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 self.look(run, frozen, pairs, Looked { pipeline, preview, size, step })?;
             }
@@ -143,10 +143,10 @@ impl Dpo {
         looked.at(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
     }
 
-    /// What the held-out pairs say.
+    /// Validates `model` on the held-out pairs.
     ///
     /// # Errors
-    /// When an image can no longer be read, or a loss is not finite (`step` is named then).
+    /// When an image can no longer be read, or a loss is not finite; that error names `step`.
     pub fn validate<D: Denoiser>(
         &self,
         model: &Trainable<D>,
@@ -179,7 +179,7 @@ impl Dpo {
     }
 }
 
-/// Both images of each pair at its timestep, with its noise; `[2b]` rows, the chosen images first as in `data`.
+/// Noises both images of each pair to the pair's timestep, with the pair's noise. Returns `2b` rows, the chosen images first, as in `data`.
 fn noised_pairs(
     data: &DenoisingBatch<'_>,
     pipeline: &Pipeline,
@@ -191,14 +191,14 @@ fn noised_pairs(
     data.noised(pipeline, schedule, timesteps.repeat(2), Rows { draw: rows.draw, samples: &samples })
 }
 
-/// [`dpo_inside`] of `[2b]` changes, the chosen images' first.
+/// [`dpo_inside`] of `[2b]` changes, those of the chosen images first.
 fn inside(changes: Tensor<1>, beta: f64) -> Tensor<1> {
     let b = changes.dims()[0] / 2;
     dpo_inside(changes.clone().narrow(0, 0, b), changes.narrow(0, b, b), beta)
 }
 
-/// What the journal is told. The changes are those of the loss against the reference: what training should lower for chosen images
-/// and raise for rejected ones.
+/// The values for the journal. The changes are the differences of the loss from the reference's: training should lower them for chosen
+/// images and raise them for rejected ones.
 fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1>, inside: &Tensor<1>) -> Observed {
     let inside = values(inside);
     let mut chosen_changes = values(changes);
@@ -213,14 +213,14 @@ fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1
     observed.map(|(name, values)| (name.to_string(), values)).into()
 }
 
-/// 1 where the model prefers the chosen image more than the reference does, 0 where less. A draw, as of the untrained model,
+/// 1 where the model prefers the chosen image more than the reference does, 0 where it prefers it less. A tie, as for the untrained model,
 /// counts one half; `train.py` counts it as 0.
 fn implicit_accuracies(inside: &[f64]) -> Vec<f64> {
     let accuracy = |inside: &f64| if *inside == 0.0 { 0.5 } else { f64::from(u8::from(*inside > 0.0)) };
     inside.iter().map(accuracy).collect()
 }
 
-/// ln(1 + eˣ), without overflow.
+/// ln(1 + eˣ), computed without overflow.
 fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }

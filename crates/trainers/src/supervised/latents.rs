@@ -1,4 +1,4 @@
-//! Images to the distributions of their latents, each read and encoded once if they are kept.
+//! Encodes images to the distributions of their latents. With a cache, each image is read and encoded only once.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use crate::Error;
 use crate::data::images::{CaptionedImages, Drawn};
 use crate::denoising::encode;
 
-/// Encodes images, and keeps what came out where that is wanted: `cache_latents` of diffusers' and kohya's trainers.
+/// Encodes images, and caches the results if asked to, like `cache_latents` in diffusers' and kohya's trainers.
 #[derive(Debug, Default)]
 pub struct Latents {
     kept: Option<HashMap<Drawn, Kept>>,
 }
 
-/// One image's posterior on the host: the autoencoder does not train, so it stays the same.
+/// One image's posterior, on the host. It stays the same, because the autoencoder does not train.
 #[derive(Debug)]
 struct Kept {
     mean: Vec<f32>,
@@ -25,7 +25,7 @@ struct Kept {
 }
 
 impl Latents {
-    /// With or without a memory.
+    /// An encoder with or without a cache, which starts empty.
     pub fn new(cache: bool) -> Self {
         Self { kept: cache.then(HashMap::new) }
     }
@@ -54,7 +54,7 @@ impl Latents {
     }
 }
 
-/// Each row's values.
+/// The values of each row, on the host.
 fn rows(tensor: Tensor<4>) -> Vec<Vec<f32>> {
     let [b, ..] = tensor.dims();
     let values: Vec<f32> = tensor.into_data().try_into_vec().expect("latents are f32");

@@ -1,4 +1,4 @@
-//! Training on given images: supervised fine-tuning, Diffusion-DPO, the autoencoder.
+//! Training on given images: supervised fine-tuning, Diffusion-DPO, and training of the autoencoder.
 
 pub mod dpo;
 pub mod latents;

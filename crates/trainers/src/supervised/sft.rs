@@ -1,7 +1,7 @@
 //! Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
 //!
-//! Which of them trains is `model.trainable`'s to say. Source: diffusers `examples/text_to_image/train_text_to_image.py`; min-SNR
-//! weights from Hang et al. (arXiv 2303.09556).
+//! `model.trainable` selects which of them trains. Source: diffusers `examples/text_to_image/train_text_to_image.py`; min-SNR weights from
+//! Hang et al. (arXiv 2303.09556).
 
 use std::ops::Range;
 
@@ -24,16 +24,16 @@ use crate::sections::PreviewSection;
 use crate::supervised::latents::Latents;
 use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
-/// The knobs of `[algo.sft]`, with train_text_to_image.py's values where the file is silent.
+/// The knobs of `[algo.sft]`. The defaults are those of `train_text_to_image.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
-    /// Images per micro-batch (16).
+    /// Images per micro-batch, at least 1 (16).
     pub batch_size: usize,
-    /// Parts of a micro-batch that are computed side by side, each on its share of the cores. With 1 the cores share each operation,
-    /// which for a small network leaves them idle in between.
+    /// Parts of a micro-batch that are computed side by side, each on its share of the cores; 1 to the batch size (1). With 1, the cores
+    /// share each operation, which leaves them partly idle if the network is small.
     pub workers: usize,
-    /// γ of the min-SNR weights (5 in the paper); absent: every timestep weighs the same.
+    /// γ of the min-SNR weights, above 0 (5 in the paper); absent: every timestep has the same weight.
     pub snr_gamma: Option<f64>,
 }
 
@@ -62,10 +62,10 @@ impl Algorithm for Sft {
 }
 
 impl Sft {
-    /// Trains to the end.
+    /// Trains until the run has made all its updates.
     ///
     /// # Errors
-    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train<D: Denoiser>(
         &self,
         run: &mut Run<Trainable<D>>,
@@ -83,7 +83,7 @@ impl Sft {
             let (drawn, captions) = images.draw(batch, self.batch_size);
             run.count_images(self.batch_size);
 
-            // 2. Latents with noise, each at a random timestep; captions to embeddings.
+            // 2. Noised latents, each at a random timestep; embeddings of the captions.
             let posterior = latents.posterior(images, &drawn, pipeline)?;
             let noised = Noised::at_random(&posterior, pipeline, &*schedule, run.draw(batch));
             let embed = |model: &Trainable<D>, captions: &[String]| {
@@ -92,7 +92,7 @@ impl Sft {
             };
             let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embed(model, &captions));
 
-            // 3. The squared error of the prediction, weighted, a mean over the micro-batch.
+            // 3. The loss: the weighted squared error of the prediction, as a mean over the micro-batch.
             let weights = self.weights(&*schedule, &noised.timesteps);
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
@@ -105,7 +105,7 @@ impl Sft {
             // 4. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let updated = run.backward_in_parts(&workers, parts(self.batch_size, workers.count()), loss, &blame)?;
 
-            // 5. Validate, and draw.
+            // 5. Validate, and draw the preview.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 self.look(run, images, Looked { pipeline, preview, size: images.size, step })?;
             }
@@ -113,13 +113,14 @@ impl Sft {
         Ok(())
     }
 
-    /// min(SNR, γ) / SNR for predictions of the noise, over SNR + 1 for v, times SNR for the clean sample; all 1 without γ.
+    /// The min-SNR weight of each timestep: min(SNR, γ) / SNR if the model predicts the noise, min(SNR, γ) / (SNR + 1) for v, min(SNR, γ)
+    /// for the clean sample; 1 without γ.
     pub fn weights(&self, schedule: &(impl NoiseSchedule + ?Sized), timesteps: &[f64]) -> Vec<f32> {
         let Some(gamma) = self.snr_gamma else { return vec![1.0; timesteps.len()] };
         let weight = |timestep: &f64| {
             let snr = schedule.signal_to_noise(*timestep);
             match schedule.prediction_type() {
-                // At zero terminal SNR the quotient has no value, its limit is 1.
+                // At zero terminal SNR the quotient is undefined; its limit is 1.
                 PredictionType::Epsilon if snr <= gamma => 1.0,
                 PredictionType::Epsilon => gamma / snr,
                 PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
@@ -135,10 +136,10 @@ impl Sft {
         looked.at(run, &tuned, vec![("validation_loss", losses)])
     }
 
-    /// The denoising loss of each held-out image. Every timestep weighs the same.
+    /// The denoising loss of each held-out image, with the same weight for every timestep.
     ///
     /// # Errors
-    /// When an image can no longer be read, or a loss is not finite (`step` is named then).
+    /// When an image can no longer be read, or a loss is not finite; that error names `step`.
     pub fn validate<D: Denoiser>(
         &self,
         model: &Trainable<D>,
@@ -168,7 +169,7 @@ impl Sft {
     }
 }
 
-/// `0..rows` in `count` parts, the first ones longer by one where it does not come out even.
+/// Splits `0..rows` into `count` parts, the first of which are longer by one if `rows` is not a multiple of `count`.
 fn parts(rows: usize, count: usize) -> Vec<Range<usize>> {
     let end = |part: usize| part * (rows / count) + part.min(rows % count);
     (0..count).map(|part| end(part)..end(part + 1)).collect()

@@ -1,8 +1,8 @@
-//! The autoencoder, trained on images: reconstruction, edges, and the KL of its latents.
+//! Training of the autoencoder on images: reconstruction, edges, and the KL of its latents.
 //!
-//! Source: Rombach et al. (arXiv 2112.10752) section 3.1 and appendix G, less the discriminator and the perceptual network, in
-//! whose place stands the error's own gradient: errors that change from pixel to pixel are blur and ringing. Normalisation as in
-//! diffusers' `train_autoencoderkl.py`: reconstruction a mean over pixels, KL a sum over an image's latents.
+//! Source: Rombach et al. (arXiv 2112.10752) section 3.1 and appendix G, without the discriminator and the perceptual network. The edge
+//! loss replaces them: it penalises errors that change from pixel to pixel, which are blur and ringing. The normalisation is that of
+//! diffusers' `train_autoencoderkl.py`: the reconstruction is a mean over pixels, the KL a sum over an image's latents.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -24,25 +24,26 @@ use crate::run::{Draw, Run, values};
 
 /// Held-out images that are shown beside their reconstructions.
 const SHOWN: usize = 8;
-/// Images over which the scale of the latents is measured.
+/// The number of images over which the scale of the latents is measured, at most.
 const MEASURED: usize = 512;
 
 /// The knobs of `[algo.vae]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vae {
-    /// Images per micro-batch.
+    /// Images per micro-batch, at least 1 (4).
     pub batch_size: usize,
-    /// `l1` or `l2`.
+    /// Distance between an image and its reconstruction: `l1` or `l2` (`l2`).
     pub reconstruction: Distance,
-    /// Factor of the KL, summed over an image's latents (1e-6).
+    /// Factor of the KL divergence, which is summed over an image's latents; at least 0 (1e-6).
     pub kl_weight: f64,
-    /// How much more a pixel's error counts where the image differs from its mean colour: by `1 + foreground_weight · d / mean(d)`, `d`
-    /// the pixel's mean absolute difference from it. Without it small things on a plain ground are learnt late or never.
+    /// How much more the errors of those pixels count that differ from the image's mean colour, at least 0 (0). A pixel has the weight
+    /// `1 + foreground_weight · d / mean(d)`, where `d` is its mean absolute difference from the mean colour. At 0, small objects on a
+    /// plain background are learnt late or never.
     pub foreground_weight: f64,
-    /// Factor of the mean absolute difference of the error between neighbouring pixels.
+    /// Factor of the edge loss, the mean absolute difference of the error between neighbouring pixels; at least 0 (0.1).
     pub edge_weight: f64,
-    /// Whether the decoder sees a draw from the posterior, as in latent diffusion, rather than its mean.
+    /// Whether the decoder gets a sample of the posterior, as in latent diffusion, rather than its mean (true).
     pub sample_posterior: bool,
 }
 
@@ -78,10 +79,10 @@ impl Algorithm for Vae {
 }
 
 impl Vae {
-    /// Trains to the end.
+    /// Trains until the run has made all its updates.
     ///
     /// # Errors
-    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train(&self, run: &mut Run<AutoencoderKL>, images: &mut CaptionedImages) -> Result<(), Error> {
         if run.is_at_the_beginning() {
             let look = self.validate(&run.tuned(), images, 0)?;
@@ -92,7 +93,7 @@ impl Vae {
             let pixels = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?.images * 2.0 - 1.0;
             run.count_images(self.batch_size);
 
-            // 2. To latents and back.
+            // 2. Encode to latents and decode again.
             let posterior = profile::time(Stage::Encode, || run.model.encode(pixels.clone()));
             let latents = if self.sample_posterior {
                 posterior.sample(posterior_noise(run.draw(batch), &posterior.mean))
@@ -101,7 +102,7 @@ impl Vae {
             };
             let reconstructed = profile::time(Stage::Decode, || run.model.decode(latents));
 
-            // 3. Reconstruction, edges, KL.
+            // 3. The loss: reconstruction, edges and KL.
             let loss = self.loss(reconstructed.clone(), pixels, posterior.kl());
             let parts = [("reconstruction", &loss.reconstruction), ("edge", &loss.edge), ("kl", &loss.kl)];
             let observed = parts.map(|(name, part)| (name.to_string(), values(part))).to_vec();
@@ -118,15 +119,17 @@ impl Vae {
         Ok(())
     }
 
-    /// The loss of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1], by this config's weights.
+    /// The loss with this config's weights, where `reconstructed` and `pixels` are `[b, 3, h, w]` in [−1, 1], and `kl` is `[b]`.
     fn loss(&self, reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>) -> AutoencoderLoss {
         let Self { reconstruction, foreground_weight, kl_weight, edge_weight, .. } = *self;
         autoencoder_loss(reconstructed, pixels, kl, AutoencoderWeights { reconstruction, foreground_weight, edge_weight, kl_weight })
     }
 
-    /// What brings the latents of the images to a standard deviation of 1: the `scaling_factor` of an autoencoder trained anew.
+    /// The factor that scales the latents of the images to a standard deviation of 1: the `scaling_factor` of an autoencoder trained from
+    /// random weights.
     ///
-    /// Source: Rombach et al. (arXiv 2112.10752) appendix G, equation 21 ff.: over all components of a batch.
+    /// Source: Rombach et al. (arXiv 2112.10752) appendix G, equation 21 ff., which takes the standard deviation over all components of a
+    /// batch.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -144,11 +147,10 @@ impl Vae {
         Ok((squares / count as f64 - mean * mean).sqrt().recip())
     }
 
-    /// The loss of each held-out image, reconstructed from the posterior's mean, and the first of them beside their
-    /// reconstructions.
+    /// The loss of each held-out image, reconstructed from the posterior's mean, and the first few images beside their reconstructions.
     ///
     /// # Errors
-    /// When an image can no longer be read, or a loss is not finite (`step` is named then).
+    /// When an image can no longer be read, or a loss is not finite; that error names `step`.
     pub fn validate(&self, model: &AutoencoderKL, images: &CaptionedImages, step: u64) -> Result<Preview, Error> {
         let (mut losses, mut shown) = (Vec::new(), Vec::new());
         for entries in images.validation.chunks(self.batch_size) {
@@ -172,7 +174,7 @@ impl Vae {
     }
 }
 
-/// The first tensor of a pass that is not finite: a weight, by its name, or what the network made.
+/// The first tensor of a forward pass that is not finite: a weight, by its name, or an output of the network.
 fn first_non_finite(model: &AutoencoderKL, posterior: &Posterior, reconstructed: &Tensor<4>) -> Option<String> {
     let weight = named_parameters(model).into_iter().find(|parameter| !non_finite::is_finite(&parameter.values));
     let parts = [
@@ -183,7 +185,7 @@ fn first_non_finite(model: &AutoencoderKL, posterior: &Posterior, reconstructed:
     weight.map(|weight| weight.name).or_else(|| non_finite::first_of(parts))
 }
 
-/// Standard normal beside the posterior's mean.
+/// Standard normal noise of the shape of the posterior's mean.
 fn posterior_noise(draw: Draw, mean: &Tensor<4>) -> Tensor<4> {
     let [rows, c, h, w] = mean.dims();
     Rows { draw, samples: &sample_numbers(rows) }.normal(Purpose::POSTERIOR, [c, h, w], &mean.device().without_autodiff())

@@ -1,5 +1,5 @@
-//! What held-out images say of a model, for every algorithm that learns from given images: at the same timesteps and with the same noise
-//! whenever it is asked.
+//! Validation on held-out images, for every algorithm that learns from given images. Each validation uses the same timesteps and the same
+//! noise.
 
 use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
@@ -12,24 +12,24 @@ use crate::run::preview::{Preview, PreviewRequest, draw};
 use crate::run::{Draw, Run};
 use crate::sections::PreviewSection;
 
-/// Timesteps at which each held-out image is denoised: the middles of as many equal parts of the schedule.
+/// The number of timesteps at which each held-out image is denoised: the middles of that many equal parts of the schedule.
 const TIMESTEPS: usize = 4;
-/// The draw of validation's noise; training counts its own from 1.
+/// The number of validation's random draw; training counts its draws from 1.
 const DRAW: u64 = 0;
 
-/// The noise levels of a model's folder, which all its schedulers share.
+/// The noise schedule of a model's folder, which is the same for all schedulers.
 ///
 /// # Errors
-/// When its scheduler's config cannot be used.
+/// When the folder's scheduler config cannot be used.
 pub fn noise_schedule(pipeline: &Pipeline) -> Result<Box<dyn Scheduler>, Error> {
     Ok(build_scheduler(&pipeline.folder.scheduler_config, Some(by_name("ddpm")?), 1, 0.0)?)
 }
 
-/// Of each row of a held-out batch, the mean over the timesteps of the `N` values that `measure` says of it. `numbers` name the rows
-/// whatever batch they are in; `measure` is told a timestep and the rows' random numbers there.
+/// Calls `measure` at each timestep, and returns the mean over the timesteps of the `N` values that it gives for each row of a held-out
+/// batch. `numbers` identify the rows, independent of the batch they are in. `measure` takes a timestep and the rows' random numbers there.
 ///
 /// # Errors
-/// As `measure`.
+/// Those of `measure`.
 pub fn over_timesteps<const N: usize>(
     schedule: &dyn Scheduler,
     noise: Noise,
@@ -49,25 +49,25 @@ pub fn over_timesteps<const N: usize>(
     Ok(means)
 }
 
-/// Where a model stands that learns from given images, and what is drawn with it.
+/// The circumstances of a validation: the frozen networks, the preview to draw, and the number of updates.
 #[derive(Debug, Clone, Copy)]
 pub struct Looked<'a> {
-    /// Encoders, autoencoder, folder.
+    /// The text encoders, the autoencoder and the model's folder.
     pub pipeline: &'a Pipeline,
-    /// `[preview]`, where there is one.
+    /// The `[preview]` section, if there is one.
     pub preview: Option<&'a PreviewSection>,
-    /// Height and width in pixels.
+    /// Height and width of the images in pixels.
     pub size: [usize; 2],
-    /// Updates made.
+    /// Updates made so far.
     pub step: u64,
 }
 
 impl Looked<'_> {
-    /// Writes down held-out values by name, those that there are, the first of which decides which checkpoint is the best; and draws
-    /// where there is something to draw.
+    /// Draws the preview, if there is one, and writes it to the journal with the held-out `values`. The first of these decides which
+    /// checkpoint is the best; empty ones are left out.
     ///
     /// # Errors
-    /// When what is drawn is not finite, or the run's folder cannot be written.
+    /// When an image of the preview is not finite, or the run's folder cannot be written.
     pub fn at<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, tuned: &Trainable<D>, values: Vec<(&str, Vec<f64>)>) -> Result<(), Error> {
         let Self { pipeline, size, step, .. } = *self;
         let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step });
