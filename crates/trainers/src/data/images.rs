@@ -1,4 +1,4 @@
-//! Captioned images for supervised training: which are held out, in which order the others come, and what is varied.
+//! Captioned images for supervised training: the split into training and held-out images, the order, and random variation.
 
 use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -13,73 +13,73 @@ use crate::sections::DataSection;
 /// The images of a `[data]` section.
 #[derive(Debug)]
 pub struct CaptionedImages {
-    /// What is trained on.
+    /// The images to train on.
     pub training: Vec<ImageEntry>,
-    /// What is held out.
+    /// The held-out images, for validation.
     pub validation: Vec<ImageEntry>,
-    /// What was left out because it cannot be used.
+    /// The images that were left out because they cannot be used.
     pub skipped: Vec<Problem>,
     /// Height and width in pixels, to which every image is cropped and resized.
     pub size: [usize; 2],
-    /// Whether latents are to be kept.
+    /// Whether latents are to be kept in memory.
     pub cache_latents: bool,
     variation: Variation,
     order: ShuffledOrder,
     device: Device,
 }
 
-/// What differs whenever an entry comes again.
+/// The random variation of an entry each time it is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variation {
     /// Probability that a caption is replaced by the empty one.
     pub caption_dropout: f64,
-    /// Whether every image is mirrored half of the time.
+    /// Whether each image is mirrored half of the time.
     pub horizontal_flip: bool,
     /// The run's random numbers.
     pub noise: Noise,
 }
 
 impl Variation {
-    /// Whether the entry in place `sample` of a batch is mirrored.
+    /// Whether entry number `sample` of a batch is mirrored.
     pub fn mirrors(&self, batch: Batch, sample: u64) -> bool {
         self.horizontal_flip && self.noise.uniform(Purpose::AUGMENTATION, batch.draw(), sample) < 0.5
     }
 
-    /// The caption of the entry in place `sample` of a batch.
+    /// The caption of entry number `sample` of a batch: `caption` itself, or the empty one.
     pub fn caption(&self, batch: Batch, sample: u64, caption: &str) -> String {
         let dropped = self.noise.uniform(Purpose::CAPTION_DROPOUT, batch.draw(), sample) < self.caption_dropout;
         if dropped { String::new() } else { caption.to_owned() }
     }
 }
 
-/// An image of a batch, not read yet.
+/// An image of a batch that has not been read yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Drawn {
-    /// Which of the images that are trained on.
+    /// The image's index among the training images.
     pub entry: usize,
-    /// Whether it is mirrored.
+    /// Whether the image is mirrored once it has been read.
     pub mirrored: bool,
 }
 
-/// Some of them, ready.
+/// A batch of captioned images, read and resized.
 #[derive(Debug)]
 pub struct ImageBatch {
-    /// `[b, 3, h, w]` in [0, 1].
+    /// The images, `[b, 3, h, w]` in [0, 1].
     pub images: Tensor<4>,
-    /// One per image.
+    /// One caption per image.
     pub captions: Vec<String>,
 }
 
-/// The checksum of images' names and captions in their order.
+/// The checksum of the names and captions of images, in their order.
 pub fn fingerprint<'a>(entries: impl IntoIterator<Item = &'a ImageEntry>) -> String {
     text_checksum(entries.into_iter().flat_map(|entry| [entry.file_name.as_str(), &entry.caption]))
 }
 
 impl CaptionedImages {
-    /// Opens the folder and splits it. `captions`: whether an image without one is a problem.
+    /// Opens the folder and splits its images. `captions` says whether an image without a caption is a problem.
     ///
     /// # Errors
-    /// When the folder cannot be used, holds problems that are to be refused, or leaves nothing to train on.
+    /// When the folder cannot be used, holds unusable images that are to be refused, or leaves nothing to train on.
     pub fn open(section: &DataSection, captions: bool, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
         let options = ImageFolderOptions { on_problem: section.on_problem, min_size: section.min_size, captions };
         let ImageFolder { entries, skipped } = ImageFolder::open(&section.folder, &options)?;
@@ -87,7 +87,7 @@ impl CaptionedImages {
         if training.is_empty() {
             let (folder, held_out) = (section.folder.display(), validation.len());
             return Err(Error::Config(format!(
-                "{folder}: all {held_out} images are held out; add some, or lower data.validation_fraction"
+                "{folder}: all {held_out} images are held out; add images, or lower data.validation_fraction"
             )));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
@@ -96,12 +96,12 @@ impl CaptionedImages {
         Ok(Self { training, validation, skipped, size, cache_latents, variation, order, device: device.clone() })
     }
 
-    /// The checksum of the images' names and captions: the order of a run hangs on them, and what its validation losses mean.
+    /// The checksum of the images' names and captions, on which the order of a run and the meaning of its validation losses depend.
     pub fn fingerprint(&self) -> String {
         fingerprint(self.training.iter().chain(&self.validation))
     }
 
-    /// The `count` images of a batch, in the shuffled order, some mirrored and some captions dropped as the section says.
+    /// The `count` images of a batch, in the shuffled order. Some are mirrored and some captions dropped, as the section says.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -110,7 +110,7 @@ impl CaptionedImages {
         Ok(ImageBatch { images: self.read(&drawn)?, captions })
     }
 
-    /// Which `count` images a batch has, and their captions.
+    /// Chooses the `count` images of a batch, and their captions.
     pub fn draw(&mut self, batch: Batch, count: usize) -> (Vec<Drawn>, Vec<String>) {
         let entries = self.order.entries(batch.index * count as u64, count);
         let one = |(entry, sample): (usize, u64)| {
@@ -120,7 +120,7 @@ impl CaptionedImages {
         entries.into_iter().zip(0..).map(one).unzip()
     }
 
-    /// Their pixels, `[b, 3, h, w]` in [0, 1].
+    /// Reads the pixels of the images `drawn`, `[b, 3, h, w]` in [0, 1].
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -132,7 +132,7 @@ impl CaptionedImages {
         Ok(to_tensor(&drawn.iter().map(one).collect::<Result<Vec<_>, Error>>()?, &self.device)?)
     }
 
-    /// The held-out images `at..at + count` as they are, with a number for each that hangs on its name alone.
+    /// Reads held-out images without variation, and gives each a number that depends on its name alone.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -149,8 +149,8 @@ impl CaptionedImages {
     }
 }
 
-/// What is trained on and what is held out, by a hash of each entry's key, so that entries of one key stay together and adding some
-/// moves none. Where any are to be held out, at least one key is, if one is left to train on.
+/// Splits entries into (training, held out) by a hash of each entry's key, so that entries with the same key stay together, and adding
+/// entries moves none of the others. If `fraction` is above 0, at least one key is held out, provided that another is left to train on.
 pub(crate) fn split<T>(entries: Vec<T>, fraction: f64, key: impl Fn(&T) -> &str) -> (Vec<T>, Vec<T>) {
     let share = |entry: &T| number(key(entry)) as f64 / 2f64.powi(64);
     let least = entries.iter().map(share).fold(f64::INFINITY, f64::min);
@@ -158,7 +158,7 @@ pub(crate) fn split<T>(entries: Vec<T>, fraction: f64, key: impl Fn(&T) -> &str)
     entries.into_iter().partition(|entry| !(fraction > 0.0 && (share(entry) < fraction || (many && share(entry) == least))))
 }
 
-/// A fixed number for a name, uniform over the names.
+/// A fixed number for a name; over many names, uniformly distributed.
 pub(crate) fn number(name: &str) -> u64 {
     let hash = Sha256::digest(name.as_bytes());
     u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"))

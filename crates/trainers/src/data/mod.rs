@@ -1,4 +1,4 @@
-//! What supervised training reads: captioned images, preference pairs, ranked images.
+//! The data of supervised training: captioned images, preference pairs, ranked images.
 
 pub mod images;
 pub mod preferences;

@@ -1,4 +1,4 @@
-//! Preference pairs for training: which are held out, in which order the others come, and what is varied.
+//! Preference pairs for training: the split into training and held-out pairs, the order, and random variation.
 
 use std::path::PathBuf;
 
@@ -14,28 +14,29 @@ use crate::run::Batch;
 use crate::run::checkpoint::text_checksum;
 use crate::sections::ImageKnobs;
 
-/// Pairs of images to train on; the defaults of varying them are DiffusionDPO's.
+/// `[preferences]`: pairs of images to train on. The defaults for random variation are DiffusionDPO's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreferencesSection {
-    /// A JSON object a line: `prompt`, and the paths of the `chosen` and the `rejected` image, relative to the file.
+    /// A file with one JSON object per line: `prompt`, and the paths of the `chosen` and the `rejected` image, relative to the file.
     pub file: PathBuf,
-    /// Probability that a prompt is replaced by the empty one, so that classifier-free guidance can be used (0.2).
+    /// Probability that a prompt is replaced by the empty one, so that the model can be used with classifier-free guidance; 0 to 1 (0.2).
     #[serde(default = "one_in_five")]
     pub caption_dropout: f64,
-    /// Whether half of the time both images of a pair are mirrored (true).
+    /// Whether both images of a pair are mirrored half of the time (true).
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
-    /// Share of the prompts whose pairs are held out, by a hash: adding pairs moves none from one side to the other (0.1).
+    /// Share of the prompts whose pairs are held out for validation, at least 0 and below 1 (0.1). A hash of the prompt decides, so adding
+    /// pairs moves none from one side to the other.
     #[serde(default = "one_in_ten")]
     pub validation_fraction: f64,
-    /// Updates between two validations; 0 for one before and one after.
+    /// Updates between two validations; 0 for one before training and one after it (0).
     #[serde(default)]
     pub validation_every: u64,
-    /// What to do about pairs that cannot be used: `refuse` or `skip`.
+    /// What to do about pairs that cannot be used: `refuse` (the default) or `skip`.
     #[serde(default)]
     pub on_problem: OnProblem,
-    /// Least width and height of an image, in pixels (16).
+    /// Smallest width and height of a usable image, in pixels; at least 1 (16).
     #[serde(default = "sixteen")]
     pub min_size: u32,
 }
@@ -66,11 +67,11 @@ impl Validate for PreferencesSection {
 /// The pairs of a `[preferences]` section.
 #[derive(Debug)]
 pub struct PreferencePairs {
-    /// What is trained on.
+    /// The pairs to train on.
     pub training: Vec<PreferencePair>,
-    /// What is held out; none of its prompts is trained on.
+    /// The held-out pairs, for validation. None of their prompts is trained on.
     pub validation: Vec<PreferencePair>,
-    /// What was left out because it cannot be used.
+    /// The pairs that were left out because they cannot be used.
     pub skipped: Vec<Problem>,
     /// Height and width in pixels, to which every image is cropped and resized.
     pub size: [usize; 2],
@@ -79,12 +80,12 @@ pub struct PreferencePairs {
     device: Device,
 }
 
-/// Some of them, ready.
+/// A batch of pairs, read and resized.
 #[derive(Debug)]
 pub struct PairBatch {
-    /// `[2b, 3, h, w]` in [0, 1], the chosen images first.
+    /// The images, `[2b, 3, h, w]` in [0, 1], the chosen ones first.
     pub images: Tensor<4>,
-    /// One per image: the pairs' prompts, twice.
+    /// One caption per image: the pairs' prompts, twice.
     pub captions: Vec<String>,
 }
 
@@ -92,13 +93,13 @@ impl PreferencePairs {
     /// Reads the list and splits it by prompt.
     ///
     /// # Errors
-    /// When the list cannot be used, holds problems that are to be refused, or leaves nothing to train on.
+    /// When the list cannot be used, holds unusable pairs that are to be refused, or leaves nothing to train on.
     pub fn open(section: &PreferencesSection, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
         let Preferences { pairs, skipped } = Preferences::read(&section.file, section.on_problem, section.min_size)?;
         let (training, validation) = split(pairs, section.validation_fraction, |pair| &pair.prompt);
         if training.is_empty() {
             let (file, held_out) = (section.file.display(), validation.len());
-            let way_out = "add some of other prompts, or lower preferences.validation_fraction";
+            let way_out = "add pairs of other prompts, or lower preferences.validation_fraction";
             return Err(Error::Config(format!("{file}: all {held_out} pairs are held out; {way_out}")));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
@@ -106,12 +107,12 @@ impl PreferencePairs {
         Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
     }
 
-    /// The checksum of the prompts and the images' names: the order of a run hangs on them, and what its validation losses mean.
+    /// The checksum of the prompts and the images' names, on which the order of a run and the meaning of its validation losses depend.
     pub fn fingerprint(&self) -> String {
         text_checksum(self.training.iter().chain(&self.validation).flat_map(texts))
     }
 
-    /// The `count` pairs of a batch, in the shuffled order, some mirrored and some prompts dropped as the section says.
+    /// The `count` pairs of a batch, in the shuffled order. Some are mirrored and some prompts dropped, as the section says.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -123,7 +124,7 @@ impl PreferencePairs {
         self.load(&pairs, &mirrored, prompts)
     }
 
-    /// Held-out pairs as they are, with a number for each that hangs on its prompt and names alone.
+    /// Reads held-out pairs without variation, and gives each a number that depends on its prompt and its images' names alone.
     ///
     /// # Errors
     /// When an image can no longer be read.

@@ -1,4 +1,5 @@
-//! Ranked images for training a reward model: whose prompts are held out, in which order the others come, and which pairs they make.
+//! Ranked images for training a reward model: the split into training and held-out prompts, their order, and the pairs that the rankings
+//! give.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -14,31 +15,33 @@ use crate::data::images::{Variation, split};
 use crate::run::Batch;
 use crate::run::checkpoint::text_checksum;
 
-/// Annotated images to learn from.
+/// `[rankings]`: annotated images to learn from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankingsSection {
-    /// Records as `annotate` writes them, or any published set that `dataset` reads: files or folders.
+    /// Files or folders with records as `annotate` writes them, or with any published data set that `dataset` reads; at least one.
     pub files: Vec<PathBuf>,
-    /// Records that are held out. None: a share of the others.
+    /// Files or folders with the held-out records. Empty: a share of the prompts of `files` is held out.
     #[serde(default)]
     pub validation_files: Vec<PathBuf>,
-    /// Share of the prompts that is held out, by a hash of their text: adding prompts moves none from one side to the other (0.1).
+    /// Share of the prompts that is held out for validation, at least 0 and below 1 (0.1). A hash of the prompt decides, so adding prompts
+    /// moves none from one side to the other.
     #[serde(default = "one_in_ten")]
     pub validation_fraction: f64,
-    /// Updates between two validations; 0 for one before and one after.
+    /// Updates between two validations; 0 for one before training and one after it (0).
     #[serde(default)]
     pub validation_every: u64,
-    /// How ratings become an order. 1, 1, 1, 1: VisionPrefer's sum. One of them alone, or all but one: its ablation.
+    /// Weights of the aspects in the sum of ratings that gives the order. VisionPrefer's sum has 1, 1, 1, 1; its ablations use one aspect
+    /// alone, or all but one.
     #[serde(default)]
     pub weights: AspectWeights,
-    /// By how much two weighted sums must differ for a strict order.
+    /// Two weighted sums must differ by more than this for a strict order; at least 0 (0).
     #[serde(default)]
     pub margin: f64,
-    /// Whether prompts are withheld: what can be known of an image without them.
+    /// Whether the model gets empty prompts, to measure what can be known from the images alone (false).
     #[serde(default)]
     pub ignore_prompts: bool,
-    /// Whether all images of a prompt are mirrored half of the time; "left" and "right" then change places in the prompt.
+    /// Whether all images of a prompt are mirrored half of the time (false). "left" and "right" then change places in the prompt.
     #[serde(default)]
     pub horizontal_flip: bool,
 }
@@ -48,7 +51,7 @@ fn one_in_ten() -> f64 {
 }
 
 impl RankingsSection {
-    /// How ratings become an order.
+    /// The rule by which ratings become an order.
     pub fn aggregation(&self) -> Aggregation {
         Aggregation { weights: self.weights.as_array(), margin: self.margin }
     }
@@ -70,31 +73,31 @@ impl Validate for RankingsSection {
     }
 }
 
-/// The images of one prompt, and what is known of their order.
+/// The images of one prompt, with their order and their ratings.
 #[derive(Debug, Clone)]
 pub struct RankedImages {
-    /// What they were drawn for.
+    /// The prompt that the images were drawn for.
     pub prompt: String,
-    /// Where they are.
+    /// The sources of the images.
     pub images: Vec<ImageSource>,
-    /// Whether they are mirrored once they are read.
+    /// Whether the images are mirrored once they have been read.
     pub mirrored: bool,
-    /// Overall.
+    /// The overall order, by the weighted sum of the ratings.
     pub overall: Order,
-    /// The same as ranks, 1 the best, ties share a number.
+    /// The overall order as ranks, one per image; 1 is the best, and ties share a rank.
     pub ranks: Vec<u32>,
-    /// On each of [`Aspect::ALL`], where it was rated.
+    /// The order on each of [`Aspect::ALL`]; empty for an aspect that was not rated.
     pub aspects: [Order; 4],
-    /// Every image's rating on each of [`Aspect::ALL`]; none of an aspect on which one was not rated.
+    /// The ratings on each of [`Aspect::ALL`], one per image; empty for an aspect on which some image was not rated.
     pub ratings: [Vec<f64>; 4],
 }
 
-/// What is known of the order of some images, as pairs of indices.
+/// The known order of some images, as pairs of their indices.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Order {
-    /// `(better, worse)`.
+    /// Strict pairs, `(better, worse)`.
     pub pairs: Vec<(usize, usize)>,
-    /// Neither better.
+    /// Pairs of which neither image is better.
     pub ties: Vec<(usize, usize)>,
 }
 
@@ -112,9 +115,9 @@ impl Order {
 /// The prompts of a `[rankings]` section.
 #[derive(Debug)]
 pub struct Rankings {
-    /// What is trained on.
+    /// The prompts to train on.
     pub training: Vec<RankedImages>,
-    /// What is held out.
+    /// The held-out prompts, for validation.
     pub validation: Vec<RankedImages>,
     ignore_prompts: bool,
     variation: Variation,
@@ -135,7 +138,7 @@ impl Rankings {
         if training.is_empty() {
             let (files, held_out) = (&section.files, validation.len());
             return Err(Error::Config(format!(
-                "{files:?}: no prompt with two images in a strict order is left to train on ({held_out} are held out)"
+                "{files:?}: no prompt is left to train on: expected two images in a strict order ({held_out} prompts are held out)"
             )));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
@@ -143,7 +146,7 @@ impl Rankings {
         Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, variation, order })
     }
 
-    /// The checksum of what is learnt from: the order of a run hangs on it, and what its validation means.
+    /// The checksum of prompts, images, orders and ratings, on which the order of a run and the meaning of its validation depend.
     pub fn fingerprint(&self) -> String {
         let texts = self.training.iter().chain(&self.validation).flat_map(|ranked| {
             let images = ranked.images.iter().map(ImageSource::to_string);
@@ -155,14 +158,14 @@ impl Rankings {
         text_checksum(texts.iter().map(String::as_str))
     }
 
-    /// The `count` prompts of a batch, in the shuffled order, some mirrored where that is asked for.
+    /// The `count` prompts of a batch, in the shuffled order, some of them mirrored if the section says so.
     pub fn batch(&mut self, batch: Batch, count: usize) -> Vec<RankedImages> {
         let entries = self.order.entries(batch.index * count as u64, count);
         let drawn = entries.into_iter().map(|entry| self.training[entry].clone());
         drawn.zip(0..).map(|(ranked, sample)| if self.variation.mirrors(batch, sample) { ranked.mirrored() } else { ranked }).collect()
     }
 
-    /// The prompt that the network is shown for each image of `of`.
+    /// The prompt that the network gets for each image of `of`: its own, or the empty one.
     pub fn prompts(&self, of: &RankedImages) -> Vec<String> {
         let prompt = if self.ignore_prompts { String::new() } else { of.prompt.clone() };
         vec![prompt; of.images.len()]
@@ -170,7 +173,7 @@ impl Rankings {
 }
 
 impl RankedImages {
-    /// Their pixels.
+    /// Reads the images, and mirrors them if they are to be mirrored.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -179,13 +182,13 @@ impl RankedImages {
         self.images.iter().map(|image| Ok(as_asked(image.load()?))).collect()
     }
 
-    /// The same in a mirror.
+    /// The same images, mirrored.
     fn mirrored(self) -> Self {
         Self { prompt: with_sides_exchanged(&self.prompt), mirrored: true, ..self }
     }
 }
 
-/// "left" and "right", where they are words, in each other's place; in capitals, too, since readers of prompts lower the case of what they read.
+/// Exchanges "left" and "right" where they are whole words. Capitalised words are exchanged too, because text encoders ignore case.
 fn with_sides_exchanged(prompt: &str) -> String {
     static SIDES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\b([Ll]eft|LEFT|[Rr]ight|RIGHT)\b").expect("it is well formed"));
     let other = |found: &Captures<'_>| match &found[0] {
@@ -199,7 +202,7 @@ fn with_sides_exchanged(prompt: &str) -> String {
     SIDES.replace_all(prompt, other).into_owned()
 }
 
-/// The records of some sets with a strict pair. Every annotator's word is a record of its own.
+/// The records of some data sets, without those that have no strict pair. Each annotator's ratings are a record of their own.
 fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImages>, Error> {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for path in paths {
@@ -224,7 +227,10 @@ fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImag
         }
     }
     match missing.first() {
-        Some(first) => Err(Error::Config(format!("{} images of the records are missing, the first is {first}", missing.len()))),
+        Some(first) => Err(Error::Config(format!(
+            "{} images of the records are missing, the first of them {first}; restore them, or remove their records",
+            missing.len()
+        ))),
         None => Ok(found),
     }
 }
