@@ -1,4 +1,4 @@
-//! What is known of ranked images, and what each thing that is known counts in the loss of a micro-batch.
+//! The known orders and ratings of images, and their weights in the loss of a micro-batch.
 
 use burn::tensor::Tensor;
 use vp_rewards::{pair_losses, tie_losses};
@@ -6,20 +6,20 @@ use vp_rewards::{pair_losses, tie_losses};
 use crate::data::rankings::Order;
 use crate::losses::rating_errors;
 
-/// The middle of a rating's scale, 1 to 5, where a head's score is 0.
+/// The middle of the rating scale, which runs from 1 to 5; a head's score of 0 stands for it.
 const MIDDLE: f64 = 3.0;
 
-/// What is known of some images.
+/// The known orders and ratings of some images.
 #[derive(Default)]
 pub(super) struct Known {
-    /// Of their order: overall, then on each aspect; as indices into the images.
+    /// The orders of the images, as pairs of indices: overall, then on each aspect.
     pub orders: [Order; 5],
-    /// Each aspect's ratings, with the images they are of.
+    /// The ratings on each aspect, as (image, rating).
     pub ratings: [Vec<(usize, f64)>; 4],
 }
 
 impl Known {
-    /// Takes up what is known of further images, which are the `first` and the next.
+    /// Appends the orders and ratings of further images, whose indices start at `first`.
     pub fn extend(&mut self, other: &Self, first: usize) {
         let shift = |(a, b): &(usize, usize)| (a + first, b + first);
         for (all, order) in self.orders.iter_mut().zip(&other.orders) {
@@ -32,15 +32,15 @@ impl Known {
     }
 }
 
-/// What one of what is known counts in the loss of a micro-batch.
+/// The weights of orders or ratings in the loss of a micro-batch.
 pub(super) enum LossWeights {
-    /// A pair of each order, and whether ties are learnt.
+    /// The weight of each pair, overall and on each aspect, and whether ties are learnt too.
     Pairs([f64; 5], bool),
-    /// A rating on each aspect.
+    /// The weight of each rating, by aspect.
     Ratings([f64; 4]),
 }
 
-/// Every kind of which there is one counts alike, and so do all of a kind.
+/// Equal weights for all kinds with a count above 0, and within a kind for all its members. The weights of all members sum to 1.
 fn alike<const N: usize>(counts: [usize; N]) -> [f64; N] {
     let kinds = counts.iter().filter(|count| **count > 0).count().max(1) as f64;
     counts.map(|count| 1.0 / (kinds * count.max(1) as f64))
@@ -56,7 +56,7 @@ impl LossWeights {
         Self::Ratings(alike(std::array::from_fn(|i| known.iter().map(|one| one.ratings[i].len()).sum())))
     }
 
-    /// `[1]`.
+    /// The loss of `scores`, `[images, heads]` → `[1]`.
     pub fn loss(&self, scores: &Tensor<2>, known: &Known) -> Tensor<1> {
         let [images, heads] = scores.dims();
         let device = scores.device().without_autodiff();
@@ -85,7 +85,7 @@ impl LossWeights {
     }
 }
 
-/// Each rating less the middle of its scale.
+/// The ratings minus the middle of their scale.
 fn about_the_middle(ratings: &[(usize, f64)]) -> Vec<(usize, f64)> {
     ratings.iter().map(|(image, rating)| (*image, rating - MIDDLE)).collect()
 }
@@ -100,9 +100,9 @@ mod tests {
     #[test]
     fn ratings_are_learnt_as_squared_errors_a_mean_over_images_then_over_rated_aspects() {
         let device = Device::flex();
-        // Overall, then four aspects, of two images.
+        // Scores of two images: overall, then on four aspects.
         let scores = Tensor::<2>::from_data([[9.0, 1.0, 0.0, 0.5, 7.0], [9.0, -1.0, 0.0, 0.0, 7.0]], &device);
-        // Prompt following 4 and 3, fidelity 5 of the second image alone; the others were not rated.
+        // Prompt following 4 and 3; fidelity 5, of the second image only. The other aspects were not rated.
         let ratings = [vec![(0, 4.0), (1, 3.0)], vec![], vec![(1, 5.0)], vec![]];
         let known = Known { ratings, ..Known::default() };
         let loss = LossWeights::of_ratings(&[&known]).loss(&scores, &known);

@@ -4,18 +4,18 @@
 //! loss = Σ over strict pairs of −log σ(r(better) − r(worse)) / pairs        Bradley–Terry, raw scores
 //! ```
 //!
-//! Each image is encoded once per prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
-//! third of the work with four images per prompt. With a head per aspect, the loss is the mean of the four aspects' and of that of their
-//! weighted sum.
+//! Each image is encoded once per prompt, however many pairs it is in. The gradient is the same as if both images of every pair were
+//! encoded, for a third of the work with four images per prompt. With a head per aspect, the loss is the mean of the losses of the four
+//! aspects and of their weighted sum.
 //!
-//! Where the ratings themselves can be had, a head an aspect can learn those:
+//! If the data have ratings, a head per aspect can learn the ratings themselves:
 //!
 //! ```text
 //! loss = Σ over aspects of mean over images of (r_a − (rating_a − 3))² / aspects             regression, 3 the middle of 1 to 5
 //! ```
 //!
-//! A pair says which of two images is better, one bit; two ratings say by how much, and on what scale. Source: HelpSteer
-//! (arXiv 2311.09528), which regresses on ratings of several attributes.
+//! A pair gives one bit, which of two images is better; two ratings also say by how much, and on what scale. Source: HelpSteer (arXiv
+//! 2311.09528), which regresses on ratings of several attributes.
 //!
 //! Source: VisionPrefer (arXiv 2404.15100) section 4; ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`; with `ties`, PickScore
 //! (arXiv 2305.01569), `trainer/criterions/clip_criterion.py`.
@@ -40,39 +40,40 @@ use crate::run::preview::Preview;
 use crate::run::{Batch, Draw, Run, values};
 use crate::statistics::mean_and_std;
 
-/// Under which the best weights so far are kept in a run's memory.
+/// Prefix of the names under which the best weights so far are kept in a run's memory.
 const BEST: &str = "best/";
 
-/// The knobs of `[algo.reward_model]`, with ImageReward's values where the file is silent.
+/// The knobs of `[algo.reward_model]`. The defaults are ImageReward's values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardModel {
-    /// Prompts per micro-batch, each with all of its images (16).
+    /// Prompts per micro-batch, each with all its images; at least 1 (16).
     pub batch_size: usize,
-    /// Parts of a micro-batch that are computed side by side, each on its share of the cores.
+    /// Parts of a micro-batch that are computed side by side, each on its share of the cores; 1 to the batch size (1).
     pub workers: usize,
-    /// Share of the blocks of each encoder that is frozen, with the embeddings before them (0.7).
+    /// Share of the blocks of each encoder that are frozen, together with the embeddings before them; at least 0 and below 1 (0.7).
     pub fix_rate: f64,
-    /// Whether the head's dropout, 0.2, 0.2 and 0.1 after its first three layers, is on.
+    /// Whether the head uses dropout, with probability 0.2, 0.2 and 0.1 after its first three layers (true).
     pub dropout: bool,
-    /// Whether each aspect has a head of its own, and the score is their weighted sum.
+    /// Whether each aspect has its own head, and the score is the weighted sum of theirs (false).
     pub aspects: bool,
-    /// What a score is held to.
+    /// The quantity that the scores learn: `pairs` or `ratings` (`pairs`).
     pub objective: RewardObjective,
-    /// Whether ties are learnt too, as PickScore does.
+    /// Whether ties are learnt too, as in PickScore (false).
     pub ties: bool,
-    /// At most this many training images are scored for the mean and the standard deviation.
+    /// How many training images, at most, are scored for the mean and the standard deviation; at least 2 (10000). The prompt that reaches
+    /// the number is scored whole.
     pub scale_images: usize,
 }
 
-/// What a score is held to.
+/// The quantity that the scores learn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RewardObjective {
-    /// Which image of each pair is better: Bradley–Terry, as the paper has it.
+    /// Which image of each pair is better: Bradley–Terry, as in the paper.
     #[default]
     Pairs,
-    /// Each aspect's rating: squared error. Needs a head per aspect.
+    /// The rating on each aspect: squared error. Needs a head per aspect.
     Ratings,
 }
 
@@ -91,26 +92,26 @@ impl Default for RewardModel {
     }
 }
 
-/// What a network makes of images and prompts.
+/// A network that scores images for prompts; `M` is the model with its weights.
 pub trait RewardNetwork<M>: Sync {
-    /// Normalised pixels as the network takes them, `[b, 3, size, size]`.
+    /// The pixels as the network takes them, resized and normalised, `[b, 3, size, size]`.
     fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4>;
 
-    /// Raw scores `[b, heads]`: overall, and where there are heads for them, the four aspects. `dropout` names the random numbers of
-    /// each image.
+    /// Raw scores `[b, heads]`: overall, then for the four aspects if they have heads. `dropout` names the random numbers of each image;
+    /// `None` for no dropout.
     fn scores(&self, model: &M, pixel_values: Tensor<4>, prompts: &[String], dropout: Option<Dropout>) -> Tensor<2>;
 }
 
 /// The random numbers of dropout: one stream per image.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
-    /// The micro-batch's.
+    /// The random numbers of the micro-batch.
     pub draw: Draw,
-    /// The number of the first image in its micro-batch.
+    /// The number of the first image, counted from 0 in its micro-batch.
     pub first: u64,
 }
 
-/// One prompt of a batch, ready for the network.
+/// One prompt of a micro-batch with its images, ready for the network.
 struct Prepared {
     pixel_values: Tensor<4>,
     prompts: Vec<String>,
@@ -118,19 +119,19 @@ struct Prepared {
     first: u64,
 }
 
-/// How well a model orders held-out images.
+/// How well a model scores held-out images.
 #[derive(Debug, Clone, Default)]
 pub struct RankingValidation {
     /// The loss of each prompt.
     pub losses: Vec<f64>,
-    /// The overall score of every image, prompt by prompt.
+    /// The overall scores of each prompt's images.
     pub scores: Vec<Vec<f64>>,
-    /// 1 or 0 for each pair of the overall order, whether it is right; then the same of each aspect.
+    /// For each pair, 1 if the scores order it rightly, else 0: for the overall order, then for each aspect.
     pub right: [Vec<f64>; 5],
 }
 
 impl RankingValidation {
-    /// The losses, and of the overall order and each aspect's, whether each pair is right; those that there are.
+    /// The losses and the pairwise accuracies by the name of their metric, without those that have no pairs.
     pub fn by_name(self) -> Vec<(String, Vec<f64>)> {
         let names = std::iter::once("validation_accuracy".to_string())
             .chain(vp_data::Aspect::ALL.iter().map(|aspect| format!("validation_accuracy_{}", aspect.name())));
@@ -160,7 +161,7 @@ impl Algorithm for RewardModel {
             );
         }
         if self.objective == RewardObjective::Ratings && self.ties {
-            findings.push("algo.reward_model.ties = true means nothing with algo.reward_model.objective = \"ratings\"".into());
+            findings.push("algo.reward_model.ties = true is not used by algo.reward_model.objective = \"ratings\"; remove it".into());
         }
         if self.scale_images < 2 {
             findings.push(format!("algo.reward_model.scale_images is {}; expected at least 2", self.scale_images));
@@ -173,17 +174,17 @@ impl Algorithm for RewardModel {
 }
 
 impl RewardModel {
-    /// Whether the data have what is to be learnt.
+    /// Checks that the data have ratings if ratings are to be learnt.
     ///
     /// # Errors
-    /// When ratings are to be learnt and a prompt's images were ranked without any.
+    /// When ratings are to be learnt, and the images of a prompt were ranked without ratings.
     pub fn check(&self, data: &Rankings) -> Result<(), Error> {
         let all = || data.training.iter().chain(&data.validation);
         let unrated = || all().filter(|ranked| ranked.ratings.iter().all(Vec::is_empty));
         match unrated().next() {
             Some(first) if self.objective == RewardObjective::Ratings => Err(Error::Config(format!(
-                "algo.reward_model.objective = \"ratings\" needs ratings of aspects, and {} of {} prompts have none, the first is {:?}; leave \
-                 them out, or learn their order: \"pairs\"",
+                "algo.reward_model.objective = \"ratings\" needs ratings of aspects, but {} of {} prompts have none, the first of them {:?}; \
+                 leave them out, or learn their order with \"pairs\"",
                 unrated().count(),
                 all().count(),
                 first.prompt
@@ -192,23 +193,23 @@ impl RewardModel {
         }
     }
 
-    /// Trains to the end.
+    /// Trains until the run has made all its updates.
     ///
     /// # Errors
-    /// When the run is interrupted, something is not finite, an image cannot be read, or the run's folder cannot be written.
+    /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train<M: Module + Sync>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &mut Rankings) -> Result<(), Error> {
         let workers = Workers::new(self.workers)?;
         if run.is_at_the_beginning() {
             self.look(run, network, data, 0)?;
         }
         while let Some(batch) = run.next_batch()? {
-            // 1. Prompts, each with all of its images and what is known of their order.
+            // 1. Prompts, each with all its images and their known order or ratings.
             let prepared = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
             let images: usize = prepared.iter().map(|one| one.prompts.len()).sum();
             run.count_images(images);
             let (weights, draw) = (self.weights(&prepared), run.draw(batch));
 
-            // 2. A score an image, then −log σ of the difference of each pair or the squared error of each rating, a mean over the
+            // 2. A score per image, then −log σ of the difference of each pair, or the squared error of each rating, as a mean over the
             //    micro-batch.
             let loss = |model: &M, part: Vec<Prepared>| {
                 let dropout = self.dropout.then_some(Dropout { draw, first: part[0].first });
@@ -221,7 +222,7 @@ impl RewardModel {
             let parts = parts(prepared, self.workers);
             let updated = run.backward_in_parts(&workers, parts, loss, &|_| None)?;
 
-            // 4. Validate; remember the best weights.
+            // 4. Validate, and remember the best weights.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 self.look(run, network, data, step)?;
             }
@@ -253,7 +254,7 @@ impl RewardModel {
         Ok(Prepared { pixel_values: network.pixel_values(&ranked.load()?), prompts: data.prompts(ranked), known, first })
     }
 
-    /// What everything that is known of a micro-batch counts in its loss.
+    /// The weights of the micro-batch's pairs or ratings in its loss.
     fn weights(&self, prepared: &[Prepared]) -> LossWeights {
         let known: Vec<&Known> = prepared.iter().map(|one| &one.known).collect();
         match self.objective {
@@ -262,7 +263,7 @@ impl RewardModel {
         }
     }
 
-    /// Validates, writes down, and keeps the weights if they are the best.
+    /// Validates, writes the results to the journal, and keeps the weights if they are the best so far.
     fn look<M: Module>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &Rankings, step: u64) -> Result<(), Error> {
         let model = run.tuned();
         let found = self.validate(network, &model, data)?;
@@ -282,12 +283,12 @@ impl RewardModel {
         Ok(())
     }
 
-    /// The model with the lowest validation loss; without a validation the last.
+    /// The model with the lowest validation loss; the last one if there was no validation.
     pub fn best<M: Module>(&self, run: &Run<M>) -> M {
         map_parameters(run.tuned(), |name, _, values| run.memory.get(&format!("{BEST}{name}")).cloned().unwrap_or(values))
     }
 
-    /// How `model` orders the held-out images.
+    /// Validates `model` on the held-out prompts.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -307,7 +308,8 @@ impl RewardModel {
         Ok(found)
     }
 
-    /// Mean and standard deviation of the raw overall scores of training images, as ImageReward's 0.167 and 1.033 are of its own.
+    /// The mean and the standard deviation of the raw overall scores of training images, which normalise the scores. ImageReward's are
+    /// 0.167 and 1.033.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -325,7 +327,7 @@ impl RewardModel {
     }
 }
 
-/// The prompts of a micro-batch in as many parts, as equal as they can be.
+/// Splits the prompts of a micro-batch into `count` parts, or one per prompt if there are fewer, as equal in size as possible.
 fn parts(mut prepared: Vec<Prepared>, count: usize) -> Vec<Vec<Prepared>> {
     let total = prepared.len();
     let mut parts = Vec::new();
@@ -338,7 +340,7 @@ fn parts(mut prepared: Vec<Prepared>, count: usize) -> Vec<Vec<Prepared>> {
     parts
 }
 
-/// The scores of all images of some prompts, `[images, heads]`, and what is known of them.
+/// The scores of all images of some prompts, `[images, heads]`, and their known orders and ratings.
 fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>, dropout: Option<Dropout>) -> (Tensor<2>, Known) {
     let (mut pixel_values, mut prompts, mut known) = (Vec::new(), Vec::new(), Known::default());
     for one in prepared {
@@ -349,14 +351,14 @@ fn scored<M>(network: &impl RewardNetwork<M>, model: &M, prepared: Vec<Prepared>
     (network.scores(model, Tensor::cat(pixel_values, 0), &prompts, dropout), known)
 }
 
-/// One head's scores on the host.
+/// The scores of one head, on the host.
 fn column(scores: &Tensor<2>, head: usize) -> Vec<f64> {
     let device = scores.device().without_autodiff();
     let index = Tensor::<1, Int>::from_data([head as i64], &device);
     scores.clone().without_autodiff().select(1, index).into_data().iter::<f64>().collect()
 }
 
-/// 1 for each pair that the scores order rightly, else 0; equal scores are wrong.
+/// 1 for each pair that the scores order rightly, else 0. Equal scores count as wrong.
 fn right(scores: &[f64], pairs: &[(usize, usize)]) -> Vec<f64> {
     pairs.iter().map(|(better, worse)| f64::from(u8::from(scores[*better] > scores[*worse]))).collect()
 }

@@ -15,15 +15,15 @@ use vp_rewards::pixel_values;
 use crate::Error;
 use crate::reward_model::{Dropout, RewardNetwork};
 
-/// What a reward model's folder holds besides weights, to be carried along.
+/// The files of a reward model's folder, besides weights and config, that are copied to the trained model's.
 const BLIP_FILES: [&str; 1] = ["vocab.txt"];
 const CLIP_FILES: [&str; 6] =
     ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json"];
 
-/// BLIP's reader of images and prompts.
+/// Prepares images and prompts for a BLIP with a head, and computes its scores.
 #[derive(Debug)]
 pub struct BlipNetwork {
-    /// The sizes, and the weight of each aspect in the overall score where there are heads for them.
+    /// The sizes of the network, and the scale of its scores.
     pub config: BlipConfig,
     aspect_weights: [f64; 4],
     tokenizer: BertTokenizer,
@@ -32,8 +32,8 @@ pub struct BlipNetwork {
 }
 
 impl BlipNetwork {
-    /// Reads a reward model or BLIP itself, or makes a network of a folder's `config.json` with weights drawn from `noise`.
-    /// `aspects` are the weights of the aspects where each has a head.
+    /// Reads a reward model, or a BLIP without a reward head. If `initialize`, builds the network of the folder's `config.json` instead,
+    /// with random weights from `noise`. `aspects` are the weights of the aspects if each has its own head.
     ///
     /// # Errors
     /// When a file is missing, cannot be read, or does not fit the others.
@@ -57,7 +57,7 @@ impl BlipNetwork {
         let BlipCheckpoint { model, config } = checkpoint;
         if tokenizer.vocab_size() > config.vocab_size {
             let (words, rows) = (tokenizer.vocab_size(), config.vocab_size);
-            return Err(Error::Config(format!("{} has {words} tokens and the network {rows} embeddings", vocab.display())));
+            return Err(Error::Config(format!("{} has {words} tokens, but the network only {rows} embeddings", vocab.display())));
         }
         let tokenizer = tokenizer.with_length(config.max_length);
         let aspect_weights = aspects.unwrap_or([1.0; 4]);
@@ -65,8 +65,8 @@ impl BlipNetwork {
         Ok((Self { config, aspect_weights, tokenizer, files, device }, model))
     }
 
-    /// Writes a folder that `--reward` takes: weights under ImageReward's keys, `config.json` with the scale, the vocabulary. Where
-    /// aspects have heads, `mlp` becomes their weighted sum, so that readers who do not know them find the overall score.
+    /// Writes a folder that `--reward` takes: the weights under ImageReward's keys, `config.json` with the scale, and the vocabulary. If
+    /// the aspects have heads, `mlp` is set to their weighted sum, so that programs that do not know these heads find the overall score.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -86,7 +86,7 @@ fn model(error: impl Into<vp_models::Error>) -> Error {
     Error::from(error.into())
 }
 
-/// Copies those of `names` that are there.
+/// Copies those of the files `names` that exist.
 fn carry(from: &Path, names: &[&str], to: &Path) -> Result<(), Error> {
     let io = |path: &Path| {
         let path = path.display().to_string();
@@ -118,12 +118,12 @@ impl RewardNetwork<BlipReward> for BlipNetwork {
     }
 }
 
-/// What dropout keeps after the first three layers of a head, scaled so that the mean stays: `[b, width]` each.
+/// The dropout masks after the first three layers of a head, `[b, width]` each. Kept values are scaled so that the mean stays the same.
 fn masks_of(dropout: Dropout, head: &RewardHead, number: u64, images: usize, device: &Device) -> [Tensor<2>; 3] {
     let widths = head.dropped_widths();
     let mut values: [Vec<f32>; 3] = Default::default();
     for image in 0..images as u64 {
-        // Five heads at most: the overall one and four aspects.
+        // At most five heads: the overall one and four aspects.
         let stream = (dropout.first + image) * 5 + number;
         let drawn = dropout.draw.noise.uniform_values(Purpose::DROPOUT, dropout.draw.number, stream, widths.iter().sum());
         let mut drawn = drawn.into_iter();
@@ -136,10 +136,10 @@ fn masks_of(dropout: Dropout, head: &RewardHead, number: u64, images: usize, dev
     values.map(|values| Tensor::from_data(TensorData::new(values, [images, widths.next().expect("three of both")]), device))
 }
 
-/// CLIP's reader of images and prompts. Its score is PickScore's, `exp(logit_scale) · cos`.
+/// Prepares images and prompts for a CLIP, and computes its scores: PickScore's `exp(logit_scale) · cos`.
 #[derive(Debug)]
 pub struct ClipNetwork {
-    /// The sizes.
+    /// The sizes of the network.
     pub config: ClipConfig,
     tokenizer: ClipTokenizer,
     files: PathBuf,
@@ -147,7 +147,7 @@ pub struct ClipNetwork {
 }
 
 impl ClipNetwork {
-    /// Reads a `CLIPModel`'s folder, or makes a network of its `config.json` with weights drawn from `noise`.
+    /// Reads a `CLIPModel`'s folder. If `initialize`, builds the network of its `config.json` instead, with random weights from `noise`.
     ///
     /// # Errors
     /// When a file is missing, cannot be read, or does not fit the others.
@@ -164,14 +164,14 @@ impl ClipNetwork {
         let (length, positions) = (tokenizer.length(), config.text.max_position_embeddings);
         if words > rows || length > positions {
             return Err(Error::Config(format!(
-                "{}: {words} tokens of at most {length} a text, and the network has {rows} embeddings and {positions} positions",
+                "{}: the tokenizer has {words} tokens, at most {length} per text, but the network only {rows} embeddings and {positions} positions",
                 path.display()
             )));
         }
         Ok((Self { config, tokenizer, files: path.to_path_buf(), device }, model))
     }
 
-    /// Writes a folder as transformers reads it, the tokenizer with it.
+    /// Writes a folder that transformers can read, with the tokenizer.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -192,9 +192,9 @@ impl RewardNetwork<ClipModel> for ClipNetwork {
     }
 }
 
-/// Matches the names of what trains when the first `rate` of each encoder's blocks is frozen, with the embeddings before them: whole
-/// blocks, where ImageReward's `fix_rate` ends within one. `blocks` are the prefixes of an encoder's blocks and how many there are,
-/// `rest` matches what follows them.
+/// Regular expression that matches the names of the parameters that train when the first `rate` of each encoder's blocks are frozen, with
+/// the embeddings before them. Whole blocks are frozen, while ImageReward's `fix_rate` may end within a block. `blocks` are the name
+/// prefixes and the number of blocks of each encoder; `rest` matches the layers after them.
 fn pattern(rate: f64, blocks: &[(&str, usize)], rest: &str) -> String {
     let of = |(prefix, count): &(&str, usize)| {
         let first = (*count as f64 * rate) as usize;
@@ -204,7 +204,8 @@ fn pattern(rate: f64, blocks: &[(&str, usize)], rest: &str) -> String {
     format!("^({}|{rest})", blocks.iter().map(of).collect::<Vec<_>>().join("|"))
 }
 
-/// What trains of a BLIP reward at this `fix_rate`; with heads for aspects, those and not the overall one.
+/// Regular expression for the parameters of a BLIP reward that train at this `fix_rate`. If the aspects have heads, these train, and not
+/// the overall head.
 pub fn trainable_of_blip(config: &BlipConfig, rate: f64) -> String {
     let blocks = [("blip.visual_encoder.blocks.", config.vision_depth), ("blip.text_encoder.encoder.layer.", config.num_hidden_layers)];
     let head = if config.aspects { "aspect_heads\\." } else { "mlp\\." };
@@ -214,7 +215,7 @@ pub fn trainable_of_blip(config: &BlipConfig, rate: f64) -> String {
     }
 }
 
-/// What trains of a CLIP at this `fix_rate`.
+/// Regular expression for the parameters of a CLIP that train at this `fix_rate`.
 pub fn trainable_of_clip(config: &ClipConfig, rate: f64) -> String {
     if rate == 0.0 {
         return ".".into();
