@@ -1,8 +1,8 @@
-//! Checkpoints: everything a run needs to go on, in a folder that is there whole or not at all.
+//! Checkpoints: everything that a run needs to resume, in a folder that is either complete or absent.
 //!
-//! `checkpoints/step-000100/` holds safetensors files, `state.json` and `manifest.json`, which lists every other file with its
-//! size and SHA-256. The folder is written under a temporary name, its files synced, then renamed. A checkpoint is valid when its
-//! manifest says so; resume takes the newest valid one and names those it passed over.
+//! `checkpoints/step-000100/` holds safetensors files, `state.json`, and `manifest.json`, which lists every other file with its size and
+//! SHA-256. The folder is written under a temporary name, its files are synced, and then it is renamed. A checkpoint is valid if its files
+//! match the manifest. A run resumes from the newest valid one and names the ones that it passed over.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,47 +19,47 @@ use vp_models::weights::{LoadError, SaveType, Weights, save_safetensors};
 use crate::Error;
 use crate::optim::NamedTensors;
 
-/// Where a run stands, between two micro-batches.
+/// The position of a run, between two micro-batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// Updates made.
+    /// Updates made so far.
     pub step: u64,
-    /// Micro-batches of the next update that are done.
+    /// Micro-batches of the next update that have been computed.
     pub micro: usize,
 }
 
-/// Everything that is not a tensor.
+/// The state of a run, except for its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Where the run stands.
+    /// The position of the run.
     pub cursor: Cursor,
-    /// What was observed since the last update, by name.
+    /// The values observed since the last update, by name.
     pub observed: Vec<(String, Vec<f64>)>,
-    /// Batches left out because something in them was not finite.
+    /// Updates left out because a value was not finite.
     pub skipped: u64,
-    /// The scores of the first preview, by reward.
+    /// The scores of the first preview, by name.
     pub first_preview: Vec<(String, Vec<f64>)>,
-    /// Those of the last.
+    /// The scores of the last preview, by name.
     pub last_preview: Vec<(String, Vec<f64>)>,
-    /// The best preview score so far and its step; larger is better.
+    /// The best preview score so far, where larger is better, and its step.
     pub best: Option<(f64, u64)>,
-    /// What the sentinel has looked at.
+    /// The looks at previews that the sentinel has recorded.
     #[serde(default)]
     pub looks: Vec<Look>,
-    /// The resolved config.
+    /// The resolved config of the run.
     pub config: serde_json::Value,
     /// SHA-256 of the files the run started from, by path within the model or the reward.
     pub base: BTreeMap<String, String>,
 }
 
-/// A checkpoint in memory: its state and its tensors by file.
+/// A checkpoint in memory: the state, and the tensors by file.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// What is not a tensor.
+    /// Everything except for the tensors.
     pub state: State,
-    /// `weights`, `optimizer`, `ema`, `gradients`, `memory`: each a safetensors file.
+    /// The tensors by the name of their safetensors file: `weights`, `optimizer`, `ema`, `gradients`, `memory`.
     pub tensors: BTreeMap<String, NamedTensors>,
 }
 
@@ -77,40 +77,41 @@ struct FileRecord {
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 
-/// The checkpoints of a run.
+/// The folder of a run's checkpoints.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     folder: PathBuf,
 }
 
-/// A valid checkpoint, and warnings about newer ones that are not.
+/// A valid checkpoint, and warnings about newer ones that are not valid.
 #[derive(Debug)]
 pub struct Found {
-    /// Its folder.
+    /// The checkpoint's folder.
     pub path: PathBuf,
-    /// What it holds.
+    /// The checkpoint's contents.
     pub checkpoint: Checkpoint,
-    /// One line for each checkpoint passed over.
+    /// One line for each checkpoint that was passed over.
     pub warnings: Vec<String>,
 }
 
 impl Checkpoints {
-    /// Those below a run's folder.
+    /// The checkpoints in the folder of a run.
     pub fn of(run: &Path) -> Self {
         Self { folder: run.join("checkpoints") }
     }
 
-    /// Writes a checkpoint; its folder.
+    /// Writes a checkpoint and returns its folder.
     ///
     /// # Errors
-    /// When the disk refuses. Nothing is left behind then, and older checkpoints are untouched.
+    /// When a file cannot be written. Nothing is left behind then, and older checkpoints are untouched.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, Error> {
         let Cursor { step, micro } = checkpoint.state.cursor;
         let suffix = if micro == 0 { String::new() } else { format!("-micro-{micro:04}") };
         let path = self.folder.join(format!("step-{step:06}{suffix}"));
         let temporary = atomic::temporary_beside(&path);
         let written = self.write(&temporary, checkpoint).and_then(|()| {
-            // The same place saved again (a run resumed and stopped at once): the new one holds the same.
+            // The same position was saved before, by a run that was resumed and stopped at once; the new checkpoint is equal to the old
+            // one.
             let _ = fs::remove_dir_all(&path);
             fs::rename(&temporary, &path).map_err(io(&path))
         });
@@ -154,7 +155,7 @@ impl Checkpoints {
         found.into_iter().map(|(_, path)| path).collect()
     }
 
-    /// The newest valid checkpoint.
+    /// The newest valid checkpoint; `None` if there is none.
     pub fn newest_valid(&self, device: &Device) -> Option<Found> {
         let mut warnings = Vec::new();
         for path in self.list() {
@@ -166,16 +167,16 @@ impl Checkpoints {
         None
     }
 
-    /// Removes all but the newest `keep_last` and the best. Call after a new one is in place.
+    /// Removes all checkpoints but the newest `keep_last` and the best. Call this after a new checkpoint has been saved.
     pub fn prune(&self, keep_last: usize, best_step: Option<u64>) {
         let is_best = |path: &PathBuf| cursor_of(path).is_some_and(|cursor| cursor.micro == 0 && Some(cursor.step) == best_step);
         for path in self.list().into_iter().skip(keep_last).filter(|path| !is_best(path)) {
-            // Half a removal leaves a folder whose manifest no longer holds, which resume passes over.
+            // A removal that fails half-way leaves a folder that no longer matches its manifest, which resuming passes over.
             let _ = fs::remove_dir_all(path);
         }
     }
 
-    /// Removes what a killed process left half-written.
+    /// Removes the half-written checkpoints of killed processes.
     pub fn clean(&self) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().contains(".tmp-") {
@@ -185,14 +186,14 @@ impl Checkpoints {
     }
 }
 
-/// `step-000100` or `step-000100-micro-0003`.
+/// Reads the position from a folder's name: `step-000100` or `step-000100-micro-0003`.
 fn cursor_of(path: &Path) -> Option<Cursor> {
     let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
     let (step, micro) = name.split_once("-micro-").unwrap_or((name, "0"));
     Some(Cursor { step: step.parse().ok()?, micro: micro.parse().ok()? })
 }
 
-/// Reads a checkpoint, holding every file against the manifest; what is wrong, otherwise.
+/// Reads a checkpoint and checks every file against the manifest. The error says which file is wrong, and how.
 fn read(folder: &Path, device: &Device) -> Result<Checkpoint, String> {
     let text = fs::read(folder.join(MANIFEST)).map_err(|e| format!("{MANIFEST}: {e}"))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| format!("{MANIFEST}: {e}"))?;
@@ -202,7 +203,7 @@ fn read(folder: &Path, device: &Device) -> Result<Checkpoint, String> {
             return Err(format!("{name}: expected {} bytes, found {bytes}", record.bytes));
         }
         if found != record.sha256 {
-            return Err(format!("{name}: its checksum is not the one it was written with"));
+            return Err(format!("{name}: its checksum differs from the one in the manifest"));
         }
     }
     let text = fs::read(folder.join(STATE)).map_err(|e| format!("{STATE}: {e}"))?;
@@ -226,7 +227,7 @@ fn read_tensors(path: &Path, device: &Device) -> Result<NamedTensors, vp_models:
     Ok(tensors)
 }
 
-/// SHA-256 in hexadecimal, and the size.
+/// The SHA-256 of a file, in hexadecimal, and its size in bytes.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -248,7 +249,7 @@ pub fn checksum(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// SHA-256 of texts, each with its length, in hexadecimal.
+/// The SHA-256 of texts, each preceded by its length, in hexadecimal.
 pub fn text_checksum<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hasher = Sha256::new();
     for text in texts {
@@ -258,7 +259,7 @@ pub fn text_checksum<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The checksums of every file below `folder`, by path within it.
+/// The checksums of all files below `folder`, by their path within it; if `folder` is a file, its own checksum.
 ///
 /// # Errors
 /// When a file cannot be read.

@@ -1,4 +1,4 @@
-//! What a run leaves for other tools, a model folder or LoRA files, and the proof that it is another model.
+//! Exports the result of a run for other tools, as a model folder or LoRA files, and measures how far it is from the base model.
 
 use std::path::Path;
 
@@ -19,14 +19,15 @@ use crate::assembly::{ExportKind, Exported};
 use crate::config::TrainConfig;
 use crate::sections::LoraSection;
 
-/// The names of a run's LoRA files: kohya's, and diffusers'.
+/// The names of a run's LoRA files: one with kohya's keys, one with diffusers'.
 pub const LORA_FILES: [(&str, Dialect); 2] =
     [("lora.safetensors", Dialect::Kohya), ("pytorch_lora_weights.safetensors", Dialect::Diffusers)];
 
-/// How far the output of a merged LoRA may be from that of its factors, relative to the largest value: float32's, and some.
+/// How far the output of a merged LoRA may be from the output with its factors, relative to the largest value; somewhat more than rounding
+/// in float32.
 const MERGED: f64 = 1e-3;
 
-/// Writes what was tuned into a run's folder, as a LoRA or as a model folder, whichever trained, and reads it back.
+/// Writes the tuned model into a run's folder, as a LoRA or as a model folder, depending on what trained, and reads it back.
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
@@ -52,19 +53,19 @@ pub fn export_tuned<D: Denoiser>(
     Ok(Exported { kind, path, relative_change, notes: Vec::new(), ranked: Vec::new() })
 }
 
-/// How a LoRA is written.
+/// The parameters of a LoRA's export.
 #[derive(Debug, Clone, Copy)]
 pub struct Factors<'a> {
-    /// Numerator of its scale.
+    /// The numerator of the LoRA's scale.
     pub alpha: f64,
-    /// Go into the metadata of kohya's file.
+    /// Keys and values for the metadata of kohya's file.
     pub notes: &'a [(String, String)],
-    /// Where the files go.
+    /// The folder to write the files to.
     pub folder: &'a Path,
 }
 
-/// Writes the factors of `tuned` as [`LORA_FILES`], reads them back onto the base, and holds the output against that of `tuned` and of the
-/// base. Returns how far the denoiser's output is from the base's, relative to it.
+/// Writes the factors of `tuned` as [`LORA_FILES`], merges them, as read back, into the base, and compares the output with those of `tuned`
+/// and of the base. Returns the distance of the denoiser's output from the base's, relative to the latter's norm.
 ///
 /// # Errors
 /// When a file cannot be written, does not read back, or does not draw as `tuned` does.
@@ -86,7 +87,9 @@ pub fn export_lora<D: Denoiser>(
         let off = largest(reloaded.clone() - after.clone()) / largest(after.clone());
         if off.is_nan() || off > MERGED {
             let path = path.display();
-            return Err(Error::Config(format!("{path} draws otherwise than the tuned model: off by {off:.1e} of the largest value")));
+            return Err(Error::Config(format!(
+                "{path} does not predict what the tuned model does: off by {off:.1e} of the largest value, expected at most {MERGED:.0e}"
+            )));
         }
         let norm = |tensor: Tensor<4>| f64::from(tensor.square().sum().sqrt().into_scalar::<f32>());
         change = norm(reloaded - before.clone()) / norm(before.clone());
@@ -94,8 +97,8 @@ pub fn export_lora<D: Denoiser>(
     Ok(change)
 }
 
-/// What kohya's tools and model browsers read of a LoRA: `ss_*` (sd-scripts' `train_network.py`) and `modelspec.*`
-/// (Stability's ModelSpec 1.0.0). No date, so that a run repeated writes the same file.
+/// The metadata that kohya's tools and model browsers read from a LoRA: `ss_*` (sd-scripts' `train_network.py`) and `modelspec.*`
+/// (Stability's ModelSpec 1.0.0). There is no date, so that a repeated run writes the same file.
 fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(String, String)> {
     let folder = &pipeline.folder;
     let [height, width] = config.model.size.unwrap_or(folder.default_size());
@@ -132,7 +135,7 @@ fn notes(config: &TrainConfig, lora: &LoraSection, pipeline: &Pipeline) -> Vec<(
     notes.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
-/// What a model predicts for a fixed prompt, fixed latents, and the middle of the noise schedule; `[1, c, h, w]`.
+/// A model's prediction for a fixed prompt, fixed latents and the middle of the noise schedule, `[1, c, h, w]`.
 pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4> {
     let (size, device) = (pipeline.folder.default_size(), pipeline.device());
     let conditioning = model.text(&pipeline.text).encode(&["a photograph".to_string()], size, device);
@@ -141,8 +144,8 @@ pub fn probe<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>) -> Tensor<4
     model.denoiser.forward(latents, &[middle as f32], &conditioning)
 }
 
-/// Writes the tuned parts with the rest of the base folder to `destination` (in place of what an earlier export left there) and reads it
-/// back. Returns how far the weights are from the base's, relative to them.
+/// Writes the tuned parts with the rest of the base folder to `destination`, replacing an earlier export, and reads the folder back.
+/// Returns the distance of the weights from the base's, relative to the latter's norm.
 ///
 /// # Errors
 /// When the folder cannot be written or does not read back.
@@ -156,8 +159,8 @@ pub fn export<D: Denoiser>(pipeline: &Pipeline, base: &Trainable<D>, tuned: &Tra
     Ok((change / size).sqrt())
 }
 
-/// Writes the tuned autoencoder with the rest of its folder to `destination` and reads it back. Returns how far the weights are from the
-/// base's, relative to them.
+/// Writes the tuned autoencoder with the rest of its folder to `destination`, and reads it back. Returns the distance of the weights from
+/// the base's, relative to the latter's norm.
 ///
 /// # Errors
 /// As [`export`].
@@ -168,7 +171,7 @@ pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &Autoencode
     Ok((change / size).sqrt())
 }
 
-/// `(‖b − a‖², ‖a‖²)` over all parameters of two networks that have the same.
+/// `(‖b − a‖², ‖a‖²)` over all parameters of two networks with the same parameters.
 pub fn distance<A: Module, B: Module>(a: &A, b: &B) -> (f64, f64) {
     let sum = |squares: Tensor<1>| f64::from(squares.sum().into_scalar::<f32>());
     named_parameters(a)

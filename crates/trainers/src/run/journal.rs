@@ -1,5 +1,5 @@
-//! What a run tells: a line of `metrics.jsonl` for programs, lines or progress for people through a [`Voice`], grids for the eye, and
-//! the same numbers and grids for TensorBoard.
+//! The journal of a run: `metrics.jsonl` for programs, lines or a progress bar for people through a [`Voice`], grids of images, and the
+//! same numbers and grids for TensorBoard.
 
 mod tensorboard;
 mod voice;
@@ -19,25 +19,25 @@ use crate::Error;
 use crate::run::preview::Preview;
 use crate::run::sentinel::{WATCH, Watch};
 
-/// The tag of preview grids in TensorBoard: the one that diffusers' and other trainers use.
+/// The tag of preview grids in TensorBoard; diffusers' and other trainers use the same.
 const IMAGES: &str = "validation";
 
-/// What is known of the images of a preview, a line each, beside them.
+/// The file beside a preview's images with their scores and pixel statistics, one line per image.
 pub const RESULTS: &str = "results.jsonl";
 
-/// The file of an image of a preview.
+/// The file name of an image of a preview; `index` is the number of its prompt.
 pub fn image_name(index: usize, seed: u64) -> String {
     format!("{index:03}-{seed}.png")
 }
 
-/// Where a run writes down, and says, how it goes.
+/// Writes down how a run goes, and tells people.
 #[derive(Debug)]
 pub struct Journal {
     dir: RunDir,
     voice: Box<dyn Voice>,
-    /// A view of the run: lost, with a warning, when it cannot be written.
+    /// TensorBoard's events; given up, with a warning, when they cannot be written.
     events: Option<Events>,
-    /// The update this process started after.
+    /// The update after which this process started.
     from: u64,
     began: Instant,
     updates: u64,
@@ -46,30 +46,30 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Writes into a folder that was just created, and tells people through `voice`.
+    /// A journal in the folder of a new run, which tells people through `voice`.
     pub fn new(dir: RunDir, voice: impl Voice + 'static) -> Self {
         Self::begin_with(dir, Box::new(voice), None)
     }
 
-    /// Takes up the journal of the run in `root` after update `upto_step`: what `metrics.jsonl` says of later ones is dropped, and so
-    /// is a line that was cut.
+    /// Continues the journal of the run in `root` after update `upto_step`. Lines of `metrics.jsonl` about later updates are dropped, and
+    /// so is a line that was cut off.
     ///
     /// # Errors
-    /// When there is no run in the folder, or it cannot be written.
+    /// When there is no run in the folder, or the folder cannot be written.
     pub fn resume(root: &Path, upto_step: u64, voice: impl Voice + 'static) -> Result<Self, Error> {
         let mut dir = RunDir::open(root)?;
         dir.rewind(Some(upto_step as usize))?;
         Ok(Self::begin_with(dir, Box::new(voice), Some(upto_step)))
     }
 
-    /// Begins the journal of the run in `root` again: it was killed before its first checkpoint.
+    /// Begins the journal of the run in `root` again, for a run that was killed before its first checkpoint.
     ///
     /// # Errors
-    /// When there is no run in the folder, or it cannot be written.
+    /// When there is no run in the folder, or the folder cannot be written.
     pub fn restart(root: &Path, voice: impl Voice + 'static) -> Result<Self, Error> {
         let mut dir = RunDir::open(root)?;
         dir.rewind(None)?;
-        // Events of steps that will be drawn again; no more than a view of the run.
+        // The events are of steps that will be repeated, and only one view of the run's numbers.
         let _ = std::fs::remove_dir_all(root.join("tensorboard"));
         Ok(Self::begin_with(dir, Box::new(voice), None))
     }
@@ -90,12 +90,12 @@ impl Journal {
         self.dir.root()
     }
 
-    /// Shows the progress of `of` updates before the first one is done.
+    /// Shows the progress at the start of a run of `of` updates.
     pub fn begin(&mut self, of: u64) {
         self.voice.begin(self.from, of);
     }
 
-    /// One update.
+    /// Writes update `step` of `of`, with its metrics by name.
     ///
     /// # Errors
     /// When the run's folder cannot be written.
@@ -115,7 +115,7 @@ impl Journal {
         Ok(())
     }
 
-    /// A preview: its grid and its scores.
+    /// Writes a preview: its grid of images and its scores.
     ///
     /// # Errors
     /// When the run's folder cannot be written.
@@ -138,7 +138,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The images of a preview, each in a file, and what is known of them: what a report compares.
+    /// Writes each image of a preview to a file, and their scores to [`RESULTS`], for reports that compare runs.
     fn results(&self, step: u64, preview: &Preview) -> Result<(), Error> {
         let results = preview.results(step);
         if results.is_empty() {
@@ -153,7 +153,7 @@ impl Journal {
         self.write(&folder.join(RESULTS), &lines)
     }
 
-    /// All that the sentinel has looked at.
+    /// Writes everything that the sentinel has looked at to [`WATCH`].
     ///
     /// # Errors
     /// When the run's folder cannot be written.
@@ -165,22 +165,22 @@ impl Journal {
         atomic::write(path, text.as_bytes()).map_err(|source| Error::Io { path: path.display().to_string(), source })
     }
 
-    /// One line of news.
+    /// Says a line of news.
     pub fn say(&self, line: Arguments<'_>) {
         self.voice.say(line);
     }
 
-    /// One line that must not be missed.
+    /// Says a line that must not be missed.
     pub fn warn(&self, line: Arguments<'_>) {
         self.voice.warn(line);
     }
 
-    /// One line that tells what the run was for.
+    /// Says a line about the result of the run.
     pub fn conclude(&self, line: Arguments<'_>) {
         self.voice.conclude(line);
     }
 
-    /// A table of names, each before and after, and how long it took.
+    /// Shows a table of (name, value before, value after), and how long the run took.
     pub fn summary(&self, rows: &[(String, f64, f64)]) {
         self.voice.finish();
         if !rows.is_empty() {
@@ -196,7 +196,7 @@ impl Journal {
         self.say(format_args!("{} updates{images}; {wall} in all", self.updates));
     }
 
-    /// An update says how many images it drew by their rate and its seconds.
+    /// Counts an update, and the images that it drew: their rate times its seconds.
     fn count(&mut self, metrics: &[(&str, f64)]) {
         let value = |wanted| metrics.iter().find(|(name, _)| *name == wanted).map(|(_, value)| *value);
         self.updates += 1;
@@ -217,11 +217,14 @@ impl Journal {
     fn lose_events(&mut self, error: &std::io::Error) {
         self.events = None;
         let folder = self.dir.root().join("tensorboard");
-        self.warn(format_args!("no more TensorBoard events: {}: {error}; metrics.jsonl has the same numbers", folder.display()));
+        self.warn(format_args!(
+            "no more TensorBoard events are written: {}: {error}; metrics.jsonl has the same numbers",
+            folder.display()
+        ));
     }
 }
 
-/// What stands beside the progress about the last update.
+/// The note about the last update beside the progress bar.
 fn note(metrics: &[(&str, f64)]) -> String {
     let shown = metrics.iter().filter_map(|(name, value)| match *name {
         "loss" => Some(format!("loss {}", short(*value))),
@@ -254,7 +257,7 @@ pub fn clock(duration: Duration) -> String {
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
-/// Four significant digits, in whichever notation is shorter to read.
+/// `value` with four significant digits, in decimal or scientific notation.
 fn short(value: f64) -> String {
     if value == 0.0 || (1e-3..1e4).contains(&value.abs()) {
         let decimals = (3 - value.abs().max(1e-3).log10().floor() as i32).clamp(0, 6) as usize;

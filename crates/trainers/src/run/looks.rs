@@ -1,4 +1,4 @@
-//! What a run is looked at by: previews, the best of them, and the sentinel's findings.
+//! How a run is judged while it trains: previews, the best of them, and the findings of the sentinel.
 
 use burn::module::Module;
 use vp_core::profile::{self, Stage};
@@ -11,7 +11,7 @@ use crate::run::{Run, trained};
 use crate::statistics::mean;
 
 impl<M: Module> Run<M> {
-    /// Writes down a preview of the current step, and remembers whether it is the best.
+    /// Writes a preview of the current step to the journal, and remembers it if it is the best so far.
     ///
     /// # Errors
     /// When the run's folder cannot be written.
@@ -25,7 +25,7 @@ impl<M: Module> Run<M> {
             self.state.first_preview = preview.values().cloned().collect();
         }
         self.state.last_preview = preview.values().cloned().collect();
-        // What the sentinel watches is what is not trained on.
+        // With a sentinel, the best is decided by a reward that is not trained on.
         let score = if self.settings.sentinel.is_some() { preview.watched_score() } else { preview.score() };
         if let Some(score) = score
             && step > 0
@@ -39,7 +39,7 @@ impl<M: Module> Run<M> {
         }
     }
 
-    /// Says what the sentinel finds at this look, and ends the run where the config wants that.
+    /// Reports the findings of the sentinel at this preview, and ends the run if the action of one of them is `stop`.
     fn heed_sentinel(&mut self, config: &SentinelConfig, preview: &Preview) -> Result<(), Error> {
         let step = self.state.cursor.step;
         let distance = distance(&self.first_weights, &trained(&self.model));
@@ -60,12 +60,12 @@ impl<M: Module> Run<M> {
         }
     }
 
-    /// What the sentinel has looked at.
+    /// The looks at previews that the sentinel has recorded so far.
     pub fn looks(&self) -> &[Look] {
         &self.state.looks
     }
 
-    /// The updates after which the best preview was looked at.
+    /// The update after which the best preview was drawn.
     pub fn best_step(&self) -> Option<u64> {
         self.state.best.map(|(_, step)| step)
     }

@@ -1,9 +1,9 @@
-//! One training run: what every algorithm needs around its own steps.
+//! One training run: everything around the steps of an algorithm.
 //!
-//! An algorithm asks for the [next batch](Run::next_batch), computes a loss on the tape, and hands it to
-//! [`backward`](Run::backward); the run accumulates, clips, updates, follows with the moving average, writes down, saves, stops
-//! when it is told to, and refuses what is not finite. Between two batches it can be saved and continued to the bit: every random
-//! number is named by the batch it belongs to, so there is no generator to save.
+//! An algorithm asks for the [next batch](Run::next_batch), computes a loss on the tape, and hands it to [`backward`](Run::backward). The
+//! run accumulates and clips gradients, updates the weights and the moving average, writes the journal, saves checkpoints, stops when it is
+//! told to, and refuses values that are not finite. Between two batches it can be saved, and then continued to the bit: every random number
+//! is named by the batch it belongs to, so there is no generator to save.
 
 pub mod checkpoint;
 pub mod export;
@@ -33,12 +33,12 @@ use crate::run::journal::Journal;
 use crate::sections::Settings;
 use crate::statistics::mean_and_std;
 
-/// Set from outside (a signal handler) to end a run at its next batch.
+/// A flag that a signal handler sets to end a run at its next batch.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicI32>);
 
 impl Interrupt {
-    /// The place a handler writes the signal's number to.
+    /// The flag itself, to which the handler writes the signal's number.
     pub fn flag(&self) -> Arc<AtomicI32> {
         self.0.clone()
     }
@@ -48,48 +48,48 @@ impl Interrupt {
     }
 }
 
-/// How a run begins, beside the model.
+/// The inputs with which a run begins, besides the model.
 #[derive(Debug, Default)]
 pub struct Start {
     /// The resolved config, as it goes into checkpoints.
     pub config: serde_json::Value,
-    /// The checksums of what the run starts from.
+    /// The checksums of the files and lists that the run starts from.
     pub base: BTreeMap<String, String>,
-    /// Where to go on, if not at the beginning.
+    /// The checkpoint to resume from, if the run is resumed.
     pub resume: Option<Checkpoint>,
-    /// Ends the run from outside.
+    /// The flag that ends the run from outside.
     pub interrupt: Interrupt,
-    /// Saves and ends before the batch of this number, for a proof that resuming changes nothing.
+    /// The run saves and ends before the batch of this number, to prove that resuming changes nothing.
     pub stop_before: Option<u64>,
-    /// Bytes of the algorithm's own [memory](Run::memory) in a checkpoint.
+    /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
 }
 
-/// Values by name, of which the journal tells the mean.
+/// Values by name; the journal reports their means.
 pub type Observed = Vec<(String, Vec<f64>)>;
 
-/// One micro-batch to be computed.
+/// A micro-batch to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
     /// The update it belongs to, counted from 0.
     pub step: u64,
-    /// Its number in the run, counted from 0.
+    /// The micro-batch's number in the run, counted from 0.
     pub index: u64,
 }
 
 impl Batch {
-    /// The number that names its random draws: never 0, which is validation's and the previews'.
+    /// The number that names the random draws of this micro-batch. It is never 0, which belongs to validation and the previews.
     pub fn draw(self) -> u64 {
         self.index + 1
     }
 }
 
-/// Names the random numbers of one micro-batch: of a run, by a number that no other micro-batch has.
+/// The random numbers of one micro-batch, named by the run and by a number that no other micro-batch has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draw {
     /// The run's random numbers.
     pub noise: Noise,
-    /// Its number, counted from 1; 0 is validation's and the previews'.
+    /// The micro-batch's number, counted from 1; 0 belongs to validation and the previews.
     pub number: u64,
 }
 
@@ -104,21 +104,21 @@ impl Draw {
 pub struct Run<M> {
     /// The trained model, on the tape.
     pub model: M,
-    /// What the config says.
+    /// The settings of the run that do not depend on its algorithm.
     pub settings: Settings,
     /// The run's random numbers.
     pub noise: Noise,
-    /// How many values are trained.
+    /// The number of values that train.
     pub num_trainable: usize,
-    /// What it tells.
+    /// The journal, which reports the progress of the run.
     pub journal: Journal,
-    /// What the algorithm carries from batch to batch, flattened and by names of its own choosing; saved with everything else.
+    /// The algorithm's own state from batch to batch, as flattened tensors under names of its choice. It is saved in checkpoints.
     pub memory: NamedTensors,
     optimizer: AdamW,
     lr_schedule: LrSchedule,
     gradients: GradientAccumulator,
     ema: Option<Ema>,
-    /// What trained at the beginning, where the sentinel watches.
+    /// The trained parameters before the first update, if a sentinel watches; empty otherwise.
     first_weights: NamedTensors,
     state: State,
     checkpoints: Checkpoints,
@@ -132,19 +132,19 @@ pub struct Run<M> {
 }
 
 impl<M: Module> Run<M> {
-    /// Puts `model` on the tape, selects what trains, and makes the optimizer and the moving average; continues where `start`
-    /// says. `journal` is called last, with the bytes a checkpoint will take, when nothing else is left that could be refused: a
-    /// run that cannot start leaves no folder behind.
+    /// Puts `model` on the tape, selects the parameters that train, and makes the optimizer and the moving average; resumes from the
+    /// checkpoint in `start`, if there is one. `journal` is called last, with the bytes that a checkpoint will take, so that a run that
+    /// cannot start leaves no folder behind.
     ///
     /// # Errors
-    /// When no parameter is selected, or the checkpoint is another model's.
+    /// When no parameter is selected, or the checkpoint belongs to another model.
     pub fn new(model: M, settings: Settings, start: Start, journal: impl FnOnce(u64) -> Result<Journal, Error>) -> Result<Self, Error> {
         let pattern = Regex::new(&settings.trainable).map_err(|e| Error::Config(format!("model.trainable: {e}")))?;
         let (mut model, num_trainable) = select_trainable(model.train(), &pattern);
         if num_trainable == 0 {
             let names: Vec<String> = named_parameters(&model).into_iter().take(2).map(|parameter| parameter.name).collect();
             let example = format!("their names are like {}", names.join(", "));
-            return Err(Error::Config(format!("model.trainable {:?} matches no parameter; {example}", settings.trainable)));
+            return Err(Error::Config(format!("model.trainable {:?} matches no parameter of the model; {example}", settings.trainable)));
         }
         let optimizer = &settings.optimizer;
         let (mut adamw, mut gradients) = (AdamW::new(optimizer.adamw.clone()), GradientAccumulator::default());
@@ -173,7 +173,7 @@ impl<M: Module> Run<M> {
                 if let Some(config) = &settings.ema {
                     ema = Some(Ema::import(config.clone(), take("ema"), &model)?);
                 }
-                // The config in hand may differ in what does not touch the weights.
+                // The current config may differ from the saved one in settings that do not affect the weights.
                 (Some(state.cursor), State { config: start.config, base: start.base, ..state })
             }
         };
@@ -202,10 +202,10 @@ impl<M: Module> Run<M> {
         })
     }
 
-    /// The next micro-batch to compute; `None` when the run is over. Saves where a checkpoint is due.
+    /// The next micro-batch to compute; `None` when the run is over. Saves a checkpoint if one is due.
     ///
     /// # Errors
-    /// When the run was interrupted (a checkpoint is on disk then), or something is not finite at a save.
+    /// When the run was interrupted, after saving a checkpoint, or when a value to save is not finite.
     pub fn next_batch(&mut self) -> Result<Option<Batch>, Error> {
         let Cursor { step, micro } = self.state.cursor;
         let over = step >= self.settings.run.num_train_steps;
@@ -225,10 +225,10 @@ impl<M: Module> Run<M> {
         Ok((!over).then_some(Batch { step, index }))
     }
 
-    /// For use between two parts of a batch that can be done again from its beginning.
+    /// Ends the run if a signal asks for it. For use between two parts of a batch that can be repeated from its beginning.
     ///
     /// # Errors
-    /// When the run was interrupted (a checkpoint is on disk then), or something is not finite at the save.
+    /// When the run was interrupted, after saving a checkpoint, or when a value to save is not finite.
     pub fn heed_signals(&mut self) -> Result<(), Error> {
         match self.interrupt.signal() {
             Some(signal) => Err(Error::Interrupted { signal, checkpoint: self.save()? }),
@@ -241,12 +241,12 @@ impl<M: Module> Run<M> {
         Draw { noise: self.noise, number: batch.draw() }
     }
 
-    /// Counts images that were drawn or read, for the speed.
+    /// Counts images that were drawn or read, for the images per second in the journal.
     pub fn count_images(&mut self, count: usize) {
         self.images += count as u64;
     }
 
-    /// Whether nothing has been trained yet.
+    /// Whether no micro-batch has been computed yet.
     pub fn is_at_the_beginning(&self) -> bool {
         self.state.cursor == Cursor::default()
     }
@@ -256,14 +256,14 @@ impl<M: Module> Run<M> {
         self.settings.micro_batches
     }
 
-    /// Pulls the loss `[1]` of one micro-batch back to the trained parameters and adds up their gradients; after the last
-    /// micro-batch of an update, makes it. Returns how many updates there are now, if this made one.
+    /// Back-propagates the loss `[1]` of one micro-batch and adds up the gradients of the trained parameters; after the last micro-batch of
+    /// an update, makes the update. Returns the number of updates made so far if this call made one, otherwise `None`.
     ///
-    /// `observed` are values by name, averaged over the update in the journal. `blame` is asked, if the loss is not finite, for
-    /// the first tensor that is not.
+    /// `observed` are values by name, which the journal averages over the update. If the loss is not finite, `blame` names the first tensor
+    /// that is not finite.
     ///
     /// # Errors
-    /// When a loss or a gradient is not finite and no more batches may be skipped; when the journal cannot be written.
+    /// When a loss or a gradient is not finite and no more updates may be left out, or when the journal cannot be written.
     pub fn backward(&mut self, loss: Tensor<1>, observed: Observed, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
         let total = values(&loss)[0];
         if !total.is_finite() {
@@ -280,7 +280,7 @@ impl<M: Module> Run<M> {
         self.finish_micro_batch()
     }
 
-    /// Counts it; makes the update if it was the last of one.
+    /// Counts the micro-batch, and makes the update if it was the last of one.
     fn finish_micro_batch(&mut self) -> Result<Option<u64>, Error> {
         self.state.cursor.micro += 1;
         if self.state.cursor.micro < self.accumulation() {
@@ -289,8 +289,9 @@ impl<M: Module> Run<M> {
         self.update()
     }
 
-    /// As [`backward`](Self::backward), the micro-batch in parts that are computed side by side, each on a tape of its own; one part is
-    /// computed as it is. `loss` makes of a part its share of the loss, `[1]`, and what is observed; the micro-batch's loss is the sum.
+    /// As [`backward`](Self::backward), but for a micro-batch in parts, which are computed side by side, each on its own tape. A single
+    /// part is computed as it is. `loss` returns a part's share of the loss, `[1]`, and its observed values; the loss of the micro-batch is
+    /// the sum of the shares.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
@@ -305,7 +306,7 @@ impl<M: Module> Run<M> {
             let (loss, observed) = loss(&self.model, parts.remove(0));
             return self.backward(loss, observed, blame);
         }
-        // Parameters that share a leaf share a tape, on which only one thread can walk.
+        // Parameters that share a leaf share a tape, and only one thread at a time can back-propagate along a tape.
         let own_tape = || map_parameters(self.model.clone(), |_, _, values| values);
         let parts: Vec<(M, P)> = parts.into_iter().map(|part| (own_tape(), part)).collect();
         let work = |(model, part): (M, P)| {
@@ -346,7 +347,8 @@ impl<M: Module> Run<M> {
         Ok(Some(self.state.cursor.step))
     }
 
-    /// Clips, updates, follows with the moving average; the norm of the gradients and the learning rate.
+    /// Clips the gradients and updates the weights and the moving average. Returns the norm of the gradients before clipping, and the
+    /// learning rate.
     fn step(&mut self) -> Result<(f64, f64), Error> {
         let grad_norm = self.gradients.clip_grad_norm(self.settings.optimizer.max_grad_norm)?;
         let lr = self.lr_schedule.rate(self.state.cursor.step);
@@ -376,10 +378,10 @@ impl<M: Module> Run<M> {
         self.journal.update(self.state.cursor.step, self.settings.run.num_train_steps, &line)
     }
 
-    /// Gives up the update under way, in which `what` is not finite: the weights stay those of the update before.
+    /// Gives up the current update, in which `what` is not finite. The weights stay those of the previous update.
     ///
     /// # Errors
-    /// When no more updates may be left out; the last good state is on disk then.
+    /// When no more updates may be left out; the last good state has then been saved.
     pub fn leave_out(&mut self, what: String) -> Result<(), Error> {
         let Cursor { step, .. } = self.state.cursor;
         self.gradients = GradientAccumulator::default();
@@ -397,7 +399,7 @@ impl<M: Module> Run<M> {
         Ok(())
     }
 
-    /// The tuned model on the plain device: the moving average where there is one.
+    /// The tuned model, on the device without autodiff: the moving average if there is one, otherwise the current weights.
     pub fn tuned(&self) -> M {
         match &self.ema {
             Some(ema) => ema.apply(self.model.valid()),
@@ -405,17 +407,21 @@ impl<M: Module> Run<M> {
         }
     }
 
-    /// The folder of the run.
+    /// The run's folder.
     pub fn dir(&self) -> &Path {
         self.journal.dir()
     }
 
-    /// A disk that is full now may not be later, and the last good checkpoint is still there: training goes on in memory.
+    /// Saves a checkpoint, but only warns if it cannot be written: the disk may have space again later, and the last good checkpoint is
+    /// still there.
     fn save_if_the_disk_lets(&mut self) -> Result<(), Error> {
         match self.save() {
             Ok(_) => Ok(()),
             Err(Error::Io { path, source }) => {
-                self.journal.warn(format_args!("no checkpoint of step {}: {path}: {source}; training goes on", self.state.cursor.step));
+                self.journal.warn(format_args!(
+                    "no checkpoint of step {}: cannot write {path}: {source}; training goes on",
+                    self.state.cursor.step
+                ));
                 Ok(())
             }
             Err(error) => Err(error),
@@ -455,13 +461,13 @@ impl<M: Module> Run<M> {
     }
 }
 
-/// What trains of a model, by name.
+/// The trained parameters of a model, by name.
 fn trained<M: Module>(model: &M) -> NamedTensors {
     let trained = named_parameters(model).into_iter().filter(|parameter| parameter.trainable);
     trained.map(|parameter| (parameter.name, parameter.values)).collect()
 }
 
-/// `model` with the trainable parameters a checkpoint holds.
+/// `model` with the trained parameters of a checkpoint.
 fn with_weights<M: Module>(model: M, weights: &mut NamedTensors) -> Result<M, Error> {
     let problem = |key: &str, problem: String| Error::State { what: "weights", key: key.into(), problem };
     for parameter in named_parameters(&model).iter().filter(|parameter| parameter.trainable) {
@@ -482,7 +488,8 @@ fn with_weights<M: Module>(model: M, weights: &mut NamedTensors) -> Result<M, Er
     }
 }
 
-/// The newest valid checkpoint of a run, with warnings about newer ones that are not; clears what a killed process left.
+/// The newest valid checkpoint of a run, with warnings about newer ones that are not valid. Removes the half-written checkpoints of killed
+/// processes.
 pub fn newest_checkpoint(run: &Path, device: &Device) -> (Option<Checkpoint>, Vec<String>) {
     let checkpoints = Checkpoints::of(run);
     checkpoints.clean();
@@ -494,7 +501,7 @@ pub fn newest_checkpoint(run: &Path, device: &Device) -> (Option<Checkpoint>, Ve
     }
 }
 
-/// A tensor's values on the host.
+/// The values of a tensor `[n]`, on the host.
 pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
     tensor.to_data().iter::<f64>().collect()
 }

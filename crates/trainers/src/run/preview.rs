@@ -1,4 +1,4 @@
-//! The same prompts and seeds, drawn before and after.
+//! Previews: the same prompts and seeds, drawn before, during and after training.
 
 use std::collections::BTreeMap;
 
@@ -19,37 +19,37 @@ use crate::non_finite::{in_prediction, is_finite};
 use crate::sections::PreviewSection;
 use crate::statistics::mean;
 
-/// Images of fixed prompts and seeds, with their scores.
+/// Images for fixed prompts and seeds, with their scores.
 #[derive(Debug, Default)]
 pub struct Preview {
-    /// Prompt by prompt, seed by seed.
+    /// The images, prompt by prompt, and seed by seed within a prompt.
     pub images: Vec<RgbImage>,
-    /// Columns of the grid.
+    /// Columns of the grid: images per prompt.
     pub columns: usize,
-    /// Prompt and seed of each image; empty for images that are not drawn from prompts.
+    /// The prompt and the seed of each image; empty if the images were not drawn from prompts.
     pub drawn_from: Vec<(String, u64)>,
-    /// Scores by name; the first decides which checkpoint is the best.
+    /// Scores by name, one per image. The first of them decides which checkpoint is the best.
     pub scores: Vec<(String, Vec<f64>)>,
-    /// What the scores consist of, as `judge/pass`: shown beside them, and decides nothing.
+    /// The terms of the scores by name, such as `judge/pass`. They are reported, but decide nothing.
     pub terms: Vec<(String, Vec<f64>)>,
-    /// Whether the first score is a loss.
+    /// Whether the first score is a loss, so that lower values are better.
     pub lower_is_better: bool,
 }
 
 impl Preview {
-    /// Losses on held-out data, the first of which decides, beside what was drawn, if anything was.
+    /// A preview whose scores are losses on held-out data, the first of which decides, with the images of `drawn`, if there are any.
     pub fn of_losses(losses: Vec<(String, Vec<f64>)>, drawn: Option<Self>) -> Self {
         let drawn = drawn.unwrap_or(Self { columns: 1, ..Self::default() });
         Self { scores: losses, lower_is_better: true, ..drawn }
     }
 
-    /// Scores, then terms.
+    /// The scores, then their terms.
     pub fn values(&self) -> impl Iterator<Item = &(String, Vec<f64>)> {
         self.scores.iter().chain(&self.terms)
     }
 
-    /// What is known of each image that was drawn from a prompt, as an evaluation has it; the model is named for its step. Losses are of
-    /// held-out data, not of these images.
+    /// The scores and pixel statistics of each image that was drawn from a prompt, in the form of an evaluation's results; the model is
+    /// called `step <step>`. Losses are left out, because they are not of these images.
     pub fn results(&self, step: u64) -> Vec<ImageResult> {
         let of_image = |(place, (image, (prompt, seed))): (usize, (&RgbImage, &(String, u64)))| {
             let scores = self.values().filter(|_| !self.lower_is_better);
@@ -66,7 +66,7 @@ impl Preview {
         self.images.iter().zip(&self.drawn_from).enumerate().filter_map(of_image).collect()
     }
 
-    /// The mean of the second score, of what is watched and not trained on; of the first where nothing is watched.
+    /// The mean of the second score, which is that of a watched reward; the mean of the first if nothing is watched.
     pub fn watched_score(&self) -> Option<f64> {
         match self.scores.get(1) {
             Some((_, scores)) => Some(mean(scores)),
@@ -74,7 +74,7 @@ impl Preview {
         }
     }
 
-    /// The mean of the first score, turned so that larger is better.
+    /// The mean of the first score, negated if lower is better.
     pub fn score(&self) -> Option<f64> {
         let (_, scores) = self.scores.first()?;
         let mean = mean(scores);
@@ -82,23 +82,23 @@ impl Preview {
     }
 }
 
-/// What is drawn for a preview, and by whom it is scored.
+/// The prompts, seeds and rewards of a preview.
 #[derive(Clone, Copy)]
 pub struct PreviewRequest<'a> {
     /// `[preview]`.
     pub section: &'a PreviewSection,
-    /// The trained reward first.
+    /// The rewards that score the images, the trained one first.
     pub rewards: &'a [&'a dyn Reward],
-    /// Height and width in pixels.
+    /// Height and width of the images in pixels.
     pub size: [usize; 2],
-    /// Updates made.
+    /// Updates made so far.
     pub step: u64,
 }
 
-/// Draws with the model's own sampler, one row of the grid per prompt, and scores.
+/// Draws the preview with the model's own sampler, one row of the grid per prompt, and scores its images.
 ///
 /// # Errors
-/// When the folder's scheduler cannot be built, a reward fails, or what is drawn is not finite.
+/// When the folder's scheduler cannot be built, a reward fails, or an image is not finite.
 pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &PreviewRequest<'_>) -> Result<Preview, Error> {
     let PreviewRequest { section, rewards, size, step } = *request;
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
@@ -138,7 +138,7 @@ pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &Pr
     Ok(Preview { images, columns: section.seeds.len(), drawn_from, scores, terms, lower_is_better: false })
 }
 
-/// The first part of the model that is not finite at the first step of a chain, or the autoencoder.
+/// The first part of the model whose output is not finite at the first step of a chain; if there is none, the decoded image.
 fn blame<D: Denoiser>(
     pipeline: &Pipeline,
     model: &Trainable<D>,

@@ -1,4 +1,4 @@
-//! What the sentinel is shown of a preview, and how far the weights have gone.
+//! The sentinel's inputs: the figures of a preview, and the distance of the weights from their start.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,21 +9,21 @@ use vp_evaluation::sentinel::{Look, SentinelConfig};
 use crate::optim::NamedTensors;
 use crate::run::preview::Preview;
 
-/// What a run's folder says of its sentinel, as `sentinel.json`.
+/// The file of a run's folder that records what the sentinel has looked at.
 pub const WATCH: &str = "sentinel.json";
 
-/// The settings a run is watched with, and all it was looked at.
+/// The contents of [`WATCH`]: the sentinel's settings and all its looks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watch {
     /// `[sentinel]`.
     pub config: SentinelConfig,
-    /// The look before training first.
+    /// The looks in order, beginning with the one before training.
     pub looks: Vec<Look>,
 }
 
-/// A preview as the sentinel takes it: of each reward a mean a prompt, since the images of one are not independent; diversity by the root
-/// mean square of pixels between the images of a prompt.
+/// Turns a preview into the sentinel's figures. Each reward has one mean per prompt, because the images of a prompt are not independent.
+/// The diversity is the root mean square difference of pixels between the images of a prompt.
 pub fn look(step: u64, preview: &Preview, weight_distance: f64) -> Look {
     let columns = preview.columns.max(1);
     let of_prompts = |scores: &[f64]| scores.chunks(columns).map(|scores| scores.iter().sum::<f64>() / scores.len() as f64).collect();
@@ -40,7 +40,7 @@ pub fn look(step: u64, preview: &Preview, weight_distance: f64) -> Look {
     }
 }
 
-/// The mean over prompts of the mean distance of two of its images; none with one image a prompt.
+/// The mean over prompts of the mean distance between two images of the prompt; `None` with one image per prompt.
 fn diversity(images: &[RgbImage], columns: usize) -> Option<f64> {
     let of_prompt = |images: &[RgbImage]| {
         let distances = distances(&images.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>());
@@ -50,7 +50,7 @@ fn diversity(images: &[RgbImage], columns: usize) -> Option<f64> {
     (!of_prompts.is_empty()).then(|| of_prompts.iter().sum::<f64>() / of_prompts.len() as f64)
 }
 
-/// `‖now − first‖ / ‖first‖` over all that trains.
+/// `‖now − first‖ / ‖first‖` over all trained parameters; `‖now − first‖` if those were 0.
 pub fn distance(first: &NamedTensors, now: &NamedTensors) -> f64 {
     let squares = |tensor: Tensor<1>| f64::from(tensor.square().sum().into_scalar::<f32>());
     let (mut change, mut size) = (0.0, 0.0);
@@ -80,7 +80,7 @@ mod tests {
         let look = look(7, &preview, 0.5);
         assert_eq!((look.step, look.trained_reward, look.weight_distance), (7, vec![2.0, 5.0], 0.5));
         assert_eq!(look.watched["b"], [0.5, 3.0]);
-        // 51 of 255 apart, and not at all.
+        // 51 of 255 apart, and 0.
         assert!((look.diversity.unwrap() - 0.1).abs() < 1e-12);
         assert_eq!(look.pixels.len(), 4);
         assert_eq!(diversity(&preview.images, 1), None);

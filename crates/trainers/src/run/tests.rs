@@ -73,7 +73,7 @@ fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
     assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
     assert!(other(&run) < 1.0);
     run.next_batch().unwrap();
-    assert!(poisoned_slope(&mut run).unwrap_err().to_string().contains("(1 batches were left out before)"));
+    assert!(poisoned_slope(&mut run).unwrap_err().to_string().contains("(1 updates were left out before)"));
 }
 
 #[test]
@@ -83,6 +83,6 @@ fn weights_that_are_not_finite_are_not_saved() {
     run.model.weight = Param::from_data([f32::NAN], &Device::flex().autodiff());
     run.interrupt.flag().store(15, Ordering::Relaxed);
     let error = run.next_batch().unwrap_err().to_string();
-    assert!(error.contains("weight of the weights is not finite and is not saved"), "{error}");
+    assert!(error.contains("weight in the checkpoint's weights is not finite, so it is not saved"), "{error}");
     assert!(run.checkpoints.list().is_empty());
 }

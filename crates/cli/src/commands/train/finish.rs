@@ -22,7 +22,10 @@ pub fn finish<M: Module>(run: &Run<M>, exported: &Exported, config: &TrainConfig
             run.journal.conclude(format_args!("reward model: {path} (its weights differ from the first ones by {change} of their norm)"))
         }
         _ if exported.relative_change <= 0.0 => {
-            run.journal.warn(format_args!("the tuned model equals the base (learning rate {})", config.optimizer.learning_rate));
+            run.journal.warn(format_args!(
+                "training changed nothing: the tuned model is the base model (learning rate {})",
+                config.optimizer.learning_rate
+            ));
         }
         ExportKind::Model => run
             .journal

@@ -1,8 +1,8 @@
-//! TensorBoard's view of a run: scalars and images in an event file.
+//! Writes the scalars and images of a run to an event file for TensorBoard.
 //!
-//! `tensorboard-rs`'s `SummaryWriter` writes on a thread that panics when the disk does, and so does every call after that. Its parts
-//! do not: this file frames events with its `RecordWriter` and makes their contents with its `summary`. An event file is a chain
-//! of records, each a length, a CRC, a serialized `Event` and a CRC.
+//! The `SummaryWriter` of `tensorboard-rs` writes on a thread that panics when the disk fails, and then so does every later call. Its parts
+//! do not, so this file frames events with its `RecordWriter` and makes their contents with its `summary`. An event file is a sequence of
+//! records, each of them a length, a CRC, a serialized `Event` and a CRC.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind};
@@ -16,7 +16,7 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::{image, scalar};
 use vp_data::RgbImage;
 
-/// An event file, begun.
+/// An event file that is being written.
 pub struct Events {
     records: RecordWriter<BufWriter<File>>,
 }
@@ -28,11 +28,11 @@ impl std::fmt::Debug for Events {
 }
 
 impl Events {
-    /// Begins a new file beside those that are there. A run that continues after `resumed_at` tells TensorBoard to forget what older
-    /// files say of later steps.
+    /// Begins a new file in `folder`, beside existing ones. If the run was resumed after update `resumed_at`, the file tells TensorBoard to
+    /// forget the later steps of older files.
     ///
     /// # Errors
-    /// What the system says.
+    /// When the file cannot be written.
     pub fn begin(folder: &Path, resumed_at: Option<u64>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut events = Self { records: RecordWriter::new(BufWriter::new(new_file(folder)?)) };
@@ -49,10 +49,10 @@ impl Events {
         Ok(events)
     }
 
-    /// One event with a scalar for each metric, under its name; f32 is all that the format holds.
+    /// Writes one event with a scalar for each metric, under its name. The format holds f32 only.
     ///
     /// # Errors
-    /// What the system says.
+    /// When the file cannot be written.
     pub fn scalars(&mut self, step: u64, metrics: &[(&str, f64)]) -> io::Result<()> {
         let mut summary = Summary::new();
         for (name, value) in metrics {
@@ -63,13 +63,13 @@ impl Events {
         self.write(event, step)
     }
 
-    /// An image, which has at least one pixel.
+    /// Writes an image, which must have at least one pixel, under `tag`.
     ///
     /// # Errors
-    /// What the system says.
+    /// When the file cannot be written.
     pub fn image(&mut self, tag: &str, step: u64, pixels: &RgbImage) -> io::Result<()> {
         let (width, height) = pixels.dimensions();
-        // The crate encodes dim[1] x dim[2] as width x height, and writes them down as height and width.
+        // The crate encodes dim[1] x dim[2] as width x height, but labels them height and width.
         let mut summary = image(tag, pixels.as_raw(), &[3, width as usize, height as usize]);
         let written_down = summary.mut_value()[0].mut_image();
         written_down.set_width(width as i32);
@@ -79,7 +79,7 @@ impl Events {
         self.write(event, step)
     }
 
-    /// Writes through, so that a killed run's events are there up to its last update.
+    /// Writes an event and flushes it, so that a killed run has its events up to its last update.
     fn write(&mut self, mut event: Event, step: u64) -> io::Result<()> {
         event.set_wall_time(since_epoch());
         event.set_step(step as i64);
@@ -92,8 +92,8 @@ fn since_epoch() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// TensorBoard reads a folder's files in the order of their names, and a name begins with a time in seconds: one later than the
-/// latest that is there, however fast a run was resumed.
+/// Creates a file whose name sorts after those of all existing ones. TensorBoard reads a folder's files in the order of their names, which
+/// contain a time in seconds, and a run may be resumed within the same second.
 fn new_file(folder: &Path) -> io::Result<File> {
     let mut time = since_epoch() as u64;
     for entry in fs::read_dir(folder)? {
@@ -134,7 +134,7 @@ mod tests {
         let mut events = Events::begin(&folder, None).unwrap();
         events.scalars(3, &[("loss", 0.5), ("watch/brightness", f64::NAN)]).unwrap();
         events.image("validation", 3, &RgbImage::from_pixel(5, 2, [1, 2, 3].into())).unwrap();
-        // Read while the writer is still open: a killed run leaves as much.
+        // Read while the writer is still open, as after a killed run.
         let files = |folder: &Path| {
             let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
             files.sort();

@@ -1,39 +1,39 @@
-//! Whoever tells people how a run is going. The program's terminal is one; tests, and those who call this crate from their own code, may have
-//! nothing told.
+//! The interface through which a run tells people how it is going. The program's terminal implements it; tests and other callers of this
+//! crate may use [`Silent`].
 
 use std::fmt::{Arguments, Debug};
 
-/// Tells people, line by line, how a run is going. It never fails: a reader who went away is no reason to lose a run.
+/// Tells people, line by line, how a run is going. It never fails, because a closed terminal must not end a run.
 pub trait Voice: Debug + Send {
-    /// One line of news.
+    /// Says a line of news.
     fn say(&self, line: Arguments<'_>);
 
-    /// One line that must not be missed, even by those who want no news.
+    /// Says a line that must not be missed, even by those who want no news.
     fn warn(&self, line: Arguments<'_>);
 
-    /// One line that tells what the whole run was for, even to those who want no news. Progress is over.
+    /// Says a line about the result of the run, even to those who want no news. The progress is over by then.
     fn conclude(&self, line: Arguments<'_>);
 
-    /// Whether progress is shown, so that single updates need no lines.
+    /// Whether this voice shows the progress, so that single updates need no lines of their own.
     fn shows_progress(&self) -> bool {
         false
     }
 
-    /// Work begins: `of` updates in all, `done` of them before this process began.
+    /// Begins to show the progress of `of` updates, `done` of which were made before this process began.
     fn begin(&mut self, done: u64, of: u64) {
         let _ = (done, of);
     }
 
-    /// The first `done` of `of` updates are done; `note` describes the last one.
+    /// Shows that the first `done` of `of` updates have been made; `note` describes the last of them.
     fn advance(&mut self, done: u64, of: u64, note: &str) {
         let _ = (done, of, note);
     }
 
-    /// Work is over: progress need not be shown any more.
+    /// Stops showing the progress.
     fn finish(&self) {}
 }
 
-/// Tells nothing.
+/// A voice that says nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
