@@ -1,4 +1,5 @@
-//! What an algorithm is: its knobs, what it needs, and its loop. [`AlgorithmConfig`](crate::config::AlgorithmConfig) is the table of them.
+//! The interface of an algorithm: its knobs, the config sections that it needs, and its training loop.
+//! [`AlgorithmConfig`](crate::config::AlgorithmConfig) is the table of all algorithms.
 
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{LoadedDenoiser, Trainable};
@@ -13,74 +14,77 @@ use crate::supervised::dpo::Dpo;
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
-/// An algorithm, by the knobs of its `[algo.<name>]` section. To add one, write a file that implements this for its config, and its row in
-/// [`AlgorithmConfig`](crate::config::AlgorithmConfig).
+/// An algorithm. The struct that implements this trait holds the knobs of the `[algo.<name>]` section. To add an algorithm, write a file
+/// with such a struct, and add a row to [`AlgorithmConfig`](crate::config::AlgorithmConfig).
 pub trait Algorithm {
-    /// By what it is driven, which says what a run is made of, and its loop.
+    /// The kind of data that the algorithm learns from, with the algorithm itself. The kind decides which config sections a run needs and
+    /// which parts it is assembled from.
     fn driver(&self) -> Driver<'_>;
 
-    /// Appends what cannot work: the knobs alone, and together with the other sections.
+    /// Appends a message for each knob that is out of range or does not fit the other sections of `config`.
     fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>);
 
-    /// The file `configs/<algo>/<preset>.toml` that `train --algo` runs: offline, in minutes.
+    /// The preset that `train --algo` runs, `configs/<algo>/<preset>.toml`. It must finish within minutes and need no network connection.
     fn default_preset(&self) -> &'static str {
         "tiny"
     }
 }
 
-/// What drives an algorithm.
+/// The kind of data that an algorithm learns from, with the algorithm itself.
 #[derive(Clone, Copy)]
 pub enum Driver<'a> {
-    /// Prompts, from which images are drawn, and a reward.
+    /// Prompts to draw images for, and a reward that scores the images.
     Reward(&'a dyn RewardDriven<LoadedDenoiser>),
     /// Captioned images.
     Captions(&'a Sft),
-    /// Pairs of images of which one is preferred.
+    /// Pairs of images, one of each pair preferred to the other.
     Pairs(&'a Dpo),
-    /// Images, for the autoencoder.
+    /// Images that the autoencoder learns to reconstruct.
     Autoencoder(&'a Vae),
-    /// Ranked images, for a reward model.
+    /// Ranked images that a reward model learns to order.
     Rankings(&'a RewardModel),
 }
 
-/// An algorithm that draws images and is told by a reward how good they are.
+/// An algorithm that draws images and learns from the reward's scores of them.
 pub trait RewardDriven<D: Denoiser> {
-    /// Trains to the end.
+    /// Trains until the run has made all its updates.
     ///
     /// # Errors
-    /// When the run is interrupted, something is not finite, a reward fails, or the run's folder cannot be written.
+    /// When the run is interrupted, a value is not finite, a reward fails, or the run's folder cannot be written.
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error>;
 
-    /// The derived arithmetic of a config in one sentence: what an update takes, what the run comes to.
+    /// The size of a run in one sentence, derived from `config`: how many images an update takes, and how many the whole run.
     fn arithmetic(&self, config: &TrainConfig) -> String;
 
-    /// Whether the reward's gradient with respect to the images is used, so that a reward without one is refused.
+    /// Whether the algorithm needs the reward's gradient with respect to the images. If it does, a reward without one is refused.
     fn needs_gradient(&self) -> bool {
         false
     }
 
-    /// Backward passes per minibatch: a policy gradient makes one per timestep.
+    /// Backward passes per minibatch: 1, but for a policy gradient one per trained timestep.
     fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
         let _ = num_inference_steps;
         1
     }
 
-    /// Images that are kept with their whole trajectories, where they are: every step of the scheduler must then have a density.
+    /// How many images are kept with their whole trajectories, for algorithms that keep trajectories. Every step of the scheduler must then
+    /// have a density.
     fn images_kept(&self) -> Option<usize> {
         None
     }
 
-    /// The regulariser of a config that names none.
+    /// The regulariser of a config without a `[regularizer.<name>]` section.
     fn default_regularizer(&self) -> RegularizerConfig {
         RegularizerConfig::default()
     }
 
-    /// Overrides of `configs/<algo>/tiny.toml` under which a run of seconds raises mean brightness, for the learning tests.
+    /// Overrides of `configs/<algo>/tiny.toml` for the learning tests. With them, a run of a few seconds must raise the mean brightness of
+    /// the images.
     fn learning_test(&self) -> &'static [&'static str];
 }
 
 impl Driver<'_> {
-    /// The sections it cannot do without.
+    /// The sections that the config must have.
     pub fn needs(&self) -> &'static [Section] {
         match self {
             Self::Reward(_) => &[Section::Prompts, Section::Scheduler, Section::Reward, Section::Preview],
@@ -90,7 +94,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The sections it uses where they are there.
+    /// The sections that the config may have.
     pub fn takes(&self) -> &'static [Section] {
         match self {
             Self::Reward(_) => &[Section::Lora, Section::Watch, Section::Regularizer],
@@ -99,17 +103,17 @@ impl Driver<'_> {
         }
     }
 
-    /// What to do about a section that it does not use.
+    /// What to do about `section`, which the algorithm does not use; the end of an error message.
     fn way_out(&self, section: Section) -> &'static str {
         match (self, section) {
-            (Self::Reward(_), Section::Data) => "captioned images go into [regularizer.images]",
-            (Self::Autoencoder(_), Section::Preview) => "its images are the held-out ones; remove it",
+            (Self::Reward(_), Section::Data) => "captioned images belong in [regularizer.images]",
+            (Self::Autoencoder(_), Section::Preview) => "its previews show the held-out images; remove it",
             (Self::Autoencoder(_), Section::Lora) => "the autoencoder trains whole weights; remove it",
             _ => "remove it",
         }
     }
 
-    /// Appends what is missing of `config`, and what is there and would be ignored.
+    /// Appends a message for the sections that `config` lacks, and one for each section or setting that would be ignored.
     pub fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let name = config.algo.name();
         let missing: Vec<&str> = self.needs().iter().filter(|section| !section.is_in(config)).map(|section| section.title()).collect();
@@ -123,8 +127,8 @@ impl Driver<'_> {
         self.model_findings(config, findings);
         let validation_every = match self {
             Self::Reward(_) if config.watch.is_empty() => {
-                let example = "add a [[watch]] with a reward that is not trained on, e.g. [watch.saturation]";
-                findings.push(format!("nothing is watched; {example}"));
+                let example = "add [[watch]] with a reward that is not trained on, e.g. [watch.saturation]";
+                findings.push(format!("[algo.{name}] needs a second reward that shows whether the first is exploited; {example}"));
                 return;
             }
             Self::Captions(_) => "data.validation_every",
@@ -132,11 +136,11 @@ impl Driver<'_> {
             Self::Reward(_) | Self::Autoencoder(_) | Self::Rankings(_) => return,
         };
         if config.preview.as_ref().is_some_and(|preview| preview.every > 0) {
-            findings.push(format!("preview.every is not used by [algo.{name}]; images are drawn whenever {validation_every} says"));
+            findings.push(format!("preview.every is not used by [algo.{name}], which draws at each validation; set {validation_every}"));
         }
     }
 
-    /// Appends what of `[model]` would be ignored.
+    /// Appends a message for each setting of `[model]` that would be ignored or cannot work.
     fn model_findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let name = config.algo.name();
         if matches!(self, Self::Rankings(_)) && config.model.size.is_some() {
@@ -146,19 +150,22 @@ impl Driver<'_> {
             return;
         }
         match self {
-            Self::Reward(_) => findings
-                .push(format!("model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; see sft")),
+            Self::Reward(_) => findings.push(format!(
+                "model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; train with [algo.sft] first"
+            )),
             Self::Pairs(_) => {
-                findings.push(format!("model.initialize is not used by [algo.{name}]: its reference is the model it starts from; see sft"));
+                findings.push(format!(
+                    "model.initialize is not used by [algo.{name}]: its reference is the model it starts from; train with [algo.sft] first"
+                ));
             }
             Self::Captions(_) if config.lora().is_some() => {
-                findings.push("model.initialize draws weights that a LoRA would then freeze; set model.trainable".into());
+                findings.push("model.initialize draws random weights, which a LoRA would freeze; set model.trainable to train them".into());
             }
             Self::Captions(_) | Self::Autoencoder(_) | Self::Rankings(_) => {}
         }
     }
 
-    /// Whether whole weights train where the config does not say what does.
+    /// Whether whole weights train, rather than a LoRA, if the config does not set `model.trainable`.
     pub fn trains_whole_weights(&self) -> bool {
         !self.takes().contains(&Section::Lora)
     }

@@ -1,4 +1,5 @@
-//! The configuration of `train`: one section an idea, named by the choice where there is one.
+//! The configuration of `train`, one section per concern. Where there is a choice, the section is named by it: `[algo.refl]`,
+//! `[reward.vp_score]`.
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -25,37 +26,37 @@ use crate::sections::{
 vp_core::registry! {
     /// The `[algo.<name>]` section.
     pub enum AlgorithmConfig: Algorithm {
-        /// Reward feedback learning: the reward, back-propagated through one late denoising step.
+        /// Reward feedback learning: back-propagates the reward through one late denoising step.
         Refl = "refl" => crate::direct::refl::Refl,
-        /// DRaFT-K and DRaFT-LV: the reward, back-propagated through the last K steps of sampling.
+        /// DRaFT-K and DRaFT-LV: back-propagate the reward through the last K steps of sampling.
         Draft = "draft" => crate::direct::draft::Draft,
-        /// AlignProp: the reward, back-propagated through the whole chain, randomly truncated.
+        /// AlignProp: back-propagates the reward through the sampling chain, truncated at random.
         AlignProp = "align_prop" => crate::direct::align_prop::AlignProp,
-        /// DRTune: the reward, back-propagated to spaced steps of the whole chain past the network's Jacobian.
+        /// DRTune: back-propagates the reward to spaced steps of the sampling chain, bypassing the network's Jacobian.
         DrTune = "drtune" => crate::direct::drtune::DrTune,
         /// Policy gradients over whole sampling trajectories: any reward, differentiable or not.
         Ddpo = "ddpo" => crate::policy::ddpo::Ddpo,
-        /// Two trajectories of a prompt, the better preferred at every step, against the base model.
+        /// D3PO: of two trajectories of a prompt, makes every step of the better one likelier, relative to the base model.
         D3po = "d3po" => crate::policy::d3po::D3po,
-        /// Diffusion-DPO: the denoising losses of a chosen and a rejected image, against those of the frozen base model.
+        /// Diffusion-DPO: compares the denoising losses of a chosen and a rejected image with those of the frozen base model.
         Dpo = "dpo" => crate::supervised::dpo::Dpo,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
         Sft = "sft" => crate::supervised::sft::Sft,
-        /// The autoencoder: reconstruction, edges and KL on images.
+        /// Training of the autoencoder: reconstruction, edges and KL on images.
         Vae = "vae" => crate::supervised::vae::Vae,
-        /// A reward model: Bradley-Terry on ranked images, for BLIP with a head (VP-Score) or CLIP; `train-reward` for short.
+        /// Training of a reward model on ranked images: BLIP with a head (VP-Score) or CLIP; `train-reward` for short.
         RewardModel = "reward_model" => crate::reward_model::RewardModel,
     }
 }
 
 impl AlgorithmConfig {
-    /// The algorithm of this name with its default knobs; `None` where there is none.
+    /// The algorithm of this name with its default knobs; `None` if there is no such algorithm.
     pub fn with_defaults(name: &str) -> Option<Self> {
         serde_json::from_value(serde_json::json!({ name: {} })).ok()
     }
 }
 
-/// A whole `train` configuration. Which of the optional sections must be there is the algorithm's to say.
+/// A whole `train` configuration. The algorithm decides which of the optional sections are needed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
@@ -63,7 +64,7 @@ pub struct TrainConfig {
     pub run: RunSection,
     /// `[model]`.
     pub model: ModelSection,
-    /// `[lora]`; with its defaults where it is absent, and switched off by `model.trainable`.
+    /// `[lora]`; absent: its defaults. `model.trainable` switches it off.
     pub lora: Option<LoraSection>,
     /// `[algo.<name>]`.
     pub algo: AlgorithmConfig,
@@ -79,7 +80,7 @@ pub struct TrainConfig {
     pub scheduler: Option<SchedulerSection>,
     /// `[reward.<name>]`.
     pub reward: Option<RewardConfig>,
-    /// `[[watch]]`, each with a `[watch.<name>]`: rewards that are looked at and not trained on.
+    /// `[[watch]]`, each with a `[watch.<name>]`: rewards that are reported but not trained on.
     #[serde(default)]
     pub watch: Vec<RewardConfig>,
     /// `[regularizer.<name>]`.
@@ -91,7 +92,7 @@ pub struct TrainConfig {
     /// `[lr_scheduler.<name>]`.
     #[serde(default)]
     pub lr_scheduler: LrSchedulerConfig,
-    /// `[ema]`; without it the last weights are the result.
+    /// `[ema]`; absent: no moving average, and the last weights are the result.
     pub ema: Option<EmaConfig>,
     /// `[checkpoint]`.
     #[serde(default)]
@@ -99,11 +100,11 @@ pub struct TrainConfig {
     /// `[guard]`.
     #[serde(default)]
     pub guard: GuardSection,
-    /// `[sentinel]`: rules that tell when a reward is exploited, looked at whenever a preview is drawn.
+    /// `[sentinel]`: rules that detect when the reward is being exploited, checked at each preview.
     pub sentinel: Option<SentinelConfig>,
 }
 
-/// A section that some algorithms use and others do not.
+/// A config section that only some algorithms use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
     /// `[lora]`.
@@ -129,7 +130,7 @@ pub enum Section {
 }
 
 impl Section {
-    /// Every one of them.
+    /// All of these sections.
     pub const ALL: [Self; 10] = [
         Self::Lora,
         Self::Data,
@@ -143,7 +144,7 @@ impl Section {
         Self::Preview,
     ];
 
-    /// As it is written in a config.
+    /// The section's header, as written in a config.
     pub fn title(self) -> &'static str {
         match self {
             Self::Lora => "[lora]",
@@ -159,7 +160,7 @@ impl Section {
         }
     }
 
-    /// Whether the config has it.
+    /// Whether `config` has this section.
     pub fn is_in(self, config: &TrainConfig) -> bool {
         match self {
             Self::Lora => config.lora.is_some(),
@@ -177,7 +178,7 @@ impl Section {
 }
 
 impl TrainConfig {
-    /// What the run itself needs to know.
+    /// The settings of the run that do not depend on its algorithm.
     pub fn settings(&self) -> Settings {
         let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
         let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview, data, preferences, rankings, .. } =
@@ -188,18 +189,18 @@ impl TrainConfig {
         Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview_every }
     }
 
-    /// The LoRA that trains, unless whole weights do.
+    /// The LoRA that trains; `None` if whole weights train.
     pub fn lora(&self) -> Option<LoraSection> {
         let whole = self.model.trainable.is_some() || self.algo.chosen().driver().trains_whole_weights();
         (!whole).then(|| self.lora.clone().unwrap_or_default())
     }
 
-    /// Steps of a whole chain; 0 where none is drawn in training.
+    /// Steps of a sampling chain in training; 0 for algorithms that do not sample.
     pub fn num_inference_steps(&self) -> usize {
         self.scheduler.as_ref().map_or(0, |scheduler| scheduler.num_inference_steps)
     }
 
-    /// What trains, in words.
+    /// A phrase that says what trains.
     pub fn what_trains(&self) -> String {
         match self.lora() {
             Some(lora) => format!("a LoRA of rank {}, alpha {}", lora.rank, lora.alpha()),
@@ -207,10 +208,10 @@ impl TrainConfig {
         }
     }
 
-    /// The base model, on the plain device, and the model that trains: with factors attached where a LoRA does.
+    /// The base model, on the device without autodiff, and the model that trains, with factors attached if a LoRA trains.
     ///
     /// # Errors
-    /// When a pattern is not a valid regular expression, or a LoRA's matches no layer.
+    /// When a pattern is not a valid regular expression, or `lora.targets` matches no layer.
     pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, denoiser: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
         if let Some(lora) = self.lora() {
             return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);
@@ -220,7 +221,7 @@ impl TrainConfig {
         Ok((base.clone(), base))
     }
 
-    /// Matches the names of the parameters that train.
+    /// Regular expression that matches the names of the parameters that train.
     fn trainable(&self) -> String {
         match (&self.model.trainable, self.lora()) {
             (Some(pattern), _) => pattern.clone(),
@@ -238,8 +239,8 @@ impl TrainConfig {
         self.optimizer.gradient_accumulation_steps * backwards
     }
 
-    /// Where this config and the one a run was started with differ in something that touches the weights, one line each.
-    /// What is drawn, saved and tolerated on the way may change, and whether memory is bought with time.
+    /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
+    /// Previews, validation, checkpoints, the guard, the sentinel and gradient checkpointing may change.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
         const FREE: [&str; 8] = [
             "checkpoint",
@@ -268,7 +269,7 @@ fn compare(path: &str, ours: &Value, saved: &Value, found: &mut Vec<String>) {
                 compare(&below(key), ours.get(key).unwrap_or(&Value::Null), saved.get(key).unwrap_or(&Value::Null), found);
             }
         }
-        _ if ours != saved => found.push(format!("{path} is {ours}, the run has {saved}")),
+        _ if ours != saved => found.push(format!("{path} is {ours}, but the run was started with {saved}")),
         _ => {}
     }
 }
@@ -339,6 +340,6 @@ mod tests {
         let mut found = Vec::new();
         let (ours, saved) = (json!({ "a": { "b": 1, "c": [2] }, "d": null }), json!({ "a": { "b": 3, "c": [2] }, "e": 5 }));
         compare("", &ours, &saved, &mut found);
-        assert_eq!(found, ["a.b is 1, the run has 3", "e is null, the run has 5"]);
+        assert_eq!(found, ["a.b is 1, but the run was started with 3", "e is null, but the run was started with 5"]);
     }
 }

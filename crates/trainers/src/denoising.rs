@@ -1,4 +1,4 @@
-//! The denoising loss: what diffusion models are pre-trained with, ReFL's L_pre, and all of supervised fine-tuning.
+//! The denoising loss. Diffusion models are pre-trained with it, supervised fine-tuning goes on with it, and ReFL adds it as L_pre.
 //!
 //! Source: Ho et al. (arXiv 2006.11239) equation 14; diffusers `examples/text_to_image/train_text_to_image.py`.
 
@@ -15,30 +15,30 @@ use crate::losses::squared_errors;
 use crate::non_finite::{first_of, in_prediction};
 use crate::run::Draw;
 
-/// Captioned images, `[b, 3, h, w]` in [0, 1].
+/// A batch of captioned images.
 #[derive(Debug, Clone)]
 pub struct DenoisingBatch<'a> {
-    /// The images.
+    /// The images, `[b, 3, h, w]` in [0, 1].
     pub images: Tensor<4>,
     /// One caption per image.
     pub captions: &'a [String],
-    /// Height and width in pixels, which SDXL is told.
+    /// Height and width in pixels, which SDXL takes as an input.
     pub size: [usize; 2],
 }
 
-/// Images on their way to noise: what the denoiser sees, and what it should answer.
+/// Noised latents: the denoiser's input, and what it should predict from it.
 #[derive(Debug, Clone)]
 pub struct Noised {
-    /// `[b, c, h, w]`.
+    /// The noised latents, `[b, c, h, w]`.
     pub sample: Tensor<4>,
-    /// Noise, v or the clean latents, by the schedule's prediction type; `[b, c, h, w]`.
+    /// The noise, v or the clean latents, depending on the schedule's prediction type; `[b, c, h, w]`.
     pub target: Tensor<4>,
-    /// One per row.
+    /// One timestep per row.
     pub timesteps: Vec<f64>,
 }
 
 impl Noised {
-    /// Latents drawn from `posterior`, each at the timestep given; the noise of a row is that of its sample.
+    /// Draws latents from `posterior` and noises each row to its timestep. `rows` names the random numbers.
     pub fn of(
         posterior: &Posterior,
         pipeline: &Pipeline,
@@ -54,14 +54,14 @@ impl Noised {
         Self { sample, target: schedule.training_target(latents, epsilon, &timesteps), timesteps }
     }
 
-    /// The same, each at a uniform random timestep.
+    /// As [`of`](Self::of), with a uniform random timestep per row.
     pub fn at_random(posterior: &Posterior, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), draw: Draw) -> Self {
         let samples = sample_numbers(posterior.mean.dims()[0]);
         let rows = Rows { draw, samples: &samples };
         Self::of(posterior, pipeline, schedule, random_timesteps(schedule, rows), rows)
     }
 
-    /// `count` rows from `start` on.
+    /// The `count` rows from row `start` on.
     pub fn narrow(&self, start: usize, count: usize) -> Self {
         let rows = |tensor: &Tensor<4>| tensor.clone().narrow(0, start, count);
         Self { sample: rows(&self.sample), target: rows(&self.target), timesteps: self.timesteps[start..start + count].to_vec() }
@@ -72,51 +72,51 @@ impl Noised {
         self.errors_of(self.predictions(denoiser, conditioning))
     }
 
-    /// What the denoiser answers, `[b, c, h, w]`.
+    /// The denoiser's predictions without guidance, `[b, c, h, w]`.
     pub fn predictions<D: Denoiser>(&self, denoiser: &D, conditioning: Conditioning) -> Tensor<4> {
         let guidance = Guidance::none(conditioning);
         profile::time(Stage::TrackedStep, || predict(denoiser, self.sample.clone(), &self.model_timesteps(), &guidance))
     }
 
-    /// The mean squared error of each row's prediction, `[b, c, h, w]` → `[b]`.
+    /// The mean squared error of each row of `predictions`, `[b, c, h, w]` → `[b]`.
     pub fn errors_of(&self, predictions: Tensor<4>) -> Tensor<1> {
         squared_errors(predictions, self.target.clone())
     }
 
-    /// The first tensor of the prediction that is not finite.
+    /// The first tensor of the prediction that is not finite, by name.
     pub fn first_non_finite<D: Denoiser>(&self, denoiser: &D, conditioning: &Conditioning) -> Option<String> {
         first_of([("the latents", &self.sample)])
             .or_else(|| in_prediction(denoiser, self.sample.clone(), &self.model_timesteps(), conditioning))
     }
 
-    /// The timesteps as the denoiser takes them.
+    /// The timesteps in f32, as the denoiser takes them.
     pub fn model_timesteps(&self) -> Vec<f32> {
         self.timesteps.iter().map(|timestep| *timestep as f32).collect()
     }
 }
 
-/// Rows of a batch, each with the random numbers of a sample of its own.
+/// The random numbers of a batch's rows: each row has those of its own sample.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
-    /// Whose draw.
+    /// The draw that the samples belong to.
     pub draw: Draw,
-    /// The number of each row's sample.
+    /// The number of each row's sample in that draw.
     pub samples: &'a [u64],
 }
 
 impl Rows<'_> {
-    /// Standard normal `[rows, c, h, w]`.
+    /// Standard normal noise, `[rows, c, h, w]`, for `shape` `[c, h, w]`.
     pub fn normal(&self, purpose: Purpose, shape: [usize; 3], device: &Device) -> Tensor<4> {
         self.draw.noise.normal(purpose, self.draw.number, self.samples, shape, device)
     }
 }
 
-/// `0..count`, the samples of a batch that is counted from 0.
+/// The sample numbers of a batch of `count` rows: `0..count`.
 pub fn sample_numbers(count: usize) -> Vec<u64> {
     (0..count as u64).collect()
 }
 
-/// A timestep for each row, uniform over the schedule.
+/// One random timestep per row, uniform over the schedule.
 pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<f64> {
     let (last, Draw { noise, number }) = (schedule.num_train_timesteps() - 1, rows.draw);
     rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last) as f64).collect()
@@ -135,18 +135,18 @@ impl DenoisingBatch<'_> {
         noised.errors(&model.denoiser, self.conditioning(model, pipeline)).mean()
     }
 
-    /// The captions, by the encoder that trains where one does.
+    /// The captions' embeddings, by the text encoder that trains if one does.
     pub fn conditioning<D: Denoiser>(&self, model: &Trainable<D>, pipeline: &Pipeline) -> Conditioning {
         model.text(&pipeline.text).encode(self.captions, self.size, pipeline.device())
     }
 
-    /// Each image at the timestep given, its latents drawn from the posterior; the noise of a row is that of its sample.
+    /// Encodes the images, draws their latents and noises each row to its timestep. `rows` names the random numbers.
     pub fn noised(&self, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), timesteps: Vec<f64>, rows: Rows<'_>) -> Noised {
         Noised::of(&encode(pipeline, self.images.clone()), pipeline, schedule, timesteps, rows)
     }
 }
 
-/// Images `[b, 3, h, w]` in [0, 1] to the distribution of their latents.
+/// Encodes images `[b, 3, h, w]` in [0, 1] to the distribution of their latents.
 pub fn encode(pipeline: &Pipeline, images: Tensor<4>) -> Posterior {
     profile::time(Stage::Encode, || pipeline.vae.encode(images * 2.0 - 1.0))
 }

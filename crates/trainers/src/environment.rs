@@ -1,4 +1,4 @@
-//! What reward-driven algorithms draw with and are rewarded by.
+//! Everything that a reward-driven algorithm uses besides the trained model: frozen networks, rewards, scheduler, prompts and previews.
 
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
@@ -15,27 +15,27 @@ use crate::run::preview::{Preview, PreviewRequest, draw};
 use crate::run::{Observed, Run, values};
 use crate::sections::{PreviewSection, SchedulerSection};
 
-/// Everything around the trained model.
+/// Everything that a reward-driven algorithm uses besides the trained model.
 pub struct Environment<D: Denoiser> {
-    /// Encoders, autoencoder, folder; constants to the tape.
+    /// The text encoders, the autoencoder and the model's folder. The weights are frozen.
     pub pipeline: Pipeline,
-    /// The untuned model, on the plain device.
+    /// The untuned model, on the device without autodiff.
     pub base: Trainable<D>,
-    /// The reward that is trained on.
+    /// The reward that is maximised.
     pub reward: Box<dyn Reward>,
-    /// Rewards that are looked at and not trained on.
+    /// Rewards that are reported but not trained on.
     pub watched: Vec<Box<dyn Reward>>,
-    /// Height and width in pixels.
+    /// Height and width of the images in pixels.
     pub size: [usize; 2],
     /// `[scheduler]`.
     pub scheduler: SchedulerSection,
     /// `[preview]`.
     pub preview: PreviewSection,
-    /// What is drawn in training.
+    /// The prompts to draw in training.
     pub prompts: Prompts,
 }
 
-/// The prompts of a run, in a shuffled order that begins again when all were taken.
+/// The prompts of a run, in a shuffled order. Once all have been used, they come again in a new order.
 #[derive(Debug)]
 pub struct Prompts {
     texts: Vec<String>,
@@ -43,73 +43,74 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// `texts` in the order that `noise` gives them.
+    /// `texts`, shuffled by the random numbers of `noise`.
     ///
     /// # Panics
-    /// When there are none.
+    /// When `texts` is empty.
     pub fn new(texts: Vec<String>, noise: Noise) -> Self {
         let order = ShuffledOrder::new(texts.len(), noise, Purpose::DATA_ORDER);
         Self { texts, order }
     }
 
-    /// The places in the list of `count` prompts, from place `start` of the shuffled order on.
+    /// The list indices of `count` prompts, from position `start` of the shuffled order on.
     pub fn entries(&mut self, start: u64, count: usize) -> Vec<usize> {
         self.order.entries(start, count)
     }
 
-    /// The prompt at a place in the list.
+    /// The prompt at index `entry` of the list.
     pub fn text(&self, entry: usize) -> &str {
         &self.texts[entry]
     }
 
-    /// The prompts of micro-batch `index`, `count` per micro-batch.
+    /// The prompts of micro-batch `index`, where each micro-batch has `count` prompts.
     pub fn of_batch(&mut self, index: u64, count: usize) -> Vec<String> {
         self.entries(index * count as u64, count).into_iter().map(|entry| self.texts[entry].clone()).collect()
     }
 
-    /// SHA-256 of the prompts in the order of the list.
+    /// SHA-256 of the prompts in the order of the list, in hexadecimal.
     pub fn checksum(&self) -> String {
         text_checksum(self.texts.iter().map(String::as_str))
     }
 }
 
-/// Images and their rewards, on the tape where the latents were.
+/// Images and their rewards, on the tape if the latents were.
 #[derive(Debug)]
 pub struct ScoredImages {
-    /// `[b, 3, H, W]` in [0, 1].
+    /// The decoded images, `[b, 3, H, W]` in [0, 1].
     pub images: Tensor<4>,
-    /// The trained reward, `[b]`.
+    /// The trained reward's scores, `[b]`.
     pub rewards: Tensor<1>,
-    /// For the journal: `reward`, `reward/<term>` for each term of a sum, and `watch/<name>` for each watched reward.
+    /// Scores by name for the journal: `reward`, `reward/<term>` for each term of a summed reward, and `watch/<name>` for each watched
+    /// reward.
     pub observed: Observed,
 }
 
 impl<D: Denoiser> Environment<D> {
-    /// Refuses sections that do not fit the model's folder, before anything is trained.
+    /// Checks, before training begins, that `[scheduler]` and `[preview]` fit the model's folder.
     ///
     /// # Errors
-    /// When the `[scheduler]` section or the preview's sampler does not fit.
+    /// When the scheduler of `[scheduler]` or the preview's sampler cannot be built.
     pub fn check(&self) -> Result<(), Error> {
         self.scheduler()?;
         build_sampler(&self.pipeline.folder.scheduler_config, None, self.preview.num_inference_steps, 0.0)?;
         Ok(())
     }
 
-    /// The scheduler of the `[scheduler]` section.
+    /// Builds the scheduler of the `[scheduler]` section.
     ///
     /// # Errors
-    /// When the folder's config and the section do not fit together.
+    /// When the section contradicts the scheduler config of the model's folder.
     pub fn scheduler(&self) -> Result<Box<dyn Scheduler>, Error> {
         let (section, folder) = (&self.scheduler, &self.pipeline.folder.scheduler_config);
         Ok(build_scheduler(&section.apply(folder), Some(by_name(&section.name)?), section.num_inference_steps, section.eta)?)
     }
 
-    /// `[c, h, w]` of an image's latents.
+    /// The shape `[c, h, w]` of one image's latents.
     pub fn latent_shape(&self) -> [usize; 3] {
         self.pipeline.latent_shape(self.size)
     }
 
-    /// Decodes latents `[b, c, h, w]` and asks every reward.
+    /// Decodes latents `[b, c, h, w]` and scores the images with every reward.
     ///
     /// # Errors
     /// When a reward fails.
@@ -128,7 +129,7 @@ impl<D: Denoiser> Environment<D> {
         Ok(ScoredImages { images, rewards, observed })
     }
 
-    /// Decodes latents `[b, c, h, w]` and asks the trained reward alone, `[b]`.
+    /// Decodes latents `[b, c, h, w]` and scores the images with the trained reward alone, `[b]`.
     ///
     /// # Errors
     /// When the reward fails.
@@ -137,16 +138,16 @@ impl<D: Denoiser> Environment<D> {
         Ok(profile::time(Stage::Reward, || self.reward.score(images, prompts))?)
     }
 
-    /// Draws the preview's prompts and seeds with `model` and lets every reward score them, the trained one first.
+    /// Draws the preview's prompts and seeds with `model` and scores the images with every reward, the trained one first.
     ///
     /// # Errors
-    /// When a reward fails, or what is drawn is not finite (`step` is named then).
+    /// When a reward fails, or an image is not finite; that error names `step`.
     pub fn draw_preview(&self, model: &Trainable<D>, step: u64) -> Result<Preview, Error> {
         let rewards: Vec<&dyn Reward> = std::iter::once(&*self.reward).chain(self.watched.iter().map(|reward| &**reward)).collect();
         draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step })
     }
 
-    /// The preview that a run begins with, unless it is resumed.
+    /// Draws the base model's preview, which a run begins with. Does nothing in a resumed run.
     ///
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].
@@ -157,7 +158,8 @@ impl<D: Denoiser> Environment<D> {
         Ok(())
     }
 
-    /// A preview of the tuned model, if a micro-batch made an update, as [`Run::backward`] says, after which one is due.
+    /// Draws a preview of the tuned model if one is due. `updated` is what [`Run::backward`] returned: the number of updates made so far,
+    /// or `None` if the micro-batch did not complete an update.
     ///
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].

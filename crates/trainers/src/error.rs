@@ -1,144 +1,145 @@
-//! What can go wrong in a training run.
+//! The errors of training.
 
 use std::path::PathBuf;
 
-/// What can go wrong in a training run.
+/// An error that ends a training run, or keeps it from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that only the loaded model or reward shows to be wrong.
+    /// A setting that does not fit the model, the reward or the data, as found when they were opened.
     #[error("{0}")]
     Config(String),
-    /// What is wrong in a section of the config, or with what it names.
+    /// An error in a section of the config, or in a file or folder that it names.
     #[error("{section}: {source}")]
     InSection {
-        /// The section, in brackets.
+        /// The section, as it is written in the config.
         section: &'static str,
-        /// What is wrong.
+        /// The error itself.
         #[source]
         source: Box<Self>,
     },
-    /// A run that was told to end.
+    /// A signal ended the run.
     #[error("stopped by signal {signal}; saved to {}", checkpoint.display())]
     Interrupted {
-        /// Which signal.
+        /// The signal's number.
         signal: i32,
-        /// Where the run can go on.
+        /// The checkpoint to resume from.
         checkpoint: PathBuf,
     },
-    /// A run that was asked to stop half-way.
+    /// The run stopped half-way because `--prove-resume` asked for it.
     #[error("stopped half-way, saved to {}", checkpoint.display())]
     StoppedForProof {
-        /// Where the run can go on.
+        /// The checkpoint to resume from.
         checkpoint: PathBuf,
     },
-    /// A rule of the sentinel, where the config says `stop`.
+    /// A rule of the sentinel fired whose action in the config is `stop`.
     #[error(
-        "the sentinel stops the run after update {step}: {rule}: {reason}; {} holds the state, and the best by what is watched was after update \
-         {best}",
+        "the sentinel stops the run after update {step}: {rule}: {reason}; the run is saved in {}, and the watched reward was best \
+         after update {best}",
         checkpoint.display()
     )]
     Sentinel {
-        /// Updates made.
+        /// Updates made so far.
         step: u64,
-        /// The rule.
+        /// The rule's name.
         rule: &'static str,
-        /// What it saw.
+        /// What the rule found.
         reason: String,
-        /// Where the run stands.
+        /// The checkpoint of the state in which the run ended.
         checkpoint: PathBuf,
-        /// The updates after which the watched score was best.
+        /// The update after which the watched reward was best; 0 if no preview was drawn since the first.
         best: u64,
     },
-    /// Something that would poison the weights; they are those of the update before.
+    /// A value that is not finite and would spoil the weights. They are still those of the previous update.
     #[error(
-        "update {update}: {what} is not finite ({skipped} batches were left out before); nothing was updated, and {} holds the last \
-         good state: resuming from it repeats this update, [guard] max_skips lets it be left out",
+        "update {update}: {what} is not finite ({skipped} updates were left out before); no weight was changed, and the last good \
+         state is saved in {}; resuming from it repeats this update, unless a larger [guard] max_skips lets it be left out",
         checkpoint.display()
     )]
     NonFinite {
         /// The update, counted from 1.
         update: u64,
-        /// The tensor.
+        /// The name of the tensor.
         what: String,
-        /// Batches left out before.
+        /// Updates left out before.
         skipped: u64,
-        /// The last good state.
+        /// The checkpoint of the last good state.
         checkpoint: PathBuf,
     },
-    /// Weights or moments that are poisoned: not saved.
+    /// The state of the run is not finite, so it was not saved.
     #[error(
-        "step {step}: {name} of the {file} is not finite and is not saved; resume from the last checkpoint, with a lower learning rate"
+        "after update {step}: {name} in the checkpoint's {file} is not finite, so it is not saved; train again with a lower \
+         optimizer.learning_rate"
     )]
     NonFiniteState {
-        /// Updates made.
+        /// Updates made so far.
         step: u64,
-        /// Weights, optimizer, moving average or gradients.
+        /// The checkpoint's file: `weights`, `optimizer`, `ema`, `gradients` or `memory`.
         file: String,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
     },
-    /// A policy that is not the one that drew, where it must be.
+    /// Before the first update of a rollout, the policy differs from the one that drew the images.
     #[error(
-        "image {image} of epoch {epoch}, scheduler step {step}: before the first update the ratio of its probability to that at which it was \
-         drawn must be 1, and it is off by {deviation:.1e}; rollout and training do not compute the same (a device of low precision?), so the \
-         run stops"
+        "image {image} of epoch {epoch}, scheduler step {step}: before the first update, training must find the probability with which the \
+         image was drawn (a ratio of 1), but the ratio is off by {deviation:.1e}; the device computes sampling and training differently, \
+         perhaps for lack of precision: train on another device"
     )]
     OffPolicy {
-        /// Its number in the epoch, counted from 0.
+        /// The image's number in its epoch, counted from 0.
         image: usize,
         /// The epoch, counted from 1.
         epoch: u64,
-        /// The scheduler step.
+        /// The scheduler step, counted from 0.
         step: usize,
-        /// |ratio − 1|.
+        /// The deviation of the ratio: |ratio − 1|.
         deviation: f64,
     },
-    /// Images that cannot be shown.
-    #[error("step {step}: {what} is not finite while drawing the preview")]
+    /// A value in a preview or a validation is not finite.
+    #[error("after update {step}: {what} is not finite in the preview or the validation")]
     NonFinitePreview {
-        /// Updates made.
+        /// Updates made so far.
         step: u64,
-        /// The tensor.
+        /// The name of the tensor.
         what: String,
     },
-    /// The system refused.
+    /// A file or folder cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: String,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A gradient that would poison the weights.
+    /// A gradient that would spoil the weights.
     #[error("the gradient of {name} is not finite (or so large that its square is not)")]
     NonFiniteGradient {
         /// The parameter's name, the first in alphabetical order.
         name: String,
     },
-    /// Saved state that does not belong to the model at hand.
+    /// A saved state that does not fit the model.
     #[error("{what}: {key}: {problem}")]
     State {
-        /// Whose state: the optimizer's or the moving average's.
+        /// The kind of state: of the weights, the optimizer or the moving average.
         what: &'static str,
         /// The tensor's name in the saved state.
         key: String,
-        /// What was expected, and what was found.
+        /// The expected and the found shape or value.
         problem: String,
     },
-    /// The run's folder.
+    /// An error of the run's folder.
     #[error(transparent)]
     RunDir(#[from] vp_core::run_dir::RunDirError),
-    /// Prompts or images.
+    /// An error of prompts, images or records.
     #[error(transparent)]
     Data(#[from] vp_data::Error),
-    /// The model.
+    /// An error of the model or its folder.
     #[error(transparent)]
     Model(#[from] vp_models::Error),
-    /// The reward.
+    /// An error of a reward.
     #[error(transparent)]
     Reward(#[from] vp_rewards::Error),
-    /// The scheduler.
+    /// An error of the scheduler.
     #[error(transparent)]
     Scheduler(#[from] vp_schedulers::SchedulerError),
 }

@@ -1,7 +1,8 @@
-//! Floor 5: ReFL and its family, reward-driven fine-tuning; supervised training of the same networks, and of the reward models.
+//! Floor 5: the trainers. Reward-driven fine-tuning (ReFL and its family), supervised training of the same networks, and training of the
+//! reward models.
 //!
-//! An algorithm is one file with its knobs at the top and its steps numbered. What algorithms share is functions and small
-//! types: [`optim`], [`losses`], [`regularizer`], [`run`].
+//! An algorithm is one file, with its knobs at the top and its steps numbered. The algorithms share functions and small types: [`optim`],
+//! [`losses`], [`regularizer`], [`run`].
 #![deny(missing_docs)]
 
 pub mod algorithm;

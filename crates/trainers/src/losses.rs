@@ -1,4 +1,4 @@
-//! Losses: pure functions of shaped tensors. An algorithm's file says what goes in, this one what comes out.
+//! Losses, as pure functions of tensors whose shapes are given. The files of the algorithms compute the inputs.
 
 use burn::tensor::activation::{log_sigmoid, relu};
 use burn::tensor::{Int, Tensor};
@@ -15,7 +15,7 @@ pub fn refl_loss(rewards: Tensor<1>, margin: f64, grad_scale: f64) -> Tensor<1> 
     relu(-rewards + margin).mean() * grad_scale
 }
 
-/// `−grad_scale · mean(r)`, `[b]` → `[1]`: what DRaFT, AlignProp and DRTune minimise.
+/// The loss of DRaFT, AlignProp and DRTune: `−grad_scale · mean(r)`, `[b]` → `[1]`.
 ///
 /// Source: DRaFT (arXiv 2309.17400) equation 1; AlignProp (2310.03739) equation 2.
 pub fn reward_loss(rewards: Tensor<1>, grad_scale: f64) -> Tensor<1> {
@@ -24,21 +24,21 @@ pub fn reward_loss(rewards: Tensor<1>, grad_scale: f64) -> Tensor<1> {
 
 // From a policy's log-probabilities.
 
-/// A policy gradient's loss, and the figures by which one sees how far the policy has moved; `[b]` each.
+/// A policy gradient's loss, and figures that show how far the policy has moved; `[b]` each.
 #[derive(Debug, Clone)]
 pub struct PolicyLoss {
-    /// To be minimised, one value per image; on the tape.
+    /// The loss of each image, to be minimised; on the tape.
     pub loss: Tensor<1>,
     /// ρ = exp(log π − log π_old), off the tape.
     pub ratio: Tensor<1>,
     /// (log π − log π_old)² / 2, off the tape.
     pub approx_kl: Tensor<1>,
-    /// 1 where ρ is further than `clip_range` from 1, else 0; off the tape.
+    /// 1 where ρ is more than `clip_range` away from 1, else 0; off the tape.
     pub clipped: Tensor<1>,
 }
 
 /// DDPO-IS, the clipped objective of PPO: `max(−A ρ, −A clamp(ρ, 1 − ε, 1 + ε))` for log-probabilities and advantages `[b]`. The
-/// log-probabilities are means over c, h, w, which the published `clip_range` presumes.
+/// log-probabilities are means over c, h, w; the published values of `clip_range` rely on that.
 ///
 /// Source: ddpo-pytorch `scripts/train.py`; Black et al. (arXiv 2305.13301) equation 5.
 pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
@@ -49,8 +49,8 @@ pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages:
     policy_loss(loss, log_ratio, clip_range)
 }
 
-/// DDPO-SF, REINFORCE: `−A log π`, right for the first update after the images were sampled and for no other. Shapes and source as
-/// [`ppo_clip_loss`], equation 4; `clip_range` is only measured against.
+/// DDPO-SF, REINFORCE: `−A log π`, valid only for the first update after the images were sampled. Shapes and source as for
+/// [`ppo_clip_loss`], but equation 4; `clip_range` only enters `clipped`.
 pub fn score_function_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
     let log_ratio = log_probs.clone() - old_log_probs;
     policy_loss(-(advantages * log_probs), log_ratio, clip_range)
@@ -63,7 +63,7 @@ fn policy_loss(loss: Tensor<1>, log_ratio: Tensor<1>, clip_range: f64) -> Policy
     PolicyLoss { loss, ratio, approx_kl: log_ratio.square() * 0.5, clipped }
 }
 
-/// KL(p ‖ q) of two transitions of one schedule, divided by c·h·w as log-probabilities are: `mean (μ − μ_q)² / (2σ²)`, `[b]`.
+/// KL(p ‖ q) of two transitions of the same schedule, divided by c·h·w as the log-probabilities are: `mean (μ − μ_q)² / (2σ²)`, `[b]`.
 ///
 /// Source: DPOK (arXiv 2305.16381) equation 8; d3po `scripts/rm/train_dpok.py`.
 pub fn transition_kl(policy: &Transition, reference: &Transition) -> Tensor<1> {
@@ -77,7 +77,7 @@ pub fn transition_kl(policy: &Transition, reference: &Transition) -> Tensor<1> {
 ///
 /// Source: Yang et al. (arXiv 2311.13231); d3po `scripts/rm/train_d3po.py`.
 pub fn d3po_loss(log_ratios: Tensor<2>, preferences: Tensor<2>, beta: f64, clip_range: f64) -> Tensor<1> {
-    // The clamp of a ratio is that of its logarithm.
+    // Clamping the ratio is the same as clamping its logarithm.
     let clamped = log_ratios.clamp((1.0 - clip_range).ln(), (1.0 + clip_range).ln());
     -log_sigmoid((clamped * preferences).sum_dim(1).squeeze_dim::<1>(1) * beta)
 }
@@ -94,40 +94,42 @@ pub fn squared_errors(prediction: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
     row_means((prediction - target).square())
 }
 
-/// The mean squared error of each row less that of its reference, `[b, c, h, w]` → `[b]`. The two squares are never written out,
-/// `(p − t)² − (r − t)² = (p − r)(p + r − 2t)`: in single precision their difference would be rounding alone as long as the two are close.
+/// The mean squared error of each row minus that of its reference, `[b, c, h, w]` → `[b]`. Computed as
+/// `(p − t)² − (r − t)² = (p − r)(p + r − 2t)`, since in single precision the difference of the two squares is mere rounding error while p
+/// and r are close.
 pub fn squared_error_changes(prediction: Tensor<4>, reference: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
     row_means((prediction.clone() - reference.clone()) * (prediction + reference - target * 2.0))
 }
 
-/// `[b, c, h, w]` → `[b]`.
+/// The mean of each row, `[b, c, h, w]` → `[b]`.
 fn row_means(values: Tensor<4>) -> Tensor<1> {
     let rows = values.dims()[0];
     values.mean_dims(&[1, 2, 3]).reshape([rows])
 }
 
-/// What Diffusion-DPO puts inside its σ: how far the model has come to prefer the chosen images, `[b]`; 0 for the reference itself.
+/// The argument of Diffusion-DPO's σ, `[b]`: how much more than the reference the model prefers the chosen images. It is 0 for the
+/// reference itself.
 ///
 /// ```text
 /// inside = −0.5 β [(ℓ_θ(chosen) − ℓ_ref(chosen)) − (ℓ_θ(rejected) − ℓ_ref(rejected))]
 /// ```
 ///
-/// Takes the two differences of denoising losses, means over c, h, w; `[b]` each.
+/// The arguments are the two differences of denoising losses, which are means over c, h, w; `[b]` each.
 ///
-/// Source: Wallace et al. (arXiv 2311.12908) equation 14, with `train.py`'s 0.5 β for β T ω(λ_t) and means for squared norms. There
-/// the same four losses are paired the other way round.
+/// Source: Wallace et al. (arXiv 2311.12908) equation 14, with `train.py`'s 0.5 β for β T ω(λ_t) and means for squared norms. `train.py`
+/// pairs the same four losses the other way round.
 pub fn dpo_inside(chosen_change: Tensor<1>, rejected_change: Tensor<1>, beta: f64) -> Tensor<1> {
     (chosen_change - rejected_change) * (-0.5 * beta)
 }
 
-/// Diffusion-DPO's loss, `[b]` → `[1]`: the mean of −log σ(inside), without overflow on either side. Source: as [`dpo_inside`].
+/// Diffusion-DPO's loss, `[b]` → `[1]`: the mean of −log σ(inside), without overflow on either side. Source as for [`dpo_inside`].
 pub fn dpo_loss(inside: Tensor<1>) -> Tensor<1> {
     -log_sigmoid(inside).mean()
 }
 
 // From ratings.
 
-/// `(score − rating)²` of each rated image, `[ratings]`: `scores` are `[images]`, a rating names its image by its row.
+/// `(score − rating)²` of each rating, `[ratings]`. `scores` are `[images]`; each rating comes with the row of its image.
 ///
 /// Source: HelpSteer (arXiv 2311.09528), which regresses on ratings.
 pub fn rating_errors(scores: Tensor<1>, ratings: &[(usize, f64)]) -> Tensor<1> {
@@ -139,45 +141,45 @@ pub fn rating_errors(scores: Tensor<1>, ratings: &[(usize, f64)]) -> Tensor<1> {
 
 // Of the autoencoder.
 
-/// How far a reconstruction is from its image.
+/// The distance between a reconstruction and its image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Distance {
-    /// Mean absolute error: sharper.
+    /// Mean absolute error, which gives sharper images.
     L1,
     /// Mean squared error.
     #[default]
     L2,
 }
 
-/// What each part of [`autoencoder_loss`] counts.
+/// The distance and the weights of the parts of [`autoencoder_loss`].
 #[derive(Debug, Clone, Copy)]
 pub struct AutoencoderWeights {
-    /// How far a reconstruction is from its image.
+    /// The distance between a reconstruction and its image.
     pub reconstruction: Distance,
-    /// How much more a pixel counts where the image differs from its mean colour: by `1 + foreground_weight · d / mean(d)`, `d` the
-    /// pixel's mean absolute difference from it.
+    /// How much more the pixels count that differ from the image's mean colour; 0 for equal weights. A pixel has the weight
+    /// `1 + foreground_weight · d / mean(d)`, where `d` is its mean absolute difference from the mean colour.
     pub foreground_weight: f64,
-    /// Factor of the differences of the error between neighbouring pixels.
+    /// Factor of the mean absolute difference of the error between neighbouring pixels.
     pub edge_weight: f64,
-    /// Factor of the KL.
+    /// Factor of the KL divergence.
     pub kl_weight: f64,
 }
 
 /// The parts of [`autoencoder_loss`], one value per image, `[b]`.
 #[derive(Debug, Clone)]
 pub struct AutoencoderLoss {
-    /// Pixel by pixel, for pixels in [−1, 1].
+    /// The reconstruction's mean distance per pixel, for pixels in [−1, 1].
     pub reconstruction: Tensor<1>,
-    /// Between neighbouring pixels.
+    /// The mean absolute difference of the error between neighbouring pixels, across plus down.
     pub edge: Tensor<1>,
-    /// Of the latents, summed.
+    /// The KL divergence of the latents, summed over an image's latents.
     pub kl: Tensor<1>,
-    /// All three by their weights.
+    /// The weighted sum of the three parts.
     pub total: Tensor<1>,
 }
 
-/// Reconstruction, edges and KL of reconstructions of `pixels`, both `[b, 3, h, w]` in [−1, 1]; `kl` is `[b]`.
+/// The autoencoder's loss: reconstruction, edges and KL. `reconstructed` and `pixels` are `[b, 3, h, w]` in [−1, 1]; `kl` is `[b]`.
 ///
 /// Source: Rombach et al. (arXiv 2112.10752) section 3.1 and appendix G, without the discriminator and the perceptual network.
 pub fn autoencoder_loss(reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<1>, weights: AutoencoderWeights) -> AutoencoderLoss {
@@ -199,7 +201,7 @@ pub fn autoencoder_loss(reconstructed: Tensor<4>, pixels: Tensor<4>, kl: Tensor<
     AutoencoderLoss { reconstruction, edge, kl, total }
 }
 
-/// What each pixel's error counts, `[b, 1, h, w]`.
+/// The weight of each pixel's error, `[b, 1, h, w]`.
 fn foreground_weights(pixels: &Tensor<4>, weight: f64) -> Tensor<4> {
     let difference = (pixels.clone() - pixels.clone().mean_dims(&[2, 3])).abs().mean_dim(1);
     // An image of one colour has no foreground.

@@ -1,4 +1,5 @@
-//! What keeps the tuned model a model of images: the denoising loss that the released ReFL lacks and its users miss.
+//! Regularisers: losses beside the reward's that keep the tuned model close to real images or to its base. The released ReFL code has none,
+//! and its users miss it.
 
 use std::path::PathBuf;
 
@@ -23,44 +24,44 @@ use crate::run::Draw;
 vp_core::registry! {
     /// The `[regularizer.<name>]` section.
     pub enum RegularizerConfig {
-        /// The denoising loss on captioned images, as the paper's L_pre.
+        /// The denoising loss on captioned images, the L_pre of ReFL's paper.
         Images = "images" => Images,
-        /// The distance to the frozen base model's own predictions, along the trajectories that training draws.
+        /// The distance to the frozen base model's predictions, along the trajectories that training draws.
         BasePredictions = "base_predictions" => BasePredictions,
-        /// Nothing: the reward alone decides.
+        /// No regulariser: the reward alone decides.
         None = "none" => Nothing,
     }
 }
 
-/// No settings.
+/// `[regularizer.none]`, which has no settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
-/// Captioned images.
+/// `[regularizer.images]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Images {
-    /// A folder with `metadata.jsonl`, or `.txt` captions beside the images.
+    /// Folder of the images, with captions in `metadata.jsonl` or in a `.txt` file beside each image.
     pub folder: PathBuf,
-    /// Factor of this loss beside the reward's.
+    /// Factor of this loss when it is added to the reward's, above 0 (0.01).
     #[serde(default = "default_weight")]
     pub weight: f64,
-    /// What to do about images that cannot be used.
+    /// What to do about images that cannot be used: `refuse` (the default) or `skip`.
     #[serde(default)]
     pub on_problem: OnProblem,
 }
 
-/// The base model.
+/// `[regularizer.base_predictions]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BasePredictions {
-    /// Factor of this loss beside the reward's.
+    /// Factor of this loss when it is added to the reward's, above 0 (0.01).
     #[serde(default = "default_weight")]
     pub weight: f64,
 }
 
-/// With ReFL's grad_scale of 1e-3, a mean squared drift of 0.1 then weighs as much as one unit of reward.
+/// With this weight and ReFL's grad_scale of 1e-3, a mean squared drift of 0.1 weighs as much as one unit of reward.
 fn default_weight() -> f64 {
     1e-2
 }
@@ -72,10 +73,10 @@ impl Default for RegularizerConfig {
 }
 
 impl RegularizerConfig {
-    /// The finding for an algorithm that has a tie to the base model of its own.
+    /// The message for an algorithm that has a knob of its own for staying close to the base model.
     pub fn unused_by(&self, algo: &str) -> String {
         format!(
-            "[regularizer.{}] is not used by [algo.{algo}], whose own tie to the base model is one of its knobs; remove it",
+            "[regularizer.{}] is not used by [algo.{algo}], which has its own knob for staying close to the base model; remove it",
             self.name()
         )
     }
@@ -85,51 +86,54 @@ impl Validate for RegularizerConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         let (Self::Images(Images { weight, .. }) | Self::BasePredictions(BasePredictions { weight })) = self else { return };
         if !(*weight > 0.0 && weight.is_finite()) {
-            findings.push(format!("regularizer.{}.weight is {weight}; expected a number above 0 (or [regularizer.none])", self.name()));
+            findings.push(format!(
+                "regularizer.{}.weight is {weight}; expected a number above 0 (for no regulariser, [regularizer.none])",
+                self.name()
+            ));
         }
     }
 }
 
-/// A regulariser, ready.
+/// A regulariser, ready to compute its loss.
 #[derive(Debug)]
 pub enum Regularizer {
-    /// Captioned images.
+    /// The denoising loss on captioned images.
     Images {
-        /// The images.
+        /// The images and their captions.
         folder: ImageFolder,
-        /// Which come next.
+        /// The order in which the images are used.
         order: ShuffledOrder,
-        /// Factor.
+        /// Factor of the loss.
         weight: f64,
     },
-    /// The frozen base model, with this factor.
+    /// The distance to the frozen base model's predictions, with this factor.
     BasePredictions(f64),
-    /// Nothing.
+    /// No loss.
     None,
 }
 
-/// A point of a chain: latents `[b, c, h, w]` about to take scheduler step `step`.
+/// A point of a sampling chain: the latents before a scheduler step.
 #[derive(Debug, Clone)]
 pub struct Visited {
-    /// Scheduler step.
+    /// The scheduler step, counted from 0.
     pub step: usize,
-    /// Latents before it.
+    /// The latents before this step, `[b, c, h, w]`.
     pub latents: Tensor<4>,
 }
 
-/// The images that the reward's loss was computed on: their prompts, and where their chain has been.
+/// The images that the reward's loss was computed on: their prompts, and the points of their sampling chain.
 #[derive(Debug, Clone, Copy)]
 pub struct SampledBatch<'a> {
-    /// The points of the chain; none where a whole chain is not at hand, which only base predictions ask for.
+    /// The points of the chain. Only base predictions need them; empty if the algorithm has no whole chain at hand.
     pub visited: &'a [Visited],
-    /// One per row.
+    /// One prompt per row.
     pub prompts: &'a [String],
-    /// Height and width in pixels.
+    /// Height and width of the images in pixels.
     pub size: [usize; 2],
 }
 
 impl Regularizer {
-    /// Makes what the section says.
+    /// Builds the regulariser that `config` describes.
     ///
     /// # Errors
     /// When the image folder cannot be used.
@@ -146,13 +150,13 @@ impl Regularizer {
         })
     }
 
-    /// The checksum of the images' names and captions, where there are some.
+    /// The checksum of the images' names and captions; `None` for a regulariser without images.
     pub fn fingerprint(&self) -> Option<String> {
         let Self::Images { folder, .. } = self else { return None };
         Some(fingerprint(&folder.entries))
     }
 
-    /// The weighted loss `[1]`, tracked through `model`; `None` where there is nothing to add. Its random choices depend on `draw` alone.
+    /// The weighted loss `[1]`, on the tape of `model`; `None` without a regulariser. Its random choices depend on `draw` alone.
     ///
     /// # Errors
     /// When an image cannot be read.
@@ -166,7 +170,7 @@ impl Regularizer {
     ) -> Result<Option<Tensor<1>>, Error> {
         let Environment { pipeline, base, .. } = environment;
         let SampledBatch { visited, prompts, size } = sampled;
-        // Without guidance: what is kept is the model, not the mixture of its two answers.
+        // Without guidance: the model itself should stay close to the base, not the guided mixture of its two predictions.
         let encode =
             |model: &Trainable<D>, prompts: &[String]| Guidance::none(model.text(&pipeline.text).encode(prompts, size, pipeline.device()));
         match self {

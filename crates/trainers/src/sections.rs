@@ -1,4 +1,4 @@
-//! The sections of a `train` config that every algorithm shares, and how each checks itself.
+//! The sections of a `train` config that algorithms share, each with the checks of its settings.
 
 use std::path::PathBuf;
 
@@ -16,12 +16,12 @@ use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, k
 use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
 
-/// What a run is made of, whatever its algorithm.
+/// The settings of a run that do not depend on its algorithm.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `[run]`.
     pub run: RunSection,
-    /// Matches the names of the parameters that train.
+    /// Regular expression that matches the names of the parameters that train.
     pub trainable: String,
     /// Micro-batches per update.
     pub micro_batches: usize,
@@ -37,17 +37,18 @@ pub struct Settings {
     pub guard: GuardSection,
     /// `[sentinel]`.
     pub sentinel: Option<SentinelConfig>,
-    /// `preview.every`, or `validation_every` where there is `[data]` or `[preferences]`.
+    /// Updates between two previews or validations: `validation_every` of `[data]`, `[preferences]` or `[rankings]` if the config has such
+    /// a section, otherwise `preview.every`; 0 for none in between.
     pub preview_every: u64,
 }
 
-/// When the run is saved, and what is kept.
+/// `[checkpoint]`: when the run is saved, and which checkpoints are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSection {
-    /// Updates between two checkpoints; 0 for one at the end alone.
+    /// Updates between two checkpoints (50); 0 for a single one at the end.
     pub every: u64,
-    /// How many of the newest are kept, beside the best.
+    /// How many of the newest checkpoints are kept, besides the best; at least 1 (2).
     pub keep_last: usize,
 }
 
@@ -57,69 +58,71 @@ impl Default for CheckpointSection {
     }
 }
 
-/// What happens when a loss or a gradient is not finite.
+/// `[guard]`: what happens when a loss or a gradient is not finite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuardSection {
-    /// Updates that may be left out before the run ends.
+    /// How many updates may be left out for this reason before the run ends with an error (0).
     pub max_skips: u64,
 }
 
-/// How long, and from which seed.
+/// `[run]`: how long the run is, and its seed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
-    /// Every random number of the run follows from it.
+    /// Every random number of the run follows from this seed.
     pub seed: u64,
-    /// Optimizer updates.
+    /// Optimizer updates, at least 1.
     pub num_train_steps: u64,
 }
 
-/// What is tuned.
+/// `[model]`: the model to train, and which of its weights.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A diffusers folder.
+    /// A diffusers folder; for `[algo.reward_model]`, the reward model to start from.
     pub path: PathBuf,
-    /// Image height and width in pixels; the model's own if absent.
+    /// Image height and width in pixels; absent: the model's own.
     pub size: Option<[usize; 2]>,
-    /// Regular expression over parameter names: those that match are trained as they are, and `[lora]` is switched off.
+    /// Regular expression over parameter names. The parameters that match train directly, and `[lora]` is switched off. Absent: a LoRA
+    /// trains, or whole weights where the algorithm has no LoRA.
     pub trainable: Option<String>,
-    /// The networks that train begin with random weights instead of the folder's, which then needs only their `config.json`.
+    /// Whether the networks that train start from random weights (false). The folder then needs only their `config.json`.
     #[serde(default)]
     pub initialize: bool,
-    /// What a tracked step keeps of the networks: `none` keeps everything its gradient needs, `blocks` what enters each block, which is
-    /// run again on the way back. On the CPU.
+    /// What a step on the tape keeps in memory: `none` (the default) everything that its gradient needs, `blocks` only the input of each
+    /// block, which is run again in the backward pass. CPU only.
     #[serde(default)]
     pub gradient_checkpointing: GradientCheckpointing,
 }
 
-/// Factors beside frozen weights: what trains unless `model.trainable` names weights.
+/// `[lora]`: low-rank factors beside frozen weights. They train unless `model.trainable` selects whole weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSection {
-    /// Rank of the factors.
+    /// Rank of the factors, at least 1 (4).
     pub rank: usize,
-    /// The factors' product is scaled by alpha / rank; the rank if absent.
+    /// The factors' product is scaled by alpha / rank; above 0. Absent: the rank, for a scale of 1.
     pub alpha: Option<f64>,
-    /// Regular expression over layer names (`unet.….attn1.to_q`, `text_encoder.….q_proj`): linear layers and convolutions.
+    /// Regular expression over the names of linear layers and convolutions (`unet.….attn1.to_q`, `text_encoder.….q_proj`). Those that match
+    /// get factors.
     pub targets: String,
 }
 
 impl Default for LoraSection {
-    /// DDPO's and TRL's: the projections of the UNet's attention, at rank 4.
+    /// As in DDPO and TRL: the projections of the UNet's attention, at rank 4.
     fn default() -> Self {
         Self { rank: 4, alpha: None, targets: format!(r"^{}\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", LoadedDenoiser::COMPONENT) }
     }
 }
 
 impl LoraSection {
-    /// Numerator of the scale.
+    /// The numerator of the scale: `alpha` if given, otherwise the rank.
     pub fn alpha(&self) -> f64 {
         self.alpha.unwrap_or(self.rank as f64)
     }
 
-    /// As the model takes it.
+    /// The section in the form that the model takes.
     ///
     /// # Errors
     /// When `targets` is not a valid regular expression.
@@ -129,31 +132,33 @@ impl LoraSection {
     }
 }
 
-/// Captioned images to train on.
+/// `[data]`: captioned images to train on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// A folder with `metadata.jsonl`, or `.txt` captions beside the images.
+    /// Folder of the images, with captions in `metadata.jsonl` or in a `.txt` file beside each image.
     pub folder: PathBuf,
-    /// Probability that a caption is replaced by the empty one, so that classifier-free guidance can be used.
+    /// Probability that a caption is replaced by the empty one, so that the model can be used with classifier-free guidance; 0 to 1 (0).
     #[serde(default)]
     pub caption_dropout: f64,
-    /// Whether every image is mirrored half of the time.
+    /// Whether every image is mirrored half of the time (false).
     #[serde(default)]
     pub horizontal_flip: bool,
-    /// Share of the images that is held out, by a hash of their names: adding images moves none from one side to the other.
+    /// Share of the images that is held out for validation, at least 0 and below 1 (0.1). A hash of its name decides about each image, so
+    /// adding images moves none from one side to the other.
     #[serde(default = "one_in_ten")]
     pub validation_fraction: f64,
-    /// Updates between two validations; 0 for one before and one after.
+    /// Updates between two validations; 0 for one before training and one after it (0).
     #[serde(default)]
     pub validation_every: u64,
-    /// Whether an image's latents are kept in memory once the autoencoder has made them; 8 bytes a latent value, twice with flips.
+    /// Whether an image's latents are kept in memory once the autoencoder has made them (false). This takes 8 bytes per latent value, and
+    /// twice that with flips.
     #[serde(default)]
     pub cache_latents: bool,
-    /// What to do about images that cannot be used: `refuse` or `skip`.
+    /// What to do about images that cannot be used: `refuse` (the default) or `skip`.
     #[serde(default)]
     pub on_problem: OnProblem,
-    /// Least width and height of an image, in pixels.
+    /// Smallest width and height of a usable image, in pixels; at least 1 (16).
     #[serde(default = "sixteen")]
     pub min_size: u32,
 }
@@ -166,38 +171,38 @@ fn sixteen() -> u32 {
     16
 }
 
-/// What is drawn in training.
+/// `[prompts]`: the prompts to draw in training, from a file or a list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptsSection {
-    /// A prompt file (.txt, .json, .jsonl, .tsv, .parquet).
+    /// A prompt file: .txt, .json, .jsonl, .tsv or .parquet.
     pub file: Option<PathBuf>,
-    /// Prompts written here instead.
+    /// The prompts themselves, instead of a file.
     #[serde(default)]
     pub list: Vec<String>,
 }
 
-/// How noise is taken away: a scheduler's name, and what differs from the model's own scheduler config.
+/// `[scheduler]`: the scheduler that training samples with, and its differences from the model's own scheduler config.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulerSection {
-    /// `ddpm`, `ddim`, …: a single-step scheduler.
+    /// Name of a single-step scheduler: `ddpm`, `ddim`, …
     pub name: String,
-    /// Steps of the whole chain.
+    /// Steps of a whole sampling chain, at least 1.
     pub num_inference_steps: usize,
-    /// DDIM's noise, 0 to 1.
+    /// Amount of noise in DDIM's steps, from 0 (none) to 1 (0).
     #[serde(default)]
     pub eta: f64,
-    /// Added to the timesteps; the model's own if absent.
+    /// Offset that is added to the timesteps; absent: the model's own.
     pub steps_offset: Option<usize>,
-    /// `leading`, `linspace` or `trailing`; the model's own if absent.
+    /// Spacing of the timesteps: `leading`, `linspace` or `trailing`; absent: the model's own.
     pub timestep_spacing: Option<TimestepSpacing>,
-    /// Whether DDIM's last step arrives at ᾱ = 1, without noise, rather than at ᾱ_0; the model's own if absent.
+    /// Whether DDIM's last step ends at ᾱ = 1, without noise, rather than at ᾱ_0; absent: the model's own.
     pub set_alpha_to_one: Option<bool>,
 }
 
 impl SchedulerSection {
-    /// The folder's config with what this section says put over it.
+    /// The scheduler config of the model's folder, overridden by the settings of this section.
     pub fn apply(&self, folder: &SchedulerConfig) -> SchedulerConfig {
         let mut config = folder.clone();
         config.steps_offset = self.steps_offset.map(|offset| offset as _).or(config.steps_offset);
@@ -207,16 +212,16 @@ impl SchedulerSection {
     }
 }
 
-/// AdamW and what surrounds it.
+/// `[optimizer]`: AdamW, its learning rate, gradient accumulation and clipping.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSection {
-    /// Full learning rate.
+    /// Learning rate at its full value, which `[lr_scheduler]` scales; at least 0.
     pub learning_rate: f64,
-    /// Micro-batches whose gradients make one update.
+    /// Micro-batches whose gradients make one update, at least 1 (1). For DDPO and D3PO, minibatches, each with all its timesteps.
     #[serde(default = "one")]
     pub gradient_accumulation_steps: usize,
-    /// The gradient's global norm is clipped to this.
+    /// Largest global norm of the gradient, which is scaled down if it exceeds this; above 0, `inf` for no clipping (1).
     #[serde(default = "one_point")]
     pub max_grad_norm: f64,
     /// `[optimizer.adamw]`.
@@ -232,26 +237,26 @@ fn one_point() -> f64 {
     1.0
 }
 
-/// The images by which one sees what training did: the same prompts and seeds before and after.
+/// `[preview]`: images that show the effect of training, drawn from the same prompts and seeds before and after it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreviewSection {
-    /// Prompts that are drawn; better not those of training.
+    /// Prompts to draw, at least one; preferably not those of training.
     pub prompts: Vec<String>,
-    /// One image of each prompt a seed.
+    /// Seeds, at least one. Each prompt is drawn once per seed.
     pub seeds: Vec<u64>,
-    /// Steps of the model's own sampler.
+    /// Steps of the model's own sampler, at least 1.
     pub num_inference_steps: usize,
-    /// Classifier-free guidance; 1 for none.
+    /// Classifier-free guidance scale, at least 0; 1 for no guidance.
     pub guidance_scale: f64,
-    /// What to steer away from.
+    /// Prompt that guidance steers away from.
     pub negative_prompt: Option<String>,
-    /// Updates between two previews; 0 for one before and one after.
+    /// Updates between two previews; 0 for one before training and one after it (0).
     #[serde(default)]
     pub every: u64,
 }
 
-/// Appends `finding` where something is `wrong`.
+/// Appends `finding` if `wrong`.
 fn find(wrong: bool, findings: &mut Vec<String>, finding: impl FnOnce() -> String) {
     if wrong {
         findings.push(finding());
@@ -294,7 +299,7 @@ impl Validate for DataSection {
 
 /// The knobs of a section that reads captioned images.
 pub(crate) struct ImageKnobs {
-    /// The section's name.
+    /// The section's name, for messages.
     pub section: &'static str,
     pub caption_dropout: f64,
     pub validation_fraction: f64,
@@ -302,7 +307,7 @@ pub(crate) struct ImageKnobs {
 }
 
 impl ImageKnobs {
-    /// Appends what cannot be.
+    /// Appends a message for each knob that is out of range.
     pub fn findings(&self, findings: &mut Vec<String>) {
         let Self { section, caption_dropout: dropout, validation_fraction: fraction, min_size } = *self;
         find(!(0.0..=1.0).contains(&dropout), findings, || {
