@@ -8,6 +8,7 @@ mod embedded;
 mod failure;
 mod image_copies;
 mod image_generator;
+mod knobs;
 mod listing;
 mod named_rewards;
 mod output_folder;
