@@ -4,6 +4,8 @@ mod allocator;
 mod args;
 mod commands;
 mod device;
+#[cfg(all(test, unix))]
+mod documented;
 mod embedded;
 mod failure;
 mod image_copies;
