@@ -40,7 +40,7 @@ fn is_command(line: &str) -> bool {
     ["visionprefer", "cargo"].contains(&line.split_whitespace().next().unwrap_or_default())
 }
 
-/// Blocks that are fenced as shell; and those whose first line is a command, if they are indented or fenced as nothing in particular.
+/// Blocks that are fenced as shell; and those with a line that is a command, if they are indented or fenced as nothing in particular.
 fn shell_blocks(page: &str) -> Vec<String> {
     let (mut blocks, mut block, mut fence) = (Vec::new(), String::new(), None);
     for line in page.lines().chain([""]) {
@@ -51,7 +51,7 @@ fn shell_blocks(page: &str) -> Vec<String> {
         }
         let is_shell = match fence {
             Some("sh" | "bash" | "shell") => true,
-            Some("" | "console") | None => block.lines().next().is_some_and(is_command),
+            Some("" | "console") | None => block.lines().any(is_command),
             Some(_) => false,
         };
         let ended = std::mem::take(&mut block);
