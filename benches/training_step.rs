@@ -5,8 +5,10 @@
 //!
 //! Bytes are those asked of the allocator above what was held before; times are medians of interleaved rounds.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+#[path = "../tests/counting_allocator/mod.rs"]
+mod counting_allocator;
+
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -27,27 +29,7 @@ use vp_trainers::optim::GradientAccumulator;
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
 use vp_trainers::policy::{Minibatch, transition};
 
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: passes everything on to the system's allocator and counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::counting_allocator::{HELD, PEAK};
 
 /// The most that was held at once while `work` ran, above what was held before.
 fn peak(work: impl FnOnce()) -> usize {

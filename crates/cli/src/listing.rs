@@ -133,7 +133,8 @@ impl Table {
     }
 }
 
-fn code(text: &str) -> String {
+/// Set as code in a Markdown table.
+pub fn code(text: &str) -> String {
     format!("`{}`", escaped(text))
 }
 
