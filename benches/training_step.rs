@@ -100,7 +100,7 @@ impl Policy {
     fn loss(&self, step: usize) -> Tensor<1> {
         let (sample, prev_sample) = (self.trajectory.latents[step].clone(), self.trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
-        let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
+        let batch = Minibatch { prompts: Vec::new(), sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
         let log_probs = transition(&self.model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
         ppo_clip_loss(log_probs, batch.log_probs, advantages, 1e-4).loss.mean()
