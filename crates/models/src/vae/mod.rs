@@ -29,7 +29,7 @@ pub struct DownEncoderBlock {
 
 /// The middle of the encoder or the decoder.
 #[derive(Module, Debug)]
-pub struct MidBlock {
+pub struct VaeMidBlock {
     attentions: Vec<Attention>,
     resnets: Vec<ResnetBlock2D>,
 }
@@ -46,7 +46,7 @@ pub struct UpDecoderBlock {
 pub struct Encoder {
     conv_in: Conv2d,
     down_blocks: Vec<DownEncoderBlock>,
-    mid_block: MidBlock,
+    mid_block: VaeMidBlock,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
@@ -55,7 +55,7 @@ pub struct Encoder {
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
-    mid_block: MidBlock,
+    mid_block: VaeMidBlock,
     up_blocks: Vec<UpDecoderBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -145,9 +145,9 @@ impl AutoencoderConfig {
         }
     }
 
-    fn mid_block(&self, channels: usize, device: &Device) -> MidBlock {
+    fn mid_block(&self, channels: usize, device: &Device) -> VaeMidBlock {
         let attention = self.mid_block_add_attention.then(|| Attention::over_pixels(channels, self.norm_num_groups, EPS, device));
-        MidBlock { attentions: attention.into_iter().collect(), resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect() }
+        VaeMidBlock { attentions: attention.into_iter().collect(), resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect() }
     }
 
     fn up_block(&self, level: usize, device: &Device) -> UpDecoderBlock {
@@ -178,7 +178,7 @@ pub fn rename_published(weights: &mut Weights) {
     }
 }
 
-impl MidBlock {
+impl VaeMidBlock {
     fn stages(&self) -> impl Iterator<Item = VaeStage<'_>> {
         let (before, after) = self.resnets.split_at(1);
         before.iter().map(VaeStage::Resnet).chain(self.attentions.iter().map(VaeStage::Attention)).chain(after.iter().map(VaeStage::Resnet))
