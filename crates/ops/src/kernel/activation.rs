@@ -4,10 +4,9 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::lanes::{map, update};
+use super::lanes::{map, map2, update};
 use super::math::{erf, exp, sigmoid};
-use super::product::run;
-use super::{Shared, part};
+use super::{cut, on_threads};
 
 /// An activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,26 +139,29 @@ impl WithSimd for Slope<'_> {
     }
 }
 
-/// Calls `work` with even parts of `0..len`, in units of `unit`, on all threads where it is worth it.
-pub fn in_parts(len: usize, unit: usize, work: impl Fn(std::ops::Range<usize>) + Sync + Send) {
-    let parts = if len < SERIAL { 1 } else { rayon::current_num_threads() };
-    run(parts, parts, |i| work(part(len, parts, i, unit)));
+/// How many parts a loop over `len` values is cut into: one per thread, or one where threads cost more than they bring.
+pub fn count_of_parts(len: usize) -> usize {
+    if len < SERIAL { 1 } else { rayon::current_num_threads() }
 }
 
 /// `y = f(x)`.
+///
+/// # Panics
+/// When `y` is not as long as `x`.
 pub fn forward(function: Function, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len());
-    let out = Shared::new(y);
-    // SAFETY: the parts are disjoint.
-    in_parts(x.len(), 16, |range| Arch::new().dispatch(Value(function, &x[range.clone()], unsafe { out.slice(range) })));
+    assert_eq!(x.len(), y.len(), "as many values as inputs");
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(y, count, 16), |(range, y)| Arch::new().dispatch(Value(function, &x[range], y)));
 }
 
 /// `dy` becomes `dx = dy f′(x)`.
+///
+/// # Panics
+/// When `dy` is not as long as `x`.
 pub fn backward(function: Function, x: &[f32], dy: &mut [f32]) {
-    assert_eq!(x.len(), dy.len());
-    let out = Shared::new(dy);
-    // SAFETY: the parts are disjoint.
-    in_parts(x.len(), 16, |range| Arch::new().dispatch(Slope(function, &x[range.clone()], unsafe { out.slice(range) })));
+    assert_eq!(x.len(), dy.len(), "as many gradients as inputs");
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(dy, count, 16), |(range, dy)| Arch::new().dispatch(Slope(function, &x[range], dy)));
 }
 
 /// A row of `[value, gate]` to `value · GELU(gate)`.
@@ -170,7 +172,7 @@ impl WithSimd for Gated<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (value, gate) = self.0.split_at(self.1.len());
-        super::lanes::map2(
+        map2(
             simd,
             [value, gate],
             self.1,
@@ -189,14 +191,14 @@ impl WithSimd for GatedSlope<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, dy, dx) = self;
         let ((value, gate), (dvalue, dgate)) = (x.split_at(dy.len()), dx.split_at_mut(dy.len()));
-        super::lanes::map2(
+        map2(
             simd,
             [gate, dy],
             dvalue,
             #[inline(always)]
             |gate, dy| simd.mul_f32s(dy, Function::Gelu.value(simd, gate)),
         );
-        super::lanes::map2(
+        map2(
             simd,
             [value, dy],
             dgate,
@@ -213,26 +215,32 @@ impl WithSimd for GatedSlope<'_> {
     }
 }
 
-/// GEGLU (arXiv 2002.05202): rows `[2 d]` to rows `[d]`, `value · GELU(gate)`.
+/// GEGLU (arXiv 2002.05202): `x` `[rows, 2 d]`, each row a value and a gate, to `y = value · GELU(gate)` `[rows, d]`.
+///
+/// # Panics
+/// When the slices are not of these shapes.
 pub fn geglu(d: usize, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), 2 * y.len());
-    let out = Shared::new(y);
-    in_parts(x.len() / 2, d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(Gated(&x[2 * at..2 * (at + d)], unsafe { out.slice(at..at + d) }));
+    assert!(x.len() == 2 * y.len() && y.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), y.len());
+    let count = count_of_parts(y.len());
+    on_threads(count, cut(y, count, d), |(range, y)| {
+        for (x, y) in x[2 * range.start..2 * range.end].chunks_exact(2 * d).zip(y.chunks_exact_mut(d)) {
+            Arch::new().dispatch(Gated(x, y));
         }
     });
 }
 
-/// The gradient of [`geglu`].
+/// The gradient of [`geglu`]: `x` and `dx` `[rows, 2 d]`, `dy` `[rows, d]`.
+///
+/// # Panics
+/// When the slices are not of these shapes.
 pub fn geglu_backward(d: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    assert!(x.len() == 2 * dy.len() && dx.len() == x.len());
-    let out = Shared::new(dx);
-    in_parts(dy.len(), d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(GatedSlope(&x[2 * at..2 * (at + d)], &dy[at..at + d], unsafe { out.slice(2 * at..2 * (at + d)) }));
+    assert!(x.len() == 2 * dy.len() && dy.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), dy.len());
+    assert_eq!(x.len(), dx.len(), "as many gradients as inputs");
+    let count = count_of_parts(dy.len());
+    on_threads(count, cut(dx, count, 2 * d), |(range, dx)| {
+        let rows = x[range.clone()].chunks_exact(2 * d).zip(dy[range.start / 2..range.end / 2].chunks_exact(d));
+        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(2 * d)) {
+            Arch::new().dispatch(GatedSlope(x, dy, dx));
         }
     });
 }
