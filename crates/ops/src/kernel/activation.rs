@@ -1,6 +1,7 @@
 //! Activations and their slopes, one pass each.
 
 use std::f32::consts::FRAC_1_SQRT_2;
+use std::mem::MaybeUninit;
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -72,12 +73,12 @@ impl Function {
     }
 }
 
-struct Value<'a>(Function, &'a [f32], &'a mut [f32]);
+struct Value<'a>(Function, &'a [f32], &'a mut [MaybeUninit<f32>]);
 
-impl WithSimd for Value<'_> {
-    type Output = ();
+impl<'a> WithSimd for Value<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let Self(function, x, y) = self;
         // Chosen here, so that each loop holds one function.
         match function {
@@ -144,14 +145,18 @@ pub fn count_of_parts(len: usize) -> usize {
     if len < SERIAL { 1 } else { rayon::current_num_threads() }
 }
 
-/// `y = f(x)`.
+/// Writes `y = f(x)` and returns it.
 ///
 /// # Panics
 /// When `y` is not as long as `x`.
-pub fn forward(function: Function, x: &[f32], y: &mut [f32]) {
+pub fn forward<'y>(function: Function, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
     assert_eq!(x.len(), y.len(), "as many values as inputs");
     let count = count_of_parts(x.len());
-    on_threads(count, cut(y, count, 16), |(range, y)| Arch::new().dispatch(Value(function, &x[range], y)));
+    on_threads(count, cut(y, count, 16), |(range, y)| {
+        Arch::new().dispatch(Value(function, &x[range], y));
+    });
+    // SAFETY: the parts make up `y`, and each was written.
+    unsafe { y.assume_init_mut() }
 }
 
 /// `dy` becomes `dx = dy f′(x)`.
@@ -165,12 +170,12 @@ pub fn backward(function: Function, x: &[f32], dy: &mut [f32]) {
 }
 
 /// A row of `[value, gate]` to `value · GELU(gate)`.
-struct Gated<'a>(&'a [f32], &'a mut [f32]);
+struct Gated<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
 
-impl WithSimd for Gated<'_> {
-    type Output = ();
+impl<'a> WithSimd for Gated<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let (value, gate) = self.0.split_at(self.1.len());
         map2(
             simd,
@@ -178,12 +183,12 @@ impl WithSimd for Gated<'_> {
             self.1,
             #[inline(always)]
             |value, gate| simd.mul_f32s(value, Function::Gelu.value(simd, gate)),
-        );
+        )
     }
 }
 
-/// The gradient of a row: of the value, then of the gate.
-struct GatedSlope<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+/// The gradient of a row, first of the value, then of the gate.
+struct GatedSlope<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
 
 impl WithSimd for GatedSlope<'_> {
     type Output = ();
@@ -198,7 +203,7 @@ impl WithSimd for GatedSlope<'_> {
             #[inline(always)]
             |gate, dy| simd.mul_f32s(dy, Function::Gelu.value(simd, gate)),
         );
-        map2(
+        let dgate = map2(
             simd,
             [value, dy],
             dgate,
@@ -215,11 +220,12 @@ impl WithSimd for GatedSlope<'_> {
     }
 }
 
-/// GEGLU (arXiv 2002.05202): `x` `[rows, 2 d]`, each row a value and a gate, to `y = value · GELU(gate)` `[rows, d]`.
+/// GEGLU (arXiv 2002.05202): each row of `x` `[rows, 2 d]` is a value and a gate. Writes `y = value · GELU(gate)`, `[rows, d]`, and
+/// returns it.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn geglu(d: usize, x: &[f32], y: &mut [f32]) {
+pub fn geglu<'y>(d: usize, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
     assert!(x.len() == 2 * y.len() && y.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), y.len());
     let count = count_of_parts(y.len());
     on_threads(count, cut(y, count, d), |(range, y)| {
@@ -227,13 +233,15 @@ pub fn geglu(d: usize, x: &[f32], y: &mut [f32]) {
             Arch::new().dispatch(Gated(x, y));
         }
     });
+    // SAFETY: the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
 }
 
-/// The gradient of [`geglu`]: `x` and `dx` `[rows, 2 d]`, `dy` `[rows, d]`.
+/// The gradient of [`geglu`] for `dy` `[rows, d]`: writes `dx` `[rows, 2 d]` and returns it.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn geglu_backward(d: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+pub fn geglu_backward<'d>(d: usize, x: &[f32], dy: &[f32], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
     assert!(x.len() == 2 * dy.len() && dy.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), dy.len());
     assert_eq!(x.len(), dx.len(), "as many gradients as inputs");
     let count = count_of_parts(dy.len());
@@ -243,4 +251,6 @@ pub fn geglu_backward(d: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
             Arch::new().dispatch(GatedSlope(x, dy, dx));
         }
     });
+    // SAFETY: the parts are whole rows and make up `dx`, and both halves of each row were written.
+    unsafe { dx.assume_init_mut() }
 }

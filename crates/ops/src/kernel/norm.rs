@@ -1,5 +1,7 @@
 //! Softmax and normalisations over rows.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::{Function, count_of_parts};
@@ -7,7 +9,7 @@ use super::lanes::{map, map_in_place, map2, max, sum, sum_of_squares, sum2, upda
 use super::math::exp;
 use super::{Scratch, cut, on_threads};
 
-struct Softmax<'a>(&'a [f32], &'a mut [f32]);
+struct Softmax<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
 
 impl WithSimd for Softmax<'_> {
     type Output = ();
@@ -15,7 +17,7 @@ impl WithSimd for Softmax<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, y) = self;
         let largest = simd.splat_f32s(max(simd, x));
-        map(
+        let y = map(
             simd,
             x,
             y,
@@ -55,11 +57,11 @@ impl WithSimd for SoftmaxSlope<'_> {
     }
 }
 
-/// `y = softmax(x)`, over each row of `[rows, d]`.
+/// Writes `y = softmax(x)`, over each row of `[rows, d]`, and returns it.
 ///
 /// # Panics
 /// When `x` is not whole rows, or `y` is not as long as it.
-pub fn softmax(d: usize, x: &[f32], y: &mut [f32]) {
+pub fn softmax<'y>(d: usize, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
     assert!(x.len().is_multiple_of(d) && y.len() == x.len(), "softmax of {} values to {} in rows of {d}", x.len(), y.len());
     let count = count_of_parts(x.len());
     on_threads(count, cut(y, count, d), |(range, y)| {
@@ -67,6 +69,8 @@ pub fn softmax(d: usize, x: &[f32], y: &mut [f32]) {
             Arch::new().dispatch(Softmax(x, y));
         }
     });
+    // SAFETY: the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
 }
 
 /// `dy` becomes `dx = y (dy − Σ y dy)`, over each row of `[rows, d]`.
@@ -115,7 +119,7 @@ struct LayerNorm<'a> {
     weight: &'a [f32],
     bias: &'a [f32],
     eps: f64,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for LayerNorm<'_> {
@@ -124,7 +128,7 @@ impl WithSimd for LayerNorm<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let moments = Moments(self.x, self.eps).with_simd(simd);
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        map2(
+        let y = map2(
             simd,
             [self.x, self.weight],
             self.y,
@@ -134,7 +138,7 @@ impl WithSimd for LayerNorm<'_> {
         update(
             simd,
             self.bias,
-            self.y,
+            y,
             #[inline(always)]
             |bias, y| simd.add_f32s(y, bias),
         );
@@ -142,11 +146,12 @@ impl WithSimd for LayerNorm<'_> {
     }
 }
 
-/// Layer normalisation over each row of `[rows, d]`, weight and bias `[d]`; keeps mean and 1 / standard deviation of each row.
+/// Layer normalisation over each row of `[rows, d]`, weight and bias `[d]`. Writes `y` and returns it, and puts each row's mean
+/// and 1 / standard deviation into `moments`.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn layer_norm([x, weight, bias]: [&[f32]; 3], eps: f64, y: &mut [f32], moments: &mut [[f32; 2]]) {
+pub fn layer_norm<'y>([x, weight, bias]: [&[f32]; 3], eps: f64, y: &'y mut [MaybeUninit<f32>], moments: &mut [[f32; 2]]) -> &'y mut [f32] {
     let d = weight.len();
     assert_rows(d, x.len(), moments.len());
     assert!(bias.len() == d && y.len() == x.len(), "a layer norm of {} values to {}, with a bias of {}", x.len(), y.len(), bias.len());
@@ -156,6 +161,8 @@ pub fn layer_norm([x, weight, bias]: [&[f32]; 3], eps: f64, y: &mut [f32], momen
             *moments = Arch::new().dispatch(LayerNorm { x, weight, bias, eps, y });
         }
     });
+    // SAFETY: there are as many moments as rows, the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
 }
 
 fn assert_rows(d: usize, values: usize, moments: usize) {
@@ -167,7 +174,7 @@ struct LayerNormSlope<'a> {
     weight: &'a [f32],
     dy: &'a [f32],
     moments: [f32; 2],
-    dx: &'a mut [f32],
+    dx: &'a mut [MaybeUninit<f32>],
     /// Sums over rows: of the weight's gradient, of the bias'.
     sums: Option<[&'a mut [f32]; 2]>,
 }
@@ -179,7 +186,7 @@ impl WithSimd for LayerNormSlope<'_> {
         let Self { x, weight, dy, moments, dx, sums } = self;
         let n = 1.0 / x.len() as f32;
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        map2(
+        let dx = map2(
             simd,
             [dy, weight],
             dx,
@@ -222,16 +229,21 @@ impl WithSimd for LayerNormSlope<'_> {
     }
 }
 
-/// The gradients of [`layer_norm`]: of x, and of weight and bias, `[d]` each, where they are asked for.
+/// The gradients of [`layer_norm`]: writes `dx` and returns it, and puts those of weight and bias into `affine`, `[d]` each, where asked.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn layer_norm_backward([x, weight, dy]: [&[f32]; 3], moments: &[[f32; 2]], dx: &mut [f32], affine: Option<[&mut [f32]; 2]>) {
+pub fn layer_norm_backward<'d>(
+    [x, weight, dy]: [&[f32]; 3],
+    moments: &[[f32; 2]],
+    dx: &'d mut [MaybeUninit<f32>],
+    affine: Option<[&mut [f32]; 2]>,
+) -> &'d mut [f32] {
     let d = weight.len();
     assert_rows(d, x.len(), moments.len());
     assert!(dy.len() == x.len() && dx.len() == x.len(), "{} gradients of a layer norm of {} values to {}", dy.len(), x.len(), dx.len());
     let threads = rayon::current_num_threads();
-    // Each part sums its rows' share of the weight's and the bias' gradient on its own.
+    // Each part adds up its rows' gradients of weight and bias in a place of its own.
     let mut partial = Scratch::zeroed(if affine.is_some() { 2 * d * threads } else { 0 });
     let mut sums = partial.chunks_exact_mut(2 * d);
     let parts = cut(dx, threads, d).map(|(range, dx)| (range, dx, sums.next()));
@@ -251,6 +263,8 @@ pub fn layer_norm_backward([x, weight, dy]: [&[f32]; 3], moments: &[[f32; 2]], d
             dbias.iter_mut().zip(bias).for_each(|(sum, part)| *sum += part);
         }
     }
+    // SAFETY: there are as many moments as rows, the parts are whole rows and make up `dx`, and each row was written.
+    unsafe { dx.assume_init_mut() }
 }
 
 /// Sizes of a group normalisation of `[batch, channels, pixels]`.
@@ -300,13 +314,13 @@ struct Affine<'a> {
     x: &'a [f32],
     affine: [f32; 3],
     silu: bool,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
-impl WithSimd for Affine<'_> {
-    type Output = ();
+impl<'a> WithSimd for Affine<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
         if self.silu {
             map(
@@ -315,7 +329,7 @@ impl WithSimd for Affine<'_> {
                 self.y,
                 #[inline(always)]
                 |x| Function::Silu.value(simd, simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift)),
-            );
+            )
         } else {
             map(
                 simd,
@@ -323,17 +337,22 @@ impl WithSimd for Affine<'_> {
                 self.y,
                 #[inline(always)]
                 |x| simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift),
-            );
+            )
         }
     }
 }
 
-/// Group normalisation of `x` `[batch, channels, pixels]`, weight and bias `[channels]`, and SiLU where it follows; keeps mean and
-/// 1 / standard deviation of each group, `[batch, groups]`.
+/// Group normalisation of `x` `[batch, channels, pixels]`, weight and bias `[channels]`, and SiLU where it follows. Writes `y` and
+/// returns it, and puts each group's mean and 1 / standard deviation into `moments`, `[batch, groups]`.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn group_norm(g: &Groups, [x, weight, bias]: [&[f32]; 3], y: &mut [f32], moments: &mut [[f32; 2]]) {
+pub fn group_norm<'y>(
+    g: &Groups,
+    [x, weight, bias]: [&[f32]; 3],
+    y: &'y mut [MaybeUninit<f32>],
+    moments: &mut [[f32; 2]],
+) -> &'y mut [f32] {
     g.check(x.len(), moments.len());
     assert_eq!(y.len(), x.len(), "as many values as inputs");
     let groups = x.chunks_exact(g.size()).zip(y.chunks_exact_mut(g.size())).zip(moments).enumerate();
@@ -344,16 +363,18 @@ pub fn group_norm(g: &Groups, [x, weight, bias]: [&[f32]; 3], y: &mut [f32], mom
             Arch::new().dispatch(Affine { x, affine: g.affine(c, *moments, [weight, bias]), silu: g.silu, y });
         }
     });
+    // SAFETY: the groups make up `y`, the channels a group, and each channel was written.
+    unsafe { y.assume_init_mut() }
 }
 
-/// Of one channel: `dx` becomes the gradient before SiLU; its sum, and its sum along the normed values.
+/// One channel's share: writes the gradient before SiLU to `dx`, and returns its sum, and its sum along the normed values.
 struct ChannelSums<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     affine: [f32; 3],
     rstd: f32,
     silu: bool,
-    dx: &'a mut [f32],
+    dx: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for ChannelSums<'_> {
@@ -361,7 +382,7 @@ impl WithSimd for ChannelSums<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
-        if self.silu {
+        let dx = if self.silu {
             map2(
                 simd,
                 [self.x, self.dy],
@@ -371,17 +392,17 @@ impl WithSimd for ChannelSums<'_> {
                     let normed = simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift);
                     simd.mul_f32s(dy, Function::Silu.slope(simd, normed))
                 },
-            );
+            )
         } else {
-            self.dx.copy_from_slice(self.dy);
-        }
+            self.dx.write_copy_of_slice(self.dy)
+        };
         let along = sum2(
             simd,
-            [self.dx, self.x],
+            [dx, self.x],
             #[inline(always)]
             |d, x| simd.mul_f32s(d, simd.sub_f32s(x, mean)),
         );
-        [sum(simd, self.dx), along * self.rstd]
+        [sum(simd, dx), along * self.rstd]
     }
 }
 
@@ -413,17 +434,18 @@ impl WithSimd for Projected<'_> {
     }
 }
 
-/// The gradients of [`group_norm`]: of x, and those of weight and bias, `[channels]` each, where they are asked for.
+/// The gradients of [`group_norm`]: writes `dx` and returns it, and puts those of weight and bias into `affine`, `[channels]` each,
+/// where asked.
 ///
 /// # Panics
 /// When the slices are not of these shapes.
-pub fn group_norm_backward(
+pub fn group_norm_backward<'d>(
     g: &Groups,
     [x, weight, bias, dy]: [&[f32]; 4],
     moments: &[[f32; 2]],
-    dx: &mut [f32],
+    dx: &'d mut [MaybeUninit<f32>],
     affine: Option<[&mut [f32]; 2]>,
-) {
+) -> &'d mut [f32] {
     g.check(x.len(), moments.len());
     assert!(dy.len() == x.len() && dx.len() == x.len(), "{} gradients of a group norm of {} values to {}", dy.len(), x.len(), dx.len());
     // Of each channel: the gradient's sum, and its sum along the normed values.
@@ -442,6 +464,8 @@ pub fn group_norm_backward(
             along += f64::from(sums[1]) * f64::from(weight[c]);
         }
         let [average, along] = [average, along].map(|sum| (sum / g.size() as f64) as f32);
+        // SAFETY: the channels make up the group, and each was written.
+        let dx = unsafe { dx.assume_init_mut() };
         for ((x, dx), c) in x.zip(dx.chunks_exact_mut(g.pixels)).zip(first..) {
             Arch::new().dispatch(Projected { x, weight: weight[c], moments: *moments, average, along, dx });
         }
@@ -454,4 +478,6 @@ pub fn group_norm_backward(
             dweight[channel % g.channels] += along;
         }
     }
+    // SAFETY: the groups make up `dx`, and each was written.
+    unsafe { dx.assume_init_mut() }
 }
