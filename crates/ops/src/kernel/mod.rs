@@ -150,3 +150,120 @@ impl Drop for Scratch {
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use super::activation::Function;
+    use super::attention::{Bias, Seen, Shape};
+    use super::conv::Geometry;
+    use super::norm::Groups;
+    use super::product::{Left, RowMajor, Start, product};
+    use super::*;
+
+    /// The bits of what `write` makes of `len` values that are NaN before.
+    fn bits(len: usize, write: impl FnOnce(&mut [f32])) -> Vec<u32> {
+        let mut values = vec![f32::NAN; len];
+        write(&mut values);
+        values.into_iter().map(f32::to_bits).collect()
+    }
+
+    /// The bits of what `write` makes of `len` values that are unwritten, and NaN so far.
+    fn bits_written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<u32> {
+        write(&mut vec![MaybeUninit::new(f32::NAN); len]).iter().map(|value| value.to_bits()).collect()
+    }
+
+    fn products() -> Vec<(&'static str, Vec<u32>)> {
+        let (a, b, dy) = (noise(700 * 500, 1), noise(500 * 700, 2), noise(700 * 700, 3));
+        let of = |[m, n, k]: [usize; 3]| {
+            bits(m * n, |c| product([m, n, k], Left::Rows(&a, k), &RowMajor { values: &b, stride: n }, c, Start::Zero))
+        };
+        let g = Geometry { batch: 2, d_in: 20, d_out: 30, size: [16, 16], kernel: 3, stride: 1, padding: (1, 1) };
+        let (x, weight) = (&a[..2 * 20 * 256], &b[..30 * 20 * 9]);
+        let rows = [100, 400, 500];
+        vec![
+            ("slabs", of([40, 700, 500])),
+            ("rows", of([700, 40, 500])),
+            ("convolution", bits(2 * 30 * 256, |y| conv::forward(&g, x, weight, None, y))),
+            ("its dx", bits(x.len(), |dx| conv::input_gradient(&g, &dy[..2 * 30 * 256], weight, dx))),
+            ("its dw", bits(weight.len(), |dw| conv::weight_gradient(&g, x, &dy[..2 * 30 * 256], dw))),
+            ("linear map", bits(100 * 400, |y| linear::forward(rows, &a[..100 * 500], &b[..400 * 500], None, y))),
+        ]
+    }
+
+    fn loops() -> Vec<(&'static str, Vec<u32>)> {
+        let (x, dy, weight, bias) = (noise(300 * 70, 1), noise(300 * 70, 2), noise(70, 3), noise(70, 4));
+        let (mut of_rows, mut of_groups) = (vec![[0.0; 2]; 300], vec![[0.0; 2]; 5 * 7]);
+        let g = Groups { channels: 70, pixels: 60, groups: 7, eps: 1e-5, silu: true };
+        vec![
+            ("activation", bits_written(x.len(), |y| activation::forward(Function::Gelu, &x, y))),
+            ("geglu", bits_written(x.len() / 2, |y| activation::geglu(35, &x, y))),
+            ("its gradient", bits_written(x.len(), |dx| activation::geglu_backward(35, &x, &dy[..150 * 70], dx))),
+            ("softmax", bits_written(x.len(), |y| norm::softmax(70, &x, y))),
+            ("layer norm", bits_written(x.len(), |y| norm::layer_norm([&x, &weight, &bias], 1e-5, y, &mut of_rows))),
+            ("its gradient", bits_written(x.len(), |dx| norm::layer_norm_backward([&x, &weight, &dy], &of_rows, dx, None))),
+            ("group norm", bits_written(x.len(), |y| norm::group_norm(&g, [&x, &weight, &bias], y, &mut of_groups))),
+            ("its gradient", bits_written(x.len(), |dx| norm::group_norm_backward(&g, [&x, &weight, &bias, &dy], &of_groups, dx, None))),
+        ]
+    }
+
+    /// Output, logarithms, and gradients of queries, keys and values.
+    fn attention(heads: usize) -> [Vec<f32>; 5] {
+        let shape = Shape { batch: 1, heads, queries: 130, keys: 300, d: 8 };
+        let [q, dout] = [1, 2].map(|seed| noise(130 * heads * 8, seed));
+        let [k, v] = [3, 4].map(|seed| noise(300 * heads * 8, seed));
+        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; heads * 130]);
+        attention::forward(&shape, [&q, &k, &v], Bias::None, &mut out, &mut lse);
+        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|values| vec![f32::NAN; values.len()]);
+        let seen = Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse };
+        attention::backward(&shape, &seen, Bias::None, &dout, [&mut dq, &mut dk, &mut dv]);
+        [out, lse, dq, dk, dv]
+    }
+
+    fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+    }
+
+    /// Every task writes what is its own, all of it and nothing else: any number of threads makes the same bits as one.
+    #[test]
+    fn threads_change_no_bit() {
+        let all = || {
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+            let attention = ["out", "lse", "dq", "dk", "dv"].into_iter().zip(attention(8).map(bits)).collect();
+            [products(), loops(), attention].concat()
+        };
+        let alone = on(1, all);
+        for (name, bits) in &alone {
+            assert!(bits.iter().all(|bits| f32::from_bits(*bits).is_finite()), "{name} is written in full");
+        }
+        for threads in [2, 3, 8] {
+            for ((name, found), (_, expected)) in on(threads, all).iter().zip(&alone) {
+                assert!(found == expected, "{name} on {threads} threads");
+            }
+        }
+    }
+
+    /// Where heads are fewer than threads, parts of a head's keys each add to the queries' gradients: in another order, so not to the bit.
+    #[test]
+    fn more_threads_than_heads_change_no_gradient() {
+        let (alone, shared) = (on(1, || attention(1)), on(8, || attention(1)));
+        for (name, (found, expected)) in ["out", "lse", "dq", "dk", "dv"].iter().zip(shared.iter().zip(&alone)) {
+            assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6), "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        for (len, count, unit) in [(0, 3, 4), (1, 3, 4), (37, 4, 5), (40, 3, 5), (7, 1, 16)] {
+            let mut values: Vec<usize> = (0..len).collect();
+            let mut next = 0;
+            for (range, part) in cut(&mut values, count, unit) {
+                assert!(range.start == next && part.iter().copied().eq(range.clone()), "{range:?} of {len} in {count}");
+                assert!(range.end == len || range.end.is_multiple_of(unit));
+                next = range.end;
+            }
+            assert_eq!(next, len);
+        }
+    }
+}
