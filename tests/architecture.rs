@@ -2,6 +2,7 @@
 //!
 //! CONTRIBUTING.md says what the rules are for.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -190,6 +191,94 @@ fn empty_names(paths: &[String]) -> Vec<String> {
     paths.iter().filter(|path| path.split('/').any(is_empty)).map(|path| format!("{path}: name it for what it holds")).collect()
 }
 
+/// Public items without a sentence of documentation. Fields and variants need one only where their name does not say it all.
+fn undocumented_items(sources: &[(String, String)]) -> Vec<String> {
+    const ITEMS: [&str; 8] =
+        ["pub fn ", "pub const ", "pub unsafe fn ", "pub struct ", "pub enum ", "pub trait ", "pub type ", "pub static "];
+    let mut findings = Vec::new();
+    for (path, text) in sources.iter().filter(|(path, _)| path.starts_with("crates/") && path.contains("/src/")) {
+        let lines: Vec<&str> = text.lines().take_while(|line| *line != "#[cfg(test)]").map(str::trim).collect();
+        // In a macro the documentation is the caller's.
+        let is_item = |line: &str| ITEMS.iter().any(|item| line.starts_with(item)) && !line.contains('$');
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| is_item(line)) {
+            // Attributes stand between the documentation and the item, some over several lines.
+            let mut above = number;
+            let is_comment = |line: &str| line.starts_with("//") && !line.starts_with("///");
+            let is_attribute = |line: &str| !line.starts_with("//") && (line.starts_with("#[") || line.ends_with(")]"));
+            while above > 0 && (is_attribute(lines[above - 1]) || is_comment(lines[above - 1])) {
+                above -= 1;
+                while above > 0 && !is_comment(lines[above]) && !lines[above].starts_with("#[") {
+                    above -= 1;
+                }
+            }
+            if above == 0 || !lines[above - 1].starts_with("///") {
+                findings.push(format!("{path}:{}: `{line}` has no documentation", number + 1));
+            }
+        }
+    }
+    findings
+}
+
+/// Public types that share their name with another of their crate: a reader who meets the name must not have to ask which.
+fn namesakes(sources: &[(String, String)]) -> Vec<String> {
+    let mut seen: BTreeMap<(String, String), String> = BTreeMap::new();
+    let mut findings = Vec::new();
+    for (path, text) in sources {
+        let Some(name) = path.strip_prefix("crates/").and_then(|path| path.split_once("/src/")).map(|(name, _)| name) else { continue };
+        for line in text.lines() {
+            let item = ["pub struct ", "pub enum ", "pub trait "].iter().find_map(|item| line.strip_prefix(item));
+            let Some(item) = item.map(|item| item.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(item)) else {
+                continue;
+            };
+            if let Some(other) = seen.insert((name.to_owned(), item.to_owned()), path.clone()) {
+                findings.push(format!("{path}: `{item}` is in {other} too; give each a name of its own"));
+            }
+        }
+    }
+    findings
+}
+
+/// Rows of a table that are named outside it: what an entry knows about itself lies in its file, and nobody else lists the entries.
+fn listed_entries(sources: &[(String, String)], table: &RegisteredTable) -> Vec<String> {
+    let text = sources.iter().find(|(path, _)| path == table.file).map_or("", |(_, text)| text);
+    let row = |line: &str| {
+        let (variant, config) = line.trim().trim_end_matches(',').split_once(" => ")?;
+        let variant = variant.split_once(" = ")?.0.to_owned();
+        Some((variant, config.to_owned()))
+    };
+    let body =
+        text.split_once(&format!("pub enum {}: ", table.name)).and_then(|(_, body)| body.split_once("\n}")).map_or("", |(body, _)| body);
+    let rows: Vec<(String, String)> = body.lines().filter_map(row).collect();
+    let mut findings: Vec<String> = Vec::new();
+    if rows.is_empty() {
+        findings.push(format!("{}: no table `{}` with a trait behind it", table.file, table.name));
+    }
+    for (path, text) in sources.iter().filter(|(path, _)| path.starts_with("crates/") && path.contains("/src/") && path != table.file) {
+        let code = text.split("#[cfg(test)]").next().unwrap_or(text);
+        for (number, line) in (1..).zip(code.lines()) {
+            for (variant, config) in rows.iter().filter(|(variant, _)| line.contains(&format!("{}::{variant}(", table.name))) {
+                // The file of the entry itself may name it: the one that defines its config.
+                let config = config.rsplit("::").next().unwrap_or(config);
+                if !text.contains(&format!("pub struct {config} ")) {
+                    findings.push(format!("{path}:{number}: names `{}::{variant}`; ask the entry what it is", table.name));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// A `registry!` with a trait behind it.
+struct RegisteredTable {
+    name: &'static str,
+    file: &'static str,
+}
+
+const TABLES: [RegisteredTable; 2] = [
+    RegisteredTable { name: "AlgorithmConfig", file: "crates/trainers/src/config.rs" },
+    RegisteredTable { name: "RewardConfig", file: "crates/rewards/src/lib.rs" },
+];
+
 // This repository.
 
 fn root() -> &'static Path {
@@ -266,6 +355,9 @@ fn sources_follow_the_rules() {
     assert!(sources.iter().any(|(path, _)| path == GPU_SOURCE), "did not find {GPU_SOURCE}");
     assert_none(&long_files(&sources));
     assert_none(&device_choices(&sources));
+    assert_none(&namesakes(&sources));
+    assert_none(&undocumented_items(&sources));
+    TABLES.iter().for_each(|table| assert_none(&listed_entries(&sources, table)));
 }
 
 #[test]
@@ -394,4 +486,38 @@ fn empty_names_are_refused() {
     for path in ["crates/models/src/base_model.rs", "crates/core/src/rng.rs", "docs/README.md"] {
         assert_none(&paths(path));
     }
+}
+
+#[test]
+fn two_public_types_of_a_crate_never_share_a_name() {
+    let two = |second: &str| {
+        let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+        namesakes(&[file("crates/data/src/a.rs", "pub struct Batch {}\nstruct Row;"), file(second, "pub enum Batch<T> {}\nstruct Row;")])
+    };
+    assert_eq!(two("crates/data/src/b.rs"), ["crates/data/src/b.rs: `Batch` is in crates/data/src/a.rs too; give each a name of its own"]);
+    assert_none(&two("crates/models/src/b.rs"));
+}
+
+#[test]
+fn entries_of_a_table_are_named_in_their_own_files_alone() {
+    let table = RegisteredTable { name: "FruitConfig", file: "crates/fruit/src/lib.rs" };
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let rows = "pub enum FruitConfig: Fruit {\n    /// Red.\n    Apple = \"apple\" => crate::apple::Apple,\n}";
+    let with = |path: &str, text: &str| listed_entries(&[file("crates/fruit/src/lib.rs", rows), file(path, text)], &table);
+    let listed = with("crates/cli/src/eat.rs", "match fruit {\n    FruitConfig::Apple(_) => 1,");
+    assert_eq!(listed, ["crates/cli/src/eat.rs:2: names `FruitConfig::Apple`; ask the entry what it is"]);
+    assert_none(&with("crates/fruit/src/apple.rs", "pub struct Apple {\n}\nlet me = FruitConfig::Apple(self);"));
+    assert_none(&with("tests/fruit.rs", "FruitConfig::Apple(apple)"));
+    assert_eq!(listed_entries(&[file("crates/fruit/src/lib.rs", "")], &table).len(), 1);
+}
+
+#[test]
+fn public_items_say_what_they_are() {
+    let found = |text: &str| undocumented_items(&sources("crates/core/src/lib.rs", text)).len();
+    assert_eq!(found("/// The seed.\n#[derive(Debug)]\npub struct Seed {\n    pub value: u64,\n}"), 0);
+    assert_eq!(found("/// What went wrong.\n#[error(\n    \"x\",\n    y\n)]\npub enum Error {}"), 0);
+    for undocumented in ["pub fn seed() {}", "#[derive(Debug)]\npub struct Seed;", "// The seed.\npub const SEED: u64 = 0;"] {
+        assert_eq!(found(undocumented), 1, "{undocumented}");
+    }
+    assert_eq!(found("#[cfg(test)]\nmod tests {\n    pub fn seed() {}\n}"), 0);
 }

@@ -266,7 +266,7 @@ fn what_cannot_be_trained_is_refused_by_name() {
     refused(&["--set", "algo.reward_model.fix_rate=1.0"], &["fix_rate is 1"]);
     refused(&["--set", "model.path=\"tests/golden/clip_tiny/model\""], &["aspects needs a BLIP"]);
     refused(&["--set", "rankings.files=[\"no/records.jsonl\"]"], &["no/records.jsonl"]);
-    refused(&["--set", "algo.reward_model.aspects=false"], &["needs a head an aspect: algo.reward_model.aspects = true"]);
+    refused(&["--set", "algo.reward_model.aspects=false"], &["needs a head per aspect: algo.reward_model.aspects = true"]);
     let mut ranked = read_records(&records).unwrap();
     for (rank, completion) in ranked.iter_mut().flat_map(|record| (1..).zip(&mut record.completions)) {
         (completion.annotations, completion.rank) = (Default::default(), Some(rank));

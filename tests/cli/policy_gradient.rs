@@ -89,7 +89,7 @@ fn what_cannot_work_is_one_clear_line() {
     let line = refused("ddpo", &DDPO, "regularizer={ images = { folder = \"no/such\" } }");
     assert!(line.contains("no/such"), "{line}");
     let line = refused("ddpo", &DDPO, "algo.ddpo.objective=score_function");
-    assert!(line.contains("one update a rollout, and here are 2"), "{line}");
+    assert!(line.contains("one update per rollout, and there are 2"), "{line}");
     let line = refused("ddpo", &DDPO, "algo.ddpo.advantages={ group = {} }");
     assert!(line.contains("expected at least 2"), "{line}");
     assert!(refused("ddpo", &DDPO, "algo.ddpo.images_per_prompt=3").contains("images_per_prompt 3 does not divide"));
@@ -139,6 +139,71 @@ fn other_forms() {
     assert!(finished.stdout().contains("at 2 of 3 timesteps, 4 backward passes"), "{}", finished.stdout());
     let score = ["run.num_train_steps=1", "algo.ddpo.objective=score_function", "optimizer.gradient_accumulation_steps=4"];
     run(&args("ddpo", &dir.path().join("score"), &[&DDPO[..], &score[..]].concat(), &[])).ok();
+}
+
+/// The updates of a short run of DDPO, as `metrics.jsonl` has them.
+fn updates(dir: &Path, name: &str, extra: &[&str]) -> Vec<serde_json::Value> {
+    let output = dir.join(name);
+    let sets: Vec<&str> = extra.iter().flat_map(|set| ["--set", set]).collect();
+    run(&args("ddpo", &output, &DDPO, &sets)).ok();
+    let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.filter(|line: &serde_json::Value| line["loss"].is_number()).collect()
+}
+
+fn number(update: &serde_json::Value, name: &str) -> f64 {
+    update[name].as_f64().unwrap_or_else(|| panic!("no {name} in {update}"))
+}
+
+#[test]
+fn each_inner_epoch_walks_the_same_images_again() {
+    let dir = tempfile::tempdir().unwrap();
+    // An epoch has two updates per walk.
+    let once = updates(dir.path(), "once", &[]);
+    let twice = updates(dir.path(), "twice", &["algo.ddpo.num_inner_epochs=2"]);
+    let rewards = |updates: &[serde_json::Value]| updates.iter().map(|update| number(update, "reward_mean")).collect::<Vec<_>>();
+    let (once, twice) = (rewards(&once), rewards(&twice));
+    assert!(once[0] == once[1] && once[1] != once[2] && once[2] == once[3], "{once:?}");
+    assert!(twice.iter().all(|reward| *reward == once[0]), "{twice:?}");
+}
+
+#[test]
+fn advantages_are_clipped_to_adv_clip_max() {
+    let dir = tempfile::tempdir().unwrap();
+    // Standardised advantages are about 1; clipped to a thousandth, so is the gradient.
+    let free = number(&updates(dir.path(), "free", &[])[0], "grad_norm");
+    let clipped = number(&updates(dir.path(), "clipped", &["algo.ddpo.adv_clip_max=1e-3"])[0], "grad_norm");
+    assert!(clipped > 0.0 && clipped < 0.01 * free, "{clipped} beside {free}");
+}
+
+#[test]
+fn the_kl_weight_holds_the_policy_to_the_base_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let far = ["run.num_train_steps=8", "optimizer.learning_rate=1e-2"];
+    let last_kl = |name: &str, weight: &str| {
+        let updates = updates(dir.path(), name, &[&far[..], &[weight]].concat());
+        // The policy is the base model at first.
+        assert_eq!(number(&updates[0], "kl"), 0.0);
+        number(updates.last().unwrap(), "kl")
+    };
+    let (free, held) = (last_kl("free", "algo.ddpo.kl_weight=0.0"), last_kl("held", "algo.ddpo.kl_weight=1e4"));
+    assert!(held > 0.0 && held < 0.5 * free, "{held} beside {free}");
+}
+
+/// With updates that may be left out, the epoch is drawn again for the next one.
+#[test]
+fn a_rollout_whose_reward_is_not_finite_is_drawn_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let reward = dir.path().join("reward");
+    copy_dir(&root().join("tests/golden/blip_reward_tiny/model"), &reward);
+    std::fs::remove_file(reward.join("model.pt")).unwrap();
+    crate::crash::poison(&reward.join("model.safetensors"), "mlp.layers.0.weight");
+    let weights = format!("reward={{ vp_score = {{ weights = \"{}\" }} }}", reward.display());
+    for (algo, own) in [("ddpo", &DDPO[..]), ("d3po", &D3PO[..])] {
+        let finished = run(&args(algo, &dir.path().join(algo), own, &["--set", &weights, "--set", "guard.max_skips=1"]));
+        assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+        assert!(finished.stderr().contains("update 2: the reward of image 0 of epoch 1 (NaN) is not finite"), "{}", finished.stderr());
+    }
 }
 
 /// Exit 1, the image is named, and the run can be resumed, which fails again in the same place.

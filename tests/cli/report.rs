@@ -5,6 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use vp_trainers::algorithm::Driver;
+use vp_trainers::config::AlgorithmConfig;
+
 use crate::util::{files, run};
 
 /// Asserts that a run has its report in three forms, that the titles of its charts are among those named, and returns its numbers.
@@ -67,38 +70,55 @@ fn a_report_shows_the_images_that_were_drawn_and_can_be_written_again() {
     assert!(killed["comparison"].is_null() && killed["about"].as_str().unwrap().contains("1 of 2 updates"), "{}", killed["about"]);
 }
 
-/// All of them but the reward model's, which tests/cli/annotate.rs trains.
+/// What the report of one update of an algorithm must show, and the overrides that make the update short.
+fn expected(algo: &AlgorithmConfig) -> Option<(Vec<&'static str>, Vec<&'static str>)> {
+    let reward = ["brightness (trained)", "Loss", "Norm of the gradients", "Learning rate"];
+    match algo.chosen().driver() {
+        Driver::Reward(algorithm) => Some(([&["reward={ brightness = {} }"], algorithm.learning_test()].concat(), reward.to_vec())),
+        Driver::Captions(_) => Some((vec![], vec!["Loss", "Norm of the gradients"])),
+        Driver::Autoencoder(_) => Some((vec![], vec!["Loss", "KL divergence"])),
+        Driver::Pairs(_) => Some((vec![], vec!["Loss", "Accuracy", "Change of the loss against the reference"])),
+        // tests/cli/annotate.rs trains one.
+        Driver::Rankings(_) => None,
+    }
+}
+
 #[test]
 fn every_algorithm_has_a_report() {
-    let rewarded = ["vp_score (trained)", "Loss", "Norm of the gradients", "Learning rate"];
-    let algorithms: [(&str, &[&str], &[&str]); 9] = [
-        ("refl", &["scheduler.num_inference_steps=2", "algo.refl.min_mid_step=1", "algo.refl.max_mid_step=1"], &rewarded),
-        ("draft", &["scheduler.num_inference_steps=2"], &rewarded),
-        ("align_prop", &[], &rewarded),
-        ("drtune", &["scheduler.num_inference_steps=4"], &rewarded),
-        ("ddpo", &["scheduler.num_inference_steps=2"], &["jpeg_compressibility (trained)", "Loss", "KL divergence", "Clipped ratios"]),
-        ("d3po", &["scheduler.num_inference_steps=2"], &["jpeg_compressibility (trained)", "Loss", "KL divergence"]),
-        ("sft", &[], &["Loss", "Norm of the gradients"]),
-        ("vae", &[], &["Loss", "KL divergence"]),
-        ("dpo", &[], &["Loss", "Accuracy", "Change of the loss against the reference"]),
-    ];
     let dir = tempfile::tempdir().unwrap();
-    for (algorithm, sets, charts) in algorithms {
-        let output = dir.path().join(algorithm);
-        let config = format!("configs/{algorithm}/tiny.toml");
-        let preview: &[&str] = if algorithm == "vae" { &[] } else { &["preview.num_inference_steps=1"] };
-        let sets = ["run.num_train_steps=1"].iter().chain(preview).chain(sets).flat_map(|set| ["--set", set]);
+    for entry in AlgorithmConfig::ENTRIES {
+        let name = entry.name;
+        let algo = AlgorithmConfig::with_defaults(name).unwrap();
+        let Some((sets, charts)) = expected(&algo) else { continue };
+        let (rewarded, drawn) = (charts[0].ends_with("(trained)"), !matches!(algo.chosen().driver(), Driver::Autoencoder(_)));
+        let output = dir.path().join(name);
+        let config = format!("configs/{name}/tiny.toml");
+        let last: &[&str] = if drawn { &["run.num_train_steps=1", "preview.num_inference_steps=1"] } else { &["run.num_train_steps=1"] };
+        let sets = sets.iter().chain(last).flat_map(|set| ["--set", set]);
         let begin = ["train", "--config", &config, "-q", "-o", output.to_str().unwrap()];
         let trained = run(&begin.into_iter().chain(sets).collect::<Vec<_>>()).ok();
-        assert_eq!(trained.stdout().lines().last(), output.join("report.html").to_str(), "{algorithm}");
-        let report = assert_report(&output, charts);
+        assert_eq!(trained.stdout().lines().last(), output.join("report.html").to_str(), "{name}");
+        let report = assert_report(&output, &charts);
         let titles = report["curves"].as_array().unwrap().len();
-        assert!(titles <= 12, "{algorithm}: {titles} charts");
+        assert!(titles <= 12, "{name}: {titles} charts");
         let pairs = report["pairs"].as_array().unwrap().len();
-        assert!((pairs > 0) == (algorithm != "vae"), "{algorithm}: {pairs} pairs of images");
+        assert_eq!(pairs > 0, drawn, "{name}: {pairs} pairs of images");
         let html = fs::read_to_string(output.join("report.html")).unwrap();
-        assert_eq!(html.contains("Key figures"), !["sft", "vae", "dpo"].contains(&algorithm), "{algorithm} has rewards or not");
-        assert_eq!(report["trained_rewards"].as_array().unwrap().is_empty(), ["sft", "vae", "dpo"].contains(&algorithm));
+        assert_eq!(html.contains("Key figures"), rewarded, "{name} has rewards or not");
+        assert_eq!(report["trained_rewards"].as_array().unwrap().is_empty(), !rewarded);
+    }
+}
+
+/// What DDPO and D3PO tell beside.
+#[test]
+fn a_policy_gradient_shows_how_far_the_policy_has_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    for (algo, charts) in [("ddpo", &["KL divergence", "Clipped ratios"][..]), ("d3po", &["KL divergence"])] {
+        let (output, config) = (dir.path().join(algo), format!("configs/{algo}/tiny.toml"));
+        let sets = ["run.num_train_steps=1", "scheduler.num_inference_steps=2", "preview.num_inference_steps=1"];
+        let begin = ["train", "--config", &config, "-q", "-o", output.to_str().unwrap()];
+        run(&begin.into_iter().chain(sets.into_iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>()).ok();
+        assert_report(&output, charts);
     }
 }
 

@@ -52,7 +52,7 @@ pub fn schedulers() -> Table {
 /// Algorithms of `train`, and the configs that ship with them.
 pub fn algos() -> Table {
     let rows = AlgorithmConfig::ENTRIES.iter().map(|entry| {
-        let names: Vec<&str> = presets::of(entry.name).map(|preset| preset.name).collect();
+        let names: Vec<&str> = presets::of(entry.name).into_iter().map(|preset| preset.name).collect();
         vec![json!(entry.name), json!(names), json!(entry.summary)]
     });
     Table { kind: "algo", title: "algos", columns: &["name", "presets", "summary"], rows: rows.collect() }
@@ -133,7 +133,8 @@ impl Table {
     }
 }
 
-fn code(text: &str) -> String {
+/// Set as code in a Markdown table.
+pub fn code(text: &str) -> String {
     format!("`{}`", escaped(text))
 }
 

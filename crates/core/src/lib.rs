@@ -9,7 +9,6 @@
 //! | [`registry!`] | one line per entry of a table: a serde enum, its names and its summaries |
 //! | [`run_dir`] | the folder a run writes |
 //! | [`suggest`] | "did you mean …" |
-#![deny(missing_docs)]
 
 pub mod atomic;
 pub mod config;

@@ -4,7 +4,7 @@
 //! score = mean over pixels of 0.299 R + 0.587 G + 0.114 B        in [0, 1] for images in [0, 1]
 //! ```
 //!
-//! Rec. 601 luma, Pillow's mode `L`. Linear, so its gradient is the same everywhere: the reward to try an algorithm with.
+//! Luma as in Rec. 601 and Pillow's mode `L`. It is linear, so its gradient is the same everywhere: a good reward to try an algorithm with.
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ impl Reward for Brightness {
     fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
         let [b, ..] = check_batch(NAME, &images, prompts)?;
         let luma = Tensor::<1>::from_data(LUMA, &images.device().without_autodiff());
-        // Mean over pixels first: three numbers an image are left to weigh.
+        // The mean over pixels comes first, so that only three numbers per image are weighed.
         let channels = images.mean_dim(3).mean_dim(2).reshape([b, 3]);
         Ok((channels * luma.unsqueeze()).sum_dim(1).reshape([b]))
     }

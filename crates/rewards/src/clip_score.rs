@@ -1,11 +1,12 @@
-//! `clip_score`: a CLIP's image and prompt embeddings, compared: CLIP score, PickScore, HPS v2, or a CLIP of `train-reward`.
+//! `clip_score`: how alike a CLIP's embeddings of image and prompt are. With the matching weights this is CLIP score, PickScore, HPS v2, or
+//! what `train-reward` made of a CLIP.
 //!
 //! ```text
 //! score = cos(image, prompt)  or  exp(logit_scale) · cos(image, prompt)
 //! ```
 //!
-//! Source: PickScore (arXiv 2305.01569) scores with the temperature, HPS v2 (arXiv 2306.09341) and CLIPScore (arXiv 2104.08718)
-//! without. A folder as transformers writes a `CLIPModel`, with its tokenizer.
+//! Source: PickScore (arXiv 2305.01569) multiplies by the temperature; HPS v2 (arXiv 2306.09341) and CLIPScore (arXiv 2104.08718) do not.
+//! The weights are a folder as transformers writes it for a `CLIPModel`, with its tokenizer.
 
 use std::path::PathBuf;
 
@@ -25,9 +26,9 @@ const NAME: &str = "clip_score";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipScoreConfig {
-    /// A folder with `config.json`, weights and tokenizer.
+    /// The folder with `config.json`, weights and tokenizer.
     pub weights: PathBuf,
-    /// Whether cosines are multiplied with the learnt temperature, as PickScore does (about 100); CLIP score and HPS v2 do not.
+    /// Whether cosines are multiplied by the learnt temperature (about 100). PickScore does; CLIP score and HPS v2 do not.
     #[serde(default)]
     pub logit_scale: bool,
 }
@@ -60,7 +61,7 @@ impl Build for ClipScoreConfig {
     }
 }
 
-/// A loaded CLIP. Its weights are constants: gradients reach images only.
+/// A loaded CLIP. Its weights are constants: only images get gradients.
 #[derive(Debug)]
 pub struct ClipScore {
     model: ClipModel,
@@ -71,7 +72,7 @@ pub struct ClipScore {
 }
 
 impl ClipScore {
-    /// Reads the folder onto `device`'s plain form.
+    /// Reads the folder onto `device`, without autodiff.
     ///
     /// # Errors
     /// When a file is missing, cannot be read, or does not fit the others.
@@ -85,7 +86,7 @@ impl ClipScore {
     /// Scores of images that are preprocessed already: `[b, 3, image_size, image_size]`, normalised.
     ///
     /// # Panics
-    /// When the size is another, or there is not one prompt for each image.
+    /// When the images have another size, or there is not one prompt for each.
     pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| self.tokenizer.encode(prompt).ids).collect();
         if self.logit_scale {
@@ -110,7 +111,7 @@ impl Reward for ClipScore {
         Ok(self.score_pixel_values(preprocess(images, self.image_size, Antialias::On), prompts))
     }
 
-    /// Pillow's resize and rounding, as transformers' `CLIPImageProcessor`.
+    /// Resizes and rounds as Pillow does, like `CLIPImageProcessor` of transformers.
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
@@ -134,7 +135,7 @@ impl Reward for ClipScore {
 }
 
 impl ImageEncoder for ClipScore {
-    /// The images' embeddings, before they are normalised.
+    /// The images' embeddings, of length 1.
     fn image_features(&self, images: &[RgbImage]) -> Tensor<2> {
         self.model.image_embeds(pixel_values(images, self.image_size, &self.device))
     }

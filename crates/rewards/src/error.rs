@@ -2,75 +2,75 @@
 
 use vp_models::weights::LoadError;
 
-/// A reward that cannot be made, or cannot score what it was given.
+/// Why a reward cannot be made, or cannot score what it was given.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The configuration cannot work. Lists all findings at once.
+    /// The configuration cannot work.
     #[error("reward {reward}: {}", findings.join("\n  and "))]
     Invalid {
         /// The reward's registered name.
         reward: &'static str,
-        /// One sentence each.
+        /// Everything that is wrong with it, in one sentence each.
         findings: Vec<String>,
     },
-    /// A path that no reward has its weights at. Lists what each expected.
+    /// No reward recognises the weights at a path.
     #[error("no reward has its weights at {path}: {}", findings.join("\n  and "))]
-    NobodysWeights {
+    UnknownWeights {
         /// The file or folder.
         path: String,
-        /// One sentence each.
+        /// What each reward with weights finds wrong with it, in one sentence each.
         findings: Vec<String>,
     },
-    /// Weights, config or vocabulary on disk.
+    /// A file of weights, a config or a vocabulary cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A network's folder.
+    /// The files of a network do not fit together.
     #[error(transparent)]
     Model(#[from] vp_models::Error),
-    /// The text encoder would be given tokens it has no embedding for.
+    /// The vocabulary is larger than the text encoder: some tokens would have no embedding.
     #[error(
         "{vocab} has {words} words, but the text encoder of {weights} has embeddings for {embeddings}; \
          pass the vocab.txt that the reward was trained with"
     )]
     VocabularyTooLarge {
-        /// The vocabulary's file.
+        /// The path of the vocabulary.
         vocab: String,
-        /// Its words, the two that BLIP adds included.
+        /// How many words it has, with the two that BLIP adds.
         words: usize,
-        /// The weights' file.
+        /// The path of the weights.
         weights: String,
-        /// Rows of the word embedding.
+        /// How many words the text encoder has embeddings for.
         embeddings: usize,
     },
-    /// Not a batch of RGB images.
+    /// The tensor is not a batch of RGB images.
     #[error("reward {reward}: expected images of shape [b, 3, h, w], at least one, found {found:?}")]
     NotImages {
         /// The reward's registered name.
         reward: &'static str,
-        /// The shape.
+        /// The shape that the tensor has.
         found: [usize; 4],
     },
-    /// Images and prompts come in pairs.
+    /// There is not one prompt for each image.
     #[error("reward {reward}: {images} images and {prompts} prompts; expected one prompt for each image")]
     PromptCount {
         /// The reward's registered name.
         reward: &'static str,
-        /// Images given.
+        /// How many images were given.
         images: usize,
-        /// Prompts given.
+        /// How many prompts were given.
         prompts: usize,
     },
-    /// JPEG cannot hold the image.
+    /// The image cannot be written as a JPEG.
     #[error("reward {reward}: an image of {width}x{height} pixels cannot be a JPEG: {reason}")]
     Jpeg {
         /// The reward's registered name.
         reward: &'static str,
-        /// Pixels across.
+        /// The image's width in pixels.
         width: usize,
-        /// Pixels down.
+        /// The image's height in pixels.
         height: usize,
-        /// What the encoder says.
+        /// Why, in the encoder's words.
         reason: String,
     },
 }

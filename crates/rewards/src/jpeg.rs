@@ -1,8 +1,8 @@
-//! `jpeg_compressibility` and `jpeg_incompressibility`: JPEG size in kB, with a minus and as it is.
+//! `jpeg_compressibility` and `jpeg_incompressibility`: the size of an image as a JPEG, in kB; the first with a minus sign.
 //!
-//! Source: ddpo-pytorch's `rewards.py` (both names): round to bytes, encode at quality 95, ∓bytes / 1000. Like Pillow
-//! there: 4:2:0 chroma, averaged over each block, and the standard tables. Sizes were within 1 % of
-//! Pillow's from 224 pixels up, and within 7 % at 20 pixels.
+//! Source: `rewards.py` of ddpo-pytorch, which has both names: round to 8 bits, encode at quality 95, divide the bytes by 1000. Like Pillow,
+//! which encodes there, this uses 4:2:0 chroma, averaged over each block, and the standard tables. Sizes were within 1 % of Pillow's from 224
+//! pixels up, and within 7 % at 20 pixels.
 
 use burn::tensor::{Device, Tensor};
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
@@ -17,11 +17,11 @@ pub type JpegCompressibilityConfig = JpegConfig<-1>;
 /// The `[reward.jpeg_incompressibility]` section.
 pub type JpegIncompressibilityConfig = JpegConfig<1>;
 
-/// What both have in common; `SIGN` is −1 or 1.
+/// The section of either; `SIGN` is −1 for compressibility and 1 for incompressibility.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JpegConfig<const SIGN: i8> {
-    /// JPEG quality, 1 to 100. DDPO's is 95.
+    /// JPEG quality, 1 to 100; DDPO uses 95, the default.
     #[serde(default = "quality")]
     pub quality: u8,
 }
@@ -54,7 +54,7 @@ impl<const SIGN: i8> Build for JpegConfig<SIGN> {
     }
 }
 
-/// JPEG size in kB (1000 bytes), with a sign.
+/// The size as a JPEG in kB (1000 bytes), with a sign.
 #[derive(Debug, Clone, Copy)]
 pub struct JpegSize {
     sign: i8,
@@ -91,7 +91,7 @@ impl Reward for JpegSize {
             if image.iter().any(|value| value.is_nan()) {
                 return Ok(f32::NAN);
             }
-            // The cast saturates.
+            // The cast clamps what is outside 0 to 255.
             let rgb: Vec<u8> = image.iter().map(|value| (value * 255.0).round() as u8).collect();
             Ok(f32::from(self.sign) * self.size_in_bytes(&rgb, [h, w])? as f32 / 1000.0)
         });

@@ -1,11 +1,11 @@
-//! `judge`: what the world of shapes' own judge says.
+//! `judge`: the ratings of the world of shapes' own judge, as one number.
 //!
 //! ```text
 //! score = Σ weight · aspect / Σ weight        aspects prompt_following, aesthetic, fidelity, harmlessness, each 1 to 5
 //! ```
 //!
-//! The four aspects of VisionPrefer (arXiv 2404.15100, section 3), which counts them alike. The judge looks at 8-bit pixels, so no
-//! gradient reaches them. A prompt that is no caption of that world cannot be followed: its images get 1 for prompt_following.
+//! These are the four aspects of VisionPrefer (arXiv 2404.15100, section 3), which weighs them equally. The judge looks at 8-bit pixels, so
+//! images get no gradient. A prompt that is not a caption of that world cannot be followed: its images get 1 for prompt_following.
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -40,34 +40,34 @@ pub struct Judge {
     weights: [f64; 4],
 }
 
-/// What it says of one image: the aspects, and whether every claim of the prompt holds.
+/// The ratings of an image, and whether every claim of its prompt holds.
 #[derive(Debug, Clone, Copy)]
-struct Said {
+struct Rated {
     aspects: [f64; 4],
     passes: bool,
 }
 
 impl Judge {
-    fn look(image: &RgbImage, prompt: &str) -> Said {
+    fn rate(image: &RgbImage, prompt: &str) -> Rated {
         let caption = Description::parse(prompt);
         let nothing = Description { groups: Vec::new(), relation: None, background: None };
         let verdict: Verdict = judge(image, caption.as_ref().unwrap_or(&nothing));
         let following = if caption.is_ok() { verdict.prompt_following.score } else { 1.0 };
         let aspects = [following, verdict.aesthetic.score, verdict.fidelity.score, verdict.harmlessness.score].map(f64::from);
-        Said { aspects, passes: caption.is_ok() && verdict.passes() }
+        Rated { aspects, passes: caption.is_ok() && verdict.passes() }
     }
 
-    fn look_at(images: &[RgbImage], prompts: &[String]) -> Vec<Said> {
-        images.iter().zip(prompts).map(|(image, prompt)| Self::look(image, prompt)).collect()
+    fn rate_all(images: &[RgbImage], prompts: &[String]) -> Vec<Rated> {
+        images.iter().zip(prompts).map(|(image, prompt)| Self::rate(image, prompt)).collect()
     }
 
-    fn sum_up(&self, said: &[Said]) -> ScoredRgb {
+    fn weigh(&self, rated: &[Rated]) -> ScoredRgb {
         let total = self.weights.iter().sum::<f64>();
-        let overall = |said: &Said| self.weights.iter().zip(said.aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
-        let aspect = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), said.iter().map(|said| said.aspects[i]).collect());
-        let pass = said.iter().map(|said| f64::from(u8::from(said.passes))).collect();
+        let overall = |rated: &Rated| self.weights.iter().zip(rated.aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
+        let aspect = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), rated.iter().map(|rated| rated.aspects[i]).collect());
+        let pass = rated.iter().map(|rated| f64::from(u8::from(rated.passes))).collect();
         let terms = Aspect::ALL.iter().enumerate().map(aspect).chain([("pass".to_string(), pass)]).collect();
-        ScoredRgb { scores: said.iter().map(overall).collect(), terms }
+        ScoredRgb { scores: rated.iter().map(overall).collect(), terms }
     }
 }
 
@@ -93,22 +93,22 @@ impl Reward for Judge {
             let means = images.clone().mean_dims(&[1, 2, 3]).reshape([b]);
             means.to_data().iter::<f32>().map(f32::is_nan).collect()
         };
-        // An image that is not finite has no score; here it only has to be one.
+        // An image with a NaN is scored NaN below; the judge needs some image in its place.
         let finite = images.clone().mask_fill(images.is_nan(), 0.0).clamp(0.0, 1.0);
         let pixels = from_tensor(finite).expect("a batch was checked to be of images, and is finite");
-        let said = Self::look_at(&pixels, prompts);
+        let rated = Self::rate_all(&pixels, prompts);
         let tensor = |values: Vec<f64>| {
             let value = |(value, nan): (f64, &bool)| if *nan { f32::NAN } else { value as f32 };
             let values: Vec<f32> = values.into_iter().zip(&is_nan).map(value).collect();
             Tensor::<1>::from_data(values.as_slice(), &device)
         };
-        let ScoredRgb { scores, terms } = self.sum_up(&said);
+        let ScoredRgb { scores, terms } = self.weigh(&rated);
         Ok(Scored { scores: tensor(scores), terms: terms.into_iter().map(|(name, values)| (name, tensor(values))).collect() })
     }
 
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
-        Ok(self.sum_up(&Self::look_at(images, prompts)))
+        Ok(self.weigh(&Self::rate_all(images, prompts)))
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

@@ -1,10 +1,9 @@
 //! Floor 4: images and prompts to scores.
 //!
-//! One image convention: `[b, 3, h, w]`, RGB in `[0, 1]`. A reward carries its own preprocessing and scale, draws no random
-//! numbers, and lives on the plain device: images on an autodiff device get gradients, its weights do not.
+//! Images are tensors `[b, 3, h, w]`, RGB in `[0, 1]`. A reward does its own preprocessing, has a scale of its own and draws no random
+//! numbers. Its weights are on the device without autodiff, so they never get gradients; images on an autodiff device do.
 //!
 //! A new reward is one file (a config that is [`Build`] and [`Validate`], a type that is [`Reward`]) and one line in the table below.
-#![deny(missing_docs)]
 
 mod brightness;
 mod clip_score;
@@ -35,7 +34,7 @@ use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 use vp_models::resize::preprocess_bytes;
 
-/// What makes one number of an image and its prompt, larger for a better image.
+/// A function from an image and its prompt to a number: the better the image, the larger.
 pub trait Reward: Send {
     /// The name under which it is registered.
     fn name(&self) -> &'static str;
@@ -58,9 +57,9 @@ pub trait Reward: Send {
         Ok(Scored { scores: self.score(images, prompts)?, terms: Vec::new() })
     }
 
-    /// Scores, with those of the terms, of 8-bit images as files hold them, each of its own size. They are those of
-    /// [`score_with_terms`](Self::score_with_terms), but where a reward's original preprocesses files in another way than tensors. `device` is the one that the
-    /// reward was built on.
+    /// Scores of 8-bit images, as files hold them, each of its own size; with those of the terms. They equal those of
+    /// [`score_with_terms`](Self::score_with_terms), except where a reward's original preprocesses files in another way than tensors.
+    /// `device` is the one that the reward was built on.
     ///
     /// # Errors
     /// When an image has no pixels, or there is not one prompt for each.
@@ -80,12 +79,12 @@ pub trait Reward: Send {
         None
     }
 
-    /// Chooses what autodiff keeps of this reward's network between the forward and the backward pass, if it has a network.
+    /// Chooses what autodiff keeps of the reward's network between the forward and the backward pass, if the reward has one.
     fn set_gradient_checkpointing(&mut self, kept: GradientCheckpointing) {
         let _ = kept;
     }
 
-    /// The prompts that this reward reads only in part, or not at all; worth showing once, before a run.
+    /// A warning for each prompt of which the reward cannot read everything; worth showing once, before a run.
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
         let _ = prompts;
         Vec::new()
@@ -137,19 +136,19 @@ impl From<Scored> for ScoredRgb {
     }
 }
 
-/// A prompt of which a reward sees less than was written.
+/// A prompt of which a reward cannot read everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Which of the prompts asked about.
+    /// The prompt's place among those that were checked.
     pub index: usize,
-    /// What is lost.
+    /// What the reward does not read, and what that does to the score.
     pub message: String,
 }
 
-/// A configuration that a reward is made from.
+/// A reward's configuration: the section `[reward.<name>]`, which makes the reward.
 ///
-/// A reward with weights names them by a key `weights` and has a finding where they are not its own: `score --reward PATH` takes the
-/// first reward in the table that finds nothing wrong with the path.
+/// A reward with weights has a key `weights` for their path, and [`findings`](Validate::findings) when another kind of weights lies there.
+/// That is all that `score --reward PATH` needs: it takes the first reward in the table that has no findings with the path.
 pub trait Build: Validate {
     /// Makes the reward, ready to score, with its weights on `device` without autodiff.
     ///
@@ -191,10 +190,10 @@ vp_core::registry! {
 }
 
 impl RewardConfig {
-    /// The reward that has its weights at `path`, with the defaults of its other keys.
+    /// The first reward in the table whose weights are at `path`. Its other keys have their defaults.
     ///
     /// # Errors
-    /// When no reward in the table has its weights there; says what each expected.
+    /// [`Error::UnknownWeights`] when no reward recognises what is there.
     pub fn from_weights(path: &Path) -> Result<Self> {
         let mut findings = Vec::new();
         for config in Self::with_weights(path) {
@@ -204,15 +203,15 @@ impl RewardConfig {
                 return Ok(config);
             }
         }
-        Err(Error::NobodysWeights { path: path.display().to_string(), findings })
+        Err(Error::UnknownWeights { path: path.display().to_string(), findings })
     }
 
-    /// The names of the rewards that need a path to weights, and nothing else.
+    /// The names of the rewards for which a path to weights is enough.
     pub fn names_with_weights() -> impl Iterator<Item = &'static str> {
         Self::with_weights(Path::new("")).map(|config| config.name())
     }
 
-    /// Each reward that a path to weights is enough for, with this one.
+    /// A configuration of each reward for which a path to weights is enough, with this path.
     fn with_weights(path: &Path) -> impl Iterator<Item = Self> {
         let section = |key: &str, value: Value| Value::Table(Table::from_iter([(key.to_owned(), value)]));
         let weights = section("weights", path.to_string_lossy().into_owned().into());
@@ -235,7 +234,7 @@ impl RewardConfig {
         Ok(())
     }
 
-    /// Checks the configuration, then makes the reward, ready to score, on `device`'s plain form.
+    /// Checks the configuration, then makes the reward, ready to score, with its weights on `device` without autodiff.
     ///
     /// # Errors
     /// When the configuration has findings (nothing is read then), or its files cannot be read or do not fit together.
@@ -255,16 +254,16 @@ impl Validate for RewardConfig {
     }
 }
 
-/// 8-bit images as BLIP and CLIP take them, resized as Pillow does and normalised: `[b, 3, size, size]`.
+/// The input of BLIP and CLIP, `[b, 3, size, size]`, of 8-bit images: resized as Pillow does, and normalised.
 ///
 /// # Panics
-/// When there are none.
+/// When there are no images.
 pub fn pixel_values(images: &[RgbImage], size: usize, device: &Device) -> Tensor<4> {
     let one = |image: &RgbImage| preprocess_bytes(image.as_raw(), [image.height() as usize, image.width() as usize], size, device);
     Tensor::cat(images.iter().map(one).collect(), 0)
 }
 
-/// What every reward asks of its input; returns `images.dims()`.
+/// Checks what every reward demands of its input. Returns `images.dims()`.
 fn check_batch(reward: &'static str, images: &Tensor<4>, prompts: &[String]) -> Result<[usize; 4]> {
     let dims = images.dims();
     let [b, channels, h, w] = dims;
@@ -277,7 +276,7 @@ fn check_batch(reward: &'static str, images: &Tensor<4>, prompts: &[String]) -> 
     Ok(dims)
 }
 
-/// What every reward asks of images that are not tensors yet.
+/// Checks what every reward demands of images that are not tensors yet.
 fn check_pairs(reward: &'static str, images: &[RgbImage], prompts: &[String]) -> Result<()> {
     if prompts.len() != images.len() {
         return Err(Error::PromptCount { reward, images: images.len(), prompts: prompts.len() });

@@ -1,4 +1,4 @@
-//! How far scores are from a ranking.
+//! Losses of scores against a ranking, for training reward models.
 
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{Int, Tensor};
@@ -9,9 +9,9 @@ use burn::tensor::{Int, Tensor};
 /// mean over all pairs with rank[better] < rank[worse] of −log σ(score[better] − score[worse])        [1]
 /// ```
 ///
-/// Ties say nothing and are skipped; with nothing but ties the loss is 0. Each image is scored once, however many pairs it is in.
+/// Ties are skipped; if all pairs are ties, the loss is 0. Each image is scored once, however many pairs it is in.
 ///
-/// Source: ImageReward (arXiv 2304.05977) eq. 1, `train/src/train.py`'s `loss_func` over `rank_pair_dataset.py`'s pairs.
+/// Source: ImageReward (arXiv 2304.05977) eq. 1; `loss_func` in `train/src/train.py`, over the pairs of `rank_pair_dataset.py`.
 ///
 /// # Panics
 /// When there is not one rank for each score.
@@ -26,7 +26,7 @@ pub fn ranking_loss(scores: Tensor<1>, ranks: &[u32]) -> Tensor<1> {
     pair_losses(scores, &pairs).mean()
 }
 
-/// `−log σ(score[better] − score[worse])` of each pair of indices `(better, worse)` into `scores` `[k]`; as many as there are pairs.
+/// `−log σ(score[better] − score[worse])` for each pair of indices `(better, worse)` into `scores` `[k]`; shape `[number of pairs]`.
 ///
 /// # Panics
 /// When there is no pair, or an index is out of range.
@@ -34,7 +34,7 @@ pub fn pair_losses(scores: Tensor<1>, pairs: &[(usize, usize)]) -> Tensor<1> {
     -log_sigmoid(differences(scores, pairs))
 }
 
-/// What a tie costs: 0 where both scores are equal, more the further apart they are.
+/// The loss of each pair that is tied: 0 where both scores are equal, larger the further apart they are.
 ///
 /// ```text
 /// −½ log σ(d) − ½ log σ(−d) + ln ½,   d = score[a] − score[b]

@@ -4,8 +4,8 @@
 //! score = mean over pixels of (max − min) / (max + ε)        max, min over R, G, B; ε = 0.01
 //! ```
 //!
-//! HSV's S with an ε, which keeps the gradient below 1/ε where a pixel is black and S has none. At a grey pixel max and min are
-//! the same channel, and its gradient is 0. Values outside `[0, 1]` are clamped first, so that the quotient stays in `[0, 1]`.
+//! This is S of HSV with an ε, which keeps the gradient below 1/ε at black pixels, where S has none. At grey pixels max and min are the same
+//! channel, and the gradient is 0. Values outside `[0, 1]` are clamped first, so that the quotient stays in `[0, 1]`.
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};

@@ -4,8 +4,8 @@
 //! score = (mlp(BERT([CLS] prompt [SEP], ViT(image))[0]) − mean) / std
 //! ```
 //!
-//! Source: ImageReward (arXiv 2304.05977), `ImageReward/ImageReward.py`'s `score_gard`, which ReFL differentiates. Images are
-//! resized as tensors, antialiased; Python's `score` of a *file* goes through Pillow and its bytes instead, and so does
+//! Source: ImageReward (arXiv 2304.05977), `score_gard` in `ImageReward/ImageReward.py`, through which ReFL differentiates. It resizes
+//! images as tensors, with antialiasing. Python's `score` of a *file* resizes 8-bit images with Pillow instead, and so does
 //! [`Reward::score_rgb`] here.
 
 use std::path::{Path, PathBuf};
@@ -28,21 +28,21 @@ const NAME: &str = "vp_score";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VpScoreConfig {
-    /// A weights file (safetensors, or `.pt` as `ImageReward.pt`) or the folder it is in; on the command line `embedded:shapes/vp-score` too.
+    /// A file of weights (safetensors, or `.pt` like `ImageReward.pt`), the folder that it is in, or `embedded:shapes/vp-score`.
     pub weights: PathBuf,
-    /// The network's sizes. Default: `config.json` beside the weights; without one, they are told from the weights.
+    /// The file of the network's sizes. Default: `config.json` beside the weights; without one, the sizes follow from the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
-    /// BERT's word pieces. Default: `vocab.txt` beside the weights.
+    /// The file of BERT's word pieces. Default: `vocab.txt` beside the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab: Option<PathBuf>,
-    /// What is subtracted from the network's output. Default: the side-car `<weights>.json`, else `config.json`, else ImageReward's.
+    /// What is subtracted from the network's output. Default: that of `<weights>.json`, else of `config.json`, else ImageReward's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
-    /// What the difference is divided by. Default: as `mean`.
+    /// What the difference is divided by. Default: from the same place as `mean`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<f64>,
-    /// Whether images are resized with antialiasing. ReFL's released script did without.
+    /// Whether images are resized with antialiasing. ReFL's released script resizes without.
     #[serde(default = "antialias")]
     pub antialias: bool,
 }
@@ -52,7 +52,7 @@ fn antialias() -> bool {
 }
 
 impl VpScoreConfig {
-    /// The reward at `weights`, everything else as it lies there.
+    /// The reward at `weights`, with the defaults of everything else.
     pub fn new(weights: impl Into<PathBuf>) -> Self {
         Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
     }
@@ -68,7 +68,7 @@ impl VpScoreConfig {
 impl Validate for VpScoreConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         if self.weights.to_str().is_some_and(|name| name.starts_with("embedded:")) {
-            // A model inside the program, which knows where it is when the reward is built.
+            // A model inside the program; the program replaces the name by a path before it builds the reward.
         } else if !self.weights.exists() {
             findings.push(no_such_weights(&self.weights));
         } else if is_clip(&self.weights) {
@@ -121,7 +121,7 @@ impl Build for VpScoreConfig {
         Ok(Box::new(VpScore::load(self, device)?))
     }
 
-    /// The weights or their folder, and the files that lie elsewhere, or beside weights that are given as a file.
+    /// The weights or their folder; and the other files, where they are not in that folder.
     fn weights(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.weights.clone()];
         match self.files() {
@@ -136,7 +136,7 @@ impl Build for VpScoreConfig {
     }
 }
 
-/// A loaded BLIP reward. Its weights are constants: gradients reach images only.
+/// A loaded BLIP reward. Its weights are constants: only images get gradients.
 #[derive(Debug)]
 pub struct VpScore {
     model: BlipReward,
@@ -147,7 +147,7 @@ pub struct VpScore {
 }
 
 impl VpScore {
-    /// Reads the reward onto `device`'s plain form, the vocabulary first.
+    /// Reads the reward onto `device`, without autodiff; the vocabulary first, because it is small.
     ///
     /// # Errors
     /// When a file is missing, cannot be read, or does not fit the others.
@@ -172,7 +172,7 @@ impl VpScore {
         Ok(Self { model: checkpoint.model, tokenizer, config, antialias, device })
     }
 
-    /// The network's sizes, and the scale in use.
+    /// The network's sizes, with the mean and the standard deviation in use.
     pub fn config(&self) -> &BlipConfig {
         &self.config
     }
@@ -180,13 +180,13 @@ impl VpScore {
     /// Scores of images that are preprocessed already: `[b, 3, image_size, image_size]`, normalised.
     ///
     /// # Panics
-    /// When the size is another, or there is not one prompt for each image.
+    /// When the images have another size, or there is not one prompt for each.
     pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
         let raw = self.model.forward(pixel_values, &self.text(prompts));
         (raw.reshape([prompts.len()]) - self.config.mean) / self.config.std
     }
 
-    /// The scores together with those of the aspects, as their heads leave them, where there are heads.
+    /// The scores; and those of the aspects, as their heads put them out, if the model has heads for aspects.
     fn score_pixel_values_with_terms(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Scored {
         let features = self.model.features(pixel_values, &self.text(prompts));
         let of = |head: &RewardHead| head.forward(features.clone()).reshape([prompts.len()]);
@@ -220,7 +220,7 @@ impl Reward for VpScore {
         Ok(self.score_pixel_values_with_terms(preprocess(images, self.config.image_size, self.antialias), prompts))
     }
 
-    /// Pillow's resize and rounding, as `ImageReward.py`'s `score` of files; always antialiased.
+    /// Resizes and rounds as Pillow does, like `score` of files in `ImageReward.py`; always with antialiasing.
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         if images.is_empty() {
@@ -248,7 +248,7 @@ impl Reward for VpScore {
 }
 
 impl ImageEncoder for VpScore {
-    /// The image encoder's class token.
+    /// The class token of the image encoder.
     fn image_features(&self, images: &[RgbImage]) -> Tensor<2> {
         let tokens = self.model.blip.visual_encoder.forward(pixel_values(images, self.config.image_size, &self.device));
         let [b, _, width] = tokens.dims();

@@ -4,8 +4,9 @@
 //! score = Σ weightᵢ · (scoreᵢ − meanᵢ) / stdᵢ
 //! ```
 //!
-//! A mean and a standard deviation bring rewards of different units to one scale, so that the weights say what counts how much;
-//! `reward/<term>` of a run's metrics shows what they are. The defaults, 0 and 1, leave a reward as it is.
+//! A mean and a standard deviation bring rewards with different units to one scale, so that the weights say how much each counts. A run's
+//! metrics have the scores of each term under `reward/<term>`, from which both can be estimated. The defaults, 0 and 1, leave scores as
+//! they are.
 
 use std::path::PathBuf;
 
@@ -23,23 +24,23 @@ const NAME: &str = "weighted_sum";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedSumConfig {
-    /// `[[reward.weighted_sum.terms]]`, each with a `[reward.weighted_sum.terms.reward.<name>]`.
+    /// The rewards: a `[[reward.weighted_sum.terms]]` for each, with a `[reward.weighted_sum.terms.reward.<name>]` in it.
     pub terms: Vec<Term>,
 }
 
-/// One of the rewards.
+/// A reward, how much it counts and its scale.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Term {
-    /// Its factor; below 0 for what is not wanted.
+    /// How much it counts; negative where high scores are not wanted.
     pub weight: f64,
-    /// What is subtracted from its scores (0).
+    /// What is subtracted from its scores; 0 unless given.
     #[serde(default)]
     pub mean: f64,
-    /// What the difference is divided by (1).
+    /// What the difference is divided by; 1 unless given.
     #[serde(default = "one")]
     pub std: f64,
-    /// The reward.
+    /// The reward's own configuration.
     pub reward: RewardConfig,
 }
 
@@ -98,16 +99,16 @@ impl Build for WeightedSumConfig {
     }
 }
 
-/// A reward and its part of the sum, `factor · score + offset`.
+/// A reward that adds `factor · score + offset` to the sum.
 struct Weighed {
-    /// The reward's; numbered from the second of a kind on.
+    /// The reward's name; with a number from the second of that name on, `brightness_2`.
     name: String,
     factor: f64,
     offset: f64,
     reward: Box<dyn Reward>,
 }
 
-/// Rewards that are added up.
+/// A weighted sum of rewards.
 pub struct WeightedSum {
     terms: Vec<Weighed>,
 }
@@ -127,7 +128,7 @@ impl Reward for WeightedSum {
 
     fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         let [b, ..] = check_batch(NAME, &images, prompts)?;
-        // A gradient of some terms would pull towards another sum than the score's.
+        // A gradient through some of the terms alone would be that of another sum than the score's.
         let images = if self.differentiable() { images } else { images.without_autodiff() };
         let mut sum = Scored { scores: Tensor::zeros([b], &images.device().without_autodiff()), terms: Vec::new() };
         for Weighed { name, factor, offset, reward } in &self.terms {
@@ -139,7 +140,7 @@ impl Reward for WeightedSum {
         Ok(sum)
     }
 
-    /// The sum of the terms' own scores of files.
+    /// Each term scores the images in its own way for files.
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         let mut sum = ScoredRgb { scores: vec![0.0; images.len()], terms: Vec::new() };
@@ -152,7 +153,7 @@ impl Reward for WeightedSum {
         Ok(sum)
     }
 
-    /// The first that a term has.
+    /// That of the first term that has one.
     fn image_encoder(&self) -> Option<&dyn ImageEncoder> {
         self.terms.iter().find_map(|term| term.reward.image_encoder())
     }
@@ -183,7 +184,7 @@ mod tests {
     const TWO: &str = "[[weighted_sum.terms]]\nweight = 2.0\nmean = 0.25\nstd = 0.5\n[weighted_sum.terms.reward.brightness]\n\
                        [[weighted_sum.terms]]\nweight = -1.0\n[weighted_sum.terms.reward.brightness]\n";
 
-    /// One grey pixel a level.
+    /// An image of one grey pixel for each level.
     fn greys(levels: [f32; 2], device: &Device) -> Tensor<4> {
         Tensor::<1>::from_data(levels, device).reshape([2, 1, 1, 1]).repeat_dim(1, 3)
     }

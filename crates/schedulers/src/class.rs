@@ -1,4 +1,4 @@
-//! What the crate knows about a scheduler class: each class states it in the `CLASS` of its own file, and all other files ask that.
+//! What the rest of the crate needs to know about a scheduler class. Each class states it once, in the `CLASS` of its own file.
 
 use crate::{
     config::{AlgorithmType, SchedulerConfig, TimestepSpacing},

@@ -4,7 +4,6 @@
 //! caption's claims hold. Both rewards learnt in this world and models trained with them can be checked against it.
 //!
 //! No function draws random numbers of its own: generators are arguments.
-#![deny(missing_docs)]
 
 pub mod description;
 pub mod judge;

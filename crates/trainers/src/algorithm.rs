@@ -13,8 +13,9 @@ use crate::supervised::dpo::Dpo;
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
-/// An algorithm, by the knobs of its `[algo.<name>]` section. To add one, write a file that implements this for its config, and its row in
-/// [`AlgorithmConfig`](crate::config::AlgorithmConfig).
+/// An algorithm, by the knobs of its `[algo.<name>]` section. To add one that is driven by a reward, write a file that implements this and
+/// [`RewardDriven`] for its config, and its row in [`AlgorithmConfig`](crate::config::AlgorithmConfig). One that learns from a new kind of data
+/// also needs a [`Driver`] and its [assembly](crate::assembly).
 pub trait Algorithm {
     /// By what it is driven, which says what a run is made of, and its loop.
     fn driver(&self) -> Driver<'_>;

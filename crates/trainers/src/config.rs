@@ -15,46 +15,43 @@ use crate::Error;
 use crate::algorithm::{Algorithm, Driver};
 use crate::data::preferences::PreferencesSection;
 use crate::data::rankings::RankingsSection;
-use crate::direct::align_prop::AlignProp;
-use crate::direct::draft::Draft;
-use crate::direct::drtune::DrTune;
-use crate::direct::refl::Refl;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
-use crate::policy::d3po::D3po;
-use crate::policy::ddpo::Ddpo;
 use crate::regularizer::RegularizerConfig;
-use crate::reward_model::RewardModel;
 use crate::sections::{
     CheckpointSection, DataSection, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
     SchedulerSection, Settings,
 };
-use crate::supervised::dpo::Dpo;
-use crate::supervised::sft::Sft;
-use crate::supervised::vae::Vae;
 
 vp_core::registry! {
     /// The `[algo.<name>]` section.
     pub enum AlgorithmConfig: Algorithm {
         /// Reward feedback learning: the reward, back-propagated through one late denoising step.
-        Refl = "refl" => Refl,
+        Refl = "refl" => crate::direct::refl::Refl,
         /// DRaFT-K and DRaFT-LV: the reward, back-propagated through the last K steps of sampling.
-        Draft = "draft" => Draft,
+        Draft = "draft" => crate::direct::draft::Draft,
         /// AlignProp: the reward, back-propagated through the whole chain, randomly truncated.
-        AlignProp = "align_prop" => AlignProp,
+        AlignProp = "align_prop" => crate::direct::align_prop::AlignProp,
         /// DRTune: the reward, back-propagated to spaced steps of the whole chain past the network's Jacobian.
-        DrTune = "drtune" => DrTune,
+        DrTune = "drtune" => crate::direct::drtune::DrTune,
         /// Policy gradients over whole sampling trajectories: any reward, differentiable or not.
-        Ddpo = "ddpo" => Ddpo,
+        Ddpo = "ddpo" => crate::policy::ddpo::Ddpo,
         /// Two trajectories of a prompt, the better preferred at every step, against the base model.
-        D3po = "d3po" => D3po,
+        D3po = "d3po" => crate::policy::d3po::D3po,
         /// Diffusion-DPO: the denoising losses of a chosen and a rejected image, against those of the frozen base model.
-        Dpo = "dpo" => Dpo,
+        Dpo = "dpo" => crate::supervised::dpo::Dpo,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
-        Sft = "sft" => Sft,
+        Sft = "sft" => crate::supervised::sft::Sft,
         /// The autoencoder: reconstruction, edges and KL on images.
-        Vae = "vae" => Vae,
+        Vae = "vae" => crate::supervised::vae::Vae,
         /// A reward model: Bradley-Terry on ranked images, for BLIP with a head (VP-Score) or CLIP; `train-reward` for short.
-        RewardModel = "reward_model" => RewardModel,
+        RewardModel = "reward_model" => crate::reward_model::RewardModel,
+    }
+}
+
+impl AlgorithmConfig {
+    /// The algorithm of this name with its default knobs; `None` where there is none.
+    pub fn with_defaults(name: &str) -> Option<Self> {
+        serde_json::from_value(serde_json::json!({ name: {} })).ok()
     }
 }
 
@@ -213,7 +210,7 @@ impl TrainConfig {
     /// The base model, on the plain device, and the model that trains: with factors attached where a LoRA does.
     ///
     /// # Errors
-    /// When a pattern is no regular expression, or a LoRA's matches no layer.
+    /// When a pattern is not a valid regular expression, or a LoRA's matches no layer.
     pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, denoiser: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
         if let Some(lora) = self.lora() {
             return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);

@@ -149,10 +149,10 @@ impl<D: Denoiser> Environment<D> {
     /// The preview that a run begins with, unless it is resumed.
     ///
     /// # Errors
-    /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].
-    pub fn preview_first(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
+    /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
+    pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
-            run.preview(&self.draw_preview(&self.base, 0)?)?;
+            run.record_preview(&self.draw_preview(&self.base, 0)?)?;
         }
         Ok(())
     }
@@ -160,10 +160,10 @@ impl<D: Denoiser> Environment<D> {
     /// A preview of the tuned model, if a micro-batch made an update, as [`Run::backward`] says, after which one is due.
     ///
     /// # Errors
-    /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].
-    pub fn look(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
+    /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
+    pub fn preview_if_due(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
         match updated.filter(|step| run.preview_is_due(*step)) {
-            Some(step) => run.preview(&self.draw_preview(&run.tuned(), step)?),
+            Some(step) => run.record_preview(&self.draw_preview(&run.tuned(), step)?),
             None => Ok(()),
         }
     }

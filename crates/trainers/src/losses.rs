@@ -49,8 +49,10 @@ pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages:
     policy_loss(loss, log_ratio, clip_range)
 }
 
-/// DDPO-SF, REINFORCE: `−A log π`, right for the first update after the images were sampled and for no other. Shapes and source as
-/// [`ppo_clip_loss`], equation 4; `clip_range` is only measured against.
+/// DDPO-SF, REINFORCE: `−A log π`, right for the first update after the images were sampled and for no other. Shapes as in
+/// [`ppo_clip_loss`]; `clip_range` only decides what counts as clipped.
+///
+/// Source: Black et al. (arXiv 2305.13301) equation 4.
 pub fn score_function_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
     let log_ratio = log_probs.clone() - old_log_probs;
     policy_loss(-(advantages * log_probs), log_ratio, clip_range)

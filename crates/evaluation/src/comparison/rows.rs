@@ -60,6 +60,7 @@ pub(super) struct Pair<'a> {
 }
 
 impl Pair<'_> {
+    /// The place of their prompt in the list of prompts.
     pub fn index(&self) -> usize {
         self.baseline.index
     }

@@ -49,6 +49,7 @@ impl Html {
         self.0.push_str(markup);
     }
 
+    /// The page so far.
     pub fn finish(self) -> String {
         self.0
     }

@@ -19,7 +19,7 @@ pub enum Action {
 /// The rules by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "each is described at its settings, which bear the same name")]
+// Each rule is described at its settings, which have the same name.
 pub enum Rule {
     RewardUpHeldoutDown,
     DiversityCollapse,

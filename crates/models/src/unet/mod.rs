@@ -19,7 +19,7 @@ use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
 use transformer::{Transformer2DModel, TransformerOptions};
 
 pub use config::{Addition, TextTime, UNetConfig};
-pub use stages::{Context, Stage, State};
+pub use stages::{Context, State, UNetStage};
 
 /// One level on the way down, from high to low resolution.
 #[derive(Module, Debug)]

@@ -124,7 +124,7 @@ fn texts(section: &PromptsSection) -> Result<Vec<String>, Error> {
 /// A reward whose weights are where they are.
 fn resolved_reward(parts: &Parts<'_>, reward: &RewardConfig) -> Result<RewardConfig, Error> {
     let mut reward = reward.clone();
-    reward.resolve(&parts.resolve)?;
+    reward.resolve(parts.resolve)?;
     Ok(reward)
 }
 

@@ -84,7 +84,7 @@ pub struct PreferencePairs {
 pub struct PairBatch {
     /// `[2b, 3, h, w]` in [0, 1], the chosen images first.
     pub images: Tensor<4>,
-    /// One an image: the pairs' prompts, twice.
+    /// One per image: the pairs' prompts, twice.
     pub captions: Vec<String>,
 }
 
@@ -196,8 +196,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path());
         let (mut walked, mut jumped) = (open(&section), open(&section));
-        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch { step: 0, index }, 4).unwrap()).collect();
-        let again = jumped.batch(Batch { step: 0, index: 13 }, 4).unwrap();
+        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch { index, begins_update: true }, 4).unwrap()).collect();
+        let again = jumped.batch(Batch { index: 13, begins_update: true }, 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         let (mut mirrored, mut dropped) = (0, 0);

@@ -34,7 +34,7 @@ const TRUNCATION: Purpose = Purpose::numbered(14);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlignProp {
-    /// Prompts a micro-batch, one image each (8 on each of 4 GPUs).
+    /// Prompts per micro-batch, one image each (8 on each of 4 GPUs).
     pub batch_size: usize,
     /// Which steps' noise predictions are differentiated.
     pub truncation: Truncation,

@@ -33,7 +33,7 @@ pub(super) const LOW_VARIANCE: Purpose = Purpose::numbered(17);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Draft {
-    /// Prompts a micro-batch, one image each (4).
+    /// Prompts per micro-batch, one image each (4).
     pub batch_size: usize,
     /// How many of the last steps are on the tape (1).
     pub k: usize,

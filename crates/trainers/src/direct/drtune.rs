@@ -35,7 +35,7 @@ const TRAINED_STEPS: Purpose = Purpose::numbered(16);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DrTune {
-    /// Prompts a micro-batch, one image each (8 on each of 8 GPUs).
+    /// Prompts per micro-batch, one image each (8 on each of 8 GPUs).
     pub batch_size: usize,
     /// Trained steps of a chain (3).
     pub k: usize,

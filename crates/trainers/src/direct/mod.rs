@@ -1,7 +1,7 @@
 //! What the algorithms that differentiate a reward through sampling share: ReFL, DRaFT, AlignProp, DRTune.
 //!
-//! They differ in where the tape is. Each says of every step it takes how the network is called ([`Call`]), and what is decoded
-//! at the end ([`End`]); the rest is the same for all.
+//! They differ in which steps are on the tape, how those call the network ([`Call`]), and what is decoded at the end ([`End`]). ReFL's one
+//! step is written out in [`refl`]; the other three hand their calls to one loop, [`through_sampling`].
 //!
 //! | algorithm | calls of its steps | end |
 //! |---|---|---|
@@ -259,7 +259,7 @@ impl ScoredBatch<'_> {
         };
         run.count_images(self.start.prompts.len());
         let updated = run.backward(loss, observed, &|model: &Trainable<D>| self.first_non_finite(model, scheduler))?;
-        environment.look(run, updated)
+        environment.preview_if_due(run, updated)
     }
 
     /// The first tensor that is not finite, in the order in which they were computed.

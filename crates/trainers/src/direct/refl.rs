@@ -3,13 +3,15 @@
 //! | paper | here |
 //! |---|---|
 //! | T, the number of denoising steps | `scheduler.num_inference_steps` |
-//! | \[T1, T2\], the window of the last tracked step, counted from the end | `min_mid_step..=max_mid_step`, counted from the start |
+//! | \[T1, T2\], the window of the tracked step, counted from the end | `min_mid_step..=max_mid_step`, counted from the start |
 //! | λ | `grad_scale` |
 //! | φ(r) | `relu(margin − r)` |
 //! | L_pre | `[regularizer.<name>]` |
 //!
 //! Differs from the released `ReFL.py` where its users were hurt: a regulariser is on by default, other rewards are watched, an
-//! optional guidance makes training draw as inference does, and the size is the model's own.
+//! optional guidance makes training draw as inference does, and the size is the model's own. `ReFL.py` gives the network the tracked step's
+//! index as its timestep, and the scheduler the timestep of the step before; here both get the step's own timestep. L_pre is added to the
+//! reward's loss, in one update.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -33,7 +35,7 @@ const MID_TIMESTEP: Purpose = Purpose::numbered(4);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Refl {
-    /// Prompts a micro-batch, one image each.
+    /// Prompts per micro-batch, one image each.
     pub batch_size: usize,
     /// First step that may be the tracked one (30 of 40).
     pub min_mid_step: usize,
@@ -67,7 +69,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     /// Algorithm 1.
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
         let mut scheduler = environment.scheduler()?;
-        environment.preview_first(run)?;
+        environment.preview_at_start(run)?;
         while let Some(batch) = run.next_batch()? {
             // 1. Prompts to embeddings, and the noise x_T to start from.
             let start = StartingPoint::new(run, environment, batch, self.sampling());
@@ -119,7 +121,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     }
 }
 
-/// Lines 4 to 9 of algorithm 1, from unit noise x_T `[b, c, h, w]` to x_0, which is on the tape through one step alone.
+/// The sampling of algorithm 1, from unit noise x_T `[b, c, h, w]` to x_0, which is on the tape through one step alone.
 pub fn predict_clean_latents<D: Denoiser>(chain: &mut TapedChain<'_, D>, unit: Tensor<4>, mid_step: usize) -> Tensor<4> {
     // T..t without gradient: what comes before step t is a constant.
     let latents = chain.without_gradient(unit, mid_step);

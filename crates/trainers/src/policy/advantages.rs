@@ -16,25 +16,25 @@ vp_core::registry! {
     /// The `[algo.ddpo.advantages.<name>]` section.
     pub enum AdvantagesConfig {
         /// Against the last rewards of the same prompt, remembered over epochs: for few prompts that come back often.
-        PerPrompt = "per_prompt" => PerPrompt,
+        PerPrompt = "per_prompt" => PromptStatistics,
         /// Against the other images of the same prompt in the same epoch: for any number of prompts.
-        Group = "group" => Group,
+        Group = "group" => GroupStatistics,
         /// Against all images of the epoch.
-        Batch = "batch" => Batch,
+        Batch = "batch" => EpochStatistics,
     }
 }
 
 /// Per-prompt statistics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PerPrompt {
+pub struct PromptStatistics {
     /// Rewards remembered of each prompt.
     pub buffer_size: usize,
     /// Below this many, the statistics of the whole epoch stand in.
     pub min_count: usize,
 }
 
-impl Default for PerPrompt {
+impl Default for PromptStatistics {
     fn default() -> Self {
         Self { buffer_size: 16, min_count: 16 }
     }
@@ -43,7 +43,7 @@ impl Default for PerPrompt {
 /// Group-relative advantages; the group is `images_per_prompt`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Group {
+pub struct GroupStatistics {
     /// Measures the distance from the group's mean in standard deviations of the whole epoch, not of the group, so that a group of images
     /// that are nearly alike says little.
     pub global_std: bool,
@@ -52,17 +52,17 @@ pub struct Group {
 /// The statistics of an epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Batch {}
+pub struct EpochStatistics {}
 
 impl Default for AdvantagesConfig {
     fn default() -> Self {
-        Self::PerPrompt(PerPrompt::default())
+        Self::PerPrompt(PromptStatistics::default())
     }
 }
 
 impl Validate for AdvantagesConfig {
     fn findings(&self, findings: &mut Vec<String>) {
-        let Self::PerPrompt(PerPrompt { buffer_size, min_count }) = self else { return };
+        let Self::PerPrompt(PromptStatistics { buffer_size, min_count }) = self else { return };
         if *buffer_size == 0 || *min_count == 0 || min_count > buffer_size {
             findings.push(format!(
                 "algo.ddpo.advantages.per_prompt has buffer_size {buffer_size} and min_count {min_count}; expected 1 <= min_count <= buffer_size"
@@ -78,10 +78,10 @@ pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 impl AdvantagesConfig {
     /// The advantage of each reward. `prompts` are the places of the images' prompts in the list of prompts; images of one group stand
     /// together, `group_size` of them. `tracker` learns of the rewards where the statistics are per prompt.
-    pub fn of(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
+    pub fn compute(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
-            Self::Group(Group { global_std }) => {
+            Self::Group(GroupStatistics { global_std }) => {
                 let of_all = statistics(rewards).1;
                 let one = |group: &[f32]| {
                     let (mean, std) = statistics(group);
@@ -89,13 +89,13 @@ impl AdvantagesConfig {
                 };
                 rewards.chunks(group_size).flat_map(one).collect()
             }
-            Self::PerPrompt(section) => section.of(rewards, prompts, tracker),
+            Self::PerPrompt(section) => section.compute(rewards, prompts, tracker),
         }
     }
 }
 
-impl PerPrompt {
-    fn of(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
+impl PromptStatistics {
+    fn compute(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
         for (prompt, reward) in prompts.iter().zip(rewards) {
             let seen = tracker.0.entry(*prompt).or_default();
             seen.push_back(*reward);
@@ -153,21 +153,22 @@ mod tests {
     #[test]
     fn a_group_sums_to_zero() {
         let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
-        let advantages = AdvantagesConfig::Group(Group::default()).of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
+        let advantages =
+            AdvantagesConfig::Group(GroupStatistics::default()).compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         for group in advantages.chunks(3) {
             assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
             assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
         }
         // Nothing to learn where all are alike.
-        assert_eq!(AdvantagesConfig::Group(Group::default()).of(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
+        assert_eq!(AdvantagesConfig::Group(GroupStatistics::default()).compute(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
     }
 
     /// Two groups with means 2 and 10; all six have mean 6 and variance (25 + 16 + 9 + 1 + 16 + 49) / 6 = 58/3.
     #[test]
     fn with_the_epochs_deviation_a_group_of_likes_says_little() {
         let rewards = [1.0, 2.0, 3.0, 7.0, 10.0, 13.0];
-        let group = AdvantagesConfig::Group(Group { global_std: true });
-        let advantages = group.of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
+        let group = AdvantagesConfig::Group(GroupStatistics { global_std: true });
+        let advantages = group.compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         let std = (58.0f32 / 3.0).sqrt();
         for (found, expected) in advantages.iter().zip([-1.0, 0.0, 1.0, -3.0, 0.0, 3.0]) {
             assert!((found - expected / std).abs() < 1e-6, "{advantages:?}");
@@ -177,14 +178,14 @@ mod tests {
     /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times the epoch's own statistics count.
     #[test]
     fn a_prompt_is_held_against_its_own_past() {
-        let (section, mut tracker) = (PerPrompt { buffer_size: 3, min_count: 2 }, Tracker::default());
+        let (section, mut tracker) = (PromptStatistics { buffer_size: 3, min_count: 2 }, Tracker::default());
         // Mean 4, population standard deviation √(26/3), of all three; prompt 0 has been seen twice, prompt 7 once.
-        let advantages = section.of(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
+        let advantages = section.compute(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
         let std = (26.0f32 / 3.0).sqrt();
         let expected = [-1.0, 1.0, 4.0 / std];
         assert!(advantages.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{advantages:?}");
         // The oldest of prompt 0 falls out: 3, 5 and 7 are left.
-        let advantages = section.of(&[5.0, 7.0], &[0, 0], &mut tracker);
+        let advantages = section.compute(&[5.0, 7.0], &[0, 0], &mut tracker);
         assert_eq!(tracker.0[&0], [3.0, 5.0, 7.0]);
         assert!((advantages[0]).abs() < 1e-6 && (advantages[1] - 2.0 / (8.0f32 / 3.0).sqrt()).abs() < 1e-5, "{advantages:?}");
     }

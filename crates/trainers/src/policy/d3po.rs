@@ -11,6 +11,7 @@
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
@@ -21,7 +22,7 @@ use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Run, values};
 
@@ -31,7 +32,7 @@ use crate::run::{Run, values};
 pub struct D3po {
     /// Images drawn at once; the two of a pair stand together.
     pub sample_batch_size: usize,
-    /// Of those, batches an epoch.
+    /// Batches of them per epoch.
     pub num_batches_per_epoch: usize,
     /// Classifier-free guidance, in rollout and training.
     pub guidance_scale: f64,
@@ -65,15 +66,112 @@ impl Default for D3po {
     }
 }
 
+impl<D: Denoiser> RewardDriven<D> for D3po {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, _: &mut Regularizer) -> Result<(), Error> {
+        let (scheduler, plan) = (environment.scheduler()?, self.plan());
+        let walk = self.walk(run.noise, scheduler.timesteps().len());
+        let device = environment.pipeline.device().clone();
+        environment.preview_at_start(run)?;
+        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
+
+        while let Some(batch) = run.next_batch()? {
+            let pairs = walk.at(batch.index);
+            let at = both_of_each(&pairs);
+
+            if rollout.epoch != Some(at.epoch) {
+                // 1. Sample two images of each prompt from the same latents, off the tape.
+                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
+
+                // 2. Score them.
+                rollout.score(run, environment, &plan)?;
+                if let Some(what) = rollout.first_non_finite() {
+                    rollout = Rollout::default();
+                    run.leave_out(what)?;
+                    continue;
+                }
+
+                // 3. Which of the two is preferred. It is saved with the run, which may go on from here.
+                rollout.advantages = preferences(&rollout.rewards);
+                rollout.save(&mut run.memory, &device);
+            }
+
+            // 4. How much more likely the policy makes what was sampled than the base model does.
+            let minibatch = rollout.minibatch(environment, &at);
+            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
+            let reference = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
+            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample.clone());
+
+            // 5. −log σ of the preferred one's advantage in that.
+            let num_pairs = pairs.items.len();
+            let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
+            let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
+            let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
+            let ratios = values(&log_ratios.without_autodiff()).into_iter().map(f64::exp);
+            let clipped = ratios.map(|ratio| f64::from((ratio - 1.0).abs() > self.clip_range)).collect();
+            let mut observed = vec![("clipfrac".to_string(), clipped), ("kl".into(), values(&transition_kl(&policy, &reference)))];
+            if batch.begins_update {
+                observed.extend(rollout.observed());
+            }
+            if at.begins_minibatch {
+                run.count_images(at.items.len());
+            }
+
+            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
+            //    average, journal, and a preview where one is due.
+            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
+            let updated = run.backward(loss, observed, &blame)?;
+            if at.ends_epoch {
+                rollout = Rollout::default();
+                Rollout::forget(&mut run.memory);
+            }
+            environment.preview_if_due(run, updated)?;
+        }
+        Ok(())
+    }
+
+    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
+        trained_steps(num_inference_steps, self.timestep_fraction)
+    }
+
+    fn images_kept(&self) -> Option<usize> {
+        Some(self.num_images())
+    }
+
+    fn default_regularizer(&self) -> RegularizerConfig {
+        RegularizerConfig::None(Default::default())
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        self.epoch_knobs(config, &[]).arithmetic(config)
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        &[
+            "run.num_train_steps=8",
+            "model.size=[32, 32]",
+            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
+            "lora.alpha=16.0",
+            "scheduler.num_inference_steps=4",
+            "algo.d3po.sample_batch_size=64",
+            "algo.d3po.num_batches_per_epoch=1",
+            "algo.d3po.train_batch_size=32",
+            "optimizer.gradient_accumulation_steps=1",
+            "optimizer.learning_rate=6e-3",
+            "preview.num_inference_steps=4",
+        ]
+    }
+}
+
 impl D3po {
     fn num_images(&self) -> usize {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
     /// In which order an epoch's pairs of chains of `num_inference_steps` are trained on.
-    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
+    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
         Walk {
-            noise: run.noise,
+            noise,
             num_items: self.num_images() / 2,
             batch_size: self.train_batch_size,
             num_inner_epochs: self.num_inner_epochs,
@@ -112,102 +210,6 @@ impl D3po {
             images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
             num_inner_epochs: self.num_inner_epochs,
         }
-    }
-}
-
-impl<D: Denoiser> RewardDriven<D> for D3po {
-    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, _: &mut Regularizer) -> Result<(), Error> {
-        let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run, scheduler.timesteps().len());
-        let device = environment.pipeline.device().clone();
-        environment.preview_first(run)?;
-        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
-
-        while let Some(batch) = run.next_batch()? {
-            let pairs = walk.at(batch.index);
-            let at = both_of_each(&pairs);
-
-            if rollout.epoch != Some(at.epoch) {
-                // 1. Sample two images of each prompt from the same latents, off the tape.
-                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
-
-                // 2. Score them.
-                rollout.score(run, environment, &plan)?;
-                if let Some(what) = rollout.first_non_finite() {
-                    run.leave_out(what)?;
-                    continue;
-                }
-
-                // 3. Which of the two is preferred. It is saved with the run, which may go on from here.
-                rollout.advantages = preferences(&rollout.rewards);
-                rollout.save(&mut run.memory, &device);
-            }
-
-            // 4. How much more likely the policy makes what was sampled than the base model does.
-            let minibatch = rollout.minibatch(&at);
-            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
-            let reference = rollout.transition(&environment.base, environment, &plan, &at, &*scheduler);
-            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample);
-
-            // 5. −log σ of the preferred one's advantage in that.
-            let num_pairs = pairs.items.len();
-            let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
-            let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
-            let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
-            let ratios = values(&log_ratios.without_autodiff()).into_iter().map(f64::exp);
-            let clipped = ratios.map(|ratio| f64::from((ratio - 1.0).abs() > self.clip_range)).collect();
-            let mut observed = vec![("clipfrac".to_string(), clipped), ("kl".into(), values(&transition_kl(&policy, &reference)))];
-            if at.within.is_multiple_of(run.settings.micro_batches) {
-                observed.extend(rollout.observed());
-            }
-            if at.begins_minibatch {
-                run.count_images(at.items.len());
-            }
-
-            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
-            //    average, journal, and a preview where one is due.
-            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
-            let updated = run.backward(loss, observed, &blame)?;
-            if at.ends_epoch {
-                rollout = Rollout::default();
-                Rollout::forget(&mut run.memory);
-            }
-            environment.look(run, updated)?;
-        }
-        Ok(())
-    }
-
-    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
-        trained_steps(num_inference_steps, self.timestep_fraction)
-    }
-
-    fn images_kept(&self) -> Option<usize> {
-        Some(self.num_images())
-    }
-
-    fn default_regularizer(&self) -> RegularizerConfig {
-        RegularizerConfig::None(Default::default())
-    }
-
-    fn arithmetic(&self, config: &TrainConfig) -> String {
-        self.epoch_knobs(config, &[]).arithmetic(config)
-    }
-
-    fn learning_test(&self) -> &'static [&'static str] {
-        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
-        &[
-            "run.num_train_steps=8",
-            "model.size=[32, 32]",
-            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
-            "lora.alpha=16.0",
-            "scheduler.num_inference_steps=4",
-            "algo.d3po.sample_batch_size=64",
-            "algo.d3po.num_batches_per_epoch=1",
-            "algo.d3po.train_batch_size=32",
-            "optimizer.gradient_accumulation_steps=1",
-            "optimizer.learning_rate=6e-3",
-            "preview.num_inference_steps=4",
-        ]
     }
 }
 

@@ -10,13 +10,18 @@
 //! | DPOK's KL term | `kl_weight` |
 //! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once a minibatch, weighed as if at each timestep |
 //!
-//! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step. The log-probability is
-//! a mean over channels and pixels, as published; `clip_range` presumes it. In which order images and timesteps come is
+//! One backward pass per (minibatch, timestep), its gradient added up: memory is that of one denoising step, and of one more beside a
+//! regulariser. The log-probability is a mean over channels and pixels, as published; `clip_range` presumes it. In which order images and timesteps come is
 //! [`Walk`]'s to say.
+//!
+//! Differs from ddpo-pytorch: prompts are taken in a shuffled order, each once before any comes again, where `train.py` draws each
+//! independently; training uses the guidance of sampling (a scale of 1 or less switches it off), where `train.cfg` can; and the KL from the
+//! base model is measured once per update, for one forward pass more.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
+use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
@@ -28,7 +33,7 @@ use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_k
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
 use crate::run::{Draw, Observed, Run, values};
 
@@ -41,7 +46,7 @@ const ON_POLICY: f64 = 1e-5;
 pub struct Ddpo {
     /// Images drawn at once.
     pub sample_batch_size: usize,
-    /// Of those, batches an epoch.
+    /// Batches of them per epoch.
     pub num_batches_per_epoch: usize,
     /// Images of each prompt in an epoch: the group of group-relative advantages.
     pub images_per_prompt: usize,
@@ -90,6 +95,124 @@ impl Default for Ddpo {
     }
 }
 
+impl<D: Denoiser> RewardDriven<D> for Ddpo {
+    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
+        let (scheduler, plan) = (environment.scheduler()?, self.plan());
+        let walk = self.walk(run.noise, scheduler.timesteps().len());
+        let device = environment.pipeline.device().clone();
+        environment.preview_at_start(run)?;
+        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
+
+        while let Some(batch) = run.next_batch()? {
+            let at = walk.at(batch.index);
+
+            if rollout.epoch != Some(at.epoch) {
+                // 1. Sample images with the policy as it is, off the tape; keep every step's latents and log-probability.
+                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
+
+                // 2. Score them.
+                rollout.score(run, environment, &plan)?;
+                if let Some(what) = rollout.first_non_finite() {
+                    rollout = Rollout::default();
+                    run.leave_out(what)?;
+                    continue;
+                }
+
+                // 3. Turn rewards into advantages. Both are saved with the run, which may go on from here.
+                let mut tracker = Tracker::recall(&run.memory);
+                rollout.advantages = self.advantages.compute(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
+                tracker.save(&mut run.memory, &device);
+                rollout.save(&mut run.memory, &device);
+            }
+
+            // 4. The log-probability that the policy now gives to what was sampled, each image at a timestep of its own.
+            let minibatch = rollout.minibatch(environment, &at);
+            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
+            let log_probs = policy.log_prob(minibatch.prev_sample.clone());
+
+            // 5. The clipped objective.
+            let advantages = self.clipped_advantages(&rollout, &at);
+            let advantages = Tensor::from_data(advantages.as_slice(), &device);
+            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
+            if rollout.updates == Some(run.updates()) {
+                check_on_policy(&policy_loss, &at)?;
+            }
+            let mut told = told(&policy_loss);
+            let mut loss = policy_loss.loss.mean();
+
+            // 6. The KL from the base model, which is looked at once per update in any case.
+            if batch.begins_update || self.kl_weight > 0.0 {
+                let base = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
+                let kl = transition_kl(&policy, &base);
+                told.push(("kl".into(), values(&kl)));
+                if self.kl_weight > 0.0 {
+                    loss = loss + kl.mean() * self.kl_weight;
+                }
+            }
+
+            // 7. The regulariser, once per minibatch and weighed as if it stood beside each of its timesteps.
+            if at.begins_minibatch {
+                let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: environment.size };
+                let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
+                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
+                    told.push(("regularizer".into(), values(&regularization)));
+                    loss = loss + regularization * walk.num_trained_steps as f64;
+                }
+            }
+
+            // 8. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
+            //    average, journal, and a preview where one is due.
+            if batch.begins_update {
+                told.extend(rollout.observed());
+            }
+            if at.begins_minibatch {
+                run.count_images(at.items.len());
+            }
+            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
+            let updated = run.backward(loss, told, &blame)?;
+            if at.ends_epoch {
+                rollout = Rollout::default();
+                Rollout::forget(&mut run.memory);
+            }
+            environment.preview_if_due(run, updated)?;
+        }
+        Ok(())
+    }
+
+    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
+        trained_steps(num_inference_steps, self.timestep_fraction)
+    }
+
+    fn images_kept(&self) -> Option<usize> {
+        Some(self.num_images())
+    }
+
+    fn default_regularizer(&self) -> RegularizerConfig {
+        RegularizerConfig::None(Default::default())
+    }
+
+    fn arithmetic(&self, config: &TrainConfig) -> String {
+        self.epoch_knobs(config, &[]).arithmetic(config)
+    }
+
+    fn learning_test(&self) -> &'static [&'static str] {
+        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
+        &[
+            "run.num_train_steps=12",
+            "model.size=[32, 32]",
+            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
+            "lora.alpha=16.0",
+            "scheduler.num_inference_steps=4",
+            "algo.ddpo.sample_batch_size=64",
+            "algo.ddpo.num_batches_per_epoch=1",
+            "algo.ddpo.train_batch_size=64",
+            "optimizer.gradient_accumulation_steps=1",
+            "optimizer.learning_rate=3e-2",
+            "preview.num_inference_steps=4",
+        ]
+    }
+}
+
 /// DDPO's two published estimators of the policy gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,9 +246,9 @@ impl Ddpo {
     }
 
     /// In which order an epoch of chains of `num_inference_steps` is trained on.
-    fn walk(&self, run: &Run<impl burn::module::Module>, num_inference_steps: usize) -> Walk {
+    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
         Walk {
-            noise: run.noise,
+            noise,
             num_items: self.num_images(),
             batch_size: self.train_batch_size,
             num_inner_epochs: self.num_inner_epochs,
@@ -184,7 +307,7 @@ impl Ddpo {
             ));
         } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs * images != update {
             findings.push(format!(
-                "algo.ddpo.objective score_function makes one update a rollout, and here are {}: {epoch}, an update {update}; raise \
+                "algo.ddpo.objective score_function makes one update per rollout, and there are {}: {epoch}, an update {update}; raise \
                  optimizer.gradient_accumulation_steps, or take importance_sampling",
                 self.num_inner_epochs * images / update
             ));
@@ -195,119 +318,6 @@ impl Ddpo {
         if self.share_initial_latents && self.images_per_prompt < 2 {
             findings.push("algo.ddpo.share_initial_latents needs images_per_prompt of at least 2".into());
         }
-    }
-}
-
-impl<D: Denoiser> RewardDriven<D> for Ddpo {
-    fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
-        let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run, scheduler.timesteps().len());
-        let device = environment.pipeline.device().clone();
-        environment.preview_first(run)?;
-        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
-
-        while let Some(batch) = run.next_batch()? {
-            let at = walk.at(batch.index);
-
-            if rollout.epoch != Some(at.epoch) {
-                // 1. Sample images with the policy as it is, off the tape; keep every step's latents and log-probability.
-                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
-
-                // 2. Score them.
-                rollout.score(run, environment, &plan)?;
-                if let Some(what) = rollout.first_non_finite() {
-                    run.leave_out(what)?;
-                    continue;
-                }
-
-                // 3. Turn rewards into advantages. Both are saved with the run, which may go on from here.
-                let mut tracker = Tracker::recall(&run.memory);
-                rollout.advantages = self.advantages.of(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
-                tracker.save(&mut run.memory, &device);
-                rollout.save(&mut run.memory, &device);
-            }
-
-            // 4. The log-probability that the policy now gives to what was sampled, each image at a timestep of its own.
-            let minibatch = rollout.minibatch(&at);
-            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
-            let log_probs = policy.log_prob(minibatch.prev_sample);
-
-            // 5. The clipped objective; the KL from the base model and the regulariser where they are asked for.
-            let advantages = self.clipped_advantages(&rollout, &at);
-            let advantages = Tensor::from_data(advantages.as_slice(), &device);
-            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs, advantages, self.clip_range);
-            let mut observed = observed(&policy_loss);
-            if at.within < run.settings.micro_batches {
-                check_on_policy(&policy_loss, &at)?;
-            }
-            let begins_update = at.within.is_multiple_of(run.settings.micro_batches);
-            let mut loss = policy_loss.loss.mean();
-            if begins_update || self.kl_weight > 0.0 {
-                let kl = transition_kl(&policy, &rollout.transition(&environment.base, environment, &plan, &at, &*scheduler));
-                observed.push(("kl".into(), values(&kl)));
-                if self.kl_weight > 0.0 {
-                    loss = loss + kl.mean() * self.kl_weight;
-                }
-            }
-            if begins_update {
-                observed.extend(rollout.observed());
-            }
-            if at.begins_minibatch {
-                run.count_images(at.items.len());
-                // Once per minibatch, weighed as if it stood beside each of its timesteps.
-                let prompts = rollout.texts(environment, &at.items);
-                let sampled = SampledBatch { visited: &[], prompts: &prompts, size: environment.size };
-                let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
-                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
-                    observed.push(("regularizer".into(), values(&regularization)));
-                    loss = loss + regularization * walk.num_trained_steps as f64;
-                }
-            }
-
-            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
-            //    average, journal, and a preview where one is due.
-            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
-            let updated = run.backward(loss, observed, &blame)?;
-            if at.ends_epoch {
-                rollout = Rollout::default();
-                Rollout::forget(&mut run.memory);
-            }
-            environment.look(run, updated)?;
-        }
-        Ok(())
-    }
-
-    fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
-        trained_steps(num_inference_steps, self.timestep_fraction)
-    }
-
-    fn images_kept(&self) -> Option<usize> {
-        Some(self.num_images())
-    }
-
-    fn default_regularizer(&self) -> RegularizerConfig {
-        RegularizerConfig::None(Default::default())
-    }
-
-    fn arithmetic(&self, config: &TrainConfig) -> String {
-        self.epoch_knobs(config, &[]).arithmetic(config)
-    }
-
-    fn learning_test(&self) -> &'static [&'static str] {
-        // Four steps of 32x32 pixels, and factors near the output, where few images show what helps.
-        &[
-            "run.num_train_steps=12",
-            "model.size=[32, 32]",
-            r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
-            "lora.alpha=16.0",
-            "scheduler.num_inference_steps=4",
-            "algo.ddpo.sample_batch_size=64",
-            "algo.ddpo.num_batches_per_epoch=1",
-            "algo.ddpo.train_batch_size=64",
-            "optimizer.gradient_accumulation_steps=1",
-            "optimizer.learning_rate=3e-2",
-            "preview.num_inference_steps=4",
-        ]
     }
 }
 
@@ -342,7 +352,7 @@ impl Algorithm for Ddpo {
 }
 
 /// What the journal is told of a micro-batch's loss.
-fn observed(loss: &PolicyLoss) -> Observed {
+fn told(loss: &PolicyLoss) -> Observed {
     vec![
         ("approx_kl".to_string(), values(&loss.approx_kl)),
         ("clipfrac".into(), values(&loss.clipped)),

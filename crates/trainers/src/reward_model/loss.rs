@@ -47,11 +47,13 @@ fn alike<const N: usize>(counts: [usize; N]) -> [f64; N] {
 }
 
 impl LossWeights {
+    /// For Bradley-Terry: each order counts alike, and so does each of its pairs (and ties, where they are learnt).
     pub fn of_pairs(known: &[&Known], ties: bool) -> Self {
         let count = |order: &Order| order.pairs.len() + if ties { order.ties.len() } else { 0 };
         Self::Pairs(alike(std::array::from_fn(|i| known.iter().map(|one| count(&one.orders[i])).sum())), ties)
     }
 
+    /// For ratings: each aspect counts alike, and so does each of its ratings.
     pub fn of_ratings(known: &[&Known]) -> Self {
         Self::Ratings(alike(std::array::from_fn(|i| known.iter().map(|one| one.ratings[i].len()).sum())))
     }

@@ -4,8 +4,8 @@
 //! loss = Σ over strict pairs of −log σ(r(better) − r(worse)) / pairs        Bradley–Terry, raw scores
 //! ```
 //!
-//! Each image is encoded once a prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
-//! third of the work with four images a prompt. With a head an aspect, the loss is the mean of the four aspects' and of that of their
+//! Each image is encoded once per prompt, however many pairs it is in: the same gradient as encoding both images of every pair, for a
+//! third of the work with four images per prompt. With a head per aspect, the loss is the mean of the four aspects' and of that of their
 //! weighted sum.
 //!
 //! Where the ratings themselves can be had, a head an aspect can learn those:
@@ -58,7 +58,7 @@ pub struct RewardModel {
     /// Whether each aspect has a head of its own, and the score is their weighted sum.
     pub aspects: bool,
     /// What a score is held to.
-    pub objective: Objective,
+    pub objective: RewardObjective,
     /// Whether ties are learnt too, as PickScore does.
     pub ties: bool,
     /// At most this many training images are scored for the mean and the standard deviation.
@@ -68,11 +68,11 @@ pub struct RewardModel {
 /// What a score is held to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Objective {
+pub enum RewardObjective {
     /// Which image of each pair is better: Bradley–Terry, as the paper has it.
     #[default]
     Pairs,
-    /// Each aspect's rating: squared error. Needs a head an aspect.
+    /// Each aspect's rating: squared error. Needs a head per aspect.
     Ratings,
 }
 
@@ -84,7 +84,7 @@ impl Default for RewardModel {
             fix_rate: 0.7,
             dropout: true,
             aspects: false,
-            objective: Objective::Pairs,
+            objective: RewardObjective::Pairs,
             ties: false,
             scale_images: 10_000,
         }
@@ -120,7 +120,7 @@ struct Prepared {
 
 /// How well a model orders held-out images.
 #[derive(Debug, Clone, Default)]
-pub struct Validation {
+pub struct RankingValidation {
     /// The loss of each prompt.
     pub losses: Vec<f64>,
     /// The overall score of every image, prompt by prompt.
@@ -129,7 +129,7 @@ pub struct Validation {
     pub right: [Vec<f64>; 5],
 }
 
-impl Validation {
+impl RankingValidation {
     /// The losses, and of the overall order and each aspect's, whether each pair is right; those that there are.
     pub fn by_name(self) -> Vec<(String, Vec<f64>)> {
         let names = std::iter::once("validation_accuracy".to_string())
@@ -154,12 +154,12 @@ impl Algorithm for RewardModel {
         if !(0.0..1.0).contains(&self.fix_rate) {
             findings.push(format!("algo.reward_model.fix_rate is {}; expected at least 0 and less than 1", self.fix_rate));
         }
-        if self.objective == Objective::Ratings && !self.aspects {
+        if self.objective == RewardObjective::Ratings && !self.aspects {
             findings.push(
                 "algo.reward_model.objective = \"ratings\" needs a head per aspect: algo.reward_model.aspects = true, or \"pairs\"".into(),
             );
         }
-        if self.objective == Objective::Ratings && self.ties {
+        if self.objective == RewardObjective::Ratings && self.ties {
             findings.push("algo.reward_model.ties = true means nothing with algo.reward_model.objective = \"ratings\"".into());
         }
         if self.scale_images < 2 {
@@ -181,7 +181,7 @@ impl RewardModel {
         let all = || data.training.iter().chain(&data.validation);
         let unrated = || all().filter(|ranked| ranked.ratings.iter().all(Vec::is_empty));
         match unrated().next() {
-            Some(first) if self.objective == Objective::Ratings => Err(Error::Config(format!(
+            Some(first) if self.objective == RewardObjective::Ratings => Err(Error::Config(format!(
                 "algo.reward_model.objective = \"ratings\" needs ratings of aspects, and {} of {} prompts have none, the first is {:?}; leave \
                  them out, or learn their order: \"pairs\"",
                 unrated().count(),
@@ -257,8 +257,8 @@ impl RewardModel {
     fn weights(&self, prepared: &[Prepared]) -> LossWeights {
         let known: Vec<&Known> = prepared.iter().map(|one| &one.known).collect();
         match self.objective {
-            Objective::Pairs => LossWeights::of_pairs(&known, self.ties),
-            Objective::Ratings => LossWeights::of_ratings(&known),
+            RewardObjective::Pairs => LossWeights::of_pairs(&known, self.ties),
+            RewardObjective::Ratings => LossWeights::of_ratings(&known),
         }
     }
 
@@ -272,7 +272,7 @@ impl RewardModel {
         if !found.losses.iter().all(|loss| loss.is_finite()) {
             return Err(Error::NonFinitePreview { step, what: "the validation loss".into() });
         }
-        run.preview(&Preview::of_losses(found.by_name(), None))?;
+        run.record_preview(&Preview::of_losses(found.by_name(), None))?;
         if run.best_step() == Some(step) {
             let trained = named_parameters(&run.model).into_iter().filter(|parameter| parameter.trainable).map(|parameter| parameter.name);
             let trained: std::collections::BTreeSet<String> = trained.collect();
@@ -291,8 +291,8 @@ impl RewardModel {
     ///
     /// # Errors
     /// When an image can no longer be read.
-    pub fn validate<M>(&self, network: &impl RewardNetwork<M>, model: &M, data: &Rankings) -> Result<Validation, Error> {
-        let mut found = Validation::default();
+    pub fn validate<M>(&self, network: &impl RewardNetwork<M>, model: &M, data: &Rankings) -> Result<RankingValidation, Error> {
+        let mut found = RankingValidation::default();
         for ranked in &data.validation {
             let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
             let weights = self.weights(std::slice::from_ref(&prepared));

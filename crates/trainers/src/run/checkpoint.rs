@@ -29,7 +29,7 @@ pub struct Cursor {
     pub micro: usize,
 }
 
-/// Everything that is no tensor.
+/// Everything that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -57,7 +57,7 @@ pub struct State {
 /// A checkpoint in memory: its state and its tensors by file.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// What is no tensor.
+    /// What is not a tensor.
     pub state: State,
     /// `weights`, `optimizer`, `ema`, `gradients`, `memory`: each a safetensors file.
     pub tensors: BTreeMap<String, NamedTensors>,

@@ -71,10 +71,10 @@ pub type Observed = Vec<(String, Vec<f64>)>;
 /// One micro-batch to be computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// The update it belongs to, counted from 0.
-    pub step: u64,
     /// Its number in the run, counted from 0.
     pub index: u64,
+    /// Whether it is the first of an update.
+    pub begins_update: bool,
 }
 
 impl Batch {
@@ -84,12 +84,13 @@ impl Batch {
     }
 }
 
-/// Names the random numbers of one micro-batch: of a run, by a number that no other micro-batch has.
+/// Names random numbers: for one purpose, each number of a run stands for a stream of its own. It is that of a micro-batch, where nothing
+/// else is said; a policy's rollouts are numbered by their epochs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draw {
     /// The run's random numbers.
     pub noise: Noise,
-    /// Its number, counted from 1; 0 is validation's and the previews'.
+    /// The number, counted from 1; 0 is for validation and previews.
     pub number: u64,
 }
 
@@ -222,7 +223,7 @@ impl<M: Module> Run<M> {
         if micro == 0 {
             self.began = Instant::now();
         }
-        Ok((!over).then_some(Batch { step, index }))
+        Ok((!over).then_some(Batch { index, begins_update: micro == 0 }))
     }
 
     /// For use between two parts of a batch that can be done again from its beginning.
@@ -244,6 +245,11 @@ impl<M: Module> Run<M> {
     /// Counts images that were drawn or read, for the speed.
     pub fn count_images(&mut self, count: usize) {
         self.images += count as u64;
+    }
+
+    /// How many updates have been made or left out.
+    pub fn updates(&self) -> u64 {
+        self.state.cursor.step
     }
 
     /// Whether nothing has been trained yet.
@@ -302,7 +308,7 @@ impl<M: Module> Run<M> {
         blame: &dyn Fn(&M) -> Option<String>,
     ) -> Result<Option<u64>, Error> {
         if parts.len() == 1 {
-            let (loss, observed) = loss(&self.model, parts.remove(0));
+            let (loss, observed) = profile::time(Stage::TrackedStep, || loss(&self.model, parts.remove(0)));
             return self.backward(loss, observed, blame);
         }
         // Parameters that share a leaf share a tape, on which only one thread can walk.

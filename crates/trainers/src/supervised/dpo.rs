@@ -56,7 +56,7 @@ pub struct Frozen<'a, D: Denoiser> {
 
 /// What held-out pairs say of a model, one value per pair.
 #[derive(Debug, Clone, Default)]
-pub struct Validation {
+pub struct PairValidation {
     /// −log σ(inside), the mean over the timesteps.
     pub losses: Vec<f64>,
     /// Share of the timesteps at which the model prefers the chosen image more than the reference does.
@@ -139,8 +139,8 @@ impl Dpo {
         looked: Looked<'_>,
     ) -> Result<(), Error> {
         let tuned = run.tuned();
-        let Validation { losses, implicit_accuracies } = self.validate(&tuned, frozen, pairs, run.noise, looked.step)?;
-        looked.at(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
+        let PairValidation { losses, implicit_accuracies } = self.validate(&tuned, frozen, pairs, run.noise, looked.step)?;
+        looked.record(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
     }
 
     /// What the held-out pairs say.
@@ -154,9 +154,9 @@ impl Dpo {
         pairs: &PreferencePairs,
         noise: Noise,
         step: u64,
-    ) -> Result<Validation, Error> {
+    ) -> Result<PairValidation, Error> {
         let schedule = noise_schedule(pipeline)?;
-        let mut validation = Validation::default();
+        let mut validation = PairValidation::default();
         for held_out in pairs.validation.chunks(self.batch_size) {
             let (PairBatch { images, captions }, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
             let data = DenoisingBatch { images, captions: &captions, size: pairs.size };
