@@ -147,7 +147,10 @@ impl AutoencoderConfig {
 
     fn mid_block(&self, channels: usize, device: &Device) -> VaeMidBlock {
         let attention = self.mid_block_add_attention.then(|| Attention::over_pixels(channels, self.norm_num_groups, EPS, device));
-        VaeMidBlock { attentions: attention.into_iter().collect(), resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect() }
+        VaeMidBlock {
+            attentions: attention.into_iter().collect(),
+            resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect(),
+        }
     }
 
     fn up_block(&self, level: usize, device: &Device) -> UpDecoderBlock {
