@@ -166,6 +166,6 @@ mod tests {
         assert!((0..80).rev().all(|index| walk.at(index) == there[index as usize]));
         assert!((0..80).any(|index| other.at(index).items != there[index as usize].items));
         // As runs that were begun before were walked.
-        assert_eq!((there[0].items.clone(), there[0].steps.clone()), (vec![], vec![]));
+        assert_eq!((there[0].items.clone(), there[0].steps.clone()), (vec![4, 10, 7], vec![2, 0, 2]));
     }
 }
