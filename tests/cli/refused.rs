@@ -153,9 +153,9 @@ fn config_values_that_cannot_work_are_listed_together() {
     config_refused("name = \"ddpm\"", "name = \"dpmpp_2m\"", &["keeps history"]);
     config_refused("name = \"ddpm\"", "name = \"dppm\"", &["did you mean `ddpm`?"]);
     config_refused("# trainable = '^unet\\.'", "trainable = \"attn9\"", &["model.trainable", "matches no parameter"]);
-    config_refused("# trainable = '^unet\\.'", "trainable = \"(\"", &["model.trainable is no regular expression"]);
+    config_refused("# trainable = '^unet\\.'", "trainable = \"(\"", &["model.trainable is not a valid regular expression"]);
     config_refused("targets = '^unet", "targets = 'attn9", &["lora.targets", "matches no layer", "unet."]);
-    config_refused("targets = '^unet", "targets = '(", &["lora.targets is no regular expression"]);
+    config_refused("targets = '^unet", "targets = '(", &["lora.targets is not a valid regular expression"]);
     config_refused("rank = 4 ", "rank = 0 ", &["lora.rank is 0"]);
     config_refused("alpha = 4.0 ", "alpha = -1.0 ", &["lora.alpha is -1"]);
     config_refused("guidance_scale = 1.0   # as", "guidance_scale = nan   # as", &["preview.guidance_scale is NaN"]);

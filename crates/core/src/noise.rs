@@ -202,7 +202,7 @@ mod tests {
     fn a_named_purpose_equals_no_number_and_never_changes() {
         // FNV-1a, computed elsewhere; the highest bit of the second hash is 0 before it is set.
         assert_eq!(Purpose::named("awm.noise_level"), Purpose(0xa3fa_af21_23f1_2e9d));
-        assert_eq!(Purpose::named("PIN"), Purpose(0xecb5_96c0_fd7e_63f8));
+        assert_eq!(Purpose::named("ddpo.step"), Purpose(0xecb5_96c0_fd7e_63f8));
         assert!(Purpose::named("").0 > u64::from(u32::MAX));
         let draw = |purpose| Noise::new(1).uniform(purpose, 0, 0);
         assert!(draw(Purpose::named("a.b")) != draw(Purpose::named("a.c")));
