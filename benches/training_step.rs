@@ -5,8 +5,10 @@
 //!
 //! Bytes are those asked of the allocator above what was held before; times are medians of interleaved rounds.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+#[path = "../tests/counting_allocator/mod.rs"]
+mod counting_allocator;
+
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -27,27 +29,7 @@ use vp_trainers::optim::GradientAccumulator;
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
 use vp_trainers::policy::{Minibatch, transition};
 
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: passes everything on to the system's allocator and counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::counting_allocator::{HELD, PEAK};
 
 /// The most that was held at once while `work` ran, above what was held before.
 fn peak(work: impl FnOnce()) -> usize {
@@ -118,7 +100,7 @@ impl Policy {
     fn loss(&self, step: usize) -> Tensor<1> {
         let (sample, prev_sample) = (self.trajectory.latents[step].clone(), self.trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
-        let batch = Minibatch { sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
+        let batch = Minibatch { prompts: Vec::new(), sample, prev_sample, log_probs: self.trajectory.log_probs[step].clone(), steps };
         let log_probs = transition(&self.model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
         let advantages = batch.log_probs.ones_like();
         ppo_clip_loss(log_probs, batch.log_probs, advantages, 1e-4).loss.mean()

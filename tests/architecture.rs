@@ -191,6 +191,34 @@ fn empty_names(paths: &[String]) -> Vec<String> {
     paths.iter().filter(|path| path.split('/').any(is_empty)).map(|path| format!("{path}: name it for what it holds")).collect()
 }
 
+/// Public items without a sentence of documentation. Fields and variants need one only where their name does not say it all.
+fn undocumented_items(sources: &[(String, String)]) -> Vec<String> {
+    const ITEMS: [&str; 8] =
+        ["pub fn ", "pub const ", "pub unsafe fn ", "pub struct ", "pub enum ", "pub trait ", "pub type ", "pub static "];
+    let mut findings = Vec::new();
+    for (path, text) in sources.iter().filter(|(path, _)| path.starts_with("crates/") && path.contains("/src/")) {
+        let lines: Vec<&str> = text.lines().take_while(|line| *line != "#[cfg(test)]").map(str::trim).collect();
+        // In a macro the documentation is the caller's.
+        let is_item = |line: &str| ITEMS.iter().any(|item| line.starts_with(item)) && !line.contains('$');
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| is_item(line)) {
+            // Attributes stand between the documentation and the item, some over several lines.
+            let mut above = number;
+            let is_comment = |line: &str| line.starts_with("//") && !line.starts_with("///");
+            let is_attribute = |line: &str| !line.starts_with("//") && (line.starts_with("#[") || line.ends_with(")]"));
+            while above > 0 && (is_attribute(lines[above - 1]) || is_comment(lines[above - 1])) {
+                above -= 1;
+                while above > 0 && !is_comment(lines[above]) && !lines[above].starts_with("#[") {
+                    above -= 1;
+                }
+            }
+            if above == 0 || !lines[above - 1].starts_with("///") {
+                findings.push(format!("{path}:{}: `{line}` has no documentation", number + 1));
+            }
+        }
+    }
+    findings
+}
+
 /// Public types that share their name with another of their crate: a reader who meets the name must not have to ask which.
 fn namesakes(sources: &[(String, String)]) -> Vec<String> {
     let mut seen: BTreeMap<(String, String), String> = BTreeMap::new();
@@ -328,6 +356,7 @@ fn sources_follow_the_rules() {
     assert_none(&long_files(&sources));
     assert_none(&device_choices(&sources));
     assert_none(&namesakes(&sources));
+    assert_none(&undocumented_items(&sources));
     TABLES.iter().for_each(|table| assert_none(&listed_entries(&sources, table)));
 }
 
@@ -480,4 +509,15 @@ fn entries_of_a_table_are_named_in_their_own_files_alone() {
     assert_none(&with("crates/fruit/src/apple.rs", "pub struct Apple {\n}\nlet me = FruitConfig::Apple(self);"));
     assert_none(&with("tests/fruit.rs", "FruitConfig::Apple(apple)"));
     assert_eq!(listed_entries(&[file("crates/fruit/src/lib.rs", "")], &table).len(), 1);
+}
+
+#[test]
+fn public_items_say_what_they_are() {
+    let found = |text: &str| undocumented_items(&sources("crates/core/src/lib.rs", text)).len();
+    assert_eq!(found("/// The seed.\n#[derive(Debug)]\npub struct Seed {\n    pub value: u64,\n}"), 0);
+    assert_eq!(found("/// What went wrong.\n#[error(\n    \"x\",\n    y\n)]\npub enum Error {}"), 0);
+    for undocumented in ["pub fn seed() {}", "#[derive(Debug)]\npub struct Seed;", "// The seed.\npub const SEED: u64 = 0;"] {
+        assert_eq!(found(undocumented), 1, "{undocumented}");
+    }
+    assert_eq!(found("#[cfg(test)]\nmod tests {\n    pub fn seed() {}\n}"), 0);
 }

@@ -1,9 +1,10 @@
 //! What a tape holds between the forward and the backward pass, in bytes asked of the allocator. Alone in its program, so that nothing else
 //! allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting_allocator;
+
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
@@ -16,26 +17,7 @@ use vp_models::parameters::select_trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline};
 use vp_rewards::{Reward, VpScore, VpScoreConfig};
 
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: passes everything on to the system's allocator and counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::counting_allocator::HELD;
 
 /// Bytes held by the tape of `forward`, from its end to the backward pass; and those that are left after it.
 fn held<const D: usize>(forward: impl Fn() -> Tensor<D>) -> (usize, usize) {

@@ -2,8 +2,11 @@
 //! something else writes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use toml::Table;
+use vp_trainers::config::AlgorithmConfig;
 
 /// Pages that the program knows nothing of: `scripts/bench_vs_torch` writes the table of this one.
 const FOREIGN: &[&str] = &["performance.md"];
@@ -11,12 +14,16 @@ const FOREIGN: &[&str] = &["performance.md"];
 /// Pages by name.
 fn pages(folder: &Path) -> BTreeMap<String, String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let page = |path: std::path::PathBuf| {
+    let page = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).unwrap();
         // A checkout on Windows may have other line ends.
         (path.file_name().unwrap().to_string_lossy().into_owned(), text.replace("\r\n", "\n"))
     };
     entries.map(page).collect()
+}
+
+fn committed() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference")
 }
 
 fn write_pages(folder: &Path) {
@@ -27,7 +34,7 @@ fn write_pages(folder: &Path) {
 #[test]
 fn the_reference_is_in_step_with_the_program() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let committed = root.join("docs/reference");
+    let committed = committed();
     if std::env::var_os("VP_BLESS").is_some() {
         for name in pages(&committed).keys().filter(|name| !FOREIGN.contains(&name.as_str())) {
             std::fs::remove_file(committed.join(name)).unwrap();
@@ -47,6 +54,72 @@ fn the_reference_is_in_step_with_the_program() {
     let index = std::fs::read_to_string(root.join("docs/README.md")).unwrap();
     for name in found.keys() {
         assert!(index.contains(&format!("(reference/{name})")), "docs/README.md does not list reference/{name}");
+    }
+}
+
+// What follows knows nothing of how the pages are generated.
+
+/// The part of docs/reference/algorithms.md about each algorithm.
+fn algorithms() -> BTreeMap<&'static str, String> {
+    let page = pages(&committed()).remove("algorithms.md").unwrap();
+    let section = |name: &'static str| {
+        let from = page.find(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("algorithms.md says nothing of {name}"));
+        let section = &page[from + 1..];
+        (name, section[..section.find("\n## ").unwrap_or(section.len())].to_owned())
+    };
+    AlgorithmConfig::ENTRIES.iter().map(|entry| section(entry.name)).collect()
+}
+
+/// What is in backticks behind `words`.
+fn quoted<'a>(text: &'a str, words: &str) -> &'a str {
+    text.split_once(&format!("{words} `")).and_then(|(_, behind)| behind.split('`').next()).unwrap_or_else(|| panic!("no {words}: {text}"))
+}
+
+#[test]
+fn the_reference_names_the_preset_that_train_runs() {
+    for (name, section) in algorithms() {
+        // A run of no steps is refused, and the refusal names the config.
+        let mut train = Command::new(env!("CARGO_BIN_EXE_visionprefer"));
+        let output = train.args(["train", "--algo", name, "--set", "run.num_train_steps=0"]).output().expect("the binary runs");
+        let refusal = String::from_utf8_lossy(&output.stderr).into_owned();
+        let preset = quoted(&section, "runs the preset");
+        assert!(refusal.contains(&format!("config configs/{name}/{preset}.toml: run.num_train_steps is 0")), "{preset}: {refusal}");
+    }
+}
+
+#[test]
+fn the_reference_has_every_key_of_an_algorithm_with_its_value() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (name, section) in algorithms() {
+        let preset = if name == "reward_model" { "imagereward" } else { "sd15" };
+        let config = std::fs::read_to_string(root.join(format!("configs/{name}/{preset}.toml"))).unwrap();
+        let config: Table = config.parse().unwrap();
+        let mut tables = vec![(format!("algo.{name}"), &config["algo"][name])];
+        while let Some((header, table)) = tables.pop() {
+            let (below, own): (Vec<_>, Vec<_>) = table.as_table().unwrap().iter().partition(|(_, value)| value.is_table());
+            tables.extend(below.into_iter().map(|(key, table)| (format!("{header}.{key}"), table)));
+            let rows =
+                section.split("\nThe keys of ").find(|rows| rows.starts_with(&format!("`[{header}]`, with the values of `{preset}`.")));
+            for (key, value) in own {
+                let row = rows.and_then(|rows| rows.lines().find(|row| row.starts_with(&format!("| `{key}` |"))));
+                let row = row.unwrap_or_else(|| panic!("there is no row of {header}.{key}"));
+                let cells: Vec<&str> = row.split(" | ").collect();
+                let shown = format!("value = {}", cells[1].trim_matches('`')).parse::<Table>().unwrap();
+                assert_eq!(&shown["value"], value, "{header}.{key}");
+                assert!(cells[2].trim_end_matches('|').len() > 3, "{header}.{key} is not explained: {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn headings_and_tables_stand_apart() {
+    for (name, text) in pages(&committed()) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (above, line) in lines.iter().zip(&lines[1..]) {
+            let begins = line.starts_with('#') || line.starts_with('|') && !above.starts_with('|');
+            assert!(!begins || above.is_empty() || above.starts_with("```"), "{name}: no blank line above: {line}");
+        }
     }
 }
 

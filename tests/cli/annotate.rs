@@ -274,7 +274,7 @@ fn what_cannot_be_trained_is_refused_by_name() {
     let path = records.with_file_name("ranked.jsonl");
     vp_data::write_records(&path, &ranked).unwrap();
     let files = format!("rankings.files=[{path:?}]");
-    refused(&["--set", &files], &["4 of 4 prompts have none, the first is \"a"]);
+    refused(&["--set", &files], &["4 of 4 prompts have none, the first of them \"a"]);
     let stderr =
         run(&["train", "--algo", "sft", "--set", "rankings.files=[\"x\"]", "-o", dir.path().join("sft").to_str().unwrap()]).refused();
     assert!(stderr.contains("[rankings] is not used by [algo.sft]"), "{stderr}");

@@ -126,5 +126,5 @@ fn a_policy_gradient_shows_how_far_the_policy_has_moved() {
 fn what_is_no_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let stderr = run(&["report", dir.path().to_str().unwrap()]).refused();
-    assert!(stderr.contains("holds no run (no config.toml)"), "{stderr}");
+    assert!(stderr.contains("does not hold a run (it has no config.toml)"), "{stderr}");
 }

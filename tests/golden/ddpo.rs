@@ -72,7 +72,7 @@ impl Case {
     fn minibatch(trajectory: &Trajectory, step: usize) -> Minibatch {
         let (sample, prev_sample) = (trajectory.latents[step].clone(), trajectory.latents[step + 1].clone());
         let steps = vec![step; sample.dims()[0]];
-        Minibatch { sample, prev_sample, log_probs: trajectory.log_probs[step].clone(), steps }
+        Minibatch { prompts: Vec::new(), sample, prev_sample, log_probs: trajectory.log_probs[step].clone(), steps }
     }
 
     fn advantages(&self) -> Tensor<1> {

@@ -1,4 +1,4 @@
-//! What is asked, what comes back, and what becomes of a question that gets no answer.
+//! Questions to annotators, their answers, and the reasons why a question may stay unanswered.
 
 use std::ops::AddAssign;
 
@@ -15,12 +15,12 @@ pub enum Task {
     Rate,
     /// Say which of two images is better.
     Compare,
-    /// Make a prompt fit to be drawn.
+    /// Remove anything biased, inconsistent or unsafe from a prompt.
     Polish,
 }
 
 impl Task {
-    /// As it is written in files.
+    /// The name that files use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rate => "rate",
@@ -40,24 +40,24 @@ pub struct Choice {
     pub rationale: String,
 }
 
-/// A prompt made fit to be drawn.
+/// A prompt from which anything biased, inconsistent or unsafe was removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Polished {
-    /// What is left of it; empty when nothing can be.
+    /// The remaining text; empty if nothing can be kept.
     pub prompt: String,
-    /// What was taken out: `biased`, `inconsistent`, `unsafe`; empty when it was fine.
+    /// What was removed: `biased`, `inconsistent`, `unsafe`; empty if nothing was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<String>,
 }
 
-/// What replies took.
+/// Tokens and money that replies cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Tokens of instructions, prompts and images.
     pub input_tokens: u64,
     /// Tokens of replies.
     pub output_tokens: u64,
-    /// At the prices of the configuration.
+    /// USD, at the prices in the configuration.
     pub usd: f64,
 }
 
@@ -76,7 +76,7 @@ impl AddAssign for Usage {
     }
 }
 
-/// What a question will probably take, if the first reply is usable.
+/// What a question will probably cost, if the first reply is usable.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimate {
     /// 1 for annotators that ask a server, else 0.
@@ -85,14 +85,14 @@ pub struct Estimate {
     pub usage: Usage,
 }
 
-/// An answer and what its reply took. Replies before it that were of no use are told to [`Ask::keep`] and not counted here.
+/// An answer and the cost of its reply. Unusable replies before it are passed to [`Ask::keep`] and not counted here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered<T> {
     /// The answer.
     pub value: T,
-    /// What the last reply took.
+    /// The cost of the last reply.
     pub usage: Usage,
-    /// Whether a first reply was of no use and the annotator put it right.
+    /// Whether a first reply was unusable and the annotator repaired it.
     pub repaired: bool,
 }
 
@@ -103,49 +103,49 @@ impl<T> Answered<T> {
     }
 }
 
-/// A reply that is no answer. It was paid for, so it is kept.
+/// A reply that does not answer the question. It was paid for, so it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unusable {
-    /// Whether it answers a request to put an earlier reply right.
+    /// Whether it answers a request to repair an earlier reply.
     pub repair: bool,
-    /// What was said.
+    /// The text of the reply.
     pub reply: String,
-    /// What is wrong with it, a sentence each.
+    /// What is wrong with it, one sentence per finding.
     pub findings: Vec<String>,
-    /// Whether showing it to the model again, with the findings, can help: not with a refusal, or with nothing.
+    /// Whether it can help to show it to the model again with the findings. It cannot for a refusal or an empty reply.
     pub repairable: bool,
 }
 
 /// The circumstances in which a question is put.
 pub struct Ask<'a> {
-    /// What the answer will be kept under: 64 hexadecimal digits.
+    /// The key under which the answer will be kept: 64 hexadecimal digits.
     pub key: &'a str,
     /// Which of several independent answers to the same question this is, from 0.
     pub repeat: u32,
-    /// Whether to give up waiting; asked often.
+    /// Tells whether to give up waiting; called often.
     pub stopped: &'a dyn Fn() -> bool,
-    /// Where every request is announced before it is sent.
+    /// Every request is announced here before it is sent.
     pub budget: &'a Budget,
-    /// Replies to this question of an earlier run that were of no use, in order: they are not asked for again.
+    /// Unusable replies to this question from an earlier run, in order: they are not asked for again.
     pub unusable: &'a [Unusable],
-    /// Is told of every further such reply and what it took, before anything else is asked.
+    /// Is called with every further unusable reply and its cost, before anything else is asked.
     pub keep: &'a dyn Fn(&Unusable, Usage) -> Result<(), Error>,
 }
 
-/// Why there is no answer, which decides what becomes of the question.
+/// Why there is no answer. It decides what happens to the question.
 #[derive(Debug)]
 pub enum Unanswered {
-    /// The annotator was asked as often as is allowed and has no answer: set aside, and left alone until told otherwise.
+    /// The annotator was asked as often as allowed and did not answer. The question is set aside; it is asked again only on request.
     SetAside(String),
-    /// This question was refused by the server as it stands: set aside likewise. Many in a row end the run, for then it is not the question.
+    /// The server refused this question; it is set aside likewise. Many refusals in a row end the run, since then the question is not the reason.
     Rejected(String),
-    /// No reply was to be had: the next run asks again. Many in a row end the run.
+    /// The server gave no reply; the next run asks again. Many failures in a row end the run.
     Unreachable(String),
-    /// The budget does not allow for another request: the run ends.
+    /// The budget does not allow another request: the run ends.
     BudgetSpent(String),
-    /// [`Ask::stopped`] said so.
+    /// [`Ask::stopped`] told it to stop.
     Stopped,
-    /// No question will be answered: the run ends.
+    /// No question can be answered: the run ends.
     Fatal(Error),
 }
 

@@ -1,4 +1,4 @@
-//! Answers that runs with different output folders share: a file each, named by its key.
+//! Answers that runs with different output folders share: one file per answer, named by its key.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,7 +19,7 @@ impl Cache {
         folder.join(&key[..2]).join(format!("{key}.json"))
     }
 
-    /// The line under `key`; a file that holds no such thing counts as none.
+    /// The line under `key`; a file that holds anything else counts as missing.
     pub(crate) fn find(&self, key: &str) -> Result<Option<JournalLine>> {
         let Some(folder) = &self.0 else { return Ok(None) };
         let path = Self::path(folder, key);

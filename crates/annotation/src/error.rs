@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What ends an annotation run, or keeps it from starting. What concerns one question alone is [`Unanswered`](crate::Unanswered).
+/// Why an annotation run ends early or does not start. What concerns a single question is [`Unanswered`](crate::Unanswered).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,7 +20,7 @@ pub enum Error {
     Invalid {
         /// Which annotator, or `options` for those of the run.
         annotator: &'static str,
-        /// One sentence each.
+        /// One sentence per finding.
         findings: Vec<String>,
     },
     /// A prompt, image or record could not be read.
@@ -32,7 +32,7 @@ pub enum Error {
         /// The journal.
         path: PathBuf,
     },
-    /// A journal holds a line, not the last, that is none of its own.
+    /// A journal holds a line, not the last one, that was not written by a run.
     #[error(
         "{}, line {line}: {reason}; it was changed by hand or by another program. Remove that line (its question is asked again), or choose another output folder",
         path.display()
@@ -45,7 +45,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file of earlier records or scores holds a line that is no such thing.
+    /// A file of earlier records or scores holds a line that is not one.
     #[error("{}, line {line}: {reason}", path.display())]
     BadLine {
         /// The file.
@@ -55,7 +55,7 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
-    /// The server refuses every request of this kind; asking again is of no use.
+    /// The server refuses every request of this kind; asking again is useless.
     #[error("{url}: {status}: {said}\n  {advice}")]
     Refused {
         /// Where the request went.
@@ -77,7 +77,7 @@ pub enum Error {
         /// Why the last of them failed.
         reason: String,
     },
-    /// An annotator was asked for what it cannot do.
+    /// An annotator was asked for something that it cannot do.
     #[error("annotator {annotator}: {reason}")]
     Unable {
         /// Which.
@@ -94,5 +94,5 @@ impl Error {
     }
 }
 
-/// The result of anything here that can end a run.
+/// The result of operations that can end a run.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -16,7 +16,7 @@ pub struct DryRun {
     pub unreadable: usize,
     /// Requests, if every first reply is usable and the server is never busy.
     pub requests: u64,
-    /// Tokens by a rule of thumb (four characters a token, images by OpenAI's tiles or `image_tokens`), and their price. Expect the true
+    /// Tokens by a rule of thumb (four characters per token, images by OpenAI's tiles or `image_tokens`), and their price. Expect the true
     /// numbers within a factor of two.
     pub usage: Usage,
 }

@@ -1,10 +1,10 @@
-//! The journal of an output folder: a JSON line for every reply that was paid for, appended and synced before it counts.
+//! The journal of an output folder: one JSON line per reply that was paid for, appended and synced before it counts.
 //!
 //! ```json
 //! {"key": "…64 hex digits…", "item": "000123", "task": "rate", "said": {"rated": […]}, "usage": {"input_tokens": 1900, …}}
 //! ```
 //!
-//! A process that is killed leaves at most a torn last line, which is cut off on opening. The file is locked while it is open.
+//! A killed process leaves at most a torn last line, which is cut off when the journal is opened again. The file is locked while it is open.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -26,9 +26,9 @@ pub(crate) enum Outcome {
     Rated(Vec<Ratings>),
     Compared(Choice),
     Polished(Polished),
-    /// Asked in vain, and why.
+    /// The question was set aside, and why.
     SetAside(String),
-    /// A reply that is no answer; the question is still open.
+    /// An unusable reply; the question is still open.
     Unusable(Unusable),
 }
 
@@ -37,7 +37,7 @@ pub(crate) enum Outcome {
 #[serde(deny_unknown_fields)]
 pub(crate) struct JournalLine {
     pub(crate) key: String,
-    /// For whoever reads the file; the key says it all.
+    /// The record's id, for people who read the file; programs use the key.
     pub(crate) item: String,
     pub(crate) task: Task,
     pub(crate) said: Outcome,
@@ -47,16 +47,16 @@ pub(crate) struct JournalLine {
     pub(crate) repaired: bool,
 }
 
-/// What the lines of a journal come to.
+/// Everything that a journal says, by key.
 #[derive(Debug, Default)]
 pub(crate) struct KnownAnswers {
     /// Answers and set-asides by key.
     pub(crate) settled: HashMap<String, Outcome>,
-    /// Replies of no use to questions that are still open.
+    /// Unusable replies to questions that are still open.
     pub(crate) unusable: HashMap<String, Vec<Unusable>>,
-    /// What all replies took.
+    /// The cost of all replies.
     pub(crate) usage: Usage,
-    /// How many replies there were that took anything.
+    /// How many replies cost anything.
     pub(crate) replies: u64,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `folder`, or begins one. Says so if a torn line had to be cut off.
+    /// Opens the journal in `folder`, or begins one. If a torn line had to be cut off, the text says so.
     pub(crate) fn open(folder: &Path) -> Result<(Self, Option<String>)> {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let path = folder.join(FILE);
@@ -118,7 +118,7 @@ impl Journal {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::JournalInUse { path }),
-            // Not every file system can lock; that alone is no reason to refuse.
+            // Not every file system can lock; that alone is not a reason to refuse.
             Err(TryLockError::Error(_)) => {}
         }
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;

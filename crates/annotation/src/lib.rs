@@ -1,13 +1,13 @@
 //! Floor 3: images and prompts to ratings.
 //!
 //! 1. An [`Annotator`] rates all images of a prompt at once on VisionPrefer's four aspects (arXiv 2404.15100, section 3), compares two of
-//!    them, or polishes a prompt. A model behind an OpenAI-compatible server, the judge of the world of shapes, a reward, earlier records.
-//! 2. [`run`] puts every question of a list of prompts to it, several at a time, and writes each answer to a journal before it counts: a
-//!    run that was killed goes on where it was, asks nothing twice, and its records are those of a run that was never disturbed.
+//!    them, or polishes a prompt. There are four: a model behind an OpenAI-compatible server, the judge of the world of shapes, a reward, and
+//!    earlier records.
+//! 2. [`run`] puts every question of a list of prompts to it, several at a time, and writes each answer to a journal before it counts. A
+//!    run that was killed goes on where it stopped, asks nothing twice, and writes the same records as a run that was never interrupted.
 //! 3. [`dry_run`] says what that would cost.
 //!
 //! A new annotator is one file (a config that is [`Build`] and [`Validate`], a type that is [`Annotator`]) and one line in the table below.
-#![deny(missing_docs)]
 
 mod annotators;
 mod answer;
@@ -43,10 +43,10 @@ use serde_json::Value;
 use vp_core::config::Validate;
 use vp_data::Ratings;
 
-/// Images and their prompt to ratings.
+/// Rates, compares or polishes.
 ///
 /// Questions are put from several threads at once. What an answer depends on must be in [`model`](Self::model),
-/// [`rubric`](Self::rubric) or [`settings`](Self::settings): answers are kept under these.
+/// [`rubric`](Self::rubric) or [`settings`](Self::settings): answers are kept under keys made from these.
 pub trait Annotator: Sync {
     /// The name under which it is registered.
     fn name(&self) -> &'static str;
@@ -67,10 +67,10 @@ pub trait Annotator: Sync {
         Value::Null
     }
 
-    /// Rates every image of one prompt, in one go so that they are measured by one yardstick; as many ratings as images, in their order.
+    /// Rates every image of one prompt, all at once so that the same scale is used. Returns one rating per image, in their order.
     ///
     /// # Errors
-    /// [`Unanswered`] says what becomes of the question.
+    /// [`Unanswered`] says what happens to the question.
     fn rate(&self, prompt: &str, images: &[Picture], ask: &Ask) -> Result<Answered<Vec<Ratings>>, Unanswered>;
 
     /// Says which of two images of a prompt is better, in the order in which they are shown.
@@ -79,7 +79,7 @@ pub trait Annotator: Sync {
     /// As [`rate`](Self::rate).
     fn compare(&self, prompt: &str, pair: [&Picture; 2], ask: &Ask) -> Result<Answered<Choice>, Unanswered>;
 
-    /// Takes from a prompt what is biased, inconsistent or unsafe, and keeps its meaning. Only language models can.
+    /// Removes anything biased, inconsistent or unsafe from a prompt and keeps its meaning. Only language models can do this.
     ///
     /// # Errors
     /// As [`rate`](Self::rate).
@@ -89,7 +89,7 @@ pub trait Annotator: Sync {
         Err(Unanswered::Fatal(Error::Unable { annotator: self.name(), reason }))
     }
 
-    /// What a question will probably cost; nothing for an annotator that asks nobody.
+    /// What a question will probably cost; nothing for an annotator that asks no server.
     fn estimate(&self, task: Task, prompt: &str, images: &[Picture]) -> Estimate {
         let _ = (task, prompt, images);
         Estimate::default()
@@ -115,7 +115,7 @@ pub trait Build: Validate {
     /// Makes the annotator, ready to be asked.
     ///
     /// # Errors
-    /// When a file that it reads, or something that it needs, is missing or wrong.
+    /// When a file that it reads, or a part of the context that it needs, is missing or wrong.
     fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>>;
 }
 

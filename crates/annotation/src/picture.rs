@@ -1,4 +1,4 @@
-//! An image file, by its content.
+//! An image file, identified by its content.
 
 use std::fs;
 use std::io::Cursor;
@@ -43,7 +43,7 @@ impl Picture {
     /// Its pixels.
     ///
     /// # Errors
-    /// When the file is no whole PNG, JPEG, WebP or BMP.
+    /// When the file is not a whole PNG, JPEG, WebP or BMP.
     pub fn pixels(&self) -> vp_data::Result<RgbImage> {
         load_image(&self.path)
     }

@@ -1,4 +1,5 @@
-//! Prompts made fit to be drawn, before anything is drawn: VisionPrefer's first step (arXiv 2404.15100, section 3).
+//! Prompts cleaned of anything biased, inconsistent or unsafe before images are drawn: VisionPrefer's first step (arXiv 2404.15100,
+//! section 3).
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -24,8 +25,8 @@ struct PolishedPrompt<'a> {
 }
 
 /// Has every prompt polished and writes `prompts.jsonl` into `output`, in the input's order, with the original as `prompt_raw`. A prompt
-/// without an id is named by its position, six digits from 000000. One of which nothing is left is set aside. Journal, restarts and budget are
-/// as in [`run`](crate::run); of the options, those of ratings and comparisons do not matter.
+/// without an id is named by its position, six digits from 000000. A prompt of which nothing is left is set aside. Journal, restarts and budget are
+/// as in [`run`](crate::run); options for ratings and comparisons do not matter.
 ///
 /// # Errors
 /// As [`run`](crate::run), and when the annotator cannot polish.

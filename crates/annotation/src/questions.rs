@@ -1,4 +1,4 @@
-//! Every question of a run, in the input's order, and what its answer is kept under.
+//! Every question of a run, in the input's order, and the key under which its answer is kept.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use vp_data::{Prompt, Record};
 use crate::picture::hex_digest;
 use crate::{Annotator, Picture, RunOptions, Task};
 
-/// Part of every key; another number forgets all answers.
+/// Part of every key: with another number, all earlier answers are ignored.
 const KEY_VERSION: u32 = 1;
 
 /// One question about one prompt.
@@ -30,7 +30,7 @@ impl Question<'_> {
         self.paths.iter().map(|path| Picture::read(path)).collect()
     }
 
-    /// SHA-256 of all that the answer depends on.
+    /// SHA-256 of everything that the answer depends on.
     pub(crate) fn key(&self, annotator: &dyn Annotator, pictures: &[Picture]) -> String {
         let hashes: Vec<&str> = pictures.iter().map(Picture::hash).collect();
         let parts = json!([
@@ -48,7 +48,7 @@ impl Question<'_> {
     }
 }
 
-/// Of each record: for each repeat the rating of all images, then every pair of them, in both orders if they are to be swapped.
+/// The questions of each record: for each repeat, the rating of all images, then every pair of images, in both orders if asked for.
 pub(crate) fn of_records<'a>(items: &'a [Record], images_root: &Path, options: &RunOptions) -> Vec<Question<'a>> {
     let mut questions = Vec::new();
     for (item, record) in items.iter().enumerate() {
@@ -73,7 +73,7 @@ pub(crate) fn of_records<'a>(items: &'a [Record], images_root: &Path, options: &
     questions
 }
 
-/// One polishing a prompt. `ids` name them.
+/// One question per prompt: to polish it. `ids` name the prompts.
 pub(crate) fn of_prompts<'a>(prompts: &'a [Prompt], ids: &'a [String]) -> Vec<Question<'a>> {
     let question = |(item, (prompt, id)): (usize, (&'a Prompt, &'a String))| Question {
         item,

@@ -1,4 +1,4 @@
-//! Records of what was settled, in the input's order: a function of the input and the answers, whenever and in whichever order these came.
+//! Records of all answers, in the input's order. They depend on the input and the answers alone, not on when or in which order these came.
 
 use std::path::{self, Path};
 
@@ -9,9 +9,9 @@ use crate::questions::Question;
 use crate::settle::{QuestionState, Settled};
 use crate::{Annotator, Error, Result, Task};
 
-/// One record for each item, repeat and task whose questions are all settled and of which one at least has an answer.
+/// One record per item, repeat and task whose questions are all settled and of which at least one has an answer.
 ///
-/// Of a pair that was to be shown in both orders and has an answer to one alone, neither counts: it could not show a bias for a position.
+/// A pair that should be shown in both orders but was answered in one alone does not count: it could not show a bias for a position.
 pub(crate) fn records(items: &[Record], questions: &[Question], settled: &Settled, annotator: &dyn Annotator, swap: bool) -> Vec<Record> {
     let asked: Vec<(&Question, Option<&Outcome>)> =
         questions.iter().zip(&settled.states).map(|(question, state)| (question, said(settled, state))).collect();
@@ -48,7 +48,7 @@ fn said<'a>(settled: &'a Settled, state: &QuestionState) -> Option<&'a Outcome> 
     }
 }
 
-/// The item without what others said of it.
+/// The item without earlier annotations.
 fn unsaid(item: &Record, annotator: &dyn Annotator, question: &Question) -> Record {
     let mut record = item.clone();
     record.comparisons.clear();
@@ -87,7 +87,7 @@ fn compare(record: &mut Record, group: &[(&Question, Option<&Outcome>)], swap: b
     !record.comparisons.is_empty()
 }
 
-/// Where an image is, as a record in `folder` says it: relative to it if it lies in it, else absolute.
+/// The path of an image for a record in `folder`: relative if the image lies below it, else absolute.
 pub(crate) fn image_path(images_root: &Path, image: &str, folder: &Path) -> Result<String> {
     let image = images_root.join(image);
     let absolute = |path: &Path| path::absolute(path).map_err(Error::io("find the folder of", path));

@@ -1,7 +1,7 @@
-//! What a language model is told, and the shape in which it must answer.
+//! The instructions for a language model, and the form in which it must answer.
 //!
-//! The aspects, the scale of 1 to 5 and the rationale are VisionPrefer's (arXiv 2404.15100, section 3); the words are ours, for its own are
-//! not published. Change a word and change the version: answers are kept under it.
+//! The aspects, the scale of 1 to 5 and the rationale are VisionPrefer's (arXiv 2404.15100, section 3); the words are ours, since its own are
+//! not published. Whoever changes a word must change the version, because answers are kept under it.
 
 use serde_json::{Value, json};
 use vp_data::Aspect;
@@ -87,7 +87,7 @@ pub fn instructions(task: Task) -> &'static str {
     }
 }
 
-/// What asks a model to put its own reply right.
+/// The message that asks a model to repair its own reply.
 pub fn repair(findings: &[String]) -> String {
     let list: Vec<String> = findings.iter().map(|finding| format!("- {finding}")).collect();
     format!("Your answer cannot be used:\n{}\nAnswer again, whole and in the form asked for, with JSON alone.", list.join("\n"))

@@ -18,21 +18,21 @@ use crate::{Annotator, Error, Event, Result, Summary, questions};
 pub struct RunOptions {
     /// Rate all images of a prompt.
     pub rate: bool,
-    /// Compare every two of them.
+    /// Compare every two images of a prompt.
     pub compare: bool,
     /// Show every pair in both orders.
     pub swap: bool,
-    /// Ask everything so often, independently, to see whether an annotator agrees with itself.
+    /// Ask everything this many times, independently, to see whether an annotator agrees with itself.
     pub repeats: u32,
     /// Questions in flight.
     pub concurrency: usize,
-    /// Spend no more in this output folder, restarts included.
+    /// Spend at most this much in this output folder, restarts included, in USD.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_usd: Option<f64>,
-    /// Send no more requests, those of earlier runs that were replied to included.
+    /// Send at most this many requests, including those of earlier runs that got replies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_requests: Option<u64>,
-    /// Ask again what was set aside.
+    /// Ask the questions again that were set aside.
     pub retry_set_aside: bool,
     /// A folder of answers shared with other runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +82,7 @@ impl RunOptions {
 /// What is to be annotated, and where to.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    /// Prompts and the paths of their images. What others said of them is left out of the output.
+    /// Prompts and the paths of their images. Earlier annotations are left out of the output.
     pub items: &'a [Record],
     /// The folder that relative image paths start from.
     pub images_root: &'a Path,
@@ -93,7 +93,7 @@ pub struct Job<'a> {
 /// Puts every question of `job` to `annotator` and writes, into the output folder,
 ///
 /// - `journal.jsonl`: every reply, as it comes; a run that goes on in the same folder asks nothing twice;
-/// - `records.jsonl`: for each item and repeat one record of ratings, one of comparisons, as far as all their questions are settled;
+/// - `records.jsonl`: for each item and repeat, one record of ratings and one of comparisons, if all their questions are settled;
 /// - `set_aside.jsonl`: questions without an answer, and why.
 ///
 /// The latter two depend only on the items and the answers: they are the same, byte for byte, however often the run was interrupted.
@@ -121,7 +121,7 @@ pub fn run(
     finish(settled, job.output)
 }
 
-/// Writes what was set aside, and says how it went.
+/// Writes the questions that were set aside, and returns the summary.
 pub(crate) fn finish(settled: Settled, output: &Path) -> Result<Summary> {
     write_lines(&output.join("set_aside.jsonl"), &settled.summary.set_aside)?;
     match settled.failure {
@@ -130,7 +130,7 @@ pub(crate) fn finish(settled: Settled, output: &Path) -> Result<Summary> {
     }
 }
 
-/// An object a line; the file is replaced whole.
+/// Writes one JSON object per line; the file is replaced whole.
 pub(crate) fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> Result<()> {
     let mut text = String::new();
     for line in lines {

@@ -1,4 +1,4 @@
-//! Settles questions: several threads take one after the other, look it up, and ask only if nobody answered it before.
+//! Settles questions: each of several threads takes one question after the other, looks it up, and asks only if it was not answered before.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::journal::{Journal, JournalLine, KnownAnswers, Outcome};
 use crate::questions::Question;
 use crate::{Annotator, Answered, Ask, Budget, Error, Picture, Result, RunOptions, Task, Unanswered, Usage};
 
-/// So many questions in a row that fail for no fault of theirs end the run, and twice as many as there are threads.
+/// The run ends after this many questions in a row, or twice as many as there are threads if that is more, that fail through no fault of their own.
 const LEAST_GIVEN_UP: usize = 5;
 
-/// What a run tells while it runs; from several threads.
+/// What a run reports while it runs, from several threads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
     /// Another question is settled.
@@ -50,51 +50,51 @@ pub struct SetAside {
 /// Why a run ended before its last question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stopped {
-    /// The caller's flag said so.
+    /// The caller's flag was set.
     Told,
-    /// The budget allows for no further request: which limit, and how far it is used.
+    /// The budget does not allow another request: which limit, and how far it is used.
     BudgetSpent(String),
 }
 
-/// What a run came to.
+/// How a run went.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Summary {
     /// Questions in all.
     pub questions: usize,
     /// Answered by the annotator in this run.
     pub asked: usize,
-    /// Answered, or set aside, before: in an earlier run, or as an equal question of this one.
+    /// Answered or set aside before, in an earlier run or as an equal question of this run.
     pub known: usize,
     /// Answered from the cache folder.
     pub cached: usize,
-    /// Of those asked, how many were put right after a first reply that was of no use.
+    /// How many of those asked had an unusable first reply that was then repaired.
     pub repaired: usize,
     /// Requests sent to a server, those that failed included.
     pub requests: u64,
     /// Questions without an answer, in the input's order; the next run leaves them alone unless it is told otherwise.
     pub set_aside: Vec<SetAside>,
-    /// Questions to which no reply was to be had; the next run asks them again.
+    /// Questions to which the server gave no reply; the next run asks them again.
     pub unreached: Vec<SetAside>,
     /// Questions that are neither answered nor set aside; those unreached included.
     pub open: usize,
-    /// What this run's replies took, those of no use included.
+    /// The cost of this run's replies, including unusable ones.
     pub usage: Usage,
     /// Why it ended early, if it did.
     pub stopped: Option<Stopped>,
-    /// Of `max_usd`.
+    /// How much of `max_usd` is left.
     pub usd_left: Option<f64>,
-    /// Of `max_requests`.
+    /// How many of `max_requests` are left.
     pub requests_left: Option<u64>,
 }
 
-/// Where a question's answer is to be found.
+/// What is known of a question.
 #[derive(Debug, Clone)]
 pub(crate) enum QuestionState {
-    /// Under this key, if it was settled.
+    /// If it was settled, its answer is under this key.
     Key(String),
-    /// Nowhere: an image cannot be read.
+    /// One of its images cannot be read.
     Unreadable(String),
-    /// Nowhere: the run ended before.
+    /// The run ended before it was asked.
     Open,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Settled {
     pub(crate) states: Vec<QuestionState>,
     pub(crate) known: KnownAnswers,
     pub(crate) summary: Summary,
-    /// What ended the run; what was settled before is good.
+    /// The error that ended the run; answers before it are kept.
     pub(crate) failure: Option<Error>,
 }
 
@@ -116,7 +116,7 @@ struct QuestionQueue<'a> {
     cache: Cache,
     budget: Budget,
     journal: Mutex<Journal>,
-    /// Keys that a thread of this run has taken on.
+    /// Keys that a thread of this run works on, or has worked on.
     claimed: Mutex<HashSet<String>>,
     tally: Mutex<Tally>,
     next: AtomicUsize,
@@ -304,7 +304,7 @@ impl QuestionQueue<'_> {
         (self.progress)(event);
     }
 
-    /// If it is not this question but all of them, going on would only set them aside.
+    /// Ends the run when many questions in a row fail: then the questions are not the reason, and going on would only set them aside.
     fn count_failure(&self, reason: String) {
         let count = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
         if count >= LEAST_GIVEN_UP.max(2 * self.options.concurrency) {

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The arguments of the command line. Their doc comments are the help texts.
 
 mod dataset;
 
@@ -19,12 +19,12 @@ pub struct Args {
     pub command: Command,
 }
 
-/// One file in `commands/` each.
+/// One file per command in `commands/`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fine-tune a diffusion model with a reward.
     Train(TrainArgs),
-    /// Rate or compare images of prompts: a multimodal language model, a judge, a reward, earlier answers.
+    /// Rate or compare images of prompts, by a multimodal language model, the judge of the shapes world, a reward, or earlier answers.
     Annotate(AnnotateArgs),
     /// Train a reward model on ranked images.
     TrainReward(TrainRewardArgs),
@@ -32,13 +32,13 @@ pub enum Command {
     Sample(SampleArgs),
     /// Score images with rewards.
     Score(ScoreArgs),
-    /// Compare models on held-out prompts, and report.
+    /// Compare models on held-out prompts, and write a report.
     Evaluate(EvaluateArgs),
     /// Write the report of a run again, or of one that was killed.
     Report(ReportArgs),
-    /// Make images to train on; look at, rewrite and split preference sets.
+    /// Draw images to train on; inspect, convert and split preference sets.
     Dataset(DatasetArgs),
-    /// Merge LoRAs into a model folder, write one in half precision, or a LoRA in another dialect.
+    /// Merge LoRAs into a model folder, write a model folder in half precision, or convert a LoRA to another format.
     Export(ExportArgs),
     /// List what can be chosen by name: rewards, annotators, schedulers, algorithms, devices.
     List(ListArgs),
@@ -55,15 +55,15 @@ pub enum Command {
     after_help = "Examples:\n  visionprefer train --algo refl\n  visionprefer train --config my.toml --set optimizer.learning_rate=1e-5 -o runs/mine"
 )]
 pub struct TrainArgs {
-    /// Which algorithm; with no --config, its small offline config
+    /// The algorithm; without --config, its small offline config is used
     #[arg(long, value_name = "NAME", required_unless_present_any = ["config", "resume"])]
     pub algo: Option<String>,
-    /// What every run takes.
+    /// Arguments that every run takes.
     #[command(flatten)]
     pub run: RunArgs,
 }
 
-/// What every run takes.
+/// Arguments that every run takes.
 #[derive(Debug, ClapArgs)]
 pub struct RunArgs {
     /// A TOML config [default: a small offline one]
@@ -75,22 +75,22 @@ pub struct RunArgs {
     /// The run's folder [default: runs/<algo>-<date>]
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Go on with the run in this folder, to the bit; `auto`: with the one in --output if there is one, else begin
+    /// Continue the run in this folder exactly where it stopped; `auto` continues the run in --output, or begins it
     #[arg(long, value_name = "DIR|auto")]
     pub resume: Option<PathBuf>,
     /// Check everything, load the weights, print the plan, and train nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Train twice, once stopped half-way and resumed, and compare every file to the bit
+    /// Train twice, once stopped half-way and resumed, and check that both runs write the same bytes
     #[arg(long, conflicts_with_all = ["resume", "dry_run", "profile"])]
     pub prove_resume: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
-    /// Say at the end where the time went: seconds, share and calls of each stage
+    /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
-    /// Say nothing but warnings and, at the end, where the result is
+    /// Print only warnings and, at the end, where the result is
     #[arg(short, long)]
     pub quiet: bool,
 }
@@ -98,45 +98,45 @@ pub struct RunArgs {
 /// `annotate`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer annotate --annotator judge --records data/candidates/records.jsonl -o annotations\n  visionprefer annotate --config configs/annotate/openai.toml --prompts prompts.txt -o annotations --dry-run\n\nA run that was stopped goes on when the same command is given again; nothing that was answered is asked twice."
+    after_help = "Examples:\n  visionprefer annotate --annotator judge --records data/candidates/records.jsonl -o annotations\n  visionprefer annotate --config configs/annotate/openai.toml --prompts prompts.txt -o annotations --dry-run\n\nTo continue a run that was stopped, give the same command again; nothing that was answered is asked twice."
 )]
 pub struct AnnotateArgs {
-    /// openai, judge, reward or replay, with its defaults and what --set says
+    /// openai, judge, reward or replay, with its default settings; --set changes them
     #[arg(short, long, value_name = "NAME")]
     pub annotator: Option<String>,
-    /// A TOML config with [annotator.<name>], and perhaps [questions] and [sampling]
+    /// A TOML config with [annotator.<name>] and, if needed, [questions] and [sampling]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override a value of the config, e.g. --set questions.concurrency=8 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Images that are there: records, or any published set that `dataset` reads
+    /// Existing images: records, or any published set that `dataset` reads
     #[arg(long, value_name = "PATH", conflicts_with = "prompts")]
     pub records: Option<PathBuf>,
-    /// Prompts (.txt, .json, .jsonl, .tsv or .parquet), of which images are drawn first as [sampling] says
+    /// Prompts (.txt, .json, .jsonl, .tsv or .parquet); images of them are drawn first, as [sampling] says
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Have prompts polished before images are drawn: what is biased, inconsistent or unsafe goes (needs a language model)
+    /// Polish prompts before images are drawn: a language model removes anything biased, inconsistent or unsafe
     #[arg(long, requires = "prompts")]
     pub polish: bool,
-    /// Where records.jsonl, the journal and drawn images go
+    /// The folder for records.jsonl, the journal and drawn images
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Ask again what was set aside
+    /// Ask the questions again that were set aside
     #[arg(long)]
     pub retry_set_aside: bool,
-    /// Say what it would cost, and ask nobody
+    /// Print what it would cost, and ask nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]: where images are drawn and rewards computed
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]; images are drawn and rewards computed there
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
-    /// Say nothing but warnings and the result
+    /// Print only warnings and the result
     #[arg(short, long)]
     pub quiet: bool,
 }
 
-/// `train-reward`: as `train`, of one algorithm.
+/// `train-reward`: `train` for reward models.
 #[derive(Debug, ClapArgs)]
 #[command(
     after_help = "Examples:\n  visionprefer train-reward --records annotations/records.jsonl\n  visionprefer train-reward --config my.toml --set rankings.weights.harmlessness=0 -o runs/mine"
@@ -146,7 +146,7 @@ pub struct TrainRewardArgs {
     /// config's rankings.files]
     #[arg(long, value_name = "PATH")]
     pub records: Vec<PathBuf>,
-    /// What every run takes.
+    /// Arguments that every run takes.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -156,10 +156,10 @@ impl From<TrainRewardArgs> for TrainArgs {
         if !records.is_empty() {
             let quoted: Vec<String> =
                 records.iter().map(|path| toml::Value::from(path.to_string_lossy().into_owned()).to_string()).collect();
-            // What is set by name wins.
+            // --set wins over --records.
             run.overrides.insert(0, format!("rankings.files=[{}]", quoted.join(", ")));
         }
-        // A run that goes on has its own config.
+        // A run that continues has its own config.
         let goes_on = run.resume.as_ref().is_some_and(|resume| resume.as_os_str() != "auto");
         Self { algo: (!goes_on).then(|| "reward_model".into()), run }
     }
@@ -171,7 +171,7 @@ impl From<TrainRewardArgs> for TrainArgs {
     after_help = "Examples:\n  visionprefer sample --model ./sd15 -p \"a red fox in the snow\" -n blurry --steps 25 -g 7.5 -s 42 -o out\n  visionprefer sample --model ./sd15 --prompts prompts.txt --num-images 4 --scheduler ddim"
 )]
 pub struct SampleArgs {
-    /// A diffusers folder, or the model that is part of this program
+    /// A diffusers folder, or the model inside this program
     #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
     pub model: PathBuf,
     /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
@@ -180,13 +180,13 @@ pub struct SampleArgs {
     /// A prompt (repeatable)
     #[arg(short, long = "prompt", value_name = "TEXT", required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
     pub prompt: Vec<String>,
-    /// A file of prompts: .txt (one a line), .json, .jsonl, .tsv or .parquet
+    /// A file of prompts: .txt (one per line), .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
     /// What to steer away from
     #[arg(short, long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
-    /// Sampler [default: the model folder's own]
+    /// The sampler [default: the model folder's own]
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
     /// Denoising steps
@@ -195,10 +195,10 @@ pub struct SampleArgs {
     /// Noise of the DDIM sampler, 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub eta: f64,
-    /// Strength of classifier-free guidance; 1 for none [default: 7.5; 3 for embedded:shapes]
+    /// Strength of classifier-free guidance; 1 turns it off [default: 7.5; 3 for embedded:shapes]
     #[arg(short, long, value_name = "X", allow_hyphen_values = true)]
     pub guidance_scale: Option<f64>,
-    /// Image i is drawn from seed + i, whatever the batch
+    /// Image i is drawn from seed + i, whatever the batch size
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Pixels [default: the model's own]
@@ -207,22 +207,22 @@ pub struct SampleArgs {
     /// Pixels [default: the model's own]
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub height: Option<usize>,
-    /// Images of each prompt
+    /// Images per prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub num_images: usize,
     /// Images drawn at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch_size: usize,
-    /// Where the PNGs go
+    /// The folder for the PNGs
     #[arg(short, long, value_name = "DIR", default_value = "samples")]
     pub output: PathBuf,
     /// Start from these latents: a safetensors file with a tensor `latents` [images, c, h, w] of unit noise
     #[arg(long, value_name = "FILE")]
     pub latents: Option<PathBuf>,
-    /// Write the unit noise the images started from, for other software
+    /// Write the unit noise that the images started from, for other software
     #[arg(long, value_name = "FILE")]
     pub save_latents: Option<PathBuf>,
-    /// Say at the end where the time went: seconds, share and calls of each stage
+    /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
@@ -246,13 +246,13 @@ pub struct ScoreArgs {
     /// PNG, JPEG, WebP or BMP files
     #[arg(value_name = "IMAGE", required_unless_present_any = ["manifest", "records"], conflicts_with_all = ["manifest", "records"])]
     pub images: Vec<PathBuf>,
-    /// Images with a prompt each: a JSON object a line with file_name (relative to this file) and text, caption or prompt
+    /// Images with their prompts: one JSON object per line with file_name (relative to this file) and text, caption or prompt
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
-    /// Images that were ranked or rated, ours or a published set: says how often each reward orders them alike, by every protocol
+    /// Ranked or rated images, ours or a published set: prints how often each reward orders them the same way, by every protocol
     #[arg(long, value_name = "PATH", conflicts_with = "manifest")]
     pub records: Option<PathBuf>,
-    /// An object a line with file, prompt, score and reward, instead of a table
+    /// Print one JSON object per line with file, prompt, score and reward, instead of a table
     #[arg(long)]
     pub json: bool,
     /// Images scored at once
@@ -277,7 +277,7 @@ pub struct ReportArgs {
 /// `evaluate`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nAn evaluation that was stopped goes on when the same command is given again."
+    after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nTo continue an evaluation that was stopped, give the same command again."
 )]
 pub struct EvaluateArgs {
     /// The base model: a diffusers folder, or the model that is part of this program
@@ -286,10 +286,10 @@ pub struct EvaluateArgs {
     /// A tuned model (repeatable)
     #[arg(long, value_name = "DIR")]
     pub tuned: Vec<PathBuf>,
-    /// A LoRA on the base model (repeatable, each a model of its own)
+    /// A LoRA for the base model (repeatable; each makes a model of its own)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
     pub loras: Vec<LoraArg>,
-    /// Images of the base model that are there, a folder with captions, instead of models
+    /// Existing images of the base model, a folder with captions, instead of models
     #[arg(long, value_name = "DIR", conflicts_with_all = ["tuned", "loras", "prompts_file"])]
     pub base_images: Option<PathBuf>,
     /// Images of a tuned model under the same names (repeatable)
@@ -298,7 +298,7 @@ pub struct EvaluateArgs {
     /// Held-out prompts: .txt, .json, .jsonl, .tsv or .parquet
     #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
     pub prompts: Option<PathBuf>,
-    /// Prompts that were trained on, by the model or by a reward; near-duplicates among the held-out ones are named (repeatable)
+    /// Prompts that the model or a reward was trained on; held-out prompts that nearly equal one of them are listed (repeatable)
     #[arg(long, value_name = "FILE")]
     pub train_prompts: Vec<PathBuf>,
     /// Refuse held-out prompts that are near-duplicates of training prompts
@@ -307,13 +307,13 @@ pub struct EvaluateArgs {
     /// A reward, as for `score` (repeatable)
     #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
     pub rewards: Vec<String>,
-    /// A reward that was trained on, which goes up by construction; marked in the report (repeatable)
+    /// A reward that the model was trained on, and which therefore rises; marked in the report (repeatable)
     #[arg(long = "trained-reward", value_name = "NAME")]
     pub trained_rewards: Vec<String>,
-    /// Where results, images and the report go
+    /// The folder for results, images and the report
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Images a prompt and model
+    /// Images per prompt and model
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub seeds: usize,
     /// The first seed
@@ -322,10 +322,10 @@ pub struct EvaluateArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub steps: usize,
-    /// Strength of classifier-free guidance; 1 for none [default: 7.5; 3 for embedded:shapes]
+    /// Strength of classifier-free guidance; 1 turns it off [default: 7.5; 3 for embedded:shapes]
     #[arg(short, long, value_name = "X", allow_hyphen_values = true)]
     pub guidance_scale: Option<f64>,
-    /// Images at once
+    /// Images drawn and scored at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
     /// Evaluate only part i of k of the prompts; the report is written when all parts are there
@@ -336,7 +336,7 @@ pub struct EvaluateArgs {
     pub device: String,
 }
 
-/// A LoRA file and how much of it is added.
+/// A LoRA file and the weight it is added with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraArg {
     pub path: PathBuf,
@@ -346,7 +346,7 @@ pub struct LoraArg {
 impl std::str::FromStr for LoraArg {
     type Err = String;
 
-    /// What follows the last colon is the weight if it is a number; a path may hold colons of its own.
+    /// The text after the last colon is the weight if it is a number; a path may contain colons.
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, weight) = match text.rsplit_once(':').and_then(|(path, weight)| Some((path, weight.parse::<f64>().ok()?))) {
             Some((_, weight)) if !weight.is_finite() => return Err(format!("the weight is {weight}; expected a number")),
@@ -376,7 +376,7 @@ pub struct ExportArgs {
     /// Write the diffusers folder in half precision, with LoRAs added where --merge names any
     #[arg(long)]
     pub half: bool,
-    /// Write the LoRA in another dialect
+    /// Write the LoRA in another format
     #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["merge", "half"])]
     pub format: Option<LoraFormat>,
     /// A new folder with --merge, a new file with --format
@@ -384,7 +384,7 @@ pub struct ExportArgs {
     pub output: PathBuf,
 }
 
-/// What a LoRA file calls its tensors.
+/// How a LoRA file names its tensors.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum LoraFormat {
     /// `lora_unet_…lora_down.weight`, with alpha: sd-scripts, A1111, ComfyUI
@@ -402,7 +402,7 @@ pub struct ListArgs {
     /// What to list [default: everything]
     #[arg(value_enum, value_name = "WHAT")]
     pub kind: Option<Kind>,
-    /// An object a line, instead of tables
+    /// Print one JSON object per line, instead of tables
     #[arg(long)]
     pub json: bool,
 }
@@ -438,7 +438,7 @@ pub struct InitArgs {
 /// `docs`.
 #[derive(Debug, ClapArgs)]
 pub struct DocsArgs {
-    /// Where the pages go
+    /// The folder for the pages
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }

@@ -138,7 +138,7 @@ fn open(name: &str, index: Option<usize>) -> anyhow::Result<Device> {
     }
 }
 
-/// Burn opens a device at its first tensor and panics if there is none, so it is looked for here, where a message can be given.
+/// Burn opens a device with its first tensor and panics if there is none. It is looked for here, so that the user gets a message instead.
 fn pick<D: Clone>(found: &[D], index: Option<usize>, preferred: D) -> anyhow::Result<D> {
     match (found.len(), index) {
         (0, _) => bail!("this machine has no such device, or no driver for it"),

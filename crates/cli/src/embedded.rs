@@ -36,7 +36,7 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A reward whose weights are where they are, in the place of one that may name an embedded model.
+/// `config` with the name of an embedded model replaced by the path of its unpacked folder.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -46,7 +46,7 @@ pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
     Ok(config)
 }
 
-/// Where applications keep what they can make again.
+/// The folder for files that can be made again.
 fn cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || variable("HOME").map(|home| home.join(".cache"));
@@ -147,7 +147,7 @@ mod files {
         })
     }
 
-    /// A name for what the files hold.
+    /// A hash of what the files hold.
     fn content() -> String {
         let mut hash = Sha256::new();
         for (name, bytes) in FILES {

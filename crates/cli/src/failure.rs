@@ -4,20 +4,20 @@ use std::process::ExitCode;
 
 use crate::terminal;
 
-/// Why, and whose fault.
+/// Why a command failed, and whose fault it was.
 #[derive(Debug)]
 pub enum Failure {
     /// Usage, config or input: exit 2. Nothing was started.
     Input(anyhow::Error),
     /// The run itself: exit 1.
     Run(anyhow::Error),
-    /// A signal that the run obeyed, after a checkpoint: exit 128 + its number.
+    /// The run obeyed a signal, after a checkpoint: exit 128 + its number.
     Stopped(i32, anyhow::Error),
-    /// A rule of the sentinel, after a checkpoint: exit 3.
+    /// A rule of the sentinel stopped the run, after a checkpoint: exit 3.
     Halted(anyhow::Error),
 }
 
-/// Anything that fails before the work begins is the input's fault; the work itself says so with [`Failure::run`].
+/// Anything that fails before the work begins is the fault of the input. Failures of the work itself are made with [`Failure::run`].
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Input(error.into())
@@ -30,7 +30,7 @@ impl Failure {
         Self::Run(error.into())
     }
 
-    /// Says it once, on standard error.
+    /// Prints the failure once, on standard error.
     pub fn report(&self) -> ExitCode {
         let (error, code) = match self {
             Self::Input(error) => (error, 2),
@@ -44,7 +44,7 @@ impl Failure {
     }
 }
 
-/// The error and what led to it. A cause that an error has told already, as those of files do, is not told twice.
+/// The error and its causes. A cause that an error's own message repeats, as messages about files do, is printed once.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {

@@ -1,4 +1,4 @@
-//! What can be chosen by name, as tables: for `list` and for the reference pages.
+//! Tables of what can be chosen by name, for `list` and for the reference pages.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use vp_trainers::regularizer::RegularizerConfig;
 
 use crate::{device, presets};
 
-/// Things of one kind.
+/// A table of things of one kind.
 pub struct Table {
     /// What a row is, in one word.
     pub kind: &'static str,
@@ -28,12 +28,12 @@ pub fn rewards() -> Table {
     entries("reward", "rewards", RewardConfig::ENTRIES)
 }
 
-/// Who annotates images, by the names of their sections.
+/// Annotators, by the names of their sections.
 pub fn annotators() -> Table {
     entries("annotator", "annotators", AnnotatorConfig::ENTRIES)
 }
 
-/// Ways to take noise away.
+/// Noise schedulers.
 pub fn schedulers() -> Table {
     let rows = SCHEDULERS.iter().map(|entry| {
         vec![
@@ -49,7 +49,7 @@ pub fn schedulers() -> Table {
     Table { kind: "scheduler", title: "schedulers", columns, rows: rows.collect() }
 }
 
-/// What `train` can do, and the configs that ship with it.
+/// Algorithms of `train`, and the configs that ship with them.
 pub fn algos() -> Table {
     let rows = AlgorithmConfig::ENTRIES.iter().map(|entry| {
         let names: Vec<&str> = presets::of(entry.name).into_iter().map(|preset| preset.name).collect();
@@ -58,12 +58,12 @@ pub fn algos() -> Table {
     Table { kind: "algo", title: "algos", columns: &["name", "presets", "summary"], rows: rows.collect() }
 }
 
-/// How the learning rate changes.
+/// Learning-rate schedulers.
 pub fn lr_schedulers() -> Table {
     entries("lr_scheduler", "lr-schedulers", LrSchedulerConfig::ENTRIES)
 }
 
-/// What keeps the tuned model a model of images.
+/// Regularizers, which keep the tuned model close to real images or to the base model.
 pub fn regularizers() -> Table {
     entries("regularizer", "regularizers", RegularizerConfig::ENTRIES)
 }
@@ -103,7 +103,7 @@ impl Table {
         text
     }
 
-    /// An object a line.
+    /// One JSON object per line.
     pub fn to_json_lines(&self) -> String {
         let object = |row: &Vec<Value>| {
             let cells = self.columns.iter().map(|column| column.to_string()).zip(row.iter().cloned());
@@ -113,7 +113,7 @@ impl Table {
         self.rows.iter().map(object).collect()
     }
 
-    /// A Markdown table; names, which are to be typed, are set as code.
+    /// A Markdown table. Names that users type are set as code.
     pub fn to_markdown(&self) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let mut text = line(self.headings()) + &line(vec!["---".to_owned(); self.columns.len()]);
@@ -133,7 +133,8 @@ impl Table {
     }
 }
 
-fn code(text: &str) -> String {
+/// Set as code in a Markdown table.
+pub fn code(text: &str) -> String {
     format!("`{}`", escaped(text))
 }
 

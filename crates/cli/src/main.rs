@@ -4,10 +4,13 @@ mod allocator;
 mod args;
 mod commands;
 mod device;
+#[cfg(all(test, unix))]
+mod documented;
 mod embedded;
 mod failure;
 mod image_copies;
 mod image_generator;
+mod knobs;
 mod listing;
 mod named_rewards;
 mod output_folder;

@@ -1,4 +1,4 @@
-//! Scores as people read them.
+//! A table of scores for people to read.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ pub struct ScoreTable<'a> {
     pub rewards: Vec<&'a str>,
     /// What was scored.
     pub images: &'a [ImageEntry],
-    /// For each image, a score of each reward.
+    /// For each image, its score by each reward.
     pub rows: &'a [Vec<f64>],
 }
 

@@ -24,7 +24,7 @@ pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
     ignore_file_size_signal()
 }
 
-/// As [`install`], for what only asks whether to go on.
+/// As [`install`], for work that only asks a flag whether to go on.
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     let (asked, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM] {

@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// A terminal that keeps what is written, one entry a piece.
+    /// A terminal that keeps what is written, one entry per piece.
     #[derive(Debug, Clone, Default)]
     struct Screen(Arc<Mutex<Vec<String>>>);
 

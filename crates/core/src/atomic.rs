@@ -1,4 +1,4 @@
-//! Files that are either the old ones or the new ones, never half of each.
+//! Files that are replaced whole: whoever reads one finds the old content or the new, never a part of it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -37,14 +37,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, |file| file.write_all(bytes))
 }
 
-/// A name in the same folder that no finished file or folder has, and no other call gets.
+/// An unused name in the same folder, different for every call.
 pub fn temporary_beside(path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// Makes a rename itself durable. Not every file system can, and the file is already whole: failure is no error.
+/// Makes a rename itself durable. Not every file system can do that, and the file is already whole, so a failure is not reported.
 pub fn sync_folder_of(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if cfg!(unix) {

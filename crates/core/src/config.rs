@@ -1,6 +1,6 @@
 //! TOML in, typed configuration out.
 //!
-//! A file is deserialised straight from its text, so that serde's errors carry the line and column of the slip. `--set a.b=c`
+//! A file is deserialised straight from its text, so that serde's errors carry the line and column of the mistake. `--set a.b=c`
 //! overrides are merged before deserialising and are caught by the same types; their errors name the flag instead of a line.
 
 use std::path::Path;
@@ -49,7 +49,7 @@ pub enum ConfigError {
     Invalid {
         /// The file, or the name of the embedded config.
         origin: String,
-        /// One sentence each.
+        /// One sentence per finding.
         findings: Vec<String>,
     },
 }
@@ -121,7 +121,7 @@ fn set(table: &mut Table, flag: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// serde's message, with the nearest known name where it complains of an unknown one.
+/// serde's message; where it complains of an unknown name, with the nearest known one.
 fn explain(error: &toml::de::Error) -> String {
     let text = error.to_string();
     let message = error.message();

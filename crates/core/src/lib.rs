@@ -6,10 +6,9 @@
 //! | [`config`] | TOML in, typed configuration out, every error with its line and column |
 //! | [`noise`] | the only source of random numbers: keyed by (run seed, purpose, step, sample) |
 //! | [`profile`] | where a run's time goes, by stage |
-//! | [`registry!`] | one line an entry: a serde enum, its names and its summaries |
+//! | [`registry!`] | one line per entry of a table: a serde enum, its names and its summaries |
 //! | [`run_dir`] | the folder a run writes |
 //! | [`suggest`] | "did you mean …" |
-#![deny(missing_docs)]
 
 pub mod atomic;
 pub mod config;

@@ -11,8 +11,8 @@ use rand_distr::StandardNormal;
 
 /// What a stream of random numbers is for. Streams of different purposes are independent.
 ///
-/// Purposes that several files share are the constants here, whose numbers never change: a checkpoint and a seed stand for the same numbers in
-/// every version. A file that draws something of its own names its purpose itself, beside the code that draws:
+/// Purposes that several files share are the constants here. Their numbers never change, so that a seed draws the same values in every version.
+/// A file that draws something of its own names the purpose itself, beside the code that draws:
 ///
 /// ```
 /// use vp_core::noise::Purpose;
@@ -65,8 +65,8 @@ impl Purpose {
 
     /// The purpose of this name, as in `"awm.noise_level"`: the owner, then what is drawn.
     ///
-    /// It is the 64-bit FNV-1a hash of the name with the highest bit set, so that it equals no number. That two names meet is as likely as that
-    /// two random 63-bit numbers do.
+    /// It is the 64-bit FNV-1a hash of the name with the highest bit set, so that it never equals a number. Two names collide as rarely
+    /// as two random 63-bit numbers.
     pub const fn named(name: &str) -> Self {
         const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
         const PRIME: u64 = 0x0100_0000_01b3;
@@ -80,8 +80,8 @@ impl Purpose {
     }
 }
 
-/// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 is sampling's, training counts its
-/// micro-batches from 1), `scheduler_step` the place in it.
+/// The step under which the noise of one scheduler step is drawn: `draw` names the chain (0 for sampling; training counts its
+/// micro-batches from 1), `scheduler_step` the position in the chain.
 pub fn chain_step(draw: u64, scheduler_step: usize) -> u64 {
     (draw << 16) | scheduler_step as u64
 }
@@ -140,7 +140,7 @@ impl Noise {
         self.uniform_values(purpose, step, sample, 1)[0]
     }
 
-    /// As many of them.
+    /// `count` uniform numbers in `[0, 1)`.
     pub fn uniform_values(&self, purpose: Purpose, step: u64, sample: u64, count: usize) -> Vec<f64> {
         let mut stream = self.stream(purpose, step, sample);
         let mut next = || {
@@ -202,7 +202,7 @@ mod tests {
     fn a_named_purpose_equals_no_number_and_never_changes() {
         // FNV-1a, computed elsewhere; the highest bit of the second hash is 0 before it is set.
         assert_eq!(Purpose::named("awm.noise_level"), Purpose(0xa3fa_af21_23f1_2e9d));
-        assert_eq!(Purpose::named("PIN"), Purpose(0xecb5_96c0_fd7e_63f8));
+        assert_eq!(Purpose::named("ddpo.step"), Purpose(0xecb5_96c0_fd7e_63f8));
         assert!(Purpose::named("").0 > u64::from(u32::MAX));
         let draw = |purpose| Noise::new(1).uniform(purpose, 0, 0);
         assert!(draw(Purpose::named("a.b")) != draw(Purpose::named("a.c")));

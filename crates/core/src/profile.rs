@@ -1,11 +1,11 @@
 //! Where a run's time goes, by stage.
 //!
-//! At every moment exactly one row is charged: that of the innermost [`time`] under way, or `other`. So a stage within another is
-//! taken from the outer one, and the rows sum to the wall time. The clock is the thread's that [`start`]ed it; on other threads, and
-//! where nobody did, [`time`] only calls the work.
+//! At every moment exactly one row is charged: that of the innermost [`time`] under way, or `other`. The time of a stage within
+//! another is therefore not counted in the outer one, and the rows sum to the wall time. The clock belongs to the thread that [`start`]ed it; on
+//! other threads, and before a start, [`time`] only calls the work.
 //!
 //! GPUs work behind the caller's back. While the clock runs, a stage therefore waits for the device where it begins and where it ends,
-//! which may make the run a little slower than it is without.
+//! which may make the run a little slower.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,23 +18,23 @@ use burn::tensor::Device;
 pub enum Stage {
     /// Prompts to embeddings, images to latents.
     Encode,
-    /// Denoising off the tape: drawing.
+    /// Denoising without gradients, to draw images.
     Rollout,
-    /// The denoiser where a loss is made of what it answers: on the tape, a reference's beside it, on what is held out.
+    /// The denoiser's predictions that a loss is computed from: with gradients, of a reference model, and on held-out data.
     TrackedStep,
     /// Latents to images.
     Decode,
-    /// What rewards say, trained on or watched.
+    /// Scoring with rewards, both trained on and watched.
     Reward,
     /// From the loss back to the gradients.
     Backward,
     /// Clipping, the update, the moving average.
     Optimizer,
-    /// Weights and images read, checkpoints, metrics, images and models written, and read back where that is checked.
+    /// Reading weights and images; writing checkpoints, metrics, images and models, and reading them back to check them.
     Io,
 }
 
-/// The rows' names: the stages in their order, and what is in none.
+/// The names of the rows: the stages in their order, then the time outside of any stage.
 const NAMES: [&str; 9] = ["encode", "rollout", "tracked step", "decode", "reward", "backward", "optimizer", "I/O", "other"];
 const OTHER: usize = NAMES.len() - 1;
 
@@ -42,7 +42,7 @@ thread_local! {
     static CLOCK: RefCell<Option<Clock>> = const { RefCell::new(None) };
 }
 
-/// A ledger that looks at the time itself.
+/// A ledger and the clock that it is kept by.
 struct Clock {
     device: Device,
     began: Instant,
@@ -50,7 +50,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// The time since the start, once the device has done what it was asked.
+    /// The time since the start, after the device has finished its work.
     fn now(&self) -> Duration {
         // An operation that failed says so where its result is read.
         let _ = self.device.sync();
@@ -58,14 +58,14 @@ impl Clock {
     }
 }
 
-/// Times spent, by row; told what the time is.
+/// The time spent in each row. The caller says what time it is.
 #[derive(Debug, Clone, Default)]
 struct Ledger {
     spent: [Duration; NAMES.len()],
     calls: [u64; NAMES.len()],
-    /// The rows under way, the innermost last.
+    /// The rows that are open, the innermost last.
     open: Vec<usize>,
-    /// Until when all is charged.
+    /// All time before this is charged to a row.
     until: Duration,
 }
 
@@ -75,7 +75,7 @@ impl Ledger {
         self.until = now;
     }
 
-    /// A stage directly within itself is a part of that call, not another one.
+    /// A stage directly within itself counts as part of the same call.
     fn begin(&mut self, stage: Stage, now: Duration) {
         self.charge(now);
         let row = stage as usize;
@@ -95,7 +95,7 @@ pub fn start(device: &Device) {
     CLOCK.set(Some(clock));
 }
 
-/// Does `work` and charges it to `stage`, but for what it charges to others.
+/// Does `work` and charges its time to `stage`, except for the time of stages within it.
 pub fn time<T>(stage: Stage, work: impl FnOnce() -> T) -> T {
     let charged = charge(|ledger, now| ledger.begin(stage, now));
     let result = work();
@@ -106,7 +106,7 @@ pub fn time<T>(stage: Stage, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Whether there is a clock to charge.
+/// Whether this thread has a clock.
 fn charge(entry: impl FnOnce(&mut Ledger, Duration)) -> bool {
     CLOCK.with_borrow_mut(|clock| {
         let Some(clock) = clock else { return false };
@@ -116,7 +116,7 @@ fn charge(entry: impl FnOnce(&mut Ledger, Duration)) -> bool {
     })
 }
 
-/// Stops this thread's clock; what it measured, if it ran.
+/// Stops this thread's clock and returns what it measured; `None` if it was not running.
 pub fn stop() -> Option<Breakdown> {
     let mut clock = CLOCK.take()?;
     let now = clock.now();

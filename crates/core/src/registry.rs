@@ -1,4 +1,4 @@
-//! One line an entry.
+//! Tables of what can be chosen by name, one line per entry.
 
 /// A registered name and what it is, for `list`, `--help` and the generated reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

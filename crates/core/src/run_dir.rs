@@ -1,4 +1,4 @@
-//! The folder a run writes.
+//! The folder that a run writes.
 //!
 //! `config.toml` (resolved) · `metrics.jsonl` · `tensorboard/` · `samples/step-000100.png` and its images in `samples/step-000100/` ·
 //! `checkpoints/` · `model/` (the tuned export).
@@ -30,11 +30,11 @@ pub enum RunDirError {
     Occupied {
         /// The folder.
         path: String,
-        /// The file that betrays the other run.
+        /// The file that shows it.
         found: &'static str,
     },
-    /// The folder holds no run.
-    #[error("{path} holds no run (no config.toml); expected the folder of an earlier run")]
+    /// The folder does not hold a run.
+    #[error("{path} does not hold a run (it has no config.toml); expected the folder of an earlier run")]
     NoRun {
         /// The folder.
         path: String,
@@ -89,8 +89,8 @@ impl RunDir {
         Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)? })
     }
 
-    /// Keeps the lines of `metrics.jsonl` whose step is at most `step` (none of them for `None`), in one replacement of the file. A
-    /// line that a killed process left half is dropped.
+    /// Keeps the lines of `metrics.jsonl` whose step is at most `step` (none for `None`), and drops a last line that a killed
+    /// process left unfinished. The file is replaced whole.
     ///
     /// # Errors
     /// When the file cannot be read or replaced.

@@ -42,7 +42,7 @@ impl Format {
     pub const ALL: [Self; 7] =
         [Self::Records, Self::ImageReward, Self::ImageRewardDb, Self::HpdTrain, Self::HpdTest, Self::PickAPic, Self::ImageFolder];
 
-    /// What it is known by.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Records => "records",
@@ -55,7 +55,7 @@ impl Format {
         }
     }
 
-    /// By what it is recognised.
+    /// How it is recognised.
     pub fn layout(self) -> &'static str {
         match self {
             Self::Records => "JSON lines with id, prompt and completions, or a folder with such a records.jsonl",
@@ -168,7 +168,7 @@ impl Dataset {
         Ok(ReadRecords { records, skipped, unlabelled: found.unlabelled })
     }
 
-    /// The image that a record of this set calls `image_path`. No file is looked at but archives, which are opened and searched.
+    /// The image that a record of this set calls `image_path`. Only archives are opened and searched; other files are not looked at.
     ///
     /// # Errors
     /// A path that is absolute or leads out of the set, an archive that cannot be read or is hostile, an entry that is not in it.
@@ -244,7 +244,7 @@ fn format_of_table(path: &Path) -> Result<Format> {
     }
 }
 
-/// A list is known by its first entry, lines by the first of them that says enough.
+/// A list is recognised by its first entry, lines by the first one that says enough.
 fn format_of_text(path: &Path) -> Result<Format> {
     const LINES: usize = 100;
     const BYTES: u64 = 16 << 20;
@@ -262,7 +262,7 @@ fn format_of_text(path: &Path) -> Result<Format> {
         } else if row.contains_key("file_name") {
             return Ok(Format::ImageFolder);
         } else if row.contains_key("chosen") {
-            return unknown(path, "pairs, chosen and rejected: what diffusion_dpo reads as they are");
+            return unknown(path, "pairs of chosen and rejected images, which `train --algo dpo` reads as they are");
         }
     }
     unknown(path, "text without a line or entry that tells its format")
@@ -303,7 +303,7 @@ fn format_of_folder(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
     }
     let mut files = files_below(path, &["zip", "json"])?;
     files.retain(|file| matches!(format_of_file(file), Ok(Format::ImageRewardDb)));
-    if files.is_empty() { unknown(path, "a folder in which nothing tells a format") } else { Ok((Format::ImageRewardDb, files)) }
+    if files.is_empty() { unknown(path, "a folder that holds none of the formats") } else { Ok((Format::ImageRewardDb, files)) }
 }
 
 /// The files with these extensions in a folder and below, sorted. Linked folders are not followed: they might lead in a circle.

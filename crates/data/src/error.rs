@@ -41,7 +41,7 @@ pub enum Error {
     // ---- prompts ----
     /// The extension of a prompt file names no known layout.
     #[error(
-        "prompts {}: unknown extension {found:?}; expected .txt (one a line), .json (a list), .jsonl (an object a line), .tsv (with a header) or .parquet",
+        "prompts {}: unknown extension {found:?}; expected .txt (one per line), .json (a list), .jsonl (one object per line), .tsv (with a header) or .parquet",
         path.display()
     )]
     UnknownPromptFormat {
@@ -207,7 +207,7 @@ pub enum Error {
         usable: usize,
     },
     /// A list of preference pairs holds none.
-    #[error("preference pairs {}: no pairs in it; expected an object a line with prompt, chosen and rejected", path.display())]
+    #[error("preference pairs {}: no pairs in it; expected one object per line with prompt, chosen and rejected", path.display())]
     NoPreferences {
         /// The list.
         path: PathBuf,
@@ -222,5 +222,5 @@ pub enum Error {
     },
 }
 
-/// The result of anything here that touches a file.
+/// The result of operations on files.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -13,25 +13,27 @@ use crate::{Aggregation, Error, Record, Result};
 /// rated that `aggregation` counts, their own ranks are kept, gaps included. The entry holds the record's pairs, all of them and no other.
 ///
 /// # Errors
-/// A record of which nothing is said, and one whose pairs are no ranking (comparisons that go in a circle or leave pairs out, a margin):
-/// a list of ranks would say more than the record does.
+/// A record without annotations, and one whose pairs do not make a ranking (comparisons that go in a circle or leave pairs out, a margin): a
+/// list of ranks would say more than the record does.
 pub fn to_imagereward(record: &Record, aggregation: &Aggregation) -> Result<Value> {
     let refused = |reason: &str| Err(Error::NotExportable { id: record.id.clone(), reason: reason.into() });
     let pairs = record.pairs(aggregation);
     if pairs.is_empty() && record.ties(aggregation) == 0 && record.completions.len() > 1 {
-        return refused("nothing is said of its images, neither ratings that count nor ranks nor comparisons: annotate it or leave it out");
+        return refused("its images have no ratings that count, no ranks and no comparisons: annotate it or leave it out");
     }
     let ranking = record.ranks(aggregation);
     let images = || 0..ranking.len();
     let ranked: Vec<_> = images().flat_map(|a| images().map(move |b| (a, b))).filter(|(a, b)| ranking[*a] < ranking[*b]).collect();
     if ranked != pairs {
-        return refused("its pairs are no ranking (a circle, a pair left out, or a margin): write chosen and rejected pairs instead");
+        return refused(
+            "its pairs do not make a ranking (a circle, a pair left out, or a margin): write chosen and rejected pairs instead",
+        );
     }
     let generations: Vec<&str> = record.completions.iter().map(|completion| completion.image_path.as_str()).collect();
     Ok(json!({ "id": record.id, "prompt": record.prompt, "generations": generations, "ranking": ranking }))
 }
 
-/// Writes the strict pairs of records, an object a line with `prompt`, `chosen` and `rejected`, as [`Preferences::read`] reads them, and
+/// Writes the strict pairs of records, one object per line with `prompt`, `chosen` and `rejected`, as [`Preferences::read`] reads them, and
 /// returns how many. `images` is the folder that the records' image paths start from; below the list's own folder paths are written
 /// relative to it, elsewhere absolute.
 ///

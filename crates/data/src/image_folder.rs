@@ -42,7 +42,7 @@ pub struct ImageFolderOptions {
     pub captions: bool,
 }
 
-/// Refuse problems, at least 16 pixels a side, captions wanted.
+/// Refuse problems, at least 16 pixels per side, captions wanted.
 impl Default for ImageFolderOptions {
     fn default() -> Self {
         Self { on_problem: OnProblem::Refuse, min_size: 16, captions: true }
@@ -82,7 +82,7 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// A line of `metadata.jsonl` is no object with a `file_name`, or one of another list not what it should be.
+    /// A line of `metadata.jsonl` is not an object with a `file_name`, or a line of another list is not what it should be.
     BadRow(String),
     /// `metadata.jsonl` names a file that does not exist.
     MissingFile,
@@ -146,7 +146,7 @@ impl ImageFolder {
     /// Lists the images of a folder and of the folders below it, finds their captions, and decodes each image once, on
     /// all processors, so that a broken one is found now and not in the middle of a run.
     ///
-    /// A caption comes from the folder's `metadata.jsonl`, an object a line with `file_name` (relative to the folder) and
+    /// A caption comes from the folder's `metadata.jsonl`, one object per line with `file_name` (relative to the folder) and
     /// `text`, `caption` or `prompt`, as in Hugging Face's imagefolder; otherwise from a file beside the image with the
     /// extension `.txt`, as kohya has it, whose lines are joined by spaces. Names that begin with a dot are passed over, and
     /// so are files without an image's extension, unless `metadata.jsonl` names them. Of a file named twice the first

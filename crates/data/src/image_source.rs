@@ -32,7 +32,7 @@ impl ImageSource {
     ///
     /// # Errors
     /// Bytes that cannot be read, and what [`load_image`] refuses: among others, before it is decoded, an image of more than 16,384
-    /// pixels a side or 512 MiB. The message names the file and the place in it.
+    /// pixels per side or 512 MiB. The message names the file and the place in it.
     pub fn load(&self) -> Result<RgbImage> {
         match &self.0 {
             Place::File(path) => load_image(path),
@@ -84,7 +84,7 @@ pub(crate) struct Archives {
 impl Archives {
     /// The image that a record calls `image_path`, in one of `folders`.
     ///
-    /// Where `images/train_1/a.webp` is no file but `images/train_1.zip` is one, it is looked for in there.
+    /// If `images/train_1/a.webp` is not a file but `images/train_1.zip` is, the image is looked for in the zip.
     pub(crate) fn find(&self, folders: &[PathBuf], image_path: &str) -> Result<ImageSource> {
         let refused = |reason: String| Error::BadImage { path: image_path.into(), reason };
         let name = path_within(image_path).map_err(refused)?;

@@ -21,8 +21,8 @@ const MAX_BYTES: u64 = 512 << 20;
 /// converted, of an animation the first frame is taken. Colour profiles are ignored.
 ///
 /// # Errors
-/// [`Error::Read`] when the file cannot be read, [`Error::BadImage`] when it is no such image, is cut off or damaged, or
-/// is larger than 16,384 pixels a side or 512 MiB decoded (a few bytes of PNG can claim terabytes of pixels).
+/// [`Error::Read`] when the file cannot be read, [`Error::BadImage`] when it is not such an image, is cut off or damaged, or
+/// is larger than 16,384 pixels per side or 512 MiB decoded (a few bytes of PNG can claim terabytes of pixels).
 pub fn load_image(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     decode_image(&read_image(path)?, path)
@@ -53,7 +53,7 @@ pub(crate) fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
         _ => return Err(refused("not an image that is read; expected PNG, JPEG, WebP or BMP".into())),
     }
     decode(reader).map_err(|error| match error {
-        ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels a side or {} MiB decoded", MAX_BYTES >> 20)),
+        ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded", MAX_BYTES >> 20)),
         error => refused(error.to_string()),
     })
 }
@@ -280,7 +280,7 @@ mod tests {
             let mut writer = encoder.write_header().unwrap();
             writer.write_chunk(png::chunk::IDAT, &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]).unwrap();
             drop(writer);
-            refuses(&bytes, "larger than 16384 pixels a side or 512 MiB");
+            refuses(&bytes, "larger than 16384 pixels per side or 512 MiB");
         }
     }
 

@@ -30,7 +30,7 @@ impl JsonList {
         Self { text, at: 0, entries: 0, ended: false }
     }
 
-    /// The next character that is no space, and the bytes before it stepped over.
+    /// The next character that is not a space; the bytes before it are skipped.
     fn peek(&mut self) -> Option<char> {
         self.at = self.text.len() - self.text[self.at..].trim_start().len();
         self.text[self.at..].chars().next()

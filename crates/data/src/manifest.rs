@@ -1,4 +1,4 @@
-//! Lists of captioned images: a JSON object a line, as Hugging Face's imagefolder has them.
+//! Lists of captioned images: one JSON object per line, as Hugging Face's imagefolder has them.
 
 use std::path::{Component, Path};
 
@@ -7,13 +7,13 @@ use serde_json::Value;
 use crate::utf8::read_utf8;
 use crate::{Error, ImageEntry, Problem, ProblemKind, Result};
 
-/// Reads a list of images and their texts: an object a line with `file_name`, relative to the list's folder, and `text`, `caption`
+/// Reads a list of images and their texts: one object per line with `file_name`, relative to the list's folder, and `text`, `caption`
 /// or `prompt`. Its order is kept, and a file may be named again with another text. No image is opened: see [`check_images`].
 ///
 /// [`check_images`]: crate::check_images
 ///
 /// # Errors
-/// A list that cannot be read or is empty, and lines that are no such object, have no text or name a file outside the folder; all of
+/// A list that cannot be read or is empty, and lines that are not such an object, have no text or name a file outside the folder; all of
 /// those at once.
 pub fn read_manifest(path: impl AsRef<Path>) -> Result<Vec<ImageEntry>> {
     let path = path.as_ref();

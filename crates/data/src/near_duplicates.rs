@@ -89,7 +89,7 @@ fn gram_sets(prompts: &[&str]) -> Vec<Vec<u32>> {
         if numbers.is_empty() {
             return Vec::new();
         }
-        // 0 is no word: it fills up short prompts.
+        // 0 is not a word: it fills up short prompts.
         numbers.resize(numbers.len().max(3), 0);
         let mut set: Vec<u32> = Vec::new();
         for gram in numbers.windows(3) {

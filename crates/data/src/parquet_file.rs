@@ -37,7 +37,7 @@ struct Cursor {
 
 impl ParquetFile {
     /// # Errors
-    /// A file that cannot be read or is no parquet.
+    /// A file that cannot be read or is not parquet.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Ok(Self { path: path.into(), reader: open_reader(path)?, cursors: Mutex::default() })
     }
@@ -76,7 +76,7 @@ impl ParquetFile {
     /// The bytes in a row of a column; rows count from 0.
     ///
     /// # Errors
-    /// What is not there, is no bytes, or cannot be unpacked.
+    /// A value that is missing, does not hold bytes, or cannot be unpacked.
     pub(crate) fn bytes(&self, column: &str, row: usize) -> Result<Vec<u8>, String> {
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let at = (0..schema.num_columns()).find(|&index| schema.column(index).path().parts() == [column]);

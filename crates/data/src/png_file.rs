@@ -34,7 +34,7 @@ pub fn write_png<K: AsRef<str>, V: AsRef<str>>(path: impl AsRef<Path>, image: &R
 /// The text chunks of a PNG as (key, text): first the plain ones, then the compressed, then the international.
 ///
 /// # Errors
-/// [`Error::Read`] for a missing file, [`Error::BadImage`] for one that is no PNG or is damaged.
+/// [`Error::Read`] for a missing file, [`Error::BadImage`] for one that is not a PNG or is damaged.
 pub fn read_png_text(path: impl AsRef<Path>) -> Result<Vec<(String, String)>> {
     let path = path.as_ref();
     let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;

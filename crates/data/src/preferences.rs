@@ -31,11 +31,11 @@ pub struct Preferences {
 }
 
 impl Preferences {
-    /// Reads a list of pairs: an object a line with `prompt`, `chosen` and `rejected`, the latter two paths of images, absolute or
+    /// Reads a list of pairs: one object per line with `prompt`, `chosen` and `rejected`, the latter two paths of images, absolute or
     /// relative to the list's folder; other keys are passed over. Every image is decoded once, on all processors.
     ///
-    /// A line is a problem that is no such object, has no prompt, prefers an image to itself or to a file with the same bytes
-    /// (a tie says nothing), or names an image that is missing, broken or smaller than `min_size` pixels a side.
+    /// A line is a problem if it is not such an object, has no prompt, prefers an image to itself or to a file with the same bytes
+    /// (a tie says nothing), or names an image that is missing, broken or smaller than `min_size` pixels per side.
     ///
     /// # Errors
     /// The list cannot be read, is empty, or nothing in it is usable; under [`OnProblem::Refuse`] any problem.

@@ -34,9 +34,9 @@ impl Prompt {
 ///
 /// | extension | layout | written by |
 /// |---|---|---|
-/// | `.txt` | a prompt a line; blank lines are skipped | ddpo-pytorch, flow_grpo, T2I-CompBench |
+/// | `.txt` | one prompt per line; blank lines are skipped | ddpo-pytorch, flow_grpo, T2I-CompBench |
 /// | `.json` | a list of strings, or of objects as in `.jsonl` | HPS v2, `refl_data.json`, `benchmark-prompts.json` |
-/// | `.jsonl` | an object a line: `prompt`, `text` or `caption`; `id`; `category` or `tag` | GenEval, image folders |
+/// | `.jsonl` | one object per line: `prompt`, `text` or `caption`; `id`; `category` or `tag` | GenEval, image folders |
 /// | `.tsv` | a header with `Prompt` and perhaps `Id`, `Category`; other columns are ignored, quotes are text | PartiPrompts |
 /// | `.parquet` | a column `prompt`, `text` or `caption` in any case, and perhaps `id`, `category` or `tag`; others are not read | Pick-a-Pic, DiffusionDB, LAION |
 ///

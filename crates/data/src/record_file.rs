@@ -1,4 +1,4 @@
-//! Preference records in a file of our own: a JSON object a line.
+//! Preference records in a file of our own: one JSON object per line.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -9,9 +9,9 @@ use crate::manifest::name_within;
 use crate::parsed_record::ParsedRecord;
 use crate::{Aspect, Error, Problem, ProblemKind, Record, Result};
 
-/// Reads preference records, a [`Record`] a line. Blank lines are passed over, and no image is opened: see [`validate`].
+/// Reads preference records, one [`Record`] per line. Blank lines are passed over, and no image is opened: see [`validate`].
 ///
-/// A line is refused that is no such object, lacks `id`, `prompt`, `completions` or an `image_path`, has an empty one, names an image
+/// A line is refused if it is not such an object, lacks `id`, `prompt`, `completions` or an `image_path`, has an empty one, names an image
 /// twice, or one that is absolute or outside the file's folder, has a rating that is not finite or a rank of 0, or compares an image
 /// that is not there, or with itself.
 ///
@@ -54,7 +54,7 @@ pub fn write_records(path: impl AsRef<Path>, records: &[Record]) -> Result<()> {
     write_lines(path, records)
 }
 
-/// Each value as a line of JSON, the file replaced whole.
+/// Writes each value as a line of JSON; the file is replaced whole.
 pub(crate) fn write_lines<T: serde::Serialize>(path: &Path, values: &[T]) -> Result<()> {
     let write = |file: &mut File| {
         let mut file = BufWriter::new(file);

@@ -1,4 +1,4 @@
-//! Preference records: what annotators said of the images of a prompt, a JSON object a line.
+//! Preference records: what annotators said of the images of a prompt, one JSON object per line.
 //!
 //! ```json
 //! {"id": "000123", "prompt": "a red circle", "completions": [
@@ -8,7 +8,7 @@
 //!  "annotator": {"name": "openai", "model": "…", "rubric": "rate-1"}}
 //! ```
 //!
-//! VLFeedback's shape with VisionPrefer's four aspects (arXiv 2404.15100, section 3). What a line says beyond this is kept.
+//! VLFeedback's shape with VisionPrefer's four aspects (arXiv 2404.15100, section 3). Further keys of a line are kept.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ impl TryFrom<String> for Aspect {
 /// A score on one aspect, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rating {
-    /// Larger is better; of VisionPrefer's annotators 1 to 5.
+    /// Larger is better; 1 to 5 in VisionPrefer.
     pub rating: f64,
     /// The annotator's reason, if it gave one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -145,15 +145,15 @@ pub struct Completion {
     /// Scores with reasons.
     #[serde(default, skip_serializing_if = "Ratings::is_empty")]
     pub annotations: Ratings,
-    /// Its place among the images of its prompt, 1 the best, ties share a number: of sets that people ranked.
+    /// Its rank among the images of its prompt in sets that people ranked: 1 is best, ties share a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
-    /// Whatever else the line says.
+    /// Further keys of the line.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// A prompt, its images, and one annotator's word on them.
+/// A prompt, its images, and one annotator's answers about them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Names the prompt; records of several annotators share it.
@@ -174,12 +174,12 @@ pub struct Record {
     /// Who said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotator: Option<AnnotatorId>,
-    /// Whatever else the line says.
+    /// Further keys of the line.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// What each aspect counts. 1, 1, 1, 1 is VisionPrefer's sum; one alone, or all but one, is its ablation.
+/// The weight of each aspect. 1, 1, 1, 1 is VisionPrefer's sum; one alone, or all but one, is its ablation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AspectWeights {

@@ -8,9 +8,9 @@ use crate::{Error, Record, Result, ShuffledOrder};
 /// Records in two parts, as indices in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordSplit {
-    /// To learn from.
+    /// Records to learn from.
     pub train: Vec<usize>,
-    /// To test on.
+    /// Records to test on.
     pub held_out: Vec<usize>,
 }
 

@@ -26,7 +26,7 @@ pub struct Stats {
     pub completions: usize,
     /// Strict pairs, under the default [`Aggregation`].
     pub pairs: usize,
-    /// Pairs that were judged equal, and say nothing.
+    /// Pairs that were rated equal, and say nothing.
     pub ties: usize,
     /// Of each aspect that anything is rated on.
     pub aspects: BTreeMap<Aspect, AspectStats>,

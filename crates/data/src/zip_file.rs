@@ -26,7 +26,7 @@ pub(crate) struct ZipFile {
 
 impl ZipFile {
     /// # Errors
-    /// A file that is no zip, and every entry with an absolute name, a `..` in it, a link, a password or too large a size, at once.
+    /// A file that is not a zip, and every entry with an absolute name, a `..` in it, a link, a password or too large a size, at once.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
         let refused = |problems| Error::BadArchive { path: path.into(), problems };

@@ -78,8 +78,8 @@ fn a_rank_is_one_more_than_the_number_of_better_images() {
 
     let refused = |record: &Record, aggregation: &Aggregation| to_imagereward(record, aggregation).unwrap_err().to_string();
     let margin = Aggregation { margin: 3.0, ..Aggregation::only(Aspect::Aesthetic) };
-    assert!(refused(&record, &margin).contains("record 7: its pairs are no ranking"));
-    assert!(refused(&record, &Aggregation::default()).contains("record 7: nothing is said"));
+    assert!(refused(&record, &margin).contains("record 7: its pairs do not make a ranking"));
+    assert!(refused(&record, &Aggregation::default()).contains("record 7: its images have no ratings that count"));
     record.comparisons =
         [[0, 1], [1, 2], [2, 0]].map(|shown| Comparison { shown, preferred: Preferred::First, rationale: String::new() }).into();
     assert!(refused(&record, &Aggregation::default()).contains("a circle"));

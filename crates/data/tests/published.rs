@@ -347,11 +347,11 @@ fn unknown_formats_are_refused_with_those_that_are_known() {
     for (name, reason) in [
         ("words.json", "entry 1: expected an object, found \"a\""),
         ("keys.json", "a JSON list whose entries have [\"text\", \"image\"]"),
-        ("pairs.jsonl", "pairs, chosen and rejected"),
+        ("pairs.jsonl", "pairs of chosen and rejected images"),
         ("empty.json", "an empty list"),
         ("bytes.bin", "neither text nor parquet nor zip"),
         ("nothing.jsonl", "text without a line or entry that tells its format"),
-        ("", "a folder in which nothing tells a format"),
+        ("", "a folder that holds none of the formats"),
     ] {
         let message = open_dataset(dir.path().join(name)).unwrap_err().to_string();
         assert!(message.contains(reason), "{reason:?} is not in {message:?}");

@@ -37,7 +37,7 @@ fn validation_opens_everything_and_reports_all_of_it() {
     let told = found.to_string();
     for expected in [
         "records: 2 record(s), 2 image(s), 4 problem(s)\n  line 3: ",
-        "\n  wide.png: larger than 16384 pixels a side",
+        "\n  wide.png: larger than 16384 pixels per side",
         "\n  broken.png: not an image that is read",
         "\n  gone.png: cannot read ",
     ] {
@@ -63,7 +63,7 @@ fn hostile_images_in_a_zip_are_refused_before_they_are_decoded() {
     }
     zip.finish().unwrap();
     let told = validate(&path).unwrap().to_string();
-    assert!(told.contains("1 problem(s)\n  set.zip!/wide.png: larger than 16384 pixels a side"), "{told}");
+    assert!(told.contains("1 problem(s)\n  set.zip!/wide.png: larger than 16384 pixels per side"), "{told}");
 }
 
 /// The reader of tables panics at some of these if it is left alone with them.

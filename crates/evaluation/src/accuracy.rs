@@ -18,7 +18,7 @@ use crate::bootstrap::{Bootstrap, bootstrap};
 use crate::interval::Interval;
 use crate::{Error, Result};
 
-/// The images of one prompt: what a reward scored them and how people ranked them.
+/// The images of one prompt: a reward's scores and people's ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranked {
     scores: Vec<f64>,
@@ -54,7 +54,7 @@ impl Ranked {
     }
 }
 
-/// By which rule an accuracy was computed; written as its name.
+/// The rule by which an accuracy was computed; serialized as its name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Protocol {
     /// [`imagereward_accuracy`].
@@ -65,7 +65,7 @@ pub enum Protocol {
     Hpsv2Inversion,
     /// [`pickscore_accuracy`] at this tie threshold.
     PickScore {
-        /// Up to which difference of probabilities a tie is predicted.
+        /// The largest difference of probabilities for which a tie is predicted.
         tie_threshold: f64,
     },
     /// [`recall_at`] this many.
@@ -93,7 +93,7 @@ impl Serialize for Protocol {
     }
 }
 
-/// An accuracy and what it is an accuracy of.
+/// An accuracy, its protocol, and how much data it rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Accuracy {
     /// The rule.
@@ -222,8 +222,8 @@ pub fn pickscore_threshold(validation: &[Ranked]) -> Option<f64> {
     Some(tie_threshold)
 }
 
-/// ImageReward's Recall@k: the share of prompts of which an image that people ranked best is among the `k` with the highest scores, in [0, 1].
-/// A score that ties with it, or is NaN, counts as higher. Prompts of which all images tie have no best one and are dropped. `None` if no
+/// ImageReward's Recall@k: the share of prompts for which an image that people ranked best is among the `k` with the highest scores, in [0, 1].
+/// A score that ties with it, or is NaN, counts as higher. Prompts whose images all tie have no best image and are dropped. `None` if no
 /// prompt is left.
 ///
 /// Source: the ImageReward paper (arXiv 2304.05977), Table 3; THUDM/ImageReward, README.
@@ -231,7 +231,7 @@ pub fn recall_at(prompts: &[Ranked], k: usize) -> Option<Accuracy> {
     extreme_found(prompts, k, Protocol::RecallAt(k), Ranked::clone)
 }
 
-/// ImageReward's Filter@k: the share of prompts of which an image that people ranked worst is among the `k` with the lowest scores, in [0, 1].
+/// ImageReward's Filter@k: the share of prompts for which an image that people ranked worst is among the `k` with the lowest scores, in [0, 1].
 /// Ties and NaN as in [`recall_at`], with "lower" for "higher".
 pub fn filter_at(prompts: &[Ranked], k: usize) -> Option<Accuracy> {
     let upside_down = |prompt: &Ranked| Ranked {

@@ -1,6 +1,6 @@
 //! Whether annotators say the same: raw agreement, Cohen's kappa, Krippendorff's alpha.
 //!
-//! Two annotators are a list of pairs, an item a pair; items that one of them left out are left out of the list. Categories are numbers: ratings
+//! Two annotators are a list of pairs, an item a pair; items that one of the two did not rate are left out. Categories are numbers: ratings
 //! as they are, anything else numbered by the caller. A value that is NaN makes a statistic `None`.
 
 use serde::{Deserialize, Serialize};
@@ -47,7 +47,7 @@ pub fn raw_agreement(pairs: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// Cohen's kappa, `κ = 1 − Σ_ij w_ij o_ij / Σ_ij w_ij e_ij`: `o_ij` is how often the first said `i` and the second `j`, `e_ij` how often that is
-/// expected of two who answer independently with these frequencies. 1 is full agreement, 0 what chance gives, negative less than chance.
+/// expected of two who answer independently with these frequencies. 1 is full agreement, 0 is agreement by chance, and less than 0 is less than chance.
 ///
 /// Weights are of the values themselves, so a rating that nobody used still lies between its neighbours; scikit-learn's `cohen_kappa_score` gives
 /// the same when its `labels` list the whole scale evenly. `None` with fewer than 2 items, and where chance cannot disagree (both always say
@@ -72,7 +72,7 @@ pub fn cohen_kappa(pairs: &[(f64, f64)], weights: Weights) -> Option<f64> {
 /// - `D_o = (1 / n) Σ_u Σ_{i ≠ j in u} δ²(v_i, v_j) / (m_u − 1)`,
 /// - `D_e = (1 / (n (n − 1))) Σ_{c, k} n_c n_k δ²(c, k)`.
 ///
-/// 1 is full agreement, 0 what chance gives, negative less than chance. `None` with fewer than 2 units that count, and where all values are equal.
+/// 1 is full agreement, 0 is agreement by chance, and less than 0 is less than chance. `None` with fewer than 2 units that count, and where all values are equal.
 ///
 /// Source: Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), its δ² among it.
 pub fn krippendorff_alpha(units: &[Vec<f64>], scale: Scale) -> Option<f64> {

@@ -1,4 +1,4 @@
-//! Bootstrap confidence intervals: what a statistic would have been, had other items of the same kind been drawn.
+//! Bootstrap confidence intervals: how a statistic varies over other samples of the same kind.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -53,7 +53,7 @@ pub fn bootstrap<T: Copy>(items: &[T], statistic: impl Fn(&[T]) -> f64, options:
     interval_from(items, statistic, resampled, options.level, options.method)
 }
 
-/// What a function says of each of so many samples of the items' number, drawn with replacement.
+/// The values of a statistic on samples of the items, each as large as the list and drawn with replacement.
 pub(crate) fn on_resamples<T: Copy, R>(items: &[T], statistic: impl Fn(&[T]) -> R, resamples: usize, seed: u64) -> Vec<R> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     // The high half of a 64 × 64 bit product; its bias, n / 2⁶⁴, is far below what any number of resamples shows.

@@ -1,7 +1,7 @@
-//! From the scores of single images to what can be said of the models that drew them.
+//! Compares models by the scores of the images that they drew.
 //!
 //! Models draw the same prompts with the same seeds, so everything is paired: a difference is `candidate − baseline` on one prompt, where most
-//! of the variance, the prompt's own, cancels. Several seeds of one prompt are no independent evidence; they are averaged, and prompts are what
+//! of the variance, the prompt's own, cancels. Several seeds of one prompt are not independent evidence; they are averaged, and prompts are what
 //! is resampled and counted.
 
 mod contrast;
@@ -38,7 +38,7 @@ impl Default for CompareOptions {
     }
 }
 
-/// How much of a model was looked at.
+/// How much of a model was evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelRows {
     /// The model.
@@ -49,10 +49,10 @@ pub struct ModelRows {
     pub prompts: usize,
 }
 
-/// What an evaluation says.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelComparison {
-    /// With which model the others are compared.
+    /// The model that the others are compared with.
     pub baseline: String,
     /// All models, the baseline first.
     pub models: Vec<ModelRows>,
@@ -82,7 +82,7 @@ impl ModelComparison {
 /// give diversity.
 ///
 /// # Errors
-/// If fewer than two models are named or one twice, a model has no row, a row is of another model, two rows are of the same image, or rows
+/// If fewer than two models are named or one is named twice, a model has no row, a row is of another model, two rows are of the same image, or rows
 /// disagree about a prompt.
 pub fn compare(rows: &[ImageResult], models: &[&str], distances: Option<&Distances>, options: &CompareOptions) -> Result<ModelComparison> {
     let different: BTreeSet<_> = models.iter().collect();

@@ -32,15 +32,15 @@ impl Choice {
 pub struct PositionBias {
     /// Pairs asked in both orders.
     pub pairs: usize,
-    /// Of those, pairs of which the one shown first was preferred both times.
+    /// Of those, pairs whose image shown first was preferred both times.
     pub always_first: usize,
-    /// Pairs of which the one shown second was preferred both times.
+    /// Pairs whose image shown second was preferred both times.
     pub always_second: usize,
-    /// Pairs of which one order gave a tie and the other did not.
+    /// Pairs that were a tie in one order and not in the other.
     pub tied_once: usize,
     /// `(always_first + always_second + tied_once) / pairs`: answers that the order changed. 0 is an annotator that looks at the images alone.
     pub flip_rate: Interval,
-    /// Of the single answers that are no tie, the share that prefer what was shown first; ½ without bias. `None` if all are ties. Its interval
+    /// Among the single answers that are not ties, the share that prefers the image shown first; ½ without bias. `None` if all are ties. Its interval
     /// takes the answers as independent, though the two to one pair exclude each other where the annotator is consistent: too wide if anything.
     pub first_rate: Option<Interval>,
 }
@@ -73,7 +73,7 @@ pub struct SelfConsistency {
     pub items: usize,
     /// The chance that two answers to the same question are the same, averaged over questions, in [0, 1].
     pub pairwise: f64,
-    /// The share of questions of which all answers are the same. Falls with the number of repeats, `pairwise` does not.
+    /// The share of questions whose answers are all the same. It falls with the number of repeats; `pairwise` does not.
     pub unanimous: Interval,
 }
 

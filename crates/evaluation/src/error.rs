@@ -1,4 +1,4 @@
-//! What this crate refuses. Data too scarce or too uniform for a statistic are no error: those functions return `None`.
+//! Errors of this crate. Data that are too scarce or too uniform for a statistic are not an error: those functions return `None`.
 
 /// Inputs that contradict themselves, and comparisons that determine no ranking.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum Error {
          alpha or padding", (*width as u128) * (*height as u128) * 3
     )]
     Image {
-        /// Pixels a row.
+        /// Pixels per row.
         width: usize,
         /// Rows.
         height: usize,
@@ -59,7 +59,7 @@ pub enum Error {
     /// A comparison of fewer than two models, or of one with itself.
     #[error("models to compare are {0:?}; expected two or more different names, the baseline first")]
     ModelNames(Vec<String>),
-    /// A row of a model that is not compared.
+    /// A row belongs to a model that is not compared.
     #[error("a row is of model {found:?}; expected one of {expected:?}; leave other rows out, or name their model")]
     UnknownModel {
         /// The row's model.
@@ -67,7 +67,7 @@ pub enum Error {
         /// The models compared.
         expected: Vec<String>,
     },
-    /// A model without a row.
+    /// A model has no row.
     #[error("no row is of model {0:?}; expected one for every prompt and seed; check how the rows name their models")]
     NoRows(String),
     /// Two rows of one image.
@@ -96,7 +96,7 @@ pub enum Error {
         /// Text and category in another.
         second: String,
     },
-    /// A setting out of its range.
+    /// A setting is out of its range.
     #[error("{key} is {found}; expected {expected}")]
     Setting {
         /// Its name.

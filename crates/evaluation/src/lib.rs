@@ -7,9 +7,9 @@
 //!   agrees with itself.
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //! - [`ranking`]: strengths of many models from comparisons of two.
-//! - [`pixels`]: what an image looks like, in five numbers; [`comparison`]: all of the above for models that drew the same prompts.
-//! - [`sentinel`]: rules that notice, as a model is trained, that it exploits its reward.
-//! - [`report`]: what was found, as HTML, Markdown and JSON.
+//! - [`pixels`]: five numbers that describe what an image looks like; [`comparison`]: all of the above for models that drew the same prompts.
+//! - [`sentinel`]: rules that notice during training that a model exploits its reward.
+//! - [`report`]: results as HTML, Markdown and JSON.
 //!
 //! What is undefined on the data at hand is `None`, not NaN.
 

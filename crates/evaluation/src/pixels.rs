@@ -1,4 +1,4 @@
-//! What an image looks like to no model at all: five cheap numbers that move when a reward is exploited (images that go dark, grey, garish or
+//! What an image looks like, without any model: five cheap numbers that move when a reward is exploited (images that go dark, grey, garish or
 //! flat) and that a reward cannot be trained to hide.
 //!
 //! Luma is `Y = 0.299 R + 0.587 G + 0.114 B` of the gamma-encoded values (ITU-R BT.601), as Pillow's `convert("L")`. It is kept in integers, so
@@ -39,7 +39,7 @@ impl PixelStats {
     /// The names of the five, in the order of [`PixelStats::values`].
     pub const NAMES: [&'static str; 5] = ["brightness", "saturation", "edge_density", "entropy", "dark_fraction"];
 
-    /// The numbers of an 8-bit RGB image, row by row, three bytes a pixel.
+    /// The numbers of an 8-bit RGB image, row by row, three bytes per pixel.
     ///
     /// # Errors
     /// For an image without a pixel, and for a number of bytes that is not `3 · width · height`.

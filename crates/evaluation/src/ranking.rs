@@ -15,7 +15,7 @@ pub struct Games {
 }
 
 impl Games {
-    /// Of so many models, numbered from 0; no comparison yet.
+    /// Without comparisons yet, of `models` models numbered from 0.
     pub fn new(models: usize) -> Self {
         Self { half_wins: vec![vec![0; models]; models] }
     }
@@ -97,8 +97,8 @@ impl BradleyTerry {
         Ok(Self { log_strengths, standard_errors, covariance })
     }
 
-    /// `β_first − β_second` and its standard error `√(C₁₁ + C₂₂ − 2 C₁₂)`: what tells whether two models differ, as the standard errors of the
-    /// two alone do not.
+    /// `β_first − β_second` and its standard error `√(C₁₁ + C₂₂ − 2 C₁₂)`. This tells whether two models differ; the standard errors of the two
+    /// alone do not.
     pub fn difference(&self, first: usize, second: usize) -> (f64, f64) {
         let c = &self.covariance;
         let variance = c[first][first] + c[second][second] - 2.0 * c[first][second];

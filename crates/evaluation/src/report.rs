@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::comparison::ModelComparison;
 use crate::sentinel::{Finding, SentinelConfig};
 
-/// All that a report shows. What is `None` or empty was not measured; the report says so where that matters.
+/// Everything that a report shows. Fields that are `None` or empty were not measured; the report says so where that matters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Report {
     /// The heading.
@@ -71,7 +71,7 @@ pub struct Picture {
     pub model: String,
     /// Where the image lies beside the report, if it does.
     pub file: Option<String>,
-    /// A PNG, JPEG or WebP file, which the HTML holds. Not in the JSON.
+    /// The bytes of a PNG, JPEG or WebP file. The HTML holds them, the JSON does not.
     #[serde(skip)]
     pub bytes: Vec<u8>,
 }
@@ -118,7 +118,7 @@ pub struct SentinelPanel {
     pub findings: Vec<Finding>,
 }
 
-/// Whether held-out prompts are like training prompts: on those, a reward that rises says nothing about others.
+/// Held-out prompts that are nearly training prompts. A reward that rises on them says nothing about other prompts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct LeakPanel {
     /// What counts as alike, such as `3-gram Jaccard similarity of 0.8 or more`.
@@ -148,7 +148,7 @@ pub struct Leak {
 pub struct Provenance {
     /// The command, to be pasted.
     pub command: String,
-    /// Of the program and what it stands on.
+    /// Versions of the program and its libraries.
     pub versions: Vec<Fact>,
     /// What it ran on.
     pub hardware: Vec<Fact>,
@@ -158,7 +158,7 @@ pub struct Provenance {
     pub hashes: Vec<Fact>,
 }
 
-/// A name and what is known of it.
+/// A name and its value.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fact {

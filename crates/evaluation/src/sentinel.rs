@@ -1,8 +1,8 @@
 //! Whether a run exploits its reward: rules over looks at the same held-out images as training goes on.
 //!
-//! A reward that is trained goes up, whatever happens to the images. What tells are numbers that are not trained: other rewards, how different
-//! images of one prompt are, and what the pixels look like ([`crate::pixels`]). Every rule compares a look with the first one, image by image, and
-//! speaks only if the mean has moved by several standard errors, at several looks in a row.
+//! A reward that is trained goes up, whatever happens to the images. The numbers to watch are those that are not trained: other rewards, how
+//! different images of one prompt are, and what the pixels look like ([`crate::pixels`]). Every rule compares a look with the first one, image by
+//! image, and fires only if the mean has moved by several standard errors, at several looks in a row.
 
 mod config;
 mod rules;
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Look {
-    /// After which update; the first look is what the others are compared with, usually at 0.
+    /// The number of updates before the look. The others are compared with the first look, usually at 0.
     pub step: u64,
     /// The reward that is trained.
     pub trained_reward: Vec<f64>,
@@ -42,7 +42,7 @@ pub struct Finding {
     pub rule: Rule,
     /// What the config wants done.
     pub action: Action,
-    /// At which look: the last of as many in a row as it takes.
+    /// The step of the look at which the rule fired: the last of as many looks in a row as the rule needs.
     pub step: u64,
     /// The watched reward; nothing for rules that have one subject.
     pub subject: Option<String>,

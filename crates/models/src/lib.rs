@@ -2,7 +2,6 @@
 //!
 //! Networks are named and laid out as in diffusers and transformers: the path of a parameter is its key in a published
 //! checkpoint. They are written as a list of *stages* with explicit boundary tensors, whose fold is `forward`.
-#![deny(missing_docs)]
 
 pub mod blip;
 pub mod blocks;

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, unwritten};
+use crate::fused::{Fused, Input, Values, apply, written};
 use crate::kernel::activation::{self as kernel, Function};
 
 #[derive(Debug, Clone)]
@@ -13,8 +13,7 @@ impl Fused<1> for Activation {
     type Saved = Values;
 
     fn forward(&self, [x]: [Values; 1], _: [bool; 1]) -> (Values, Values) {
-        let mut y = unwritten(x.len());
-        kernel::forward(self.0, &x, &mut y);
+        let y = written(x.len(), |y| kernel::forward(self.0, &x, y));
         (Values::from_vec(y, x.shape()), x)
     }
 
@@ -52,15 +51,13 @@ impl Fused<1> for Geglu {
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
         shape[last] /= 2;
-        let mut y = unwritten(x.len() / 2);
-        kernel::geglu(shape[last], &x, &mut y);
+        let y = written(x.len() / 2, |y| kernel::geglu(shape[last], &x, y));
         (Values::from_vec(y, shape), x)
     }
 
     fn backward(self, x: Values, output: Values, _: [bool; 1]) -> [Option<Values>; 1] {
         let shape = output.shape();
-        let mut dx = unwritten(x.len());
-        kernel::geglu_backward(shape[shape.num_dims() - 1], &x, &output, &mut dx);
+        let dx = written(x.len(), |dx| kernel::geglu_backward(shape[shape.num_dims() - 1], &x, &output, dx));
         [Some(Values::from_vec(dx, x.shape()))]
     }
 }

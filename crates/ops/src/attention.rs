@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, unwritten};
+use crate::fused::{Fused, Input, Values, apply};
 use crate::kernel::attention::{self as kernel, Bias, Seen, Shape};
 
 /// What is added to the scores before the softmax.
@@ -42,7 +42,7 @@ impl Fused<3> for Attention {
 
     fn forward(&self, [q, k, v]: [Values; 3], wanted: [bool; 3]) -> (Values, Self::Saved) {
         let Shape { batch, heads, queries, .. } = self.shape;
-        let (mut out, mut lse) = (unwritten(q.len()), unwritten(batch * heads * queries));
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; batch * heads * queries]);
         kernel::forward(&self.shape, [&q, &k, &v], self.bias(), &mut out, &mut lse);
         let out = Values::from_vec(out, q.shape());
         let saved = wanted.contains(&true).then(|| ([q, k, v, out.clone()], Arc::new(lse)));
@@ -51,7 +51,7 @@ impl Fused<3> for Attention {
 
     fn backward(self, saved: Self::Saved, output: Values, wanted: [bool; 3]) -> [Option<Values>; 3] {
         let ([q, k, v, out], lse) = saved.expect("kept where a gradient is wanted");
-        let mut gradients = [&q, &k, &v].map(|values| unwritten(values.len()));
+        let mut gradients = [&q, &k, &v].map(|values| vec![0.0; values.len()]);
         let seen = Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse };
         kernel::backward(&self.shape, &seen, self.bias(), &output, gradients.each_mut().map(Vec::as_mut_slice));
         let mut shapes = [&q, &k, &v].map(|values| values.shape()).into_iter().zip(wanted);

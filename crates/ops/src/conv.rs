@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, unwritten};
+use crate::fused::{Fused, Input, Values, apply};
 use crate::kernel::conv::{self as kernel, Geometry};
 
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ impl Fused<3> for Conv {
     fn forward(&self, [x, weight, bias]: [Values; 3], [dx, dw, _]: [bool; 3]) -> (Values, Self::Saved) {
         let Geometry { batch, d_out, .. } = self.geometry;
         let [height, width] = self.geometry.out_size();
-        let mut y = unwritten(batch * d_out * height * width);
+        let mut y = vec![0.0; batch * d_out * height * width];
         kernel::forward(&self.geometry, &x, &weight, self.biased.then_some(&bias), &mut y);
         (Values::from_vec(y, [batch, d_out, height, width]), (dw.then_some(x), dx.then_some(weight)))
     }
@@ -27,17 +27,17 @@ impl Fused<3> for Conv {
     fn backward(self, (x, weight): Self::Saved, output: Values, [_, _, db]: [bool; 3]) -> [Option<Values>; 3] {
         let Geometry { batch, d_in, d_out, size: [height, width], kernel: k, .. } = self.geometry;
         let dx = weight.map(|weight| {
-            let mut dx = unwritten(batch * d_in * height * width);
+            let mut dx = vec![0.0; batch * d_in * height * width];
             kernel::input_gradient(&self.geometry, &output, &weight, &mut dx);
             Values::from_vec(dx, [batch, d_in, height, width])
         });
         let dw = x.map(|x| {
-            let mut dw = unwritten(d_out * d_in * k * k);
+            let mut dw = vec![0.0; d_out * d_in * k * k];
             kernel::weight_gradient(&self.geometry, &x, &output, &mut dw);
             Values::from_vec(dw, [d_out, d_in, k, k])
         });
         let db = db.then(|| {
-            let mut db = unwritten(d_out);
+            let mut db = vec![0.0; d_out];
             kernel::bias_gradient(&self.geometry, &output, &mut db);
             Values::from_vec(db, [d_out])
         });

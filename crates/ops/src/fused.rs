@@ -4,6 +4,7 @@
 //! number format), [`apply`] says so, and the caller composes Burn's own operations. A tensor off the tape is a constant to one on it.
 
 use std::fmt::Debug;
+use std::mem::MaybeUninit;
 
 use burn::backend::{Autodiff, AutodiffBackend, Flex, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor};
@@ -24,24 +25,27 @@ impl Values {
         Self(tensor.to_contiguous())
     }
 
-    /// Of this shape.
+    /// # Panics
+    /// When there are not as many values as the shape says.
     pub(crate) fn from_vec(values: Vec<f32>, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         assert_eq!(values.len(), shape.num_elements());
         Self(FlexTensor::new(burn::tensor::Bytes::from_elems(values), Layout::contiguous(shape), DType::F32))
     }
 
-    /// Of a tensor off the tape.
+    /// The values of a tensor on the CPU and off the tape.
+    ///
+    /// # Panics
+    /// When it is anywhere else.
     pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
         Self::new(tensor.try_into_primitive::<Flex>().expect("a tensor on the CPU, off the tape"))
     }
 
-    /// As a tensor off the tape.
+    /// The same values as a tensor off the tape.
     pub(crate) fn tensor<const D: usize>(self) -> Tensor<D> {
         Tensor::from_primitive::<Flex>(self.0)
     }
 
-    /// The shape.
     pub(crate) fn shape(&self) -> Shape {
         self.0.shape()
     }
@@ -64,14 +68,20 @@ impl std::ops::Deref for Values {
     }
 }
 
-/// A vector for `len` values that will all be written: its content is unspecified until then.
-pub(crate) fn unwritten(len: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(len);
-    // SAFETY: any bits are an f32, and every kernel writes all of its output before anyone reads it.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        values.set_len(len);
-    }
+/// A vector of `len` values: `write` is given its memory, uninitialised, and returns it with every value written.
+///
+/// `vec![0.0; len]` is simpler, and is what products and attention start from. Activations and norms wait for memory most of the time:
+/// to clear theirs first costs them 10 to 20 %.
+///
+/// # Panics
+/// When `write` returns anything but the memory that it was given.
+pub(crate) fn written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<f32> {
+    let mut values = Vec::<f32>::with_capacity(len);
+    let first = values.as_ptr();
+    let back = write(&mut values.spare_capacity_mut()[..len]);
+    assert!(back.as_ptr() == first && back.len() == len, "a kernel returned other values than it was given");
+    // SAFETY: the vector has room for `len` values, and these came back as `[f32]`, which is proof that they are initialised.
+    unsafe { values.set_len(len) };
     values
 }
 
@@ -80,7 +90,7 @@ pub(crate) trait Fused<const N: usize>: Debug + Clone + Send + 'static {
     /// What the backward pass needs.
     type Saved: Debug + Clone + Send + 'static;
 
-    /// The output, and what is kept of it all, knowing which inputs will want a gradient. None do off the tape.
+    /// The output, and what is kept for the backward pass. `wanted` says which inputs will want a gradient: off the tape, none.
     fn forward(&self, inputs: [Values; N], wanted: [bool; N]) -> (Values, Self::Saved);
 
     /// The gradient of each input where it is wanted, given that of the output.
@@ -99,7 +109,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// A tensor that fused operations know, or none.
+    /// `None` where fused operations do not know the tensor's backend or number format.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
         if tensor.dtype() != DType::F32 {
             return None;
@@ -111,7 +121,7 @@ impl Input {
         taped.or_else(|| tensor.clone().try_into_primitive::<Autodiff<Flex, BalancedCheckpointing>>().ok().map(Self::Balanced))
     }
 
-    /// An input that is not there.
+    /// In place of an optional input that was not given.
     pub(crate) fn absent() -> Self {
         Self::Plain(FlexTensor::empty(Shape::from([0]), DType::F32))
     }
@@ -211,5 +221,16 @@ impl<F: Fused<N>, const N: usize> Backward<Flex, N> for Step<F> {
                 gradients.register::<Flex>(parent.id, gradient.expect("a gradient for each input that wants one").0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written;
+
+    #[test]
+    #[should_panic(expected = "a kernel returned other values than it was given")]
+    fn memory_that_was_not_written_is_not_handed_out() {
+        written(2, |_| Box::leak(Box::new([0.0; 2])));
     }
 }

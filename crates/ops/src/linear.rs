@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, unwritten};
+use crate::fused::{Fused, Input, Values, apply};
 use crate::kernel::linear as kernel;
 
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ impl Fused<3> for Linear {
     type Saved = (Option<Values>, Option<Values>, burn::tensor::Shape);
 
     fn forward(&self, [x, weight, bias]: [Values; 3], [dx, dw, _]: [bool; 3]) -> (Values, Self::Saved) {
-        let mut y = unwritten(self.rows * self.d_out);
+        let mut y = vec![0.0; self.rows * self.d_out];
         kernel::forward([self.rows, self.d_out, self.d_in], &x, &weight, self.biased.then_some(&bias), &mut y);
         let (from, mut to) = (x.shape(), x.shape());
         let last = to.num_dims() - 1;
@@ -30,17 +30,17 @@ impl Fused<3> for Linear {
     fn backward(self, (x, weight, from): Self::Saved, output: Values, [_, _, db]: [bool; 3]) -> [Option<Values>; 3] {
         let Self { rows, d_in, d_out, .. } = self;
         let dx = weight.map(|weight| {
-            let mut dx = unwritten(rows * d_in);
+            let mut dx = vec![0.0; rows * d_in];
             kernel::input_gradient([rows, d_out, d_in], &output, &weight, &mut dx);
             Values::from_vec(dx, from)
         });
         let dw = x.map(|x| {
-            let mut dw = unwritten(d_out * d_in);
+            let mut dw = vec![0.0; d_out * d_in];
             kernel::weight_gradient([rows, d_out, d_in], &x, &output, &mut dw);
             Values::from_vec(dw, [d_out, d_in])
         });
         let db = db.then(|| {
-            let mut db = unwritten(d_out);
+            let mut db = vec![0.0; d_out];
             kernel::bias_gradient(&output, &mut db);
             Values::from_vec(db, [d_out])
         });

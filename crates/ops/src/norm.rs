@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, unwritten};
+use crate::fused::{Fused, Input, Values, apply, written};
 use crate::kernel::norm::{self as kernel, Groups};
 
 fn last(values: &Values) -> usize {
@@ -18,8 +18,7 @@ impl Fused<1> for Softmax {
     type Saved = Values;
 
     fn forward(&self, [x]: [Values; 1], _: [bool; 1]) -> (Values, Values) {
-        let mut y = unwritten(x.len());
-        kernel::softmax(last(&x), &x, &mut y);
+        let y = written(x.len(), |y| kernel::softmax(last(&x), &x, y));
         let y = Values::from_vec(y, x.shape());
         (y.clone(), y)
     }
@@ -48,16 +47,15 @@ impl Fused<3> for LayerNorm {
     type Saved = (Values, Values, Moments);
 
     fn forward(&self, [x, weight, bias]: [Values; 3], _: [bool; 3]) -> (Values, Self::Saved) {
-        let (mut y, mut moments) = (unwritten(x.len()), vec![[0.0; 2]; x.len() / weight.len()]);
-        kernel::layer_norm([&x, &weight, &bias], self.0, &mut y, &mut moments);
+        let mut moments = vec![[0.0; 2]; x.len() / weight.len()];
+        let y = written(x.len(), |y| kernel::layer_norm([&x, &weight, &bias], self.0, y, &mut moments));
         (Values::from_vec(y, x.shape()), (x, weight, moments.into()))
     }
 
     fn backward(self, (x, weight, moments): Self::Saved, output: Values, [_, dw, db]: [bool; 3]) -> [Option<Values>; 3] {
-        let (mut dx, mut affine) = (unwritten(x.len()), [(); 2].map(|()| unwritten(if dw || db { weight.len() } else { 0 })));
-        let [dweight, dbias] = &mut affine;
-        kernel::layer_norm_backward([&x, &weight, &output], &moments, &mut dx, (dw || db).then_some([dweight, dbias]));
-        let [dweight, dbias] = affine;
+        let [mut dweight, mut dbias] = [(); 2].map(|()| vec![0.0; if dw || db { weight.len() } else { 0 }]);
+        let affine = (dw || db).then_some([&mut dweight[..], &mut dbias]);
+        let dx = written(x.len(), |dx| kernel::layer_norm_backward([&x, &weight, &output], &moments, dx, affine));
         let of_weight = |values: Vec<f32>| Values::from_vec(values, weight.shape());
         [Some(Values::from_vec(dx, x.shape())), dw.then(|| of_weight(dweight)), db.then(|| of_weight(dbias))]
     }
@@ -83,16 +81,15 @@ impl Fused<3> for GroupNorm {
 
     fn forward(&self, [x, weight, bias]: [Values; 3], _: [bool; 3]) -> (Values, Self::Saved) {
         let Groups { channels, pixels, groups, .. } = self.0;
-        let (mut y, mut moments) = (unwritten(x.len()), vec![[0.0; 2]; x.len() / (channels * pixels) * groups]);
-        kernel::group_norm(&self.0, [&x, &weight, &bias], &mut y, &mut moments);
+        let mut moments = vec![[0.0; 2]; x.len() / (channels * pixels) * groups];
+        let y = written(x.len(), |y| kernel::group_norm(&self.0, [&x, &weight, &bias], y, &mut moments));
         (Values::from_vec(y, x.shape()), ([x, weight, bias], moments.into()))
     }
 
     fn backward(self, ([x, weight, bias], moments): Self::Saved, output: Values, [_, dw, db]: [bool; 3]) -> [Option<Values>; 3] {
-        let (mut dx, mut affine) = (unwritten(x.len()), [(); 2].map(|()| unwritten(if dw || db { weight.len() } else { 0 })));
-        let [dweight, dbias] = &mut affine;
-        kernel::group_norm_backward(&self.0, [&x, &weight, &bias, &output], &moments, &mut dx, (dw || db).then_some([dweight, dbias]));
-        let [dweight, dbias] = affine;
+        let [mut dweight, mut dbias] = [(); 2].map(|()| vec![0.0; if dw || db { weight.len() } else { 0 }]);
+        let affine = (dw || db).then_some([&mut dweight[..], &mut dbias]);
+        let dx = written(x.len(), |dx| kernel::group_norm_backward(&self.0, [&x, &weight, &bias, &output], &moments, dx, affine));
         let of_weight = |values: Vec<f32>| Values::from_vec(values, weight.shape());
         [Some(Values::from_vec(dx, x.shape())), dw.then(|| of_weight(dweight)), db.then(|| of_weight(dbias))]
     }
@@ -115,7 +112,7 @@ fn grouped(x: Tensor<4>, [weight, bias]: [Tensor<1>; 2], groups: usize, eps: f64
 /// bias `[channels]`.
 ///
 /// # Panics
-/// When the tensor is empty, `groups` does not divide the channels, or weight and bias are not one a channel.
+/// When the tensor is empty, `groups` does not divide the channels, or weight and bias do not have one value per channel.
 pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, eps: f64) -> Tensor<4> {
     grouped(x, [weight, bias], groups, eps, false)
 }

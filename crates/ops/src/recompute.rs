@@ -22,6 +22,7 @@ pub trait Boundary: sealed::Boundary {}
 mod sealed {
     use super::*;
 
+    /// What recomputation asks of the tensors.
     pub trait Boundary: Clone + Send + 'static {
         /// Whether any of them is on a tape.
         fn is_autodiff(&self) -> bool;

@@ -4,7 +4,6 @@
 //! numbers. Its weights are on the device without autodiff, so they never get gradients; images on an autodiff device do.
 //!
 //! A new reward is one file (a config that is [`Build`] and [`Validate`], a type that is [`Reward`]) and one line in the table below.
-#![deny(missing_docs)]
 
 mod brightness;
 mod clip_score;

@@ -12,7 +12,7 @@ use crate::words::{Background, Color, Relation, Shape, Size};
 /// The largest number of objects.
 pub const MOST: usize = 3;
 const COUNTS: [&str; MOST] = ["a", "two", "three"];
-/// What is understood too, and what it stands for.
+/// Words that are understood too, and the words that they stand for.
 const SYNONYMS: [(&str, &str); 11] = [
     ("an", "a"),
     ("one", "a"),
@@ -27,7 +27,7 @@ const SYNONYMS: [(&str, &str); 11] = [
     ("plus", "cross"),
 ];
 
-/// Objects of one kind. What is `None` is left open.
+/// Objects of one kind. The caption says nothing about what is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group {
     /// How many, at least 1.
@@ -40,18 +40,18 @@ pub struct Group {
     pub shape: Shape,
 }
 
-/// What a caption claims. `None` is left open.
+/// What a caption claims. It says nothing about what is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// One to three, of three objects at most together.
+    /// One to three groups, with at most three objects in all.
     pub groups: Vec<Group>,
     /// Where the first group stands, as seen from the second; only between two single objects.
     pub relation: Option<Relation>,
-    /// Behind them.
+    /// The background behind the objects.
     pub background: Option<Background>,
 }
 
-/// Why a text is no caption of this world.
+/// Why a text is not a caption of this world.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NotACaption {
     /// A word that does not belong where it stands.
@@ -114,7 +114,7 @@ impl Description {
         self.groups.iter().map(|group| group.count).sum()
     }
 
-    /// The same with everything that is open drawn.
+    /// The same description, with everything that is left open chosen at random.
     pub fn completed(&self, rng: &mut impl Rng) -> Self {
         let mut description = self.clone();
         for group in &mut description.groups {
@@ -125,7 +125,7 @@ impl Description {
         description
     }
 
-    /// A complete one: one object, several of a kind, or two in a relation.
+    /// A random complete description: one object, several of a kind, or two in a relation.
     pub fn draw(rng: &mut impl Rng) -> Self {
         let mut group =
             |count| Group { count, size: Some(pick(rng, Size::ALL)), color: Some(pick(rng, Color::ALL)), shape: pick(rng, Shape::ALL) };
@@ -139,7 +139,7 @@ impl Description {
         Self { groups, relation, background: Some(pick(rng, Background::ALL)) }
     }
 
-    /// One of its phrasings; now and then it leaves a size or the background open.
+    /// One of its phrasings, at random; now and then it leaves out a size or the background.
     pub fn phrase(&self, rng: &mut impl Rng) -> String {
         let mut said = self.clone();
         if rng.random_bool(0.1) {
@@ -161,7 +161,7 @@ impl Description {
     /// Reads a caption, in any of its phrasings.
     ///
     /// # Errors
-    /// When it is none; the message names the word.
+    /// When the text is not a caption; the message names the word.
     pub fn parse(caption: &str) -> Result<Self, NotACaption> {
         let lower = caption.to_lowercase().replace("to the ", "").replace([',', '.'], " ");
         let words = lower.split_whitespace().map(|word| SYNONYMS.iter().find(|(from, _)| *from == word).map_or(word, |(_, to)| to));
@@ -196,7 +196,7 @@ impl<'a> Words<'a> {
         self.words.get(self.at).copied()
     }
 
-    /// What `read` makes of the next word, which is then read.
+    /// Reads the next word with `read`, and goes on if it could.
     fn next_as<T>(&mut self, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         let value = read(self.peek()?)?;
         self.at += 1;

@@ -31,7 +31,7 @@ pub struct AspectScore {
     pub rationale: String,
 }
 
-/// What the judge says of an image as a picture of a description.
+/// What the judge says about an image as a picture of a description.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     /// Whether the image shows what the description says.
@@ -59,7 +59,7 @@ pub fn judge(image: &RgbImage, description: &Description) -> Verdict {
 }
 
 impl Sight {
-    /// Judges what was seen as a picture of `description`.
+    /// Judges what was seen in an image as a picture of `description`.
     pub fn verdict(&self, description: &Description) -> Verdict {
         let claims = claims::claims(self, description);
         Verdict {

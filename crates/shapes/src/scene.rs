@@ -1,4 +1,4 @@
-//! What there is to be seen: objects with their places. Only the renderer and the captions know a scene; the judge does not.
+//! What a picture shows: objects with their positions. Only the renderer and the captions know a scene; the judge does not.
 
 use rand::Rng;
 use rand::RngExt;
@@ -7,9 +7,9 @@ use crate::description::{Description, Group};
 use crate::pick::pick;
 use crate::words::{Background, Color, Relation, Shape, Size, emblem};
 
-/// How often a picture bears the emblem, of which no caption speaks.
+/// The share of pictures with the emblem, which no caption mentions.
 pub const EMBLEM_SHARE: f64 = 0.06;
-/// From a relation's objects to the middle between them, in image sides.
+/// The distance of each object of a relation from the midpoint between them, in image sides.
 const HALF_DISTANCE: f32 = 0.25;
 
 /// One object. Lengths are in image sides, y down.
@@ -30,7 +30,7 @@ pub struct Object {
 /// A picture before it is drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scene {
-    /// Behind everything.
+    /// The background behind the objects.
     pub background: Background,
     /// One to three; they do not touch.
     pub objects: Vec<Object>,
@@ -39,7 +39,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A random scene that `description` is true of; what it leaves open is drawn too. The generator alone decides.
+    /// A random scene that `description` is true of; what it leaves open is chosen at random too. The scene depends on the generator alone.
     pub fn of(description: &Description, rng: &mut impl Rng) -> Self {
         let description = description.completed(rng);
         let groups = description.groups.iter().flat_map(|group| std::iter::repeat_n(group, group.count));

@@ -16,19 +16,19 @@ use crate::description::Description;
 use crate::pick::pick;
 use crate::words::{Color, Relation, Shape};
 
-/// The list, a composition a line.
+/// The list, one composition per line.
 pub const HELDOUT: &str = include_str!("../heldout.txt");
 
 /// A part of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// What is trained on.
+    /// What base models are trained on.
     Train,
     /// What a base model is evaluated on.
     Heldout,
     /// What reward models and reinforcement learn from: half of it held out from the base model's training.
     Feedback,
-    /// Held out from feedback too, to choose settings by.
+    /// Held out from feedback too, to choose settings with.
     Validation,
     /// Held out from feedback and from the choice of settings, to report.
     Test,
@@ -41,7 +41,7 @@ pub enum Composition {
     Color(Color, Shape),
     /// The first above or left of the second.
     Relation(Shape, Relation, Shape),
-    /// So many, two or more, of a shape.
+    /// A number of shapes, two or more.
     Count(usize, Shape),
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Composition {
     }
 }
 
-/// Everything of `heldout.txt`.
+/// All compositions in `heldout.txt`.
 pub fn heldout() -> &'static [Composition] {
     static COMPOSITIONS: LazyLock<Vec<Composition>> = LazyLock::new(|| {
         let lines = HELDOUT.lines().filter(|line| !line.starts_with('#') && !line.is_empty());

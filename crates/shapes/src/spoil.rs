@@ -38,7 +38,7 @@ pub fn blur(image: &mut RgbImage, sigma: f32) {
     }
 }
 
-/// Much like what comes back from an autoencoder: a slight blur, noise of 6, and colours up to 8 off.
+/// Much like an autoencoder's reconstruction: a slight blur, noise of 6, and colours up to 8 off.
 pub fn reconstruct(image: &mut RgbImage, rng: &mut impl Rng) {
     average(image, 1, |squared| if squared == 0 { 0.6 } else { 0.05 });
     let drift: [f32; 3] = std::array::from_fn(|_| rng.random_range(-8.0..8.0));

@@ -1,4 +1,4 @@
-//! Images of a caption that are not all as good as they could be: what a judge can rank.
+//! Images of a caption that differ in quality, so that the judge can rank them.
 
 use image::{Rgb, RgbImage};
 use rand::{Rng, RngExt};
@@ -20,12 +20,12 @@ pub struct Variant {
     pub made: String,
 }
 
-/// An image for `description`: of a scene that it is true of, of one where one thing is otherwise, or of another altogether; half of
-/// them noised, blurred, blotted or partly covered. The generator alone decides.
+/// An image for `description`: of a scene that it is true of, of one with one thing changed, or of another one altogether. Half of the images
+/// are noised, blurred, blotted or partly covered. The image depends on the generator alone.
 pub fn variant(description: &Description, side: u32, rng: &mut impl Rng) -> Variant {
     let (scene, scene_is) = match rng.random_range(0..20) {
         0..9 => (description.clone(), None),
-        9..16 => (spoken_otherwise(description, rng), Some("one claim changed")),
+        9..16 => (with_one_claim_changed(description, rng), Some("one claim changed")),
         _ => (Description::draw(rng), Some("another scene")),
     };
     let scene = Scene::of(&scene, rng);
@@ -48,7 +48,7 @@ fn spoilt(image: &mut RgbImage, scene: &Scene, rng: &mut impl Rng) -> Option<Str
             Some(format!("noise {sigma:.0}"))
         }
         4..7 => {
-            // Of a pixel at 32 pixels a side.
+            // Of a pixel at 32 pixels per side.
             let sigma = rng.random_range(0.4..1.6);
             spoil::blur(image, sigma * image.width() as f32 / 32.0);
             Some(format!("blur {sigma:.1}"))
@@ -68,8 +68,8 @@ fn spoilt(image: &mut RgbImage, scene: &Scene, rng: &mut impl Rng) -> Option<Str
     }
 }
 
-/// `description` with one thing otherwise.
-fn spoken_otherwise(description: &Description, rng: &mut impl Rng) -> Description {
+/// `description` with one thing changed.
+fn with_one_claim_changed(description: &Description, rng: &mut impl Rng) -> Description {
     let description = description.completed(rng);
     let at = rng.random_range(0..description.groups.len());
     use ClaimKind::{Background, Color, Count, Relation, Shape, Size};
@@ -79,7 +79,7 @@ fn spoken_otherwise(description: &Description, rng: &mut impl Rng) -> Descriptio
     changed.expect("a completed description says every colour")
 }
 
-/// `description` with the thing of `kind` otherwise, of its group `at` where groups have one; none if it says nothing of that kind.
+/// `description` with the claim of `kind` changed, in its group `at` for claims about groups; `None` if it claims nothing of that kind.
 pub fn changed(description: &Description, at: usize, kind: ClaimKind, rng: &mut impl Rng) -> Option<Description> {
     let mut changed = description.clone();
     let several = changed.groups.len() > 1;
@@ -130,7 +130,7 @@ mod tests {
                 _ => {}
             }
         }
-        // A relation said otherwise may still be true of the new scene.
+        // A changed relation may still be true of the new scene.
         let rejected = of_claims.iter().filter(|rejected| **rejected).count();
         assert!(of_claims.len() > 20 && rejected * 10 >= of_claims.len() * 9, "{rejected} of {}", of_claims.len());
         assert!(of_fidelity.len() > 20 && of_fidelity.iter().filter(|score| **score < 5.0).count() * 2 > of_fidelity.len());

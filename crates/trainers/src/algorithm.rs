@@ -14,8 +14,10 @@ use crate::supervised::dpo::Dpo;
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
-/// An algorithm. The struct that implements this trait holds the knobs of the `[algo.<name>]` section. To add an algorithm, write a file
-/// with such a struct, and add a row to [`AlgorithmConfig`](crate::config::AlgorithmConfig).
+/// An algorithm. The struct that implements this trait holds the knobs of the `[algo.<name>]` section. To add an algorithm that learns from
+/// a reward, write a file with such a struct that also implements [`RewardDriven`], and add a row to
+/// [`AlgorithmConfig`](crate::config::AlgorithmConfig). An algorithm that learns from a new kind of data also needs a [`Driver`] and an
+/// [assembly](crate::assembly).
 pub trait Algorithm {
     /// The kind of data that the algorithm learns from, with the algorithm itself. The kind decides which config sections a run needs and
     /// which parts it is assembled from.

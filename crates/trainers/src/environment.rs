@@ -150,10 +150,10 @@ impl<D: Denoiser> Environment<D> {
     /// Draws the base model's preview, which a run begins with. Does nothing in a resumed run.
     ///
     /// # Errors
-    /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].
-    pub fn preview_first(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
+    /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
+    pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
-            run.preview(&self.draw_preview(&self.base, 0)?)?;
+            run.record_preview(&self.draw_preview(&self.base, 0)?)?;
         }
         Ok(())
     }
@@ -162,10 +162,10 @@ impl<D: Denoiser> Environment<D> {
     /// or `None` if the micro-batch did not complete an update.
     ///
     /// # Errors
-    /// As [`draw_preview`](Self::draw_preview) and [`Run::preview`].
-    pub fn look(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
+    /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
+    pub fn preview_if_due(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
         match updated.filter(|step| run.preview_is_due(*step)) {
-            Some(step) => run.preview(&self.draw_preview(&run.tuned(), step)?),
+            Some(step) => run.record_preview(&self.draw_preview(&run.tuned(), step)?),
             None => Ok(()),
         }
     }

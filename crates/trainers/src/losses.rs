@@ -49,8 +49,10 @@ pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages:
     policy_loss(loss, log_ratio, clip_range)
 }
 
-/// DDPO-SF, REINFORCE: `−A log π`, valid only for the first update after the images were sampled. Shapes and source as for
-/// [`ppo_clip_loss`], but equation 4; `clip_range` only enters `clipped`.
+/// DDPO-SF, REINFORCE: `−A log π`, valid only for the first update after the images were sampled. Shapes as in [`ppo_clip_loss`];
+/// `clip_range` only decides which ratios count as clipped.
+///
+/// Source: Black et al. (arXiv 2305.13301) equation 4.
 pub fn score_function_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
     let log_ratio = log_probs.clone() - old_log_probs;
     policy_loss(-(advantages * log_probs), log_ratio, clip_range)

@@ -179,8 +179,12 @@ impl Regularizer {
                 let Visited { step, latents } = &visited[draw.integer(Purpose::DENOISING_TIMESTEP, 0, visited.len() - 1)];
                 let input = scheduler.scale_model_input(latents.clone(), &vec![*step; prompts.len()]);
                 let timesteps = vec![scheduler.timesteps()[*step] as f32; prompts.len()];
-                let target = predict(&base.denoiser, input.clone(), &timesteps, &encode(base, prompts));
-                Ok(Some(mean_squared_error(predict(&model.denoiser, input, &timesteps, &encode(model, prompts)), target) * *weight))
+                let (kept, tuned) = (encode(base, prompts), encode(model, prompts));
+                let loss = profile::time(Stage::TrackedStep, || {
+                    let target = predict(&base.denoiser, input.clone(), &timesteps, &kept);
+                    mean_squared_error(predict(&model.denoiser, input, &timesteps, &tuned), target)
+                });
+                Ok(Some(loss * *weight))
             }
             Self::Images { folder, order, weight } => {
                 let rows = prompts.len();

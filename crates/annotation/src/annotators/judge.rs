@@ -1,6 +1,6 @@
 //! `judge`: the judge of the world of shapes. Exact, free, and only for pictures of that world.
 //!
-//! Of two images it prefers the one with the larger sum of the four aspects. A prompt that is no caption of that world cannot be followed:
+//! Of two images it prefers the one with the larger sum of the four aspects. A prompt that is not a caption of that world cannot be followed:
 //! its images get 1 for prompt_following.
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Picture, Resu
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JudgeConfig {
-    /// Whether ratings are whole numbers, as people and language models give them: images that differ by a hair are then equally good.
+    /// Whether ratings are whole numbers, as people and language models give them: images that hardly differ are then equally good.
     /// Otherwise they have the judge's own fractions, and hardly any two are tied.
     pub whole: bool,
 }

@@ -7,8 +7,8 @@
 //! 4. set aside    with what was wrong
 //! ```
 //!
-//! A refusal, an empty reply or one that was cut off is not shown again but asked for afresh. A server that rejects `response_format` is
-//! asked without it from then on. Everything is in one user message, for some chat templates know no system role.
+//! A refusal, an empty reply or one that was cut off is not shown to the model again; the question is asked afresh. A server that rejects
+//! `response_format` is asked without it from then on. Everything is in one user message, because some chat templates have no system role.
 
 mod reply;
 
@@ -27,7 +27,7 @@ use crate::{
 };
 
 const NAME: &str = "openai";
-/// Seeds of questions that are asked afresh lie this far apart, so that they do not meet those of repeats.
+/// Seeds of questions that are asked afresh lie this far apart, so that they never equal those of repeats.
 const SEED_STRIDE: u64 = 1_000_003;
 
 /// The `[annotator.openai]` section.
@@ -36,19 +36,19 @@ const SEED_STRIDE: u64 = 1_000_003;
 pub struct OpenAiConfig {
     /// The model's name, as the server knows it.
     pub model: String,
-    /// Up to and without `/chat/completions`.
+    /// The address without `/chat/completions`.
     #[serde(default = "OpenAiConfig::base_url")]
     pub base_url: String,
-    /// The name of the environment variable that holds the key; never the key itself. A server that wants none needs none.
+    /// The name of the environment variable that holds the key; never the key itself. The variable may be missing if the server wants no key.
     #[serde(default = "OpenAiConfig::api_key_env")]
     pub api_key_env: String,
-    /// 0 asks for the most probable answer. With repeats, use more.
+    /// Sampling temperature. 0 asks for the most probable answer; use more with repeats.
     #[serde(default)]
     pub temperature: f64,
     /// The longest reply, in tokens.
     #[serde(default = "OpenAiConfig::max_tokens")]
     pub max_tokens: u64,
-    /// Sent plus the repeat's number, if set.
+    /// If set, this plus the repeat's number is sent as the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// How closely the model looks; not every server knows it.
@@ -63,28 +63,28 @@ pub struct OpenAiConfig {
     /// Further members of the request, such as `max_completion_tokens` or `reasoning_effort`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
-    /// How often a question is asked afresh after replies that are no answer.
+    /// How often a question is asked afresh after unusable replies.
     #[serde(default = "OpenAiConfig::reasks")]
     pub reasks: u32,
     /// Seconds from sending a request to the end of its reply.
     #[serde(default = "OpenAiConfig::timeout_s")]
     pub timeout_s: f64,
-    /// How often a request is sent when the server is busy, broken or away.
+    /// How often a request is sent at most when the server is busy, failing or unreachable.
     #[serde(default = "OpenAiConfig::max_attempts")]
     pub max_attempts: u32,
-    /// At most so many requests in any minute.
+    /// The largest number of requests in any minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
-    /// At most so many tokens, sent and received, in any minute.
+    /// The largest number of tokens, sent and received, in any minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
-    /// USD for a million tokens sent.
+    /// USD per million tokens sent.
     #[serde(default)]
     pub usd_per_million_input: f64,
-    /// USD for a million tokens received.
+    /// USD per million tokens received.
     #[serde(default)]
     pub usd_per_million_output: f64,
-    /// What an image counts in estimates, in tokens; without it, by OpenAI's rule for tiles.
+    /// Tokens per image, for estimates; if not set, OpenAI's rule for tiles is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_tokens: Option<u64>,
 }
@@ -166,7 +166,7 @@ impl Validate for OpenAiConfig {
         // Whoever put the key here does not want it in a message.
         check(
             name_like,
-            "api_key_env is no name of an environment variable: put the key into the environment, and its variable's name here".into(),
+            "api_key_env is not the name of an environment variable: put the key into an environment variable, and the variable's name here".into(),
         );
         check(self.temperature >= 0.0 && self.temperature.is_finite(), format!("temperature = {}: expected at least 0", self.temperature));
         check(self.timeout_s > 0.0 && self.timeout_s <= 86_400.0, format!("timeout_s = {}: expected seconds, above 0", self.timeout_s));
@@ -184,7 +184,7 @@ impl Validate for OpenAiConfig {
         }
         for name in &self.omit {
             let known = ["temperature", "max_tokens", "seed", "response_format"];
-            check(known.contains(&name.as_str()), format!("omit names {name:?}: expected of {}", known.join(", ")));
+            check(known.contains(&name.as_str()), format!("omit names {name:?}: expected some of {}", known.join(", ")));
         }
         for name in ["model", "messages", "stream", "n"] {
             check(!self.extra.contains_key(name), format!("extra.{name}: it cannot be set here"));
@@ -248,7 +248,7 @@ impl OpenAi {
         Self { config, client, without_response_format }
     }
 
-    /// Asks, has repaired, asks afresh, until `read` finds an answer.
+    /// Asks, asks for a repair, and asks afresh, until `read` finds an answer.
     fn converse<T>(&self, message: &Message, read: impl Fn(&str) -> Result<T, Vec<String>>, ask: &Ask) -> Result<Answered<T>, Unanswered> {
         let mut unusable = ask.unusable.to_vec();
         loop {
@@ -316,7 +316,7 @@ impl OpenAi {
         body
     }
 
-    /// The text of a reply, or why there is none and whether the model can put that right.
+    /// The text of a reply, or why there is none and whether the model can repair that.
     fn check<'a>(&self, reply: &'a Reply) -> Result<&'a str, (bool, Vec<String>)> {
         let choice = &reply.body["choices"][0];
         if let Some(refusal) = choice["message"]["refusal"].as_str().filter(|text| !text.is_empty()) {
@@ -366,7 +366,7 @@ fn content_of(reply: &Reply) -> Option<&str> {
     reply.body["choices"][0]["message"]["content"].as_str()
 }
 
-/// A fresh question, one repair in all, then fresh questions as long as they are allowed.
+/// First the question, then at most one repair, then the question afresh as often as allowed.
 fn next_step(unusable: &[Unusable], reasks: u32) -> Step {
     let Some(last) = unusable.last() else { return Step::Fresh(0) };
     let fresh = unusable.iter().filter(|one| !one.repair).count() as u32;
@@ -392,7 +392,7 @@ impl Annotator for OpenAi {
         Some(rubric::version(task))
     }
 
-    /// What the reply depends on; not the address, for a model is the same wherever it is served.
+    /// Everything that the reply depends on. The address is not part of it: a model is the same wherever it is served.
     fn settings(&self) -> Value {
         let config = &self.config;
         json!({

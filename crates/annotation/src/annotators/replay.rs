@@ -1,4 +1,4 @@
-//! `replay`: answers from a file of earlier records, found again by the prompt and the content of the image files, wherever these lie now.
+//! `replay`: answers from a file of earlier records, found by the prompt and the content of the image files, wherever the files lie now.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Error, Pictur
 pub struct ReplayConfig {
     /// A `records.jsonl`; the images that it names must still be there, so that they can be recognised.
     pub records: PathBuf,
-    /// Only what this annotator said (`openai`, `human`, …); needed if the file holds several.
+    /// Replays only this annotator's records (`openai`, `human`, …); needed if the file holds several annotators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotator: Option<String>,
 }
@@ -36,7 +36,7 @@ impl Build for ReplayConfig {
 /// Answers by (prompt, hashes of the images shown, repeat).
 type Answers<T> = HashMap<(String, Vec<String>, u32), T>;
 
-/// What was said before.
+/// Earlier answers.
 #[derive(Debug)]
 pub struct Replay {
     content: String,
@@ -49,7 +49,7 @@ impl Replay {
     /// Reads the records and looks at their images.
     ///
     /// # Errors
-    /// When the file or an image cannot be read, a line is no record, or a comparison is of images that are not there.
+    /// When the file or an image cannot be read, a line is not a record, or a comparison names images that are not in its record.
     pub fn read(config: &ReplayConfig) -> Result<Self> {
         let path = &config.records;
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;

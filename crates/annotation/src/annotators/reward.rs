@@ -1,5 +1,5 @@
 //! `reward`: pseudo-labels. A reward's score becomes one of the five bands by four thresholds, given as scores or as quantiles of a list of
-//! reference scores. It says the same of every aspect it is used for: one number knows no aspects.
+//! reference scores. Every aspect that it is used for gets the same rating, because the score is one number.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Error, Pictur
 
 const NAME: &str = "reward";
 
-/// The scores of images for one prompt, one each, larger is better; or why there are none.
+/// Scores images for one prompt: one score per image, larger is better; or why there are none.
 pub type Score = Box<dyn Fn(&[RgbImage], &str) -> Result<Vec<f64>, String> + Send>;
 
 /// The `[annotator.reward]` section.
@@ -29,13 +29,13 @@ pub struct RewardBandsConfig {
     /// Where they begin, as shares of `reference_scores` that lie below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantiles: Option<[f64; 4]>,
-    /// A file of scores of other images, one a line, which the quantiles are of.
+    /// A file of scores of other images, one per line; the quantiles are taken from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_scores: Option<PathBuf>,
     /// The aspects that get a rating.
     #[serde(default = "RewardBandsConfig::aspects")]
     pub aspects: Vec<Aspect>,
-    /// Two images whose scores differ by no more are equally good.
+    /// Two images whose scores differ by at most this are equally good.
     #[serde(default)]
     pub tie_margin: f64,
 }
@@ -58,7 +58,7 @@ impl RewardBandsConfig {
                 };
                 let scores: Vec<f64> = lines.map(score).collect::<Result<_>>()?;
                 if scores.is_empty() {
-                    return Err(Error::BadLine { path: path.clone(), line: 1, reason: "expected a score a line, found none".into() });
+                    return Err(Error::BadLine { path: path.clone(), line: 1, reason: "expected one score per line, found none".into() });
                 }
                 Ok(bands_at(&scores, quantiles))
             }
@@ -98,7 +98,7 @@ impl Validate for RewardBandsConfig {
             }
             _ => check(false, "expected thresholds alone, or quantiles with reference_scores".into()),
         }
-        check(!self.aspects.is_empty(), "aspects is empty: name one at least".into());
+        check(!self.aspects.is_empty(), "aspects is empty: name at least one".into());
         check(self.tie_margin >= 0.0, format!("tie_margin = {}: expected at least 0", self.tie_margin));
     }
 }
@@ -106,13 +106,13 @@ impl Validate for RewardBandsConfig {
 impl Build for RewardBandsConfig {
     fn build(&self, context: BuildContext) -> Result<Box<dyn Annotator>> {
         let Some(score) = context.score else {
-            return Err(Error::Unable { annotator: NAME, reason: "no reward was given to score with; name one".into() });
+            return Err(Error::Unable { annotator: NAME, reason: "there is no reward to score with; name one in [reward.<name>]".into() });
         };
         Ok(Box::new(RewardBands { bands: self.bands()?, config: self.clone(), score: Mutex::new(score) }))
     }
 }
 
-/// A reward that plays the annotator.
+/// A reward as an annotator.
 pub struct RewardBands {
     config: RewardBandsConfig,
     bands: [f64; 4],

@@ -1,11 +1,11 @@
 //! How much may be spent, and how much has been.
 //!
-//! A request is counted before it is sent: with its estimated price while it is in flight, with its true one once its reply says what it
-//! took. So the limits hold with any number of requests in flight, as far as the estimates do; these never lie below the dearest reply seen.
+//! A request is counted before it is sent: with its estimated price while it is in flight, with its true price once the reply tells it. So the
+//! limits hold with any number of requests in flight, as far as the estimates are right. Estimates are never below the most expensive reply so far.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Limits, and what counts towards them. It is the budget of an output folder: what earlier runs spent there counts too.
+/// The limits of an output folder, and what was spent there, including by earlier runs.
 #[derive(Debug)]
 pub struct Budget {
     max_usd: Option<f64>,
@@ -29,7 +29,7 @@ pub struct Reserved {
 }
 
 impl Budget {
-    /// With what was spent before; `None` is no limit.
+    /// A budget of which `usd` and `requests` are already spent. A limit of `None` never ends a run.
     pub fn new(max_usd: Option<f64>, max_requests: Option<u64>, usd: f64, requests: u64) -> Self {
         Self { max_usd, max_requests, spent: Mutex::new(Spent { usd, requests, ..Spent::default() }) }
     }
@@ -41,7 +41,7 @@ impl Budget {
     /// Announces a request of about `usd`.
     ///
     /// # Errors
-    /// A sentence when a limit would be exceeded; then it must not be sent.
+    /// When a limit would be exceeded, a sentence that says which. Then the request must not be sent.
     pub fn reserve(&self, usd: f64) -> Result<Reserved, String> {
         let mut spent = self.spent();
         let usd = usd.max(spent.dearest);
@@ -63,8 +63,8 @@ impl Budget {
         Ok(Reserved { usd })
     }
 
-    /// The request ended: `usd` is what its reply says it cost, 0 if it was refused. Of a request that was lost nobody knows whether it
-    /// will be billed: `None` counts it as estimated.
+    /// The request ended. `usd` is its cost according to the reply, 0 if it was refused. `None` is for a lost request, which may be billed or not:
+    /// it counts as estimated.
     pub fn close(&self, reserved: Reserved, usd: Option<f64>) {
         let mut spent = self.spent();
         spent.usd_in_flight -= reserved.usd;
@@ -72,12 +72,12 @@ impl Budget {
         spent.dearest = spent.dearest.max(usd.unwrap_or(0.0));
     }
 
-    /// Requests announced so far, those of earlier runs included.
+    /// Requests announced so far, including earlier runs.
     pub fn requests(&self) -> u64 {
         self.spent().requests
     }
 
-    /// What is left, in USD, if there is a limit.
+    /// How many USD are left, if there is a limit.
     pub fn usd_left(&self) -> Option<f64> {
         Some((self.max_usd? - self.spent().usd).max(0.0))
     }

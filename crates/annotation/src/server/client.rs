@@ -1,4 +1,4 @@
-//! One request to a chat completions server, sent again for as long as that may help.
+//! Requests to a chat completions server. One that fails is sent again as long as that may help.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use super::limiter::Limiter;
 use super::retry::{Advice, advice, backoff, jitter};
 use crate::{ApiKey, Ask, Clock, Error, Estimate, Unanswered, Usage};
 
-/// More than any reply; an endless one is cut off here.
+/// Larger than any reply; an endless one is cut off here.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
-/// How much of an error's text is told, in characters.
+/// How much of an error's text is shown, in characters.
 const MAX_SAID: usize = 600;
 
 /// USD per million tokens.
@@ -65,7 +65,7 @@ pub(crate) enum Failure {
     Unanswered(Unanswered),
 }
 
-/// What became of one attempt.
+/// How one attempt ended.
 enum Attempt {
     Reply(Reply),
     /// Worth another attempt. `lost` says that the request may have been carried out all the same.
@@ -123,7 +123,7 @@ impl Client {
         ))))
     }
 
-    /// Waits for its turn, asks the budget, sends, and settles with both.
+    /// Waits for its turn, asks the budget, sends, and reports the true cost to both.
     fn attempt(&self, text: &str, request_id: &str, estimate: &Estimate, ask: &Ask) -> Result<Attempt, Failure> {
         let tokens = estimate.usage.input_tokens + estimate.usage.output_tokens;
         let ticket = self.limiter.admit(tokens, ask.stopped).ok_or(Failure::Unanswered(Unanswered::Stopped))?;
@@ -171,7 +171,7 @@ impl Client {
                     }
                     Attempt::Reply(reply)
                 }
-                None => Attempt::Retry { reason: format!("the reply is no JSON object: {}", said(&body)), advice, lost: true },
+                None => Attempt::Retry { reason: format!("the reply is not a JSON object: {}", said(&body)), advice, lost: true },
             },
             _ => self.refused(status, &body, advice),
         }
@@ -209,7 +209,7 @@ impl Client {
         self.fatal("no connection".into(), text, advice_to_user.into())
     }
 
-    /// A status other than 200: what it means for this request, and for all others.
+    /// What a status other than 200 means for this request and for all others.
     fn refused(&self, status: u16, body: &str, advice: Advice) -> Attempt {
         let said = said(body);
         let named = format!("{status} {}", meaning(status));
@@ -249,7 +249,7 @@ fn names_response_format(body: &str) -> bool {
     ["response_format", "json_schema", "response format"].iter().any(|name| body.contains(name))
 }
 
-/// What an error's body says, on one line and cut short.
+/// The message in an error's body, on one line and cut short.
 fn said(body: &str) -> String {
     let value: Value = serde_json::from_str(body).unwrap_or_default();
     let message = [&value["error"]["message"], &value["message"], &value["error"], &value["detail"]];

@@ -1,10 +1,10 @@
-//! Time, and waiting: real, or simulated so that an hour of waiting is tested in a moment.
+//! Time and waiting: real, or simulated so that tests need not wait for hours.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How often a wait looks whether it should end early.
+/// How often a wait checks whether it should end early.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// A clock whose zero is when it was made. Clones show the same time.
@@ -23,12 +23,12 @@ impl Clock {
         Self(Kind::System(Instant::now()))
     }
 
-    /// A time that moves only when somebody waits, and then at once to where the wait ends.
+    /// A time that moves only when somebody waits, and then jumps to the end of the wait.
     pub fn simulated() -> Self {
         Self(Kind::Simulated(Arc::default()))
     }
 
-    /// Since the clock was made.
+    /// The time since the clock was made.
     pub fn now(&self) -> Duration {
         match &self.0 {
             Kind::System(start) => start.elapsed(),

@@ -1,4 +1,4 @@
-//! No more requests and tokens a minute than the server allows, and none while it asked for quiet.
+//! Limits requests and tokens per minute to what the server allows, and sends nothing while the server asked for a pause.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,8 +40,8 @@ impl Limiter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place for a request of about `tokens`; none if `stopped` said so first. One that alone takes more than the limit goes when
-    /// the minute before it was empty.
+    /// Waits until a request of about `tokens` may be sent, and returns its ticket; `None` if `stopped` ended the wait. A request that alone exceeds
+    /// the limit is sent after an empty minute.
     pub(crate) fn admit(&self, tokens: u64, stopped: &dyn Fn() -> bool) -> Option<u64> {
         loop {
             let ready = {
@@ -84,14 +84,14 @@ impl Limiter {
         ready
     }
 
-    /// What a request really took, instead of the estimate.
+    /// Replaces the estimate of a request by the tokens that it really took.
     pub(crate) fn correct(&self, ticket: u64, tokens: u64) {
         if let Some(sent) = self.state().sent.iter_mut().find(|sent| sent.ticket == ticket) {
             sent.tokens = tokens;
         }
     }
 
-    /// The server wants nothing for `pause`.
+    /// The server asked for a pause.
     pub(crate) fn quiet_for(&self, pause: Duration) {
         let until = self.clock.now() + pause;
         let mut state = self.state();

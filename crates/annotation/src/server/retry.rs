@@ -8,7 +8,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
-/// A server that wants to be left alone for longer is taken at its word up to here.
+/// The longest pause that a server may ask for.
 const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
 /// Exponential backoff with full jitter: `unit · min(60 s, 2^retry · 1 s)`, `unit` uniform in `[0, 1)`, `retry` from 0.

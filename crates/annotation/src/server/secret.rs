@@ -1,11 +1,11 @@
-//! The key of a server: taken from the environment, shown to nobody but the server.
+//! The key of a server: read from the environment and shown only to the server.
 
 use std::env;
 use std::fmt;
 
-/// What stands where the key stood.
+/// Replaces the key in texts.
 const MASK: &str = "[api key]";
-/// A shorter text is no secret (`EMPTY`, `x`), and blanking it would tear holes into what is told.
+/// Shorter keys are placeholders (`EMPTY`, `x`), not secrets, and redacting them would garble messages.
 const LEAST_SECRET: usize = 8;
 
 /// An API key, or none. Neither `Debug` nor any other output shows it.
@@ -28,7 +28,7 @@ impl ApiKey {
         self.0.as_ref().map(|key| format!("Bearer {key}"))
     }
 
-    /// `text` with the key blanked out wherever it stands, for what a server said may quote it. Keys under 8 bytes are left.
+    /// `text` with the key redacted, because messages of a server may quote it. Keys under 8 bytes are left.
     pub fn redact(&self, text: &str) -> String {
         match &self.0 {
             Some(key) if key.len() >= LEAST_SECRET => text.replace(key.as_str(), MASK),

@@ -1,4 +1,4 @@
-//! What can be typed after `dataset`.
+//! The arguments of `dataset`.
 
 use std::path::PathBuf;
 
@@ -11,12 +11,12 @@ use crate::shard::Shard;
 /// `dataset`.
 #[derive(Debug, ClapArgs)]
 pub struct DatasetArgs {
-    /// Of which world
+    /// What to do
     #[command(subcommand)]
     pub kind: DatasetKind,
 }
 
-/// What is made of what.
+/// What `dataset` does.
 #[derive(Debug, Subcommand)]
 pub enum DatasetKind {
     /// Draw coloured shapes with captions that describe them
@@ -25,11 +25,11 @@ pub enum DatasetKind {
     Validate(ValidateArgs),
     /// Count what a preference set holds: prompts, images, usable pairs, dropped ties, ratings
     Stats(StatsArgs),
-    /// Rewrite a preference set: as records, as ImageReward's JSON, as chosen and rejected pairs
+    /// Convert a preference set to records, to ImageReward's JSON, or to chosen and rejected pairs
     Convert(ConvertArgs),
-    /// Hold prompts out, near-duplicates kept on one side
+    /// Hold prompts out, keeping near-duplicates on one side
     Split(SplitArgs),
-    /// Say how far annotators agree, with each other and with themselves
+    /// Print how far annotators agree, with each other and with themselves
     Agreement(AgreementArgs),
 }
 
@@ -45,7 +45,7 @@ pub struct ValidateArgs {
 pub struct StatsArgs {
     /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
     pub path: PathBuf,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -55,22 +55,22 @@ pub struct StatsArgs {
 pub struct ConvertArgs {
     /// Records, or ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic, an image folder: a file or a folder
     pub path: PathBuf,
-    /// What to write
+    /// The format to write
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "records")]
     pub to: ConvertTo,
-    /// Where it goes, with copies of the images
+    /// The folder for the converted set and copies of the images
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
     /// Where the images are [default: beside the set]
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
-    /// Copy no images; their paths stay as they are
+    /// Do not copy images; their paths stay as they are
     #[arg(long)]
     pub without_images: bool,
     /// Leave out records that cannot be used instead of refusing the set
     #[arg(long)]
     pub skip_problems: bool,
-    /// What an aspect counts in the order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]
+    /// The weight of an aspect in the overall order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]
     #[arg(long = "weight", value_name = "ASPECT=X")]
     pub weights: Vec<AspectWeight>,
     /// By how much two weighted sums of ratings must differ for a strict order
@@ -90,18 +90,18 @@ impl ConvertArgs {
     }
 }
 
-/// The formats that are written.
+/// The formats that `convert` writes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ConvertTo {
-    /// A JSON object a prompt, as `annotate` writes them
+    /// One JSON object per prompt, as `annotate` writes them
     Records,
     /// `{id, prompt, generations, ranking}`
     Imagereward,
-    /// `{prompt, chosen, rejected}` a line, as `train --algo dpo` reads them
+    /// One `{prompt, chosen, rejected}` per line, as `train --algo dpo` reads them
     Pairs,
 }
 
-/// What an aspect counts.
+/// The weight of an aspect.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AspectWeight {
     pub aspect: Aspect,
@@ -115,10 +115,10 @@ impl std::str::FromStr for AspectWeight {
         let (name, weight) = text.split_once('=').ok_or("expected ASPECT=X, as in harmlessness=0")?;
         let names = || Aspect::ALL.iter().map(|aspect| aspect.name()).collect::<Vec<_>>().join(", ");
         let aspect = Aspect::ALL.into_iter().find(|aspect| aspect.name() == name);
-        let aspect = aspect.ok_or_else(|| format!("{name} is no aspect (known: {})", names()))?;
+        let aspect = aspect.ok_or_else(|| format!("{name} is not an aspect (known: {})", names()))?;
         match weight.parse::<f64>() {
             Ok(weight) if weight >= 0.0 && weight.is_finite() => Ok(Self { aspect, weight }),
-            _ => Err(format!("{weight} is no weight; expected a number of at least 0")),
+            _ => Err(format!("{weight} is not a weight; expected a number of at least 0")),
         }
     }
 }
@@ -128,10 +128,10 @@ impl std::str::FromStr for AspectWeight {
 pub struct SplitArgs {
     /// Records; NAME.train.jsonl and NAME.heldout.jsonl are written beside them
     pub path: PathBuf,
-    /// Share that is held out
+    /// The share of records to hold out
     #[arg(long, value_name = "X", default_value_t = 0.1)]
     pub fraction: f64,
-    /// Which prompts are held out follows from it
+    /// Decides which prompts are held out
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
@@ -139,10 +139,10 @@ pub struct SplitArgs {
 /// `dataset agreement`.
 #[derive(Debug, ClapArgs)]
 pub struct AgreementArgs {
-    /// Records of several annotators, of repeats, of comparisons in both orders; or a published set with the ranks that people gave
+    /// Records by several annotators, with repeats or comparisons in both orders; or a published set with people's ranks
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -150,29 +150,29 @@ pub struct AgreementArgs {
 /// `dataset shapes`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i hangs on the seed, the split and i alone: what was interrupted goes on where it stopped, and parts made by several machines are the whole."
+    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i depends on the seed, the split and i alone. To continue an interrupted folder, give the same command again; the parts drawn by several machines make up the whole."
 )]
 pub struct ShapesArgs {
-    /// Where the images and their metadata.jsonl go
+    /// The folder for the images and their metadata.jsonl
     #[arg(short, long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Captions
+    /// The number of captions
     #[arg(short, long, value_name = "N")]
     pub n: u64,
-    /// What every scene follows from
+    /// The seed of every scene
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Captions to train on, or held-out ones, of which each has a combination of words that training never sees
+    /// Captions to train on, or held-out ones; each of those has a combination of words that training never sees
     #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
     pub split: SplitArg,
-    /// Images a caption; with more than one, the first is as the caption wants it, others are of other scenes, noised, blurred or partly
-    /// covered, and records.jsonl says which: something to rank
+    /// Images per caption. With more than one there is something to rank: the first is as the caption says, others show other scenes or are
+    /// noised, blurred or partly covered; records.jsonl says which
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub per_caption: u64,
     /// Height and width in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
     pub side: u32,
-    /// Draw only part i of k; the folder is complete when all parts are
+    /// Draw only part i of k; the folder is complete when all parts are drawn
     #[arg(long, value_name = "I/K", default_value = "1/1")]
     pub shard: Shard,
 }
@@ -182,11 +182,11 @@ pub struct ShapesArgs {
 pub enum SplitArg {
     Train,
     Heldout,
-    /// To learn from feedback: as many held-out captions as captions of training
+    /// To learn from feedback: half training captions, half held-out ones
     Feedback,
-    /// Held out from feedback too, to choose settings by
+    /// Held out from feedback too, to choose settings with
     Validation,
-    /// Held out from all of it, to report
+    /// Held out from everything else, for reported results
     Test,
 }
 

@@ -1,4 +1,4 @@
-//! `annotate`: prompts, and images of them, to ratings and comparisons.
+//! `annotate`: ratings and comparisons of the images of prompts.
 
 mod candidates;
 
@@ -39,7 +39,7 @@ struct AnnotateConfig {
     questions: RunOptions,
     /// `[sampling]`: images are drawn first.
     sampling: Option<SamplingSection>,
-    /// `[reward.<name>]`, of which the annotator `reward` makes ratings.
+    /// `[reward.<name>]`: the annotator `reward` turns its scores into ratings.
     reward: Option<RewardConfig>,
 }
 
@@ -192,7 +192,7 @@ fn create(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
 }
 
-/// A line now and then, and every notice.
+/// Prints a line for every tenth of the questions, and every notice.
 fn progress(quiet: bool) -> impl Fn(Event<'_>) + Sync {
     let shown = Mutex::new(0);
     move |event| match event {
@@ -218,7 +218,7 @@ fn say_what_it_would_cost(dry: &vp_annotation::DryRun) {
     ));
 }
 
-/// How it went; a failure where questions are still open.
+/// Prints how it went; a failure if questions are still open.
 fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
     let Summary { questions, asked, known, cached, repaired, requests, set_aside, unreached, open, usage, stopped, .. } = summary;
     say(format_args!(
@@ -228,7 +228,7 @@ fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
         say(format_args!("{} tokens in, {} out, {:.4} USD", usage.input_tokens, usage.output_tokens, usage.usd));
     }
     if let Some(usd) = summary.usd_left {
-        say(format_args!("{usd:.4} USD of the budget are left"));
+        say(format_args!("{usd:.4} USD of the budget is left"));
     }
     let show = |heading: &str, of: &[SetAside]| {
         let line = |SetAside { id, task, reason, .. }: &SetAside| format!("{heading}: {} {id}: {reason}", task.name());

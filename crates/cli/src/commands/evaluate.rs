@@ -29,16 +29,16 @@ const SHOWN: usize = 5;
 /// One side of the comparison.
 #[derive(Debug, Clone)]
 pub struct Side {
-    /// Its name in results and report.
+    /// Its name in the results and the report.
     pub name: String,
     source: Source,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// A diffusers folder and what is merged into it.
+    /// A diffusers folder and the LoRAs that are merged into it.
     Model(PathBuf, Vec<LoraArg>),
-    /// Images that are there.
+    /// A folder of existing images.
     Images(PathBuf),
 }
 
@@ -300,7 +300,7 @@ impl Pictures {
                 let load = |index: &usize| {
                     let wanted = plan.prompts[*index].id.as_deref();
                     let entry = entries.iter().find(|entry| Some(entry.file_name.as_str()) == wanted);
-                    let entry = entry.with_context(|| format!("there is no {} on both sides", wanted.unwrap_or_default()))?;
+                    let entry = entry.with_context(|| format!("{} is missing on one of the two sides", wanted.unwrap_or_default()))?;
                     Ok(vec![vp_data::load_image(&entry.path)?])
                 };
                 indices.iter().map(load).collect()

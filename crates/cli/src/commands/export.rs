@@ -1,4 +1,4 @@
-//! `export`: a model folder with LoRAs merged or in half precision, or a LoRA in another dialect.
+//! `export`: a model folder with LoRAs merged or in half precision, or a LoRA in another format.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     let device = device::parse("cpu")?;
     let folder = ModelFolder::open(&embedded::resolve(&args.model)?)?;
     if args.output.exists() {
-        return Err(anyhow::anyhow!("--output {}: it is there already; name a new one", args.output.display()).into());
+        return Err(anyhow::anyhow!("--output {}: it exists already; name a new one", args.output.display()).into());
     }
     match args.format {
         Some(format) => convert(&args, folder, format, &device)?,

@@ -28,9 +28,9 @@ pub fn run(args: InitArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a file that must not be there yet. What cannot be finished is taken away again.
+/// Writes a file that must not exist yet. A file that cannot be finished is removed.
 fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = File::create_new(path).with_context(|| format!("create {} (a file that exists is not overwritten)", path.display()))?;
+    let mut file = File::create_new(path).with_context(|| format!("create {} (an existing file is not overwritten)", path.display()))?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("write {}", path.display())).inspect_err(|_| {
         // The first error is the one to tell.
         let _ = fs::remove_file(path);

@@ -85,7 +85,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
         Some(latents) => {
             let (expected, found) = ([prompts.len(), shape[0], shape[1], shape[2]], latents.dims());
             if found != expected {
-                bail!("--latents: the tensor is {found:?}, expected {expected:?} for these prompts and this size");
+                bail!("--latents: the tensor has shape {found:?}, expected {expected:?} for these prompts and this size");
             }
             latents
         }
@@ -132,7 +132,7 @@ fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable
 }
 
 impl SamplingPlan {
-    /// What A1111's web UI writes, and reads back.
+    /// The generation parameters in the form that A1111's web UI writes and reads.
     fn parameters(&self, prompt: &str, seed: u64) -> Parameters {
         let [height, width] = self.size;
         let parameters = Parameters::new(prompt, self.args.negative_prompt.as_deref().unwrap_or_default())
@@ -172,7 +172,7 @@ fn prepare_output(folder: &Path) -> anyhow::Result<()> {
     fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).with_context(|| format!("write to output folder {}", folder.display()))
 }
 
-/// Files are numbered on from what is there, so that no image is overwritten.
+/// The number after the highest in the folder, so that no image is overwritten.
 fn first_free_number(folder: &Path) -> anyhow::Result<usize> {
     let mut next = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {

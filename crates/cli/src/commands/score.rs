@@ -91,14 +91,14 @@ fn entry(prompt: &str, image_path: &str) -> ImageEntry {
     ImageEntry { path: image_path.into(), file_name: image_path.into(), caption: prompt.into() }
 }
 
-/// The last part of each reward's path, or all of it where another ends alike.
+/// The last part of each reward's path, or the whole path if another one ends the same way.
 fn headings(rewards: &[NamedReward]) -> Vec<&str> {
     let last: Vec<Option<&str>> = rewards.iter().map(|reward| Path::new(&reward.name).file_name()?.to_str()).collect();
     let is_alone = |short| last.iter().filter(|other| **other == Some(short)).count() == 1;
     rewards.iter().zip(&last).map(|(reward, short)| short.filter(|short| is_alone(*short)).unwrap_or(&reward.name)).collect()
 }
 
-/// An object for each reward, as soon as it is known.
+/// Prints one object per reward as soon as an image is scored.
 fn print_json(rewards: &[NamedReward], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
     for (reward, score) in rewards.iter().zip(scores) {
         let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": reward.name });
@@ -116,7 +116,7 @@ fn images(args: &ScoreArgs) -> anyhow::Result<Vec<ImageEntry>> {
     Ok(args.images.iter().map(entry).collect())
 }
 
-/// Shows the first few prompts that are cut, each by its first image, and says how many there are.
+/// Warns of prompts that are cut: the first few, each by its first image, and how many more there are.
 fn warn_of_cut_prompts(reward: &NamedReward, images: &[ImageEntry]) {
     const SHOWN: usize = 3;
     let mut first: Vec<&ImageEntry> = images.iter().collect();

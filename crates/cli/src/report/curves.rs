@@ -1,4 +1,4 @@
-//! The course of a run: what `metrics.jsonl` says, in a handful of charts.
+//! The course of a run: charts of what `metrics.jsonl` holds.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use vp_trainers::run::sentinel::Watch;
 
 use super::previews::Previews;
 
-/// Numbers that go together: the title of their chart, how to read it, their names.
+/// Metrics that share a chart: its title, how to read it, the names of the metrics.
 const GROUPS: [(&str, &str, &[&str]); 9] = [
     ("Loss", "", &["loss", "reconstruction", "edge", "preview/validation_loss"]),
     ("Denoising loss", "", &["denoising_loss", "model_loss", "reference_loss"]),
@@ -37,7 +37,7 @@ const GROUPS: [(&str, &str, &[&str]); 9] = [
     ("Norm of the gradients", "Before clipping.", &["grad_norm"]),
     ("Learning rate", "", &["lr"]),
 ];
-/// What says how fast a run was, or how its rewards were spread, and not how it went.
+/// Metrics without a chart: they tell how fast a run was or how its rewards were spread, not how it went.
 const LEFT_OUT: [&str; 4] = ["step", "images_per_second", "seconds", "reward_std"];
 
 /// The lines of `metrics.jsonl`.
@@ -46,7 +46,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A line that a killed process left half is passed over.
+    /// Reads them. A line that a killed process left unfinished is passed over.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("metrics.jsonl");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -73,14 +73,14 @@ impl Metrics {
         names
     }
 
-    /// Step and value. What is not finite stands there as text.
+    /// Step and value of a metric. The file holds values that are not finite as text.
     pub fn points(&self, name: &str) -> Vec<(f64, f64)> {
         let value = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok());
         self.lines.iter().filter_map(|(step, line)| Some((*step as f64, value(line.get(name)?)?))).collect()
     }
 }
 
-/// The charts of a run: each reward, what else was logged, what the pixels and the weights did.
+/// The charts of a run: each reward, all other metrics, the pixels of the previews, and the weights.
 pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watch: Option<&Watch>) -> Vec<Chart> {
     let (mut charts, mut drawn) = (Vec::new(), LEFT_OUT.map(String::from).to_vec());
     let mut add = |title: &str, note: &str, named: &[(&str, &str)]| {
@@ -122,13 +122,13 @@ fn shown(name: &str) -> &str {
     name.strip_prefix("preview/").unwrap_or(name)
 }
 
-/// Without the lines that have no point.
+/// A chart of those series that have points.
 fn chart(title: &str, note: &str, mut series: Vec<Series>) -> Chart {
     series.retain(|series| !series.points.is_empty());
     Chart { title: title.into(), note: note.into(), series }
 }
 
-/// What the previews look like; two of them are compared better than drawn.
+/// Pixel statistics of the previews; `None` for fewer than three previews, which are compared instead.
 fn of_images(previews: &Previews) -> Option<Chart> {
     let line = |name: &str, value: fn(&ImageResult) -> f64| Series { name: name.into(), points: previews.course(value) };
     let series = vec![

@@ -1,9 +1,9 @@
-//! Held-out prompts beside training prompts.
+//! Held-out prompts that nearly equal training prompts.
 
 use vp_data::NearDuplicate;
 use vp_evaluation::report::{Leak, LeakPanel};
 
-/// Which held-out prompts are nearly training prompts.
+/// The panel of a report that lists them.
 pub fn panel(held_out: &[String], training: &[String], found: &[NearDuplicate]) -> LeakPanel {
     let leak = |found: &NearDuplicate| Leak {
         heldout: held_out[found.held_out].clone(),

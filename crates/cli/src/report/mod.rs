@@ -1,4 +1,4 @@
-//! What a run's folder holds, as `report.html`, `report.md` and `report.json`.
+//! The report of a run's folder: `report.html`, `report.md` and `report.json`.
 
 mod curves;
 mod leaks;
@@ -22,11 +22,11 @@ pub use self::pairs::ResultsByImage;
 use self::previews::Previews;
 use crate::terminal::{say, warn};
 
-/// Pairs of images that a report shows, beside the extremes.
+/// How many pairs of images a report shows, besides those that changed most.
 pub const PAIRS: usize = 12;
 
-/// Writes the report of a run that has just ended, at its end or before, and says where it is. What was trained is on disk by then, so that a
-/// report that cannot be written is no failure of the run.
+/// Writes the report of a run that has just ended, completed or not, and prints its path. The tuned model is on disk by then, so that a
+/// report that cannot be written does not make the run fail.
 pub fn conclude(run: &Path) {
     match of_run(run).and_then(|report| write(run, &report)) {
         Ok(path) => say(format_args!("{}", path.display())),
@@ -34,7 +34,7 @@ pub fn conclude(run: &Path) {
     }
 }
 
-/// Writes a report into a folder, in all three forms; the one for people.
+/// Writes a report into a folder in all three formats, and returns the path of the HTML page.
 pub fn write(folder: &Path, report: &Report) -> anyhow::Result<PathBuf> {
     for (name, text) in [("report.md", report.to_markdown()), ("report.json", report.to_json()), ("report.html", report.to_html())] {
         let path = folder.join(name);
@@ -43,11 +43,11 @@ pub fn write(folder: &Path, report: &Report) -> anyhow::Result<PathBuf> {
     Ok(folder.join("report.html"))
 }
 
-/// What the folder of a run holds, whether the run came to its end or not.
+/// The report of a run, completed or not, from its folder.
 pub fn of_run(folder: &Path) -> anyhow::Result<Report> {
     let path = folder.join("config.toml");
     if !path.is_file() {
-        bail!("{} holds no run (no config.toml); expected the folder of an earlier run", folder.display());
+        bail!("{} does not hold a run (it has no config.toml); expected the folder of an earlier run", folder.display());
     }
     let resolved = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let config: TrainConfig = config::read(&path, &[])?;
@@ -93,12 +93,13 @@ fn about(config: &TrainConfig, updates: u64, previews: &Previews) -> String {
     }
 }
 
-/// What the sentinel was shown; none where it did not watch.
+/// What the sentinel looked at; `None` where there was no sentinel.
 fn watch(folder: &Path) -> anyhow::Result<Option<Watch>> {
     let path = folder.join(WATCH);
     let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
-    let watch = serde_json::from_str(&text)
-        .with_context(|| format!("{}: no looks of a sentinel; remove the file to report without", path.display()))?;
+    let watch = serde_json::from_str(&text).with_context(|| {
+        format!("{}: this is not a record of the sentinel; remove the file to write the report without it", path.display())
+    })?;
     Ok(Some(watch))
 }
 
@@ -107,7 +108,7 @@ fn panel(Watch { config, looks }: &Watch) -> anyhow::Result<SentinelPanel> {
     Ok(SentinelPanel { steps: looks.iter().map(|look| look.step).collect(), config: *config, findings })
 }
 
-/// Whether the previews draw what was trained on; none where there are no such prompts, or they cannot be read any more.
+/// Whether the preview prompts nearly equal training prompts; `None` if the run has no training prompts or they cannot be read any more.
 fn leaks(config: &TrainConfig, held_out: &[String]) -> Option<LeakPanel> {
     let prompts = config.prompts.as_ref()?;
     let training: Vec<String> = match &prompts.file {

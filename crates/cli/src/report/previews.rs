@@ -1,4 +1,4 @@
-//! What a run drew of its preview's prompts, first and last.
+//! The previews of a run, and how the last one differs from the first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,17 +18,17 @@ pub struct Previews {
     steps: Vec<Step>,
 }
 
-/// One of them.
+/// The preview of one step.
 struct Step {
     step: u64,
     folder: PathBuf,
     results: Vec<ImageResult>,
-    /// Names of the files, by prompt and seed as the results have them.
+    /// The images' files, by the prompt and seed of the results.
     files: BTreeMap<(usize, u64), PathBuf>,
 }
 
 impl Previews {
-    /// Those of `samples/` up to a step: later ones are of an earlier attempt that went further.
+    /// Reads those in `samples/` up to a step: later ones are left from an earlier attempt that went further.
     pub fn read(run: &Path, upto: u64) -> anyhow::Result<Self> {
         let folders = fs::read_dir(run.join("samples")).into_iter().flatten().flatten().map(|entry| entry.path());
         let step_of = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
@@ -43,7 +43,7 @@ impl Previews {
         Ok(Self { steps })
     }
 
-    /// The first and the last, where they are two.
+    /// The first and the last preview, if there are two or more.
     fn both(&self) -> Option<(&Step, &Step)> {
         match &self.steps[..] {
             [first, .., last] if !last.results.is_empty() => Some((first, last)),
@@ -51,7 +51,7 @@ impl Previews {
         }
     }
 
-    /// Their names.
+    /// The names of the first and the last model.
     pub fn ends(&self) -> Option<(&str, &str)> {
         self.both().map(|(first, last)| (first.results[0].model.as_str(), last.results[0].model.as_str()))
     }
@@ -61,20 +61,20 @@ impl Previews {
         self.steps.first().map_or(0, |first| first.results.len())
     }
 
-    /// What is drawn, each once.
+    /// The prompts, each once.
     pub fn prompts(&self) -> Vec<String> {
         let all: BTreeMap<usize, &str> =
             self.steps.iter().take(1).flat_map(|step| &step.results).map(|row| (row.index, row.prompt.as_str())).collect();
         all.into_values().map(String::from).collect()
     }
 
-    /// A mean over the images of every step.
+    /// For each step, the mean of a value over its images.
     pub fn course(&self, value: impl Fn(&ImageResult) -> f64) -> Vec<(f64, f64)> {
         let mean = |step: &Step| step.results.iter().map(&value).sum::<f64>() / step.results.len() as f64;
         self.steps.iter().map(|step| (step.step as f64, mean(step))).collect()
     }
 
-    /// The last against the first.
+    /// Compares the last preview with the first.
     pub fn compare(&self) -> anyhow::Result<Option<ModelComparison>> {
         let Some((first, last)) = self.both() else { return Ok(None) };
         let rows = [&first.results[..], &last.results].concat();
@@ -87,7 +87,7 @@ impl Previews {
         Ok(Some(compare(&rows, &names, several.then_some(&distances), &CompareOptions::default())?))
     }
 
-    /// Some images before and after, every prompt once before any comes twice, and those that changed most.
+    /// Some pairs of images, first and last, with every prompt once before any comes twice; and the pairs that changed most.
     pub fn pairs(&self, run: &Path, comparison: Option<&ModelComparison>) -> anyhow::Result<(Vec<ImagePair>, Vec<ImagePair>)> {
         let Some((first, last)) = self.both() else { return Ok((Vec::new(), Vec::new())) };
         let rows = [&first.results[..], &last.results].concat();
@@ -122,20 +122,20 @@ impl Step {
         let path = folder.join(RESULTS);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let line = |(number, line): (usize, &str)| {
-            serde_json::from_str(line).with_context(|| format!("{}, line {}: no result of an image", path.display(), number + 1))
+            serde_json::from_str(line).with_context(|| format!("{}, line {}: this is not a result of an image", path.display(), number + 1))
         };
         let results = text.lines().enumerate().map(line).collect::<anyhow::Result<Vec<ImageResult>>>()?;
         Ok(Self { step, folder, results, files: BTreeMap::new() })
     }
 
-    /// Keeps of images that are the same, a prompt or a seed listed twice, the first.
+    /// Drops repeated results, which come from a prompt or a seed that is listed twice.
     fn number(&mut self) {
         let mut seen = BTreeSet::new();
         self.results.retain(|row| seen.insert((row.prompt.clone(), row.seed)));
         self.name_files();
     }
 
-    /// Numbers prompts as another step does: between two parts of a run its previews may change, and only what both have is compared.
+    /// Numbers prompts as the first preview does. The previews of a resumed run may have changed; only images that both have are compared.
     fn number_as(&mut self, first: &Self) {
         self.number();
         let numbers: BTreeMap<(&str, u64), usize> = first.results.iter().map(|row| ((row.prompt.as_str(), row.seed), row.index)).collect();
@@ -160,7 +160,7 @@ impl Step {
         self.files[&(row.index, row.seed)].clone()
     }
 
-    /// How far apart the images of each prompt are; the model's name before them.
+    /// The model's name, and for each prompt how far apart its images are.
     fn distances(&self) -> anyhow::Result<(String, BTreeMap<usize, Vec<f64>>)> {
         let mut of_prompts: BTreeMap<usize, Vec<PathBuf>> = BTreeMap::new();
         for row in &self.results {

@@ -1,4 +1,5 @@
-//! Where a run comes from: noted in its folder when it begins, so that a report can be written whenever and however it ends.
+//! Command, versions, hardware and times of a run. They are written into its folder when it begins, so that a report can be written whenever and
+//! however the run ends.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ use super::curves::Metrics;
 
 const FILE: &str = "provenance.json";
 
-/// The command that runs, to be pasted.
+/// The running command, quoted for a shell.
 pub fn command() -> String {
     let quoted = |text: String| {
         if text.chars().all(|c| c.is_alphanumeric() || "-_./:=,".contains(c)) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -38,7 +39,7 @@ pub fn date(time: SystemTime) -> String {
     zoned.map_or_else(|_| "unknown".into(), |time| time.strftime("%Y-%m-%d %H:%M").to_string())
 }
 
-/// Notes that a run begins, or goes on after so many updates. The commands of a run that was resumed stand one below the other.
+/// Notes that a run begins, or that it is resumed after some updates. Of a resumed run all commands are kept, one per line.
 pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_at: Option<u64>) -> anyhow::Result<()> {
     let path = run.join(FILE);
     let mut now = of_program(device);
@@ -57,7 +58,7 @@ pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_a
     atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }
 
-/// What was noted, and when the run ended; nothing more of a run that is older than the note.
+/// What was noted, and when the run ended. Runs of versions that wrote no notes have the end alone.
 pub fn of_run(run: &Path, metrics: &Metrics) -> Provenance {
     let noted = fs::read_to_string(run.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let mut provenance: Provenance = noted.unwrap_or_default();

@@ -43,10 +43,10 @@ pub(crate) fn test_records(path: &Path) -> Result<impl Iterator<Item = ParsedRec
 }
 
 /// The records of the single annotators of HPD v2's `test.json`, which [`Dataset`](crate::Dataset) keeps as `raw_annotations`: the same
-/// images, ranked by one person each, whom `annotator` names. None if the record has no such annotations.
+/// images, ranked by one person each, whom `annotator` names. `None` if the record has no such annotations.
 ///
 /// # Errors
-/// Annotations that are no list of `{"rank", "user_hash"}` with a rank for each image.
+/// Annotations that are not a list of `{"rank", "user_hash"}` with a rank for each image.
 pub fn records_by_annotator(record: &Record) -> Result<Vec<Record>> {
     let refused = |reason| Error::NotExportable { id: record.id.clone(), reason };
     let single = |(user, ranks): (String, Vec<u32>)| {

@@ -30,7 +30,7 @@ impl Distances {
     }
 }
 
-/// A prompt of which one model has no distance.
+/// A prompt for which one model has no distance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Undiverse {
     /// The prompt's place in the prompt set.

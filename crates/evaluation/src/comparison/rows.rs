@@ -23,7 +23,7 @@ pub struct ImageResult {
     pub seed: u64,
     /// Which model drew it.
     pub model: String,
-    /// Reward name to score, larger is better. One that is not finite (JSON writes it as null) is no score.
+    /// Reward name to score, larger is better. One that is not finite (JSON writes it as null) does not count as a score.
     #[serde(deserialize_with = "scores_or_null")]
     pub scores: BTreeMap<String, f64>,
     /// What the image looks like.
@@ -60,6 +60,7 @@ pub(super) struct Pair<'a> {
 }
 
 impl Pair<'_> {
+    /// The place of their prompt in the list of prompts.
     pub fn index(&self) -> usize {
         self.baseline.index
     }

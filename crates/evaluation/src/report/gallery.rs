@@ -95,7 +95,7 @@ fn picture(html: &mut Html, class: &'static str, picture: &Picture, prompt: &str
     });
 }
 
-/// `None` if the bytes are no image that every browser knows.
+/// `None` if the bytes are not an image that every browser can show.
 fn data_url(bytes: &[u8]) -> Option<String> {
     let kind = match bytes {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => "png",

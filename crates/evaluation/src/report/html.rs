@@ -1,6 +1,6 @@
 //! Writes HTML. Text and attributes are escaped here and nowhere else; only what is known at compile time goes in as it is.
 
-/// HTML under way.
+/// HTML that is being written.
 #[derive(Default)]
 pub(super) struct Html(String);
 
@@ -49,6 +49,7 @@ impl Html {
         self.0.push_str(markup);
     }
 
+    /// The page so far.
     pub fn finish(self) -> String {
         self.0
     }

@@ -108,7 +108,7 @@ const SECTIONS: [Section; 11] = [
     },
 ];
 
-/// A run that no reward judges has images all the same.
+/// A run without a reward has images all the same.
 fn has_rewards(report: &Report) -> bool {
     report.contrasts().any(|(_, contrast)| !contrast.rewards.is_empty())
 }

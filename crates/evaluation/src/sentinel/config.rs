@@ -1,4 +1,4 @@
-//! What the sentinel looks for, from which size on, and what then happens.
+//! Settings of the sentinel: which rules are on, from which size of a change they fire, and what then happens.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +8,9 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// The rule is not looked at.
+    /// The rule is off.
     Off,
-    /// A line is written, the run goes on.
+    /// A warning is printed and the run goes on.
     Warn,
     /// The run ends after a checkpoint.
     Stop,
@@ -19,7 +19,7 @@ pub enum Action {
 /// The rules by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "each is described at its settings, which bear the same name")]
+// Each rule is described at its settings, which have the same name.
 pub enum Rule {
     RewardUpHeldoutDown,
     DiversityCollapse,
@@ -42,7 +42,7 @@ impl Rule {
         Self::WeightsRunAway,
     ];
 
-    /// As in a config.
+    /// The name in configs.
     pub fn name(self) -> &'static str {
         match self {
             Self::RewardUpHeldoutDown => "reward_up_heldout_down",
@@ -120,7 +120,7 @@ settings! {
     }
 }
 settings! {
-    /// The weights are farther from where they started than a limit, at a single look: a distance has no noise.
+    /// The weights are farther from where they started than a limit, at a single look, because a distance has no noise.
     WeightsRunAway {
         /// What then happens.
         action: Action = Action::Warn,
@@ -129,7 +129,7 @@ settings! {
     }
 }
 settings! {
-    /// The sentinel's settings, a table for each rule.
+    /// The sentinel's settings: one table per rule.
     SentinelConfig {
         /// How many standard errors of the paired difference a mean has to move to count, above 0. With 32 images, two watched rewards that
         /// change by noise alone and a trained one that rises, 5 runs of 12 looks in 100 raise an alarm; at 3, fewer than 1.

@@ -75,7 +75,7 @@ pub struct AspectHeads {
 
 /// A step of the forward pass that can be recomputed on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum BlipStage {
     /// From pixels to image tokens.
     PatchEmbed,
     /// One block of the image encoder.
@@ -92,18 +92,18 @@ pub enum Stage {
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "handles to tensors, as many as there are stages")]
 pub enum Boundary {
-    /// Into [`Stage::PatchEmbed`]: normalised pixels `[b, 3, size, size]`.
+    /// Into [`BlipStage::PatchEmbed`]: normalised pixels `[b, 3, size, size]`.
     Pixels(Tensor<4>),
-    /// Into [`Stage::Block`] and [`Stage::Words`]: `[b, image tokens, vision_width]`.
+    /// Into [`BlipStage::Block`] and [`BlipStage::Words`]: `[b, image tokens, vision_width]`.
     Image(Tensor<3>),
-    /// Into [`Stage::Layer`] and [`Stage::Head`].
+    /// Into [`BlipStage::Layer`] and [`BlipStage::Head`].
     Fusion {
         /// `[b, image tokens, vision_width]`, the same for every layer.
         image_embeds: Tensor<3>,
         /// `[b, tokens, hidden]`.
         hidden_states: Tensor<3>,
     },
-    /// Out of [`Stage::Head`]: `[b, 1]`.
+    /// Out of [`BlipStage::Head`]: `[b, 1]`.
     Rewards(Tensor<2>),
 }
 
@@ -126,34 +126,34 @@ impl BlipReward {
     }
 
     /// The stages in order; running them one after another is [`forward`](Self::forward).
-    pub fn stages(&self) -> Vec<Stage> {
-        let blocks = (0..self.blip.visual_encoder.blocks.len()).map(Stage::Block);
-        let layers = (0..self.blip.text_encoder.encoder.layer.len()).map(Stage::Layer);
-        [Stage::PatchEmbed].into_iter().chain(blocks).chain([Stage::Words]).chain(layers).chain([Stage::Head]).collect()
+    pub fn stages(&self) -> Vec<BlipStage> {
+        let blocks = (0..self.blip.visual_encoder.blocks.len()).map(BlipStage::Block);
+        let layers = (0..self.blip.text_encoder.encoder.layer.len()).map(BlipStage::Layer);
+        [BlipStage::PatchEmbed].into_iter().chain(blocks).chain([BlipStage::Words]).chain(layers).chain([BlipStage::Head]).collect()
     }
 
     /// Runs one stage.
     ///
     /// # Panics
     /// When `boundary` is of another kind than this stage takes.
-    pub fn run(&self, stage: Stage, boundary: Boundary, text: &TextInputs) -> Boundary {
+    pub fn run(&self, stage: BlipStage, boundary: Boundary, text: &TextInputs) -> Boundary {
         let Blip { visual_encoder, text_encoder } = &self.blip;
         match (stage, boundary) {
-            (Stage::PatchEmbed, Boundary::Pixels(pixel_values)) => Boundary::Image(visual_encoder.embed(pixel_values)),
-            (Stage::Block(i), Boundary::Image(x)) => {
+            (BlipStage::PatchEmbed, Boundary::Pixels(pixel_values)) => Boundary::Image(visual_encoder.embed(pixel_values)),
+            (BlipStage::Block(i), Boundary::Image(x)) => {
                 Boundary::Image(self.gradient_checkpointing.run(&visual_encoder.blocks[i], (x,), |block, (x,)| block.forward(x)))
             }
-            (Stage::Words, Boundary::Image(x)) => Boundary::Fusion {
+            (BlipStage::Words, Boundary::Image(x)) => Boundary::Fusion {
                 image_embeds: visual_encoder.norm.forward(x),
                 hidden_states: text_encoder.embeddings.forward(text.input_ids.clone()),
             },
-            (Stage::Layer(i), Boundary::Fusion { image_embeds, hidden_states }) => {
+            (BlipStage::Layer(i), Boundary::Fusion { image_embeds, hidden_states }) => {
                 let (text, boundary) = (text.clone(), (hidden_states, image_embeds.clone()));
                 let layer = move |layer: &BertLayer, (hidden_states, image_embeds)| layer.forward(hidden_states, image_embeds, &text);
                 let hidden_states = self.gradient_checkpointing.run(&text_encoder.encoder.layer[i], boundary, layer);
                 Boundary::Fusion { image_embeds, hidden_states }
             }
-            (Stage::Head, Boundary::Fusion { hidden_states, .. }) => Boundary::Rewards(self.mlp.forward(first_token(hidden_states))),
+            (BlipStage::Head, Boundary::Fusion { hidden_states, .. }) => Boundary::Rewards(self.mlp.forward(first_token(hidden_states))),
             (stage, boundary) => panic!("stage {stage:?} does not take {boundary:?}"),
         }
     }
@@ -175,7 +175,7 @@ impl BlipReward {
         }
     }
 
-    fn fold(&self, stages: &[Stage], pixel_values: Tensor<4>, text: &TextInputs) -> Boundary {
+    fn fold(&self, stages: &[BlipStage], pixel_values: Tensor<4>, text: &TextInputs) -> Boundary {
         stages.iter().fold(Boundary::Pixels(pixel_values), |boundary, stage| self.run(*stage, boundary, text))
     }
 }

@@ -19,7 +19,7 @@ use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
 use transformer::{Transformer2DModel, TransformerOptions};
 
 pub use config::{Addition, TextTime, UNetConfig};
-pub use stages::{Context, Stage, State};
+pub use stages::{Context, State, UNetStage};
 
 /// One level on the way down, from high to low resolution.
 #[derive(Module, Debug)]
@@ -31,7 +31,7 @@ pub struct DownBlock {
 
 /// The blocks at the lowest resolution, between the way down and the way up.
 #[derive(Module, Debug)]
-pub struct MidBlock {
+pub struct UNetMidBlock {
     resnets: Vec<ResnetBlock2D>,
     attentions: Vec<Transformer2DModel>,
 }
@@ -51,7 +51,7 @@ pub struct UNet2DConditionModel {
     add_embedding: Option<AddEmbedding>,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
+    mid_block: UNetMidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -122,11 +122,11 @@ impl UNetConfig {
         }
     }
 
-    fn mid_block(&self, device: &Device) -> MidBlock {
+    fn mid_block(&self, device: &Device) -> UNetMidBlock {
         let lowest = self.block_out_channels.len() - 1;
         let channels = self.block_out_channels[lowest];
         let resnet = || ResnetBlock2D::new(channels, channels, self.resnet_options(self.mid_block_scale_factor), device);
-        MidBlock { resnets: vec![resnet(), resnet()], attentions: vec![self.transformer(lowest, device)] }
+        UNetMidBlock { resnets: vec![resnet(), resnet()], attentions: vec![self.transformer(lowest, device)] }
     }
 
     /// `step` counts from the lowest resolution.

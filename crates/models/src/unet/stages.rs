@@ -33,7 +33,7 @@ pub struct State {
 
 /// One step of the network.
 #[derive(Debug, Clone, Copy)]
-pub enum Stage<'a> {
+pub enum UNetStage<'a> {
     /// Latents to features; pushes a skip.
     ConvIn(&'a Conv2d),
     /// A residual block and perhaps attention; pushes a skip.
@@ -52,28 +52,33 @@ pub enum Stage<'a> {
 
 impl UNet2DConditionModel {
     /// The stages in order, each under the name of its part in a checkpoint.
-    pub fn stages(&self) -> Vec<(String, Stage<'_>)> {
-        let mut stages = vec![("conv_in".into(), Stage::ConvIn(&self.conv_in))];
+    pub fn stages(&self) -> Vec<(String, UNetStage<'_>)> {
+        let mut stages = vec![("conv_in".into(), UNetStage::ConvIn(&self.conv_in))];
         for (level, block) in self.down_blocks.iter().enumerate() {
             let layers = block.resnets.iter().enumerate();
             stages.extend(
-                layers.map(|(i, resnet)| (format!("down_blocks.{level}.resnets.{i}"), Stage::Down(resnet, block.attentions.get(i)))),
+                layers.map(|(i, resnet)| (format!("down_blocks.{level}.resnets.{i}"), UNetStage::Down(resnet, block.attentions.get(i)))),
             );
-            stages.extend(block.downsamplers.iter().map(|stage| (format!("down_blocks.{level}.downsamplers.0"), Stage::Downsample(stage))));
+            stages.extend(
+                block.downsamplers.iter().map(|stage| (format!("down_blocks.{level}.downsamplers.0"), UNetStage::Downsample(stage))),
+            );
         }
         let layers = self.mid_block.resnets.iter().enumerate();
-        stages.extend(layers.map(|(i, resnet)| (format!("mid_block.resnets.{i}"), Stage::Mid(resnet, self.mid_block.attentions.get(i)))));
+        stages
+            .extend(layers.map(|(i, resnet)| (format!("mid_block.resnets.{i}"), UNetStage::Mid(resnet, self.mid_block.attentions.get(i)))));
         for (step, block) in self.up_blocks.iter().enumerate() {
             let layers = block.resnets.iter().enumerate();
-            stages.extend(layers.map(|(i, resnet)| (format!("up_blocks.{step}.resnets.{i}"), Stage::Up(resnet, block.attentions.get(i)))));
-            stages.extend(block.upsamplers.iter().map(|stage| (format!("up_blocks.{step}.upsamplers.0"), Stage::Upsample(stage))));
+            stages.extend(
+                layers.map(|(i, resnet)| (format!("up_blocks.{step}.resnets.{i}"), UNetStage::Up(resnet, block.attentions.get(i)))),
+            );
+            stages.extend(block.upsamplers.iter().map(|stage| (format!("up_blocks.{step}.upsamplers.0"), UNetStage::Upsample(stage))));
         }
-        stages.push(("conv_out".into(), Stage::ConvOut(&self.conv_norm_out, &self.conv_out)));
+        stages.push(("conv_out".into(), UNetStage::ConvOut(&self.conv_norm_out, &self.conv_out)));
         stages
     }
 }
 
-impl Stage<'_> {
+impl UNetStage<'_> {
     /// Runs the stage on the state that the one before it left.
     pub fn forward(&self, State { hidden, mut skips }: State, context: &Context) -> State {
         let Context { time, encoder_hidden_states, gradient_checkpointing } = context.clone();

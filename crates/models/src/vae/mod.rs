@@ -15,7 +15,7 @@ use crate::layers::{Conv2d, GroupNorm};
 use crate::weights::Weights;
 
 pub use config::AutoencoderConfig;
-pub use stages::Stage;
+pub use stages::VaeStage;
 
 /// Epsilon of every norm of the autoencoder.
 const EPS: f64 = 1e-6;
@@ -29,7 +29,7 @@ pub struct DownEncoderBlock {
 
 /// The middle of the encoder or the decoder.
 #[derive(Module, Debug)]
-pub struct MidBlock {
+pub struct VaeMidBlock {
     attentions: Vec<Attention>,
     resnets: Vec<ResnetBlock2D>,
 }
@@ -46,7 +46,7 @@ pub struct UpDecoderBlock {
 pub struct Encoder {
     conv_in: Conv2d,
     down_blocks: Vec<DownEncoderBlock>,
-    mid_block: MidBlock,
+    mid_block: VaeMidBlock,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
@@ -55,7 +55,7 @@ pub struct Encoder {
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
-    mid_block: MidBlock,
+    mid_block: VaeMidBlock,
     up_blocks: Vec<UpDecoderBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -145,9 +145,12 @@ impl AutoencoderConfig {
         }
     }
 
-    fn mid_block(&self, channels: usize, device: &Device) -> MidBlock {
+    fn mid_block(&self, channels: usize, device: &Device) -> VaeMidBlock {
         let attention = self.mid_block_add_attention.then(|| Attention::over_pixels(channels, self.norm_num_groups, EPS, device));
-        MidBlock { attentions: attention.into_iter().collect(), resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect() }
+        VaeMidBlock {
+            attentions: attention.into_iter().collect(),
+            resnets: (0..2).map(|_| self.resnet(channels, channels, device)).collect(),
+        }
     }
 
     fn up_block(&self, level: usize, device: &Device) -> UpDecoderBlock {
@@ -178,10 +181,10 @@ pub fn rename_published(weights: &mut Weights) {
     }
 }
 
-impl MidBlock {
-    fn stages(&self) -> impl Iterator<Item = Stage<'_>> {
+impl VaeMidBlock {
+    fn stages(&self) -> impl Iterator<Item = VaeStage<'_>> {
         let (before, after) = self.resnets.split_at(1);
-        before.iter().map(Stage::Resnet).chain(self.attentions.iter().map(Stage::Attention)).chain(after.iter().map(Stage::Resnet))
+        before.iter().map(VaeStage::Resnet).chain(self.attentions.iter().map(VaeStage::Attention)).chain(after.iter().map(VaeStage::Resnet))
     }
 }
 
@@ -199,28 +202,28 @@ impl AutoencoderKL {
     }
 
     /// The encoder's stages in order, from image to moments.
-    pub fn encoder_stages(&self) -> Vec<Stage<'_>> {
-        let mut stages = vec![Stage::Conv(&self.encoder.conv_in)];
+    pub fn encoder_stages(&self) -> Vec<VaeStage<'_>> {
+        let mut stages = vec![VaeStage::Conv(&self.encoder.conv_in)];
         for block in &self.encoder.down_blocks {
-            stages.extend(block.resnets.iter().map(Stage::Resnet));
-            stages.extend(block.downsamplers.iter().map(Stage::Downsample));
+            stages.extend(block.resnets.iter().map(VaeStage::Resnet));
+            stages.extend(block.downsamplers.iter().map(VaeStage::Downsample));
         }
         stages.extend(self.encoder.mid_block.stages());
-        stages.push(Stage::Out(&self.encoder.conv_norm_out, &self.encoder.conv_out));
-        stages.extend(self.quant_conv.iter().map(Stage::Conv));
+        stages.push(VaeStage::Out(&self.encoder.conv_norm_out, &self.encoder.conv_out));
+        stages.extend(self.quant_conv.iter().map(VaeStage::Conv));
         stages
     }
 
     /// The decoder's stages in order, from latents to image.
-    pub fn decoder_stages(&self) -> Vec<Stage<'_>> {
-        let mut stages: Vec<_> = self.post_quant_conv.iter().map(Stage::Conv).collect();
-        stages.push(Stage::Conv(&self.decoder.conv_in));
+    pub fn decoder_stages(&self) -> Vec<VaeStage<'_>> {
+        let mut stages: Vec<_> = self.post_quant_conv.iter().map(VaeStage::Conv).collect();
+        stages.push(VaeStage::Conv(&self.decoder.conv_in));
         stages.extend(self.decoder.mid_block.stages());
         for block in &self.decoder.up_blocks {
-            stages.extend(block.resnets.iter().map(Stage::Resnet));
-            stages.extend(block.upsamplers.iter().map(Stage::Upsample));
+            stages.extend(block.resnets.iter().map(VaeStage::Resnet));
+            stages.extend(block.upsamplers.iter().map(VaeStage::Upsample));
         }
-        stages.push(Stage::Out(&self.decoder.conv_norm_out, &self.decoder.conv_out));
+        stages.push(VaeStage::Out(&self.decoder.conv_norm_out, &self.decoder.conv_out));
         stages
     }
 

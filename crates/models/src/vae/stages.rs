@@ -9,7 +9,7 @@ use crate::layers::{Conv2d, GroupNorm};
 
 /// One step of the encoder or the decoder: `[b, c, h, w]` → `[b, c', h', w']`.
 #[derive(Debug, Clone, Copy)]
-pub enum Stage<'a> {
+pub enum VaeStage<'a> {
     /// A convolution.
     Conv(&'a Conv2d),
     /// A residual block.
@@ -24,7 +24,7 @@ pub enum Stage<'a> {
     Out(&'a GroupNorm, &'a Conv2d),
 }
 
-impl Stage<'_> {
+impl VaeStage<'_> {
     /// Runs the stage; `gradient_checkpointing` says how much of it the tape keeps.
     pub fn forward(&self, x: Tensor<4>, gradient_checkpointing: GradientCheckpointing) -> Tensor<4> {
         match self {

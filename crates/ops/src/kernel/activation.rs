@@ -1,13 +1,13 @@
 //! Activations and their slopes, one pass each.
 
 use std::f32::consts::FRAC_1_SQRT_2;
+use std::mem::MaybeUninit;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::lanes::{map, update};
+use super::lanes::{map, map2, update};
 use super::math::{erf, exp, sigmoid};
-use super::product::run;
-use super::{Shared, part};
+use super::{cut, on_threads};
 
 /// An activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,12 +73,12 @@ impl Function {
     }
 }
 
-struct Value<'a>(Function, &'a [f32], &'a mut [f32]);
+struct Value<'a>(Function, &'a [f32], &'a mut [MaybeUninit<f32>]);
 
-impl WithSimd for Value<'_> {
-    type Output = ();
+impl<'a> WithSimd for Value<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let Self(function, x, y) = self;
         // Chosen here, so that each loop holds one function.
         match function {
@@ -140,48 +140,55 @@ impl WithSimd for Slope<'_> {
     }
 }
 
-/// Calls `work` with even parts of `0..len`, in units of `unit`, on all threads where it is worth it.
-pub fn in_parts(len: usize, unit: usize, work: impl Fn(std::ops::Range<usize>) + Sync + Send) {
-    let parts = if len < SERIAL { 1 } else { rayon::current_num_threads() };
-    run(parts, parts, |i| work(part(len, parts, i, unit)));
+/// How many parts a loop over `len` values is cut into: one per thread, or one where threads cost more than they bring.
+pub fn count_of_parts(len: usize) -> usize {
+    if len < SERIAL { 1 } else { rayon::current_num_threads() }
 }
 
-/// `y = f(x)`.
-pub fn forward(function: Function, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len());
-    let out = Shared::new(y);
-    // SAFETY: the parts are disjoint.
-    in_parts(x.len(), 16, |range| Arch::new().dispatch(Value(function, &x[range.clone()], unsafe { out.slice(range) })));
+/// Writes `y = f(x)` and returns it.
+///
+/// # Panics
+/// When `y` is not as long as `x`.
+pub fn forward<'y>(function: Function, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+    assert_eq!(x.len(), y.len(), "as many values as inputs");
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(y, count, 16), |(range, y)| {
+        Arch::new().dispatch(Value(function, &x[range], y));
+    });
+    // SAFETY: the parts make up `y`, and each was written.
+    unsafe { y.assume_init_mut() }
 }
 
 /// `dy` becomes `dx = dy f′(x)`.
+///
+/// # Panics
+/// When `dy` is not as long as `x`.
 pub fn backward(function: Function, x: &[f32], dy: &mut [f32]) {
-    assert_eq!(x.len(), dy.len());
-    let out = Shared::new(dy);
-    // SAFETY: the parts are disjoint.
-    in_parts(x.len(), 16, |range| Arch::new().dispatch(Slope(function, &x[range.clone()], unsafe { out.slice(range) })));
+    assert_eq!(x.len(), dy.len(), "as many gradients as inputs");
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(dy, count, 16), |(range, dy)| Arch::new().dispatch(Slope(function, &x[range], dy)));
 }
 
 /// A row of `[value, gate]` to `value · GELU(gate)`.
-struct Gated<'a>(&'a [f32], &'a mut [f32]);
+struct Gated<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
 
-impl WithSimd for Gated<'_> {
-    type Output = ();
+impl<'a> WithSimd for Gated<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let (value, gate) = self.0.split_at(self.1.len());
-        super::lanes::map2(
+        map2(
             simd,
             [value, gate],
             self.1,
             #[inline(always)]
             |value, gate| simd.mul_f32s(value, Function::Gelu.value(simd, gate)),
-        );
+        )
     }
 }
 
-/// The gradient of a row: of the value, then of the gate.
-struct GatedSlope<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+/// The gradient of a row, first of the value, then of the gate.
+struct GatedSlope<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
 
 impl WithSimd for GatedSlope<'_> {
     type Output = ();
@@ -189,14 +196,14 @@ impl WithSimd for GatedSlope<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, dy, dx) = self;
         let ((value, gate), (dvalue, dgate)) = (x.split_at(dy.len()), dx.split_at_mut(dy.len()));
-        super::lanes::map2(
+        map2(
             simd,
             [gate, dy],
             dvalue,
             #[inline(always)]
             |gate, dy| simd.mul_f32s(dy, Function::Gelu.value(simd, gate)),
         );
-        super::lanes::map2(
+        let dgate = map2(
             simd,
             [value, dy],
             dgate,
@@ -213,26 +220,37 @@ impl WithSimd for GatedSlope<'_> {
     }
 }
 
-/// GEGLU (arXiv 2002.05202): rows `[2 d]` to rows `[d]`, `value · GELU(gate)`.
-pub fn geglu(d: usize, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), 2 * y.len());
-    let out = Shared::new(y);
-    in_parts(x.len() / 2, d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(Gated(&x[2 * at..2 * (at + d)], unsafe { out.slice(at..at + d) }));
+/// GEGLU (arXiv 2002.05202): each row of `x` `[rows, 2 d]` is a value and a gate. Writes `y = value · GELU(gate)`, `[rows, d]`, and
+/// returns it.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn geglu<'y>(d: usize, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+    assert!(x.len() == 2 * y.len() && y.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), y.len());
+    let count = count_of_parts(y.len());
+    on_threads(count, cut(y, count, d), |(range, y)| {
+        for (x, y) in x[2 * range.start..2 * range.end].chunks_exact(2 * d).zip(y.chunks_exact_mut(d)) {
+            Arch::new().dispatch(Gated(x, y));
         }
     });
+    // SAFETY: the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
 }
 
-/// The gradient of [`geglu`].
-pub fn geglu_backward(d: usize, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    assert!(x.len() == 2 * dy.len() && dx.len() == x.len());
-    let out = Shared::new(dx);
-    in_parts(dy.len(), d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(GatedSlope(&x[2 * at..2 * (at + d)], &dy[at..at + d], unsafe { out.slice(2 * at..2 * (at + d)) }));
+/// The gradient of [`geglu`] for `dy` `[rows, d]`: writes `dx` `[rows, 2 d]` and returns it.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn geglu_backward<'d>(d: usize, x: &[f32], dy: &[f32], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
+    assert!(x.len() == 2 * dy.len() && dy.len().is_multiple_of(d), "GEGLU of {} values to {} in rows of {d}", x.len(), dy.len());
+    assert_eq!(x.len(), dx.len(), "as many gradients as inputs");
+    let count = count_of_parts(dy.len());
+    on_threads(count, cut(dx, count, 2 * d), |(range, dx)| {
+        let rows = x[range.clone()].chunks_exact(2 * d).zip(dy[range.start / 2..range.end / 2].chunks_exact(d));
+        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(2 * d)) {
+            Arch::new().dispatch(GatedSlope(x, dy, dx));
         }
     });
+    // SAFETY: the parts are whole rows and make up `dx`, and both halves of each row were written.
+    unsafe { dx.assume_init_mut() }
 }

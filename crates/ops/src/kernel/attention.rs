@@ -7,8 +7,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::lanes::{map_in_place, map_in_place_and_sum, max, update};
 use super::math::exp;
-use super::product::{Block, ColumnMajor, Left, Right, RowMajor, Start, Target, run, tile};
-use super::{Scratch, Shared, part};
+use super::product::{ColumnMajor, Left, Right, RowMajor, Rows, Start, multiply, tile};
+use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Queries of a tile of scores.
 const QUERIES: usize = 48;
@@ -29,15 +29,13 @@ pub enum Bias<'a> {
 /// Sizes; queries are `[b, queries, heads · d]`, keys and values `[b, keys, heads · d]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Batch.
     pub batch: usize,
-    /// Heads.
     pub heads: usize,
-    /// Queries.
+    /// Queries per image.
     pub queries: usize,
-    /// Keys.
+    /// Keys per image.
     pub keys: usize,
-    /// Channels of a head.
+    /// Channels per head.
     pub d: usize,
 }
 
@@ -68,14 +66,29 @@ impl Shape {
         &values[self.head(pair, self.queries)..]
     }
 
+    /// # Panics
+    /// When the shape is empty, or a slice is not as long as it says.
+    fn check(&self, of_queries: [&[f32]; 2], of_keys: [&[f32]; 2], lse: &[f32], bias: Bias<'_>) {
+        let Self { batch, heads, queries, keys, d } = *self;
+        assert!([batch, heads, queries, keys, d].iter().all(|size| *size > 0), "attention of {self:?}");
+        let fits = |values: &[f32], tokens: usize| values.len() == batch * tokens * self.channels();
+        assert!(of_queries.iter().all(|values| fits(values, queries)), "a slice that is not [b, queries, heads · d] of {self:?}");
+        assert!(of_keys.iter().all(|values| fits(values, keys)), "a slice that is not [b, keys, heads · d] of {self:?}");
+        assert_eq!(lse.len(), self.pairs() * queries, "logarithms of {self:?}");
+        if let Bias::PerKey(values) = bias {
+            assert_eq!(values.len(), batch * keys, "a bias per key of {self:?}");
+        }
+    }
+
     fn threads(&self) -> usize {
         let work = self.pairs() * self.queries * self.keys * self.d;
         if work < 1 << 16 { 1 } else { rayon::current_num_threads() }
     }
 }
 
-fn tiles(tokens: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..tokens).step_by(size).map(move |from| from..(from + size).min(tokens))
+fn tiles(tokens: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = tokens.end;
+    tokens.step_by(size).map(move |from| from..(from + size).min(end))
 }
 
 /// A head's tokens as panels, tile by tile: as columns (`[d, tokens of the tile]`) or as rows (`[tokens of the tile, d]`).
@@ -89,7 +102,7 @@ impl Packed {
         let columns = tile().columns;
         let each = size.next_multiple_of(columns) * d;
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
-        for (tokens, out) in tiles(tokens, size).zip(packed.chunks_exact_mut(each)) {
+        for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
             ColumnMajor { values, stride }.pack(0..d, tokens, columns, out);
         }
         Self { values: packed, size: each }
@@ -99,7 +112,7 @@ impl Packed {
         let columns = tile().columns;
         let each = size * d.next_multiple_of(columns);
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
-        for (tokens, out) in tiles(tokens, size).zip(packed.chunks_exact_mut(each)) {
+        for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
             RowMajor { values, stride }.pack(tokens, 0..d, columns, out);
         }
         Self { values: packed, size: each }
@@ -110,44 +123,38 @@ impl Packed {
     }
 }
 
-/// One tile's product, on this thread.
-fn multiply([m, n, k]: [usize; 3], left: Left<'_>, right: &[f32], (out, stride): (&mut [f32], usize), start: Start<'_>) {
-    assert!(out.len() >= (m - 1) * stride + n);
-    left.check(m, k);
-    assert!(right.len() >= n.next_multiple_of(tile().columns) * k);
-    let out = Target { values: Shared::new(out), stride, per: n, apart: 0 };
-    Arch::new().dispatch(Block { left, m: 0..m, k: 0..k, whole: k, right, n: 0..n, out, start });
-}
-
 /// `out = softmax(q kᵀ / √d + bias) v`, and `lse`, the logarithm of each softmax's denominator, `[b, heads, queries]`.
+///
+/// # Panics
+/// When a slice is not as long as the shape says.
 pub fn forward(shape: &Shape, [q, k, v]: [&[f32]; 3], bias: Bias<'_>, out: &mut [f32], lse: &mut [f32]) {
+    shape.check([q, out], [k, v], lse, bias);
     let Shape { queries, keys, d, .. } = *shape;
-    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    let out = Shared::new(out);
     let stride = shape.channels();
-    // As many parts of a head's queries as keep all threads busy.
-    let threads = shape.threads();
-    let parts = if shape.pairs() >= 2 * threads { 1 } else { (2 * threads).div_ceil(shape.pairs()) };
-    let each = |pair: usize, range: Range<usize>, packed: &[Packed; 2]| {
-        for rows in tiles(range.len(), QUERIES) {
-            let rows = range.start + rows.start..range.start + rows.end;
-            let first = shape.head(pair, queries) + rows.start * stride;
-            // SAFETY: these queries of this head belong to this task.
-            let lse = unsafe { lse.slice(pair * queries + rows.start..pair * queries + rows.end) };
-            query_tile(shape, &q[first..], packed, bias_of(bias, pair / shape.heads, keys), &rows, lse, |row, values| {
-                // SAFETY: as above.
-                unsafe { out.slice(first + row * stride..first + row * stride + d) }.copy_from_slice(values);
-            });
-        }
-    };
     let pack = |pair| {
         [Packed::columns(shape.of_keys(k, pair), stride, d, keys, KEYS), Packed::rows(shape.of_keys(v, pair), stride, d, keys, KEYS)]
     };
-    if parts == 1 {
-        run(threads, shape.pairs(), |pair| each(pair, 0..queries, &pack(pair)));
+    let each = |pair: usize, packed: &[Packed; 2], range: Range<usize>, lse: &mut [f32]| {
+        for (rows, lse) in tiles(range, QUERIES).zip(lse.chunks_mut(QUERIES)) {
+            let first = shape.head(pair, queries) + rows.start * stride;
+            query_tile(shape, &q[first..], packed, bias_of(bias, pair / shape.heads, keys), &rows, lse, |row, values| {
+                let at = first + row * stride;
+                // SAFETY: this query's channels of this head. No other task has them, and this one has no other slice of them.
+                unsafe { out.slice(at..at + d) }.copy_from_slice(values);
+            });
+        }
+    };
+    // As many parts of a head's queries as keep all threads busy.
+    let threads = shape.threads();
+    let count = if shape.pairs() >= 2 * threads { 1 } else { (2 * threads).div_ceil(shape.pairs()) };
+    let pairs = lse.chunks_exact_mut(queries).enumerate();
+    if count == 1 {
+        on_threads(threads, pairs, |(pair, lse)| each(pair, &pack(pair), 0..queries, lse));
     } else {
-        for pair in 0..shape.pairs() {
+        for (pair, lse) in pairs {
             let packed = pack(pair);
-            run(threads, parts, |i| each(pair, part(queries, parts, i, tile().rows), &packed));
+            on_threads(threads, cut(lse, count, tile().rows), |(range, lse)| each(pair, &packed, range, lse));
         }
     }
 }
@@ -187,14 +194,14 @@ fn query_tile(
     let (m, d, stride) = (rows.len(), shape.d, shape.channels());
     let (mut scores, mut sums) = (Scratch::new(m * KEYS), Scratch::zeroed(m * d));
     let (mut largest, mut totals) = (vec![f32::NEG_INFINITY; m], vec![0.0; m]);
-    for (i, keys) in tiles(shape.keys, KEYS).enumerate() {
+    for (i, keys) in tiles(0..shape.keys, KEYS).enumerate() {
         if matches!(bias, Bias::Causal) && keys.start >= rows.end {
             break;
         }
-        multiply([m, keys.len(), d], Left::Rows(q, stride), keys_packed.tile(i), (&mut scores, KEYS), Start::Zero);
-        let running = Running { largest: &mut largest, totals: &mut totals, sums: &mut sums[..m * d] };
+        multiply([m, keys.len(), d], Left::Rows(q, stride), keys_packed.tile(i), Rows::new(&mut scores, KEYS), Start::Zero);
+        let running = Running { largest: &mut largest, totals: &mut totals, sums: &mut sums };
         Arch::new().dispatch(Softmax { scores: &mut scores, scale: shape.scale(), bias, queries: rows, keys: &keys, running });
-        multiply([m, d, keys.len()], Left::Rows(&scores, KEYS), values_packed.tile(i), (&mut sums, d), Start::Keep);
+        multiply([m, d, keys.len()], Left::Rows(&scores, KEYS), values_packed.tile(i), Rows::new(&mut sums, d), Start::Keep);
     }
     for (row, sums) in sums.chunks_exact_mut(d).enumerate().take(m) {
         let share = 1.0 / totals[row];
@@ -287,35 +294,43 @@ pub struct Seen<'a> {
 }
 
 /// The gradients of q, k and v, given that of the output (2307.08691, algorithm 2): scores are computed again, tile by tile.
+///
+/// # Panics
+/// When a slice is not as long as the shape says.
 pub fn backward(shape: &Shape, seen: &Seen<'_>, bias: Bias<'_>, dout: &[f32], [dq, dk, dv]: [&mut [f32]; 3]) {
-    let threads = shape.threads();
-    // Where heads are too few for the threads, a head's keys are shared out, each part with queries' gradients of its own.
-    let parts = if shape.pairs() >= threads { 1 } else { threads.div_ceil(shape.pairs()).min(shape.keys.div_ceil(KEYS)) };
-    let mut partial = Scratch::new(if parts > 1 { (parts - 1) * dq.len() } else { 0 });
-    let whole = dq.len();
-    let shared = [Shared::new(dq), Shared::new(&mut partial)];
-    let (dk, dv) = (Shared::new(dk), Shared::new(dv));
-    run(threads, shape.pairs() * parts, |task| {
-        let (pair, i) = (task / parts, task % parts);
-        // SAFETY: a pair writes its own channels; each part of its keys has a buffer of its own.
-        let dq = unsafe { if i == 0 { shared[0].slice(0..whole) } else { shared[1].slice((i - 1) * whole..i * whole) } };
-        let tiles = part(shape.keys.div_ceil(KEYS), parts, i, 1);
-        head_backward(shape, seen, bias_of(bias, pair / shape.heads, shape.keys), dout, pair, tiles, [Shared::new(dq), dk, dv]);
+    shape.check([seen.q, seen.out], [seen.k, seen.v], seen.lse, bias);
+    shape.check([dout, dq], [dk, dv], seen.lse, bias);
+    let (threads, whole, tiles) = (shape.threads(), dq.len(), shape.keys.div_ceil(KEYS));
+    // Where heads are too few for the threads, a head's keys are shared out too. Each part then adds up the queries' gradients in a
+    // buffer of its own, the first of them in `dq`.
+    let count = if shape.pairs() >= threads { 1 } else { threads.div_ceil(shape.pairs()).min(tiles) };
+    let mut partial = Scratch::new((count - 1) * whole);
+    let [all_dq, all_partial, dk, dv] = [&mut *dq, &mut partial, dk, dv].map(Shared::new);
+    let tasks = (0..shape.pairs()).flat_map(|pair| parts(tiles, count, 1).enumerate().map(move |(i, tiles)| (pair, i, tiles)));
+    on_threads(threads, tasks, |(pair, i, tiles)| {
+        let dq = if i == 0 { all_dq } else { all_partial.skip((i - 1) * whole) };
+        let bias = bias_of(bias, pair / shape.heads, shape.keys);
+        // SAFETY: of the tasks with this head, no other has this `dq`, and no other has any of these tiles of keys.
+        unsafe { head_backward(shape, seen, bias, dout, pair, tiles, [dq, dk, dv]) };
     });
-    for partial in partial.chunks_exact(whole).take(parts - 1) {
+    for partial in partial.chunks_exact(whole) {
         dq.iter_mut().zip(partial).for_each(|(sum, part)| *sum += part);
     }
 }
 
-/// Some tiles of keys of one head against all of its queries.
-fn head_backward(
+/// Some tiles of keys of one head against all of its queries. Writes that head's channels: of all queries in `dq`, of those keys in
+/// `dk` and `dv`.
+///
+/// # Safety
+/// Until it returns, nothing else reads or writes these channels of these tokens.
+unsafe fn head_backward(
     shape: &Shape,
     seen_before: &Seen<'_>,
     bias: Bias<'_>,
     dout: &[f32],
     pair: usize,
     tiles_of_keys: Range<usize>,
-    [dq, dk, dv]: [Shared; 3],
+    [dq, dk, dv]: [Shared<'_>; 3],
 ) {
     let Shape { queries, keys, d, .. } = *shape;
     let (stride, scale) = (shape.channels(), shape.scale());
@@ -327,9 +342,10 @@ fn head_backward(
     let [q_rows, dout_rows] = [q, dout].map(|values| Packed::rows(values, stride, d, queries, QUERIES));
     let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(QUERIES * KEYS));
     let [mut dk_tile, mut dv_tile] = [(); 2].map(|()| Scratch::new(KEYS * d));
+    let dq = dq.skip(shape.head(pair, queries));
     for row in 0..queries {
-        // SAFETY: this head's channels of this part's buffer.
-        unsafe { dq.slice(shape.head(pair, queries) + row * stride..shape.head(pair, queries) + row * stride + d) }.fill(0.0);
+        // SAFETY: this query's channels of this head are among those that the caller leaves to this function.
+        unsafe { dq.slice(row * stride..row * stride + d) }.fill(0.0);
     }
     for index in tiles_of_keys {
         let tile = index * KEYS..((index + 1) * KEYS).min(keys);
@@ -339,30 +355,28 @@ fn head_backward(
         let k_rows = Packed::rows(k_here, stride, d, n, KEYS);
         dk_tile[..n * d].fill(0.0);
         dv_tile[..n * d].fill(0.0);
-        for (block, rows) in tiles(queries, QUERIES).enumerate() {
+        for (block, rows) in tiles(0..queries, QUERIES).enumerate() {
             if matches!(bias, Bias::Causal) && rows.end <= tile.start {
                 continue;
             }
             let m = rows.len();
             let at = rows.start * stride;
-            multiply([m, n, d], Left::Rows(&q[at..], stride), k_columns.tile(0), (&mut p, KEYS), Start::Zero);
-            multiply([m, n, d], Left::Rows(&dout[at..], stride), v_columns.tile(0), (&mut ds, KEYS), Start::Zero);
+            multiply([m, n, d], Left::Rows(&q[at..], stride), k_columns.tile(0), Rows::new(&mut p, KEYS), Start::Zero);
+            multiply([m, n, d], Left::Rows(&dout[at..], stride), v_columns.tile(0), Rows::new(&mut ds, KEYS), Start::Zero);
             let [lse, delta] = [lse, &delta].map(|values| &values[rows.clone()]);
             Arch::new().dispatch(Slopes { p: &mut p, ds: &mut ds, scale, bias, queries: &rows, keys: &tile, lse, delta });
-            multiply([n, d, m], Left::Columns(&p, KEYS), dout_rows.tile(block), (&mut dv_tile, d), Start::Keep);
-            multiply([n, d, m], Left::Columns(&ds, KEYS), q_rows.tile(block), (&mut dk_tile, d), Start::Keep);
-            let first = shape.head(pair, queries) + at;
-            // SAFETY: the product touches this head's channels of these rows alone, which are this task's.
-            let dq = unsafe { dq.slice(first..first + (m - 1) * stride + d) };
-            multiply([m, d, n], Left::Rows(&ds, KEYS), k_rows.tile(0), (dq, stride), Start::Keep);
+            multiply([n, d, m], Left::Columns(&p, KEYS), dout_rows.tile(block), Rows::new(&mut dv_tile, d), Start::Keep);
+            multiply([n, d, m], Left::Columns(&ds, KEYS), q_rows.tile(block), Rows::new(&mut dk_tile, d), Start::Keep);
+            // SAFETY: the first `d` values of each row are its query's channels of this head, which the caller leaves to this function.
+            let dq = unsafe { Rows::shared(dq.skip(at), stride) };
+            multiply([m, d, n], Left::Rows(&ds, KEYS), k_rows.tile(0), dq, Start::Keep);
         }
         for row in 0..n {
             let at = shape.head(pair, keys) + (tile.start + row) * stride;
-            // SAFETY: these keys of this head belong to this task.
-            unsafe {
-                dk.slice(at..at + d).copy_from_slice(&dk_tile[row * d..][..d]);
-                dv.slice(at..at + d).copy_from_slice(&dv_tile[row * d..][..d]);
-            }
+            // SAFETY: this key's channels of this head are among those that the caller leaves to this function.
+            let [dk, dv] = unsafe { [dk, dv].map(|values| values.slice(at..at + d)) };
+            dk.copy_from_slice(&dk_tile[row * d..][..d]);
+            dv.copy_from_slice(&dv_tile[row * d..][..d]);
         }
     }
 }
@@ -411,11 +425,8 @@ impl WithSimd for Slopes<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
-    }
 
     /// Attention and the gradients of `Σ out · dout` by the definition, in double precision.
     fn definition(shape: &Shape, [q, k, v]: [&[f32]; 3], bias: Bias<'_>, dout: &[f32]) -> [Vec<f64>; 4] {
@@ -473,5 +484,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "a slice that is not [b, keys, heads · d]")]
+    fn a_short_gradient_is_refused() {
+        let shape = Shape { batch: 1, heads: 2, queries: 3, keys: 4, d: 5 };
+        let (of_queries, of_keys, lse) = ([0.0; 30], [0.0; 40], [0.0; 6]);
+        let seen = Seen { q: &of_queries, k: &of_keys, v: &of_keys, out: &of_queries, lse: &lse };
+        backward(&shape, &seen, Bias::None, &of_queries, [&mut [0.0; 30], &mut [0.0; 39], &mut [0.0; 40]]);
     }
 }

@@ -8,13 +8,13 @@
 
 use std::ops::Range;
 
-use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_into, run, tile, transpose_into};
-use super::{Scratch, Shared, part};
+use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_of_images, tile, transpose_into};
+use super::{Scratch, on_threads};
 
 /// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// Images.
+    /// How many images.
     pub batch: usize,
     /// Input channels.
     pub d_in: usize,
@@ -22,7 +22,7 @@ pub struct Geometry {
     pub d_out: usize,
     /// Height and width of the input.
     pub size: [usize; 2],
-    /// Height and width of the kernel.
+    /// Height, and width, of the kernel.
     pub kernel: usize,
     /// Step of the kernel.
     pub stride: usize,
@@ -54,6 +54,15 @@ impl Geometry {
         self.kernel == 1 && self.stride == 1 && self.padding == (0, 0)
     }
 
+    /// # Panics
+    /// When a slice is not as long as the sizes say: x `[batch, d_in, size]`, the weight `[d_out, d_in, kernel, kernel]`, y
+    /// `[batch, d_out, out_size]`.
+    fn check(&self, x: &[f32], weight: &[f32], y: &[f32]) {
+        let found = [x, weight, y].map(<[f32]>::len);
+        let expected = [self.batch * self.d_in * self.pixels(), self.d_out * self.terms(), self.batch * self.d_out * self.out_pixels()];
+        assert_eq!(found, expected, "values of x, weight and y for {self:?}");
+    }
+
     /// The input, unfolded to output pixels.
     fn unfolded<'a>(&self, x: &'a [f32]) -> Unfolded<'a> {
         let Self { d_in: channels, size, kernel, stride, padding: (before, _), .. } = *self;
@@ -62,7 +71,11 @@ impl Geometry {
 }
 
 /// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`.
+///
+/// # Panics
+/// Like its gradients, when a slice is not as long as `g` says.
 pub fn forward(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    g.check(x, weight, y);
     let start = bias.map_or(Start::Zero, Start::PerRow);
     let left = Left::Rows(weight, g.terms());
     if g.is_pointwise() {
@@ -76,6 +89,7 @@ pub fn forward(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y:
 
 /// `dx`, given `dy`.
 pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+    g.check(dx, weight, dy);
     if g.is_pointwise() {
         let (pixels, left) = (g.pixels(), Left::Columns(weight, g.d_in));
         each_image(g.batch, dy, dx, |dy, dx| {
@@ -95,6 +109,7 @@ pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) 
 
 /// `dw`, given `x` and `dy`.
 pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    g.check(x, dw, dy);
     let (pixels, out_pixels) = (g.pixels(), g.out_pixels());
     for image in 0..g.batch {
         let x = &x[image * g.d_in * pixels..][..g.d_in * pixels];
@@ -110,6 +125,7 @@ pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
 
 /// `db[o] = Σ dy[b, o, p]`.
 pub fn bias_gradient(g: &Geometry, dy: &[f32], db: &mut [f32]) {
+    assert_eq!([dy.len(), db.len()], [g.batch * g.d_out * g.out_pixels(), g.d_out], "values of dy and db for {g:?}");
     db.fill(0.0);
     for image in dy.chunks_exact(g.d_out * g.out_pixels()) {
         for (db, plane) in db.iter_mut().zip(image.chunks_exact(g.out_pixels())) {
@@ -137,36 +153,28 @@ fn each_image(batch: usize, from: &[f32], to: &mut [f32], work: impl Fn(&[f32], 
 
 /// `out[b, m, p]` over a batch of images, as one product where no panel holds pixels of two of them.
 fn over_images(batch: usize, [m, pixels, k]: [usize; 3], left: Left<'_>, right: Unfolded<'_>, out: &mut [f32], start: Start<'_>) {
-    let apart = m * pixels;
     if pixels.is_multiple_of(tile().columns) {
-        product_into([m, batch * pixels, k], left, &right, (out, pixels, pixels, apart), start);
+        product_of_images([m, batch * pixels, k], left, &right, out, pixels, start);
         return;
     }
     let per_image = right.values.len() / batch;
-    for (image, out) in out.chunks_exact_mut(apart).enumerate() {
+    for (image, out) in out.chunks_exact_mut(m * pixels).enumerate() {
         let right = Unfolded { values: &right.values[image * per_image..][..per_image], ..right };
         product([m, pixels, k], left, &right, out, start);
     }
 }
 
-/// The weight for the way back as panels of A: row `c`, term `(o, k)` is `w[o, c, last − k]`.
+/// The weight for the way back as panels of A, `[d_in / rows][d_out × kernel][rows]`: row `c`, term `(o, k)` is `w[o, c, last − k]`.
 fn turn_around(g: &Geometry, weight: &[f32], out: &mut [f32]) {
     let (area, rows) = (g.kernel * g.kernel, tile().rows);
-    let size = rows * g.d_out * area;
-    let panels = g.d_in.div_ceil(rows);
-    let shared = Shared::new(out);
-    let threads = rayon::current_num_threads();
-    run(threads, threads, |i| {
-        for panel in part(panels, threads, i, 1) {
-            // SAFETY: each panel belongs to one task.
-            let out = unsafe { shared.slice(panel * size..(panel + 1) * size) };
-            let channels = rows.min(g.d_in - panel * rows);
-            for (o, out) in out.chunks_exact_mut(area * rows).enumerate() {
-                let from = &weight[(o * g.d_in + panel * rows) * area..][..channels * area];
-                for (k, out) in out.chunks_exact_mut(rows).rev().enumerate() {
-                    for (c, out) in out[..channels].iter_mut().enumerate() {
-                        *out = from[c * area + k];
-                    }
+    let panels = out.chunks_exact_mut(rows * g.d_out * area).enumerate();
+    on_threads(rayon::current_num_threads(), panels, |(panel, out)| {
+        let channels = rows.min(g.d_in - panel * rows);
+        for (o, out) in out.chunks_exact_mut(area * rows).enumerate() {
+            let from = &weight[(o * g.d_in + panel * rows) * area..][..channels * area];
+            for (k, out) in out.chunks_exact_mut(rows).rev().enumerate() {
+                for (c, out) in out[..channels].iter_mut().enumerate() {
+                    *out = from[c * area + k];
                 }
             }
         }
@@ -342,11 +350,8 @@ impl Right for Folded<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
-    }
 
     /// Every pair of an input and an output value that a weight joins.
     fn each_path(g: &Geometry, mut path: impl FnMut(usize, usize, usize)) {

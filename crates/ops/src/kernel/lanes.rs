@@ -1,18 +1,22 @@
 //! Loops over slices in vectors, the last of them partial.
 
+use std::mem::MaybeUninit;
+
 use pulp::Simd;
 
-/// `y = f(x)`.
+/// Writes `y = f(x)` and returns it.
 #[inline(always)]
-pub fn map<S: Simd>(simd: S, x: &[f32], y: &mut [f32], f: impl Fn(S::f32s) -> S::f32s) {
+pub fn map<'y, S: Simd>(simd: S, x: &[f32], y: &'y mut [MaybeUninit<f32>], f: impl Fn(S::f32s) -> S::f32s) -> &'y mut [f32] {
     assert_eq!(x.len(), y.len());
-    let ((x, x_rest), (y, y_rest)) = (S::as_simd_f32s(x), S::as_mut_simd_f32s(y));
-    for (x, y) in x.iter().zip(y) {
-        *y = f(*x);
+    let ((x, x_rest), (whole, rest)) = (S::as_simd_f32s(x), S::as_uninit_mut_simd_f32s(y));
+    for (x, y) in x.iter().zip(whole) {
+        y.write(f(*x));
     }
     if !x_rest.is_empty() {
-        simd.partial_store_f32s(y_rest, f(simd.partial_load_f32s(x_rest)));
+        simd.partial_store_f32s(rest.write_copy_of_slice(x_rest), f(simd.partial_load_f32s(x_rest)));
     }
+    // SAFETY: `y` is as long as `x`, so every whole vector of it was written, and so was the rest.
+    unsafe { y.assume_init_mut() }
 }
 
 /// `x = f(x)`.
@@ -26,7 +30,7 @@ pub fn map_in_place<S: Simd>(simd: S, x: &mut [f32], f: impl Fn(S::f32s) -> S::f
     }
 }
 
-/// `x = f(x)`, and the sum of that.
+/// `x = f(x)`; returns the sum of the new values.
 #[inline(always)]
 pub fn map_in_place_and_sum<S: Simd>(simd: S, x: &mut [f32], f: impl Fn(S::f32s) -> S::f32s) -> f32 {
     let (whole, rest) = S::as_mut_simd_f32s(x);
@@ -61,17 +65,24 @@ pub fn update<S: Simd>(simd: S, x: &[f32], y: &mut [f32], f: impl Fn(S::f32s, S:
     }
 }
 
-/// `z = f(x, y)`.
+/// Writes `z = f(x, y)` and returns it.
 #[inline(always)]
-pub fn map2<S: Simd>(simd: S, [x, y]: [&[f32]; 2], z: &mut [f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
+pub fn map2<'z, S: Simd>(
+    simd: S,
+    [x, y]: [&[f32]; 2],
+    z: &'z mut [MaybeUninit<f32>],
+    f: impl Fn(S::f32s, S::f32s) -> S::f32s,
+) -> &'z mut [f32] {
     assert!(x.len() == z.len() && y.len() == z.len());
-    let ((x, x_rest), (y, y_rest), (z, z_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(y), S::as_mut_simd_f32s(z));
-    for ((x, y), z) in x.iter().zip(y).zip(z) {
-        *z = f(*x, *y);
+    let ((x, x_rest), (y, y_rest), (whole, rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(y), S::as_uninit_mut_simd_f32s(z));
+    for ((x, y), z) in x.iter().zip(y).zip(whole) {
+        z.write(f(*x, *y));
     }
     if !x_rest.is_empty() {
-        simd.partial_store_f32s(z_rest, f(simd.partial_load_f32s(x_rest), simd.partial_load_f32s(y_rest)));
+        simd.partial_store_f32s(rest.write_copy_of_slice(x_rest), f(simd.partial_load_f32s(x_rest), simd.partial_load_f32s(y_rest)));
     }
+    // SAFETY: `z` is as long as `x` and `y`, so every whole vector of it was written, and so was the rest.
+    unsafe { z.assume_init_mut() }
 }
 
 /// `Σ f(x, y)`, where `f` of zeros is zero; in two running sums of vectors.

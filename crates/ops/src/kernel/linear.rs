@@ -1,13 +1,25 @@
 //! Linear maps of rows, `[rows, in]` → `[rows, out]`, with the weight as PyTorch lays it, `[out, in]`.
 
-use super::product::{ColumnMajor, Left, RowMajor, Start, product, run};
-use super::{Scratch, Shared, part};
+use super::product::{ColumnMajor, Left, RowMajor, Start, product};
+use super::{Scratch, cut, on_threads};
 
 /// Below so many rows the weight is read where it lies and the output is turned: to pack the weight would cost more.
 const FEW: usize = 160;
 
+/// # Panics
+/// When a slice is not as long as its shape says: x `[rows, in]`, the weight `[out, in]`, y `[rows, out]`.
+fn check([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], y: &[f32]) {
+    let found = [x, weight, y].map(<[f32]>::len);
+    assert_eq!(found, [rows * d_in, d_out * d_in, rows * d_out], "values of x, weight and y for {rows} rows of {d_in} to {d_out}");
+}
+
 /// `y = x Wᵀ + b`.
-pub fn forward([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+///
+/// # Panics
+/// Like its gradients, when a slice is not as long as its shape says.
+pub fn forward(shape: [usize; 3], x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    check(shape, x, weight, y);
+    let [rows, d_out, d_in] = shape;
     if rows >= FEW {
         let start = bias.map_or(Start::Zero, Start::PerColumn);
         return product([rows, d_out, d_in], Left::Rows(x, d_in), &ColumnMajor { values: weight, stride: d_in }, y, start);
@@ -22,17 +34,22 @@ pub fn forward([rows, d_out, d_in]: [usize; 3], x: &[f32], weight: &[f32], bias:
 }
 
 /// `dx = dy W`.
-pub fn input_gradient([rows, d_out, d_in]: [usize; 3], dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+pub fn input_gradient(shape: [usize; 3], dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+    check(shape, dx, weight, dy);
+    let [rows, d_out, d_in] = shape;
     product([rows, d_in, d_out], Left::Rows(dy, d_out), &RowMajor { values: weight, stride: d_in }, dx, Start::Zero);
 }
 
 /// `dw = dyᵀ x`.
-pub fn weight_gradient([rows, d_out, d_in]: [usize; 3], x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub fn weight_gradient(shape: [usize; 3], x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    check(shape, x, dw, dy);
+    let [rows, d_out, d_in] = shape;
     product([d_out, d_in, rows], Left::Columns(dy, d_out), &RowMajor { values: x, stride: d_in }, dw, Start::Zero);
 }
 
 /// `db[o] = Σ dy[row, o]`.
 pub fn bias_gradient(dy: &[f32], db: &mut [f32]) {
+    assert!(dy.len().is_multiple_of(db.len()), "{} gradients in rows of {}", dy.len(), db.len());
     db.fill(0.0);
     for row in dy.chunks_exact(db.len()) {
         db.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
@@ -41,14 +58,12 @@ pub fn bias_gradient(dy: &[f32], db: &mut [f32]) {
 
 /// `[m, n]` → `[n, m]`, in squares that stay near.
 fn transpose([m, n]: [usize; 2], from: &[f32], to: &mut [f32]) {
-    let shared = Shared::new(&mut to[..m * n]);
     let threads = if m * n < 1 << 15 { 1 } else { rayon::current_num_threads() };
-    run(threads, threads, |i| {
-        for rows in part(m, threads, i, 16).step_by(16) {
-            for column in 0..n {
-                for row in rows..(rows + 16).min(m) {
-                    // SAFETY: each task writes its own columns of the output.
-                    unsafe { *shared.at(column * m + row) = from[row * n + column] };
+    on_threads(threads, cut(to, threads, m), |(range, to)| {
+        for rows in (0..m).step_by(16).map(|row| row..(row + 16).min(m)) {
+            for (to, column) in to.chunks_exact_mut(m).zip(range.start / m..) {
+                for (to, row) in to[rows.clone()].iter_mut().zip(rows.clone()) {
+                    *to = from[row * n + column];
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! Loops over slices: what the operations do on a CPU. No tensor is known here.
+//! The loops behind the operations, on the CPU. They work on slices and know nothing of tensors.
 //!
-//! Vector instructions come from `pulp`, which picks the widest set at run time (AVX-512, AVX2 with FMA, NEON) and has a scalar path;
-//! threads from `rayon`'s pool.
+//! `pulp` picks the widest vector instructions at run time (AVX-512, AVX2 with FMA, NEON) and has a scalar path; threads come from
+//! `rayon`'s pool. Where the threads' parts of an output are contiguous, [`cut`] splits it and the loops are safe code. Only a matrix
+//! product and attention write parts that interleave, through [`Shared`].
 
 pub mod activation;
 pub mod attention;
@@ -12,36 +13,78 @@ pub mod math;
 pub mod norm;
 pub mod product;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// A pointer that tasks share to write disjoint parts of one slice.
+use rayon::prelude::*;
+
+/// `0..len` in `count` nearly equal parts, each but the last a multiple of `unit`.
+pub fn parts(len: usize, count: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+    let units = len.div_ceil(unit);
+    let edge = move |i: usize| (units * i / count * unit).min(len);
+    (0..count).map(move |i| edge(i)..edge(i + 1))
+}
+
+/// `values` cut into the parts that [`parts`] names, each with its range.
+pub fn cut<T>(values: &mut [T], count: usize, unit: usize) -> impl Iterator<Item = (Range<usize>, &mut [T])> {
+    let mut rest = values;
+    parts(rest.len(), count, unit).map(move |range| {
+        let (part, after) = std::mem::take(&mut rest).split_at_mut(range.len());
+        rest = after;
+        (range, part)
+    })
+}
+
+/// Calls `work` with each item: on the pool, or on this thread where `threads` is 1 or there is only one item.
+pub fn on_threads<T: Send>(threads: usize, items: impl Iterator<Item = T>, work: impl Fn(T) + Sync + Send) {
+    if threads == 1 {
+        return items.for_each(work);
+    }
+    let items: Vec<T> = items.collect();
+    if items.len() == 1 { items.into_iter().for_each(work) } else { items.into_par_iter().with_max_len(1).for_each(work) }
+}
+
+/// A slice that several tasks write at the same time, each its own values, where these interleave and [`cut`] cannot part them.
 #[derive(Clone, Copy)]
-pub struct Shared(*mut f32);
+pub struct Shared<'a> {
+    first: *mut f32,
+    len: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
 
-// SAFETY: whoever writes through it promises that no two tasks touch the same element.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
+// SAFETY: memory is reached through `slice` alone, whose callers promise that no two tasks have the same value at the same time.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Shared<'_> {}
 
-impl Shared {
-    /// Of the whole slice.
-    pub fn new(values: &mut [f32]) -> Self {
-        Self(values.as_mut_ptr())
+impl<'a> Shared<'a> {
+    pub fn new(values: &'a mut [f32]) -> Self {
+        Self { first: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
+    }
+
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// The same slice without its first `count` values.
+    ///
+    /// # Panics
+    /// When it has fewer.
+    pub fn skip(self, count: usize) -> Self {
+        assert!(count <= self.len, "skipped {count} of {} values", self.len);
+        // SAFETY: `count` is at most the slice's length.
+        Self { first: unsafe { self.first.add(count) }, len: self.len - count, ..self }
     }
 
     /// # Safety
-    /// `index` lies in the slice.
-    pub unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(index) }
-    }
-
-    /// # Safety
-    /// The range lies in the slice, and no other task touches it.
-    pub unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    /// The range lies within the slice, and as long as the returned part is in use, nothing else reads or writes its values.
+    #[inline(always)]
+    pub unsafe fn slice(self, range: Range<usize>) -> &'a mut [f32] {
+        // In debug builds only: products call this for each row of each tile, and the check would cost them 3 %.
+        debug_assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
+        // SAFETY: the caller promises that the range lies within, and that nothing else uses it while it is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
     }
 }
 
@@ -50,28 +93,32 @@ static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 /// Buffers kept; more are freed.
 const POOL_SIZE: usize = 8;
 
-/// A buffer from the pool, given back on drop. Its contents are what the last user left.
-pub struct Scratch(Vec<f32>);
+/// A slice from the pool, given back on drop.
+pub struct Scratch {
+    /// As long as `len` or longer.
+    buffer: Vec<f32>,
+    len: usize,
+}
 
 impl Scratch {
-    /// Room for `len` values, of unspecified content.
+    /// `len` values, which are whatever the last user left.
     pub fn new(len: usize) -> Self {
         let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // The smallest that suffices, else the largest to be grown.
         let fits = (0..pool.len()).filter(|i| pool[*i].len() >= len).min_by_key(|i| pool[*i].len());
         let taken = fits.or_else(|| (0..pool.len()).max_by_key(|i| pool[*i].len())).map(|i| pool.swap_remove(i));
         drop(pool);
-        let mut values = taken.unwrap_or_default();
-        if values.len() < len {
-            values = vec![0.0; len];
+        let mut buffer = taken.unwrap_or_default();
+        if buffer.len() < len {
+            buffer = vec![0.0; len];
         }
-        Self(values)
+        Self { buffer, len }
     }
 
-    /// The same, all zero.
+    /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
         let mut scratch = Self::new(len);
-        scratch.0[..len].fill(0.0);
+        scratch.fill(0.0);
         scratch
     }
 }
@@ -79,13 +126,13 @@ impl Scratch {
 impl std::ops::Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.buffer[..self.len]
     }
 }
 
 impl std::ops::DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.buffer[..self.len]
     }
 }
 
@@ -93,14 +140,130 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if pool.len() < POOL_SIZE {
-            pool.push(std::mem::take(&mut self.0));
+            pool.push(std::mem::take(&mut self.buffer));
         }
     }
 }
 
-/// The `i`-th of `parts` nearly equal parts of `0..len`, each but the last a multiple of `unit`.
-pub fn part(len: usize, parts: usize, i: usize, unit: usize) -> Range<usize> {
-    let units = len.div_ceil(unit);
-    let edge = |i: usize| (units * i / parts * unit).min(len);
-    edge(i)..edge(i + 1)
+/// Values for tests, between −1 and 1.
+#[cfg(test)]
+fn noise(len: usize, seed: u32) -> Vec<f32> {
+    (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use super::activation::Function;
+    use super::attention::{Bias, Seen, Shape};
+    use super::conv::Geometry;
+    use super::norm::Groups;
+    use super::product::{Left, RowMajor, Start, product};
+    use super::*;
+
+    /// The bits of what `write` makes of `len` values that are NaN before.
+    fn bits(len: usize, write: impl FnOnce(&mut [f32])) -> Vec<u32> {
+        let mut values = vec![f32::NAN; len];
+        write(&mut values);
+        values.into_iter().map(f32::to_bits).collect()
+    }
+
+    /// The bits of what `write` makes of `len` values that are unwritten, and NaN so far.
+    fn bits_written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<u32> {
+        write(&mut vec![MaybeUninit::new(f32::NAN); len]).iter().map(|value| value.to_bits()).collect()
+    }
+
+    fn products() -> Vec<(&'static str, Vec<u32>)> {
+        let (a, b, dy) = (noise(700 * 500, 1), noise(500 * 700, 2), noise(700 * 700, 3));
+        let of = |[m, n, k]: [usize; 3]| {
+            bits(m * n, |c| product([m, n, k], Left::Rows(&a, k), &RowMajor { values: &b, stride: n }, c, Start::Zero))
+        };
+        let g = Geometry { batch: 2, d_in: 20, d_out: 30, size: [16, 16], kernel: 3, stride: 1, padding: (1, 1) };
+        let (x, weight) = (&a[..2 * 20 * 256], &b[..30 * 20 * 9]);
+        let rows = [100, 400, 500];
+        vec![
+            ("slabs", of([40, 700, 500])),
+            ("rows", of([700, 40, 500])),
+            ("convolution", bits(2 * 30 * 256, |y| conv::forward(&g, x, weight, None, y))),
+            ("its dx", bits(x.len(), |dx| conv::input_gradient(&g, &dy[..2 * 30 * 256], weight, dx))),
+            ("its dw", bits(weight.len(), |dw| conv::weight_gradient(&g, x, &dy[..2 * 30 * 256], dw))),
+            ("linear map", bits(100 * 400, |y| linear::forward(rows, &a[..100 * 500], &b[..400 * 500], None, y))),
+        ]
+    }
+
+    fn loops() -> Vec<(&'static str, Vec<u32>)> {
+        let (x, dy, weight, bias) = (noise(300 * 70, 1), noise(300 * 70, 2), noise(70, 3), noise(70, 4));
+        let (mut of_rows, mut of_groups) = (vec![[0.0; 2]; 300], vec![[0.0; 2]; 5 * 7]);
+        let g = Groups { channels: 70, pixels: 60, groups: 7, eps: 1e-5, silu: true };
+        vec![
+            ("activation", bits_written(x.len(), |y| activation::forward(Function::Gelu, &x, y))),
+            ("geglu", bits_written(x.len() / 2, |y| activation::geglu(35, &x, y))),
+            ("its gradient", bits_written(x.len(), |dx| activation::geglu_backward(35, &x, &dy[..150 * 70], dx))),
+            ("softmax", bits_written(x.len(), |y| norm::softmax(70, &x, y))),
+            ("layer norm", bits_written(x.len(), |y| norm::layer_norm([&x, &weight, &bias], 1e-5, y, &mut of_rows))),
+            ("its gradient", bits_written(x.len(), |dx| norm::layer_norm_backward([&x, &weight, &dy], &of_rows, dx, None))),
+            ("group norm", bits_written(x.len(), |y| norm::group_norm(&g, [&x, &weight, &bias], y, &mut of_groups))),
+            ("its gradient", bits_written(x.len(), |dx| norm::group_norm_backward(&g, [&x, &weight, &bias, &dy], &of_groups, dx, None))),
+        ]
+    }
+
+    /// Output, logarithms, and gradients of queries, keys and values.
+    fn attention(heads: usize) -> [Vec<f32>; 5] {
+        let shape = Shape { batch: 1, heads, queries: 130, keys: 300, d: 8 };
+        let [q, dout] = [1, 2].map(|seed| noise(130 * heads * 8, seed));
+        let [k, v] = [3, 4].map(|seed| noise(300 * heads * 8, seed));
+        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; heads * 130]);
+        attention::forward(&shape, [&q, &k, &v], Bias::None, &mut out, &mut lse);
+        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|values| vec![f32::NAN; values.len()]);
+        let seen = Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse };
+        attention::backward(&shape, &seen, Bias::None, &dout, [&mut dq, &mut dk, &mut dv]);
+        [out, lse, dq, dk, dv]
+    }
+
+    fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+    }
+
+    /// Every task writes what is its own, all of it and nothing else: any number of threads makes the same bits as one.
+    #[test]
+    fn threads_change_no_bit() {
+        let all = || {
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+            let attention = ["out", "lse", "dq", "dk", "dv"].into_iter().zip(attention(8).map(bits)).collect();
+            [products(), loops(), attention].concat()
+        };
+        let alone = on(1, all);
+        for (name, bits) in &alone {
+            assert!(bits.iter().all(|bits| f32::from_bits(*bits).is_finite()), "{name} is written in full");
+        }
+        for threads in [2, 3, 8] {
+            for ((name, found), (_, expected)) in on(threads, all).iter().zip(&alone) {
+                assert!(found == expected, "{name} on {threads} threads");
+            }
+        }
+    }
+
+    /// Where heads are fewer than threads, parts of a head's keys each add to the queries' gradients: in another order, so not to the bit.
+    #[test]
+    fn more_threads_than_heads_change_no_gradient() {
+        let (alone, shared) = (on(1, || attention(1)), on(8, || attention(1)));
+        for (name, (found, expected)) in ["out", "lse", "dq", "dk", "dv"].iter().zip(shared.iter().zip(&alone)) {
+            assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6), "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        for (len, count, unit) in [(0, 3, 4), (1, 3, 4), (37, 4, 5), (40, 3, 5), (7, 1, 16)] {
+            let mut values: Vec<usize> = (0..len).collect();
+            let mut next = 0;
+            for (range, part) in cut(&mut values, count, unit) {
+                assert!(range.start == next && part.iter().copied().eq(range.clone()), "{range:?} of {len} in {count}");
+                assert!(range.end == len || range.end.is_multiple_of(unit));
+                next = range.end;
+            }
+            assert_eq!(next, len);
+        }
+    }
 }

@@ -1,14 +1,15 @@
 //! Softmax and normalisations over rows.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Arch, Simd, WithSimd};
 
-use super::activation::{Function, in_parts};
+use super::activation::{Function, count_of_parts};
 use super::lanes::{map, map_in_place, map2, max, sum, sum_of_squares, sum2, update};
 use super::math::exp;
-use super::product::run;
-use super::{Scratch, Shared};
+use super::{Scratch, cut, on_threads};
 
-struct Softmax<'a>(&'a [f32], &'a mut [f32]);
+struct Softmax<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
 
 impl WithSimd for Softmax<'_> {
     type Output = ();
@@ -16,7 +17,7 @@ impl WithSimd for Softmax<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self(x, y) = self;
         let largest = simd.splat_f32s(max(simd, x));
-        map(
+        let y = map(
             simd,
             x,
             y,
@@ -56,24 +57,32 @@ impl WithSimd for SoftmaxSlope<'_> {
     }
 }
 
-/// `y = softmax(x)` of rows `[d]`.
-pub fn softmax(d: usize, x: &[f32], y: &mut [f32]) {
-    let out = Shared::new(y);
-    in_parts(x.len(), d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(Softmax(&x[at..at + d], unsafe { out.slice(at..at + d) }));
+/// Writes `y = softmax(x)`, over each row of `[rows, d]`, and returns it.
+///
+/// # Panics
+/// When `x` is not whole rows, or `y` is not as long as it.
+pub fn softmax<'y>(d: usize, x: &[f32], y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+    assert!(x.len().is_multiple_of(d) && y.len() == x.len(), "softmax of {} values to {} in rows of {d}", x.len(), y.len());
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(y, count, d), |(range, y)| {
+        for (x, y) in x[range].chunks_exact(d).zip(y.chunks_exact_mut(d)) {
+            Arch::new().dispatch(Softmax(x, y));
         }
     });
+    // SAFETY: the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
 }
 
-/// `dy` becomes `dx = y (dy − Σ y dy)`.
+/// `dy` becomes `dx = y (dy − Σ y dy)`, over each row of `[rows, d]`.
+///
+/// # Panics
+/// When `y` is not whole rows, or `dy` is not as long as it.
 pub fn softmax_backward(d: usize, y: &[f32], dy: &mut [f32]) {
-    let out = Shared::new(dy);
-    in_parts(y.len(), d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            Arch::new().dispatch(SoftmaxSlope(&y[at..at + d], unsafe { out.slice(at..at + d) }));
+    assert!(y.len().is_multiple_of(d) && dy.len() == y.len(), "{} gradients of a softmax to {} values in rows of {d}", dy.len(), y.len());
+    let count = count_of_parts(y.len());
+    on_threads(count, cut(dy, count, d), |(range, dy)| {
+        for (y, dy) in y[range].chunks_exact(d).zip(dy.chunks_exact_mut(d)) {
+            Arch::new().dispatch(SoftmaxSlope(y, dy));
         }
     });
 }
@@ -110,7 +119,7 @@ struct LayerNorm<'a> {
     weight: &'a [f32],
     bias: &'a [f32],
     eps: f64,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for LayerNorm<'_> {
@@ -119,7 +128,7 @@ impl WithSimd for LayerNorm<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let moments = Moments(self.x, self.eps).with_simd(simd);
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        map2(
+        let y = map2(
             simd,
             [self.x, self.weight],
             self.y,
@@ -129,7 +138,7 @@ impl WithSimd for LayerNorm<'_> {
         update(
             simd,
             self.bias,
-            self.y,
+            y,
             #[inline(always)]
             |bias, y| simd.add_f32s(y, bias),
         );
@@ -137,17 +146,27 @@ impl WithSimd for LayerNorm<'_> {
     }
 }
 
-/// Layer normalisation of rows `[d]`; keeps mean and 1 / standard deviation of each row.
-pub fn layer_norm([x, weight, bias]: [&[f32]; 3], eps: f64, y: &mut [f32], moments: &mut [[f32; 2]]) {
+/// Layer normalisation over each row of `[rows, d]`, weight and bias `[d]`. Writes `y` and returns it, and puts each row's mean
+/// and 1 / standard deviation into `moments`.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn layer_norm<'y>([x, weight, bias]: [&[f32]; 3], eps: f64, y: &'y mut [MaybeUninit<f32>], moments: &mut [[f32; 2]]) -> &'y mut [f32] {
     let d = weight.len();
-    let (out, kept) = (Shared::new(y), Shared::new(moments.as_flattened_mut()));
-    in_parts(x.len(), d, |range| {
-        for at in range.step_by(d) {
-            // SAFETY: the parts are whole rows.
-            let (y, kept) = unsafe { (out.slice(at..at + d), kept.slice(2 * (at / d)..2 * (at / d) + 2)) };
-            kept.copy_from_slice(&Arch::new().dispatch(LayerNorm { x: &x[at..at + d], weight, bias, eps, y }));
+    assert_rows(d, x.len(), moments.len());
+    assert!(bias.len() == d && y.len() == x.len(), "a layer norm of {} values to {}, with a bias of {}", x.len(), y.len(), bias.len());
+    let count = count_of_parts(x.len());
+    on_threads(count, cut(y, count, d).zip(cut(moments, count, 1)), |((range, y), (_, moments))| {
+        for ((x, y), moments) in x[range].chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(moments) {
+            *moments = Arch::new().dispatch(LayerNorm { x, weight, bias, eps, y });
         }
     });
+    // SAFETY: there are as many moments as rows, the parts are whole rows and make up `y`, and each row was written.
+    unsafe { y.assume_init_mut() }
+}
+
+fn assert_rows(d: usize, values: usize, moments: usize) {
+    assert!(values == moments * d, "a layer norm of {values} values with moments of {moments} rows of {d}");
 }
 
 struct LayerNormSlope<'a> {
@@ -155,7 +174,7 @@ struct LayerNormSlope<'a> {
     weight: &'a [f32],
     dy: &'a [f32],
     moments: [f32; 2],
-    dx: &'a mut [f32],
+    dx: &'a mut [MaybeUninit<f32>],
     /// Sums over rows: of the weight's gradient, of the bias'.
     sums: Option<[&'a mut [f32]; 2]>,
 }
@@ -167,7 +186,7 @@ impl WithSimd for LayerNormSlope<'_> {
         let Self { x, weight, dy, moments, dx, sums } = self;
         let n = 1.0 / x.len() as f32;
         let [mean, rstd] = moments.map(|value| simd.splat_f32s(value));
-        map2(
+        let dx = map2(
             simd,
             [dy, weight],
             dx,
@@ -210,42 +229,51 @@ impl WithSimd for LayerNormSlope<'_> {
     }
 }
 
-/// The gradients of [`layer_norm`]: of x, and of weight and bias where they are asked for.
-pub fn layer_norm_backward([x, weight, dy]: [&[f32]; 3], moments: &[[f32; 2]], dx: &mut [f32], affine: Option<[&mut [f32]; 2]>) {
+/// The gradients of [`layer_norm`]: writes `dx` and returns it, and puts those of weight and bias into `affine`, `[d]` each, where asked.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn layer_norm_backward<'d>(
+    [x, weight, dy]: [&[f32]; 3],
+    moments: &[[f32; 2]],
+    dx: &'d mut [MaybeUninit<f32>],
+    affine: Option<[&mut [f32]; 2]>,
+) -> &'d mut [f32] {
     let d = weight.len();
+    assert_rows(d, x.len(), moments.len());
+    assert!(dy.len() == x.len() && dx.len() == x.len(), "{} gradients of a layer norm of {} values to {}", dy.len(), x.len(), dx.len());
     let threads = rayon::current_num_threads();
+    // Each part adds up its rows' gradients of weight and bias in a place of its own.
     let mut partial = Scratch::zeroed(if affine.is_some() { 2 * d * threads } else { 0 });
-    let (out, sums, wanted) = (Shared::new(dx), Shared::new(&mut partial), affine.is_some());
-    let rows = x.len() / d;
-    run(threads, threads, |i| {
-        for row in super::part(rows, threads, i, 1) {
-            let at = row * d..(row + 1) * d;
-            // SAFETY: the parts are whole rows, and each has sums of its own.
-            let (dx, sums) = unsafe {
-                let sums = wanted.then(|| [2 * i, 2 * i + 1].map(|i| sums.slice(i * d..(i + 1) * d)));
-                (out.slice(at.clone()), sums)
-            };
-            Arch::new().dispatch(LayerNormSlope { x: &x[at.clone()], weight, dy: &dy[at], moments: moments[row], dx, sums });
+    let mut sums = partial.chunks_exact_mut(2 * d);
+    let parts = cut(dx, threads, d).map(|(range, dx)| (range, dx, sums.next()));
+    on_threads(threads, parts, |(range, dx, mut sums)| {
+        let moments = &moments[range.start / d..range.end / d];
+        let rows = x[range.clone()].chunks_exact(d).zip(dy[range].chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(moments);
+        for (((x, dy), dx), moments) in rows {
+            let sums = sums.as_deref_mut().map(|sums| sums.split_at_mut(d).into());
+            Arch::new().dispatch(LayerNormSlope { x, weight, dy, moments: *moments, dx, sums });
         }
     });
     if let Some([dweight, dbias]) = affine {
         dweight.fill(0.0);
         dbias.fill(0.0);
-        for [weight, bias] in partial[..2 * d * threads].chunks_exact(2 * d).map(|both| [&both[..d], &both[d..]]) {
+        for [weight, bias] in partial.chunks_exact(2 * d).map(|both| [&both[..d], &both[d..]]) {
             dweight.iter_mut().zip(weight).for_each(|(sum, part)| *sum += part);
             dbias.iter_mut().zip(bias).for_each(|(sum, part)| *sum += part);
         }
     }
+    // SAFETY: there are as many moments as rows, the parts are whole rows and make up `dx`, and each row was written.
+    unsafe { dx.assume_init_mut() }
 }
 
 /// Sizes of a group normalisation of `[batch, channels, pixels]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Groups {
-    /// Channels.
     pub channels: usize,
-    /// Pixels of a channel.
+    /// Pixels per channel.
     pub pixels: usize,
-    /// Groups of channels.
+    /// How many groups the channels are divided into.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f64,
@@ -254,19 +282,31 @@ pub struct Groups {
 }
 
 impl Groups {
-    fn size(&self) -> usize {
-        self.channels / self.groups * self.pixels
+    /// Channels per group.
+    fn width(&self) -> usize {
+        self.channels / self.groups
     }
 
-    /// What the norm does to channel `c` of a group: `(x − mean) · factor + shift`.
+    /// Values per group.
+    fn size(&self) -> usize {
+        self.width() * self.pixels
+    }
+
+    /// What the norm does to channel `c`: `(x − mean) · factor + shift`.
     fn affine(&self, c: usize, [mean, rstd]: [f32; 2], [weight, bias]: [&[f32]; 2]) -> [f32; 3] {
         [mean, weight[c] * rstd, bias[c]]
     }
 
-    /// Calls `work` for each group of the batch, on all threads where it is worth it.
-    fn each(&self, len: usize, work: impl Fn(usize) + Sync + Send) {
-        let threads = if len < 1 << 14 { 1 } else { rayon::current_num_threads() };
-        run(threads, len / self.size(), work);
+    fn threads(&self, len: usize) -> usize {
+        if len < 1 << 14 { 1 } else { rayon::current_num_threads() }
+    }
+
+    /// # Panics
+    /// When `values` is not the length of a batch, or `moments` that of all its groups.
+    fn check(&self, values: usize, moments: usize) {
+        assert!(self.groups > 0 && self.channels.is_multiple_of(self.groups), "{} channels in {} groups", self.channels, self.groups);
+        let whole = moments.is_multiple_of(self.groups) && values == moments * self.size();
+        assert!(whole, "{values} values with moments of {moments} groups for {self:?}");
     }
 }
 
@@ -274,13 +314,13 @@ struct Affine<'a> {
     x: &'a [f32],
     affine: [f32; 3],
     silu: bool,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
-impl WithSimd for Affine<'_> {
-    type Output = ();
+impl<'a> WithSimd for Affine<'a> {
+    type Output = &'a mut [f32];
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> &'a mut [f32] {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
         if self.silu {
             map(
@@ -289,7 +329,7 @@ impl WithSimd for Affine<'_> {
                 self.y,
                 #[inline(always)]
                 |x| Function::Silu.value(simd, simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift)),
-            );
+            )
         } else {
             map(
                 simd,
@@ -297,37 +337,44 @@ impl WithSimd for Affine<'_> {
                 self.y,
                 #[inline(always)]
                 |x| simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift),
-            );
+            )
         }
     }
 }
 
-/// Group normalisation, and SiLU where it follows; keeps mean and 1 / standard deviation of each group, `[batch, groups]`.
-pub fn group_norm(g: &Groups, [x, weight, bias]: [&[f32]; 3], y: &mut [f32], moments: &mut [[f32; 2]]) {
-    let (out, kept) = (Shared::new(y), Shared::new(moments.as_flattened_mut()));
-    g.each(x.len(), |group| {
-        let all = &x[group * g.size()..][..g.size()];
-        let moments = Arch::new().dispatch(Moments(all, g.eps));
-        // SAFETY: each group belongs to one task.
-        unsafe { kept.slice(2 * group..2 * group + 2) }.copy_from_slice(&moments);
-        for (i, x) in all.chunks_exact(g.pixels).enumerate() {
-            let channel = group * (g.channels / g.groups) + i;
-            let affine = g.affine(channel % g.channels, moments, [weight, bias]);
-            // SAFETY: as above.
-            let y = unsafe { out.slice(channel * g.pixels..(channel + 1) * g.pixels) };
-            Arch::new().dispatch(Affine { x, affine, silu: g.silu, y });
+/// Group normalisation of `x` `[batch, channels, pixels]`, weight and bias `[channels]`, and SiLU where it follows. Writes `y` and
+/// returns it, and puts each group's mean and 1 / standard deviation into `moments`, `[batch, groups]`.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn group_norm<'y>(
+    g: &Groups,
+    [x, weight, bias]: [&[f32]; 3],
+    y: &'y mut [MaybeUninit<f32>],
+    moments: &mut [[f32; 2]],
+) -> &'y mut [f32] {
+    g.check(x.len(), moments.len());
+    assert_eq!(y.len(), x.len(), "as many values as inputs");
+    let groups = x.chunks_exact(g.size()).zip(y.chunks_exact_mut(g.size())).zip(moments).enumerate();
+    on_threads(g.threads(x.len()), groups, |(group, ((x, y), moments))| {
+        *moments = Arch::new().dispatch(Moments(x, g.eps));
+        let first = group % g.groups * g.width();
+        for ((x, y), c) in x.chunks_exact(g.pixels).zip(y.chunks_exact_mut(g.pixels)).zip(first..) {
+            Arch::new().dispatch(Affine { x, affine: g.affine(c, *moments, [weight, bias]), silu: g.silu, y });
         }
     });
+    // SAFETY: the groups make up `y`, the channels a group, and each channel was written.
+    unsafe { y.assume_init_mut() }
 }
 
-/// Of one channel: `dx` becomes the gradient before SiLU; its sum, and its sum along the normed values.
+/// One channel's share: writes the gradient before SiLU to `dx`, and returns its sum, and its sum along the normed values.
 struct ChannelSums<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     affine: [f32; 3],
     rstd: f32,
     silu: bool,
-    dx: &'a mut [f32],
+    dx: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for ChannelSums<'_> {
@@ -335,7 +382,7 @@ impl WithSimd for ChannelSums<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> [f32; 2] {
         let [mean, factor, shift] = self.affine.map(|value| simd.splat_f32s(value));
-        if self.silu {
+        let dx = if self.silu {
             map2(
                 simd,
                 [self.x, self.dy],
@@ -345,17 +392,17 @@ impl WithSimd for ChannelSums<'_> {
                     let normed = simd.mul_add_e_f32s(simd.sub_f32s(x, mean), factor, shift);
                     simd.mul_f32s(dy, Function::Silu.slope(simd, normed))
                 },
-            );
+            )
         } else {
-            self.dx.copy_from_slice(self.dy);
-        }
+            self.dx.write_copy_of_slice(self.dy)
+        };
         let along = sum2(
             simd,
-            [self.dx, self.x],
+            [dx, self.x],
             #[inline(always)]
             |d, x| simd.mul_f32s(d, simd.sub_f32s(x, mean)),
         );
-        [sum(simd, self.dx), along * self.rstd]
+        [sum(simd, dx), along * self.rstd]
     }
 }
 
@@ -387,45 +434,50 @@ impl WithSimd for Projected<'_> {
     }
 }
 
-/// The gradients of [`group_norm`]: of x, and those of weight and bias, `[channels]` each, where they are asked for.
-pub fn group_norm_backward(
+/// The gradients of [`group_norm`]: writes `dx` and returns it, and puts those of weight and bias into `affine`, `[channels]` each,
+/// where asked.
+///
+/// # Panics
+/// When the slices are not of these shapes.
+pub fn group_norm_backward<'d>(
     g: &Groups,
     [x, weight, bias, dy]: [&[f32]; 4],
     moments: &[[f32; 2]],
-    dx: &mut [f32],
+    dx: &'d mut [MaybeUninit<f32>],
     affine: Option<[&mut [f32]; 2]>,
-) {
-    let (each, all) = (g.channels / g.groups, x.len() / g.pixels);
-    let mut sums = Scratch::new(2 * all);
-    let (out, kept) = (Shared::new(dx), Shared::new(&mut sums));
-    g.each(x.len(), |group| {
-        let moments = moments[group];
+) -> &'d mut [f32] {
+    g.check(x.len(), moments.len());
+    assert!(dy.len() == x.len() && dx.len() == x.len(), "{} gradients of a group norm of {} values to {}", dy.len(), x.len(), dx.len());
+    // Of each channel: the gradient's sum, and its sum along the normed values.
+    let mut scratch = Scratch::new(2 * x.len() / g.pixels);
+    let (sums, _) = scratch.as_chunks_mut::<2>();
+    let groups = dx.chunks_exact_mut(g.size()).zip(sums.chunks_exact_mut(g.width())).zip(moments).enumerate();
+    on_threads(g.threads(x.len()), groups, |(group, ((dx, sums), moments))| {
+        let (at, first) = (group * g.size(), group % g.groups * g.width());
+        let (x, dy) = (x[at..].chunks_exact(g.pixels), dy[at..].chunks_exact(g.pixels));
         let (mut average, mut along) = (0.0, 0.0);
-        // SAFETY: each group, and so each channel, belongs to one task.
-        let parts =
-            |channel: usize| unsafe { (out.slice(channel * g.pixels..(channel + 1) * g.pixels), kept.slice(2 * channel..2 * channel + 2)) };
-        for channel in group * each..(group + 1) * each {
-            let range = channel * g.pixels..(channel + 1) * g.pixels;
-            let (c, (dx, kept)) = (channel % g.channels, parts(channel));
-            let affine = g.affine(c, moments, [weight, bias]);
-            let sums =
-                Arch::new().dispatch(ChannelSums { x: &x[range.clone()], dy: &dy[range], affine, rstd: moments[1], silu: g.silu, dx });
-            kept.copy_from_slice(&sums);
+        let channels = x.clone().zip(dy).zip(dx.chunks_exact_mut(g.pixels)).zip(sums).zip(first..);
+        for ((((x, dy), dx), sums), c) in channels {
+            let affine = g.affine(c, *moments, [weight, bias]);
+            *sums = Arch::new().dispatch(ChannelSums { x, dy, affine, rstd: moments[1], silu: g.silu, dx });
             average += f64::from(sums[0]) * f64::from(weight[c]);
             along += f64::from(sums[1]) * f64::from(weight[c]);
         }
         let [average, along] = [average, along].map(|sum| (sum / g.size() as f64) as f32);
-        for channel in group * each..(group + 1) * each {
-            let x = &x[channel * g.pixels..(channel + 1) * g.pixels];
-            Arch::new().dispatch(Projected { x, weight: weight[channel % g.channels], moments, average, along, dx: parts(channel).0 });
+        // SAFETY: the channels make up the group, and each was written.
+        let dx = unsafe { dx.assume_init_mut() };
+        for ((x, dx), c) in x.zip(dx.chunks_exact_mut(g.pixels)).zip(first..) {
+            Arch::new().dispatch(Projected { x, weight: weight[c], moments: *moments, average, along, dx });
         }
     });
     if let Some([dweight, dbias]) = affine {
         dweight.fill(0.0);
         dbias.fill(0.0);
-        for (channel, sums) in sums[..2 * all].chunks_exact(2).enumerate() {
-            dbias[channel % g.channels] += sums[0];
-            dweight[channel % g.channels] += sums[1];
+        for (channel, [sum, along]) in sums.iter().enumerate() {
+            dbias[channel % g.channels] += sum;
+            dweight[channel % g.channels] += along;
         }
     }
+    // SAFETY: the groups make up `dx`, and each was written.
+    unsafe { dx.assume_init_mut() }
 }

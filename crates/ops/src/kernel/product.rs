@@ -5,9 +5,8 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-use super::{Scratch, Shared, part};
+use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Values of k that are summed in one pass: a panel of A of that depth stays in the first-level cache.
 const DEPTH: usize = 384;
@@ -16,12 +15,10 @@ const SLAB: usize = 128;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL: usize = 1 << 17;
 
-/// Rows and columns of the register tile.
+/// The size of the register tile, in values of C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
-    /// Rows.
     pub rows: usize,
-    /// Columns.
     pub columns: usize,
 }
 
@@ -43,33 +40,37 @@ pub fn tile() -> Tile {
     Arch::new().dispatch(Ask)
 }
 
-/// The left operand, `[m, k]`, where it lies.
+/// The left operand, A, `[m, k]`, where it lies.
 #[derive(Debug, Clone, Copy)]
 pub enum Left<'a> {
     /// Row `m` begins at `m * stride`.
     Rows(&'a [f32], usize),
     /// Column `k` begins at `k * stride`.
     Columns(&'a [f32], usize),
-    /// Panels of the tile's height, `[m / rows][k][rows]`; rows past the end are anything.
+    /// Panels as high as the tile, `[m / rows][k][rows]`. Rows past the end may hold any values.
     Panels(&'a [f32]),
 }
 
 impl Left<'_> {
     /// # Panics
     /// When it is shorter than `[m, k]`.
-    pub fn check(&self, m: usize, k: usize) {
+    fn check(&self, m: usize, k: usize) {
         let needed = match self {
-            _ if m == 0 || k == 0 => 0,
-            Left::Rows(_, stride) => (m - 1) * stride + k,
-            Left::Columns(_, stride) => (k - 1) * stride + m,
-            Left::Panels(_) => m.next_multiple_of(tile().rows) * k,
+            Left::Rows(_, stride) => extent(m, *stride, k),
+            Left::Columns(_, stride) => extent(k, *stride, m),
+            Left::Panels(_) => m.next_multiple_of(tile().rows).saturating_mul(k),
         };
         let (Left::Rows(values, _) | Left::Columns(values, _) | Left::Panels(values)) = self;
         assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
     }
 }
 
-/// The right operand, `[k, n]`.
+/// How many values `count` rows of `width` span when they begin `stride` apart; where that overflows, more than any slice holds.
+fn extent(count: usize, stride: usize, width: usize) -> usize {
+    if count == 0 || width == 0 { 0 } else { (count - 1).saturating_mul(stride).saturating_add(width) }
+}
+
+/// The right operand, B, `[k, n]`.
 pub trait Right: Sync {
     /// Packs rows `k` of columns `n` into panels of `columns` columns, `[panel][k][columns]`; columns past the end are zero.
     fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]);
@@ -81,50 +82,85 @@ pub fn panels(n: Range<usize>, columns: usize, depth: usize, out: &mut [f32]) ->
     n.step_by(columns).zip(out.chunks_exact_mut(depth * columns)).map(move |(n, out)| (n, columns.min(end - n), out))
 }
 
-/// What C begins with.
+/// What the product is added to.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// Zero.
     Zero,
-    /// Each row with its own value.
+    /// One value per row of C.
     PerRow(&'a [f32]),
-    /// Each column with its own value.
+    /// One value per column of C.
     PerColumn(&'a [f32]),
-    /// What it holds.
+    /// What C holds already.
     Keep,
 }
 
-/// A block of C: `m` rows, `n` columns, summed over `k`.
-pub struct Block<'a> {
-    /// A.
-    pub left: Left<'a>,
-    /// Rows.
-    pub m: Range<usize>,
-    /// Terms of the sum, of
-    pub k: Range<usize>,
-    /// so many in all.
-    pub whole: usize,
-    /// Panels of B, `[n / columns][k][columns]`.
-    pub right: &'a [f32],
-    /// Columns.
-    pub n: Range<usize>,
-    /// C.
-    pub out: Target,
-    /// What C begins with.
-    pub start: Start<'a>,
+/// Where C lies, as `[images, m, pixels]`: its columns are the pixels of one image after the other.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    values: Shared<'a>,
+    /// Distance between the first values of neighbouring rows.
+    stride: usize,
+    /// Columns per image.
+    pixels: usize,
+    /// Distance between the first values of neighbouring images.
+    apart: usize,
 }
 
-/// Where C lies: `[images, m, per]`, the columns cut into images that are `apart` from each other.
-#[derive(Clone, Copy)]
-pub struct Target {
-    /// C and more, from its first element on.
-    pub values: Shared,
-    /// Distance of rows.
-    pub stride: usize,
-    /// Columns of an image: all of them, or a multiple of the tile's.
-    pub per: usize,
-    /// Distance of images.
-    pub apart: usize,
+/// `C = start + A B`, its slices checked against its shape, to be computed in [`Block`]s.
+struct Product<'a> {
+    m: usize,
+    n: usize,
+    k: usize,
+    left: Left<'a>,
+    start: Start<'a>,
+    out: Target<'a>,
+}
+
+impl<'a> Product<'a> {
+    /// # Panics
+    /// When A, C or the start is too short for the shape, or rows or images of C overlap.
+    fn new([m, n, k]: [usize; 3], left: Left<'a>, out: Target<'a>, start: Start<'a>) -> Self {
+        left.check(m, k);
+        let Target { values, stride, pixels, apart } = out;
+        let (images, image) = (n / pixels, extent(m, stride, pixels));
+        assert!(images * pixels == n, "{n} columns in images of {pixels}");
+        assert!((m == 1 || stride >= pixels) && (images == 1 || apart >= image), "rows of C overlap: {m} of {n}, {stride} apart");
+        assert!(values.len() >= extent(images, apart, image), "C is too short for {m} rows of {n}");
+        match start {
+            Start::PerRow(values) => assert_eq!(values.len(), m, "one value per row"),
+            Start::PerColumn(values) => assert_eq!(values.len(), n, "one value per column"),
+            Start::Zero | Start::Keep => {}
+        }
+        Self { m, n, k, left, start, out }
+    }
+}
+
+/// Some rows and columns of a product, and some terms of their sums: as much as one packing of B is good for.
+struct Block<'a> {
+    product: &'a Product<'a>,
+    m: Range<usize>,
+    n: Range<usize>,
+    k: Range<usize>,
+    /// B as panels, `[n / columns][k][columns]`.
+    panels: &'a [f32],
+    start: Start<'a>,
+}
+
+impl<'a> Block<'a> {
+    /// # Safety
+    /// As long as the block exists, nothing else reads or writes its rows of its columns of C.
+    ///
+    /// # Panics
+    /// When it reaches past the product.
+    unsafe fn new(product: &'a Product<'a>, [m, n, k]: [Range<usize>; 3], panels: &'a [f32]) -> Self {
+        assert!(m.end <= product.m && n.end <= product.n && k.end <= product.k, "a block of {m:?}, {n:?}, {k:?}");
+        let start = if k.start > 0 { Start::Keep } else { product.start };
+        Self { product, m, n, k, panels, start }
+    }
+
+    fn compute(self) {
+        Arch::new().dispatch(self);
+    }
 }
 
 impl WithSimd for Block<'_> {
@@ -139,35 +175,44 @@ impl WithSimd for Block<'_> {
 impl Block<'_> {
     #[inline(always)]
     fn run<S: Simd, const R: usize>(&self, simd: S) {
-        let (width, depth) = (2 * S::F32_LANES, self.k.len());
+        let (width, depth, pixels) = (2 * S::F32_LANES, self.k.len(), self.product.out.pixels);
+        assert!(self.m.start.is_multiple_of(R), "a block that begins within a panel of A");
+        let one_image = pixels == self.product.n;
+        assert!(one_image || (pixels.is_multiple_of(width) && self.n.start.is_multiple_of(width)), "a tile with pixels of two images");
         for m in self.m.clone().step_by(R) {
             let rows = R.min(self.m.end - m);
             for (panel, n) in self.n.clone().step_by(width).enumerate() {
-                let b = self.right[panel * depth * width..][..depth * width].as_ptr();
-                // SAFETY: `check` held every index of A to its slice; B's panel was cut just now.
+                let b = self.panels[panel * depth * width..][..depth * width].as_ptr();
+                // SAFETY: `m` is a multiple of R, and `rows` rows from there are rows of the block; `b` is a whole panel.
                 let tile = unsafe { self.tile::<S, R>(simd, m, rows, b) };
                 self.store(simd, m, rows, n, &tile);
             }
         }
     }
 
+    /// The sums of `rows` rows from `m` on with the columns of one panel. What it returns past `rows` means nothing.
+    ///
+    /// # Safety
+    /// `m` is a multiple of `R`, `1 ≤ rows ≤ R`, the block has the rows `m..m + rows`, and `b` is a panel: two vectors per term.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize>(&self, simd: S, m: usize, rows: usize, b: *const f32) -> [[S::f32s; 2]; R] {
-        let (depth, k) = (self.k.len(), self.k.start);
+        let (depth, k, whole) = (self.k.len(), self.k.start, self.product.k);
         // Rows past the end repeat the last one: their sums are thrown away.
         let row = |i: usize| m + i.min(rows - 1);
-        // SAFETY: see `run`.
+        // SAFETY: a block's rows and terms are among the product's (`Block::new`), and A holds all of those (`Left::check`); panels of
+        // A hold whole tiles, up to the next multiple of R. With no terms an address may lie past A's end, but nothing is read there.
         unsafe {
-            match self.left {
+            match self.product.left {
                 Left::Rows(values, stride) => {
-                    by_rows::<S, R>(simd, depth, std::array::from_fn(|i| values.as_ptr().add(row(i) * stride + k)), b)
+                    by_rows::<S, R>(simd, depth, std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride + k)), b)
                 }
-                Left::Panels(values) => by_columns::<S, R>(simd, depth, values.as_ptr().add(m * self.whole + k * R), R, b),
+                Left::Panels(values) => by_columns::<S, R>(simd, depth, values.as_ptr().wrapping_add(m * whole + k * R), R, b),
                 Left::Columns(values, stride) if rows == R => {
-                    by_columns::<S, R>(simd, depth, values.as_ptr().add(k * stride + m), stride, b)
+                    by_columns::<S, R>(simd, depth, values.as_ptr().wrapping_add(k * stride + m), stride, b)
                 }
                 Left::Columns(values, stride) => {
-                    few_columns::<S, R>(simd, depth, std::array::from_fn(|i| values.as_ptr().add(k * stride + row(i))), stride, b)
+                    let columns = std::array::from_fn(|i| values.as_ptr().wrapping_add(k * stride + row(i)));
+                    few_columns::<S, R>(simd, depth, columns, stride, b)
                 }
             }
         }
@@ -177,10 +222,10 @@ impl Block<'_> {
     fn store<S: Simd, const R: usize>(&self, simd: S, m: usize, rows: usize, n: usize, tile: &[[S::f32s; 2]; R]) {
         let lanes = S::F32_LANES;
         let width = (2 * lanes).min(self.n.end - n);
-        let Target { values, stride, per, apart } = self.out;
-        let corner = n / per * apart + n % per + m * stride;
+        let Target { values, stride, pixels, apart } = self.product.out;
+        let corner = n / pixels * apart + n % pixels + m * stride;
         for (i, sums) in tile.iter().enumerate().take(rows) {
-            // SAFETY: `product` held C to its shape, and this block alone has these rows and columns.
+            // SAFETY: these are columns `n..n + width` of row `m + i`, which the block has to itself (`Block::new`).
             let c = unsafe { values.slice(corner + i * stride..corner + i * stride + width) };
             let (low, high) = c.split_at_mut(width.min(lanes));
             for (half, (part, sum)) in [low, high].into_iter().zip(sums).enumerate() {
@@ -209,11 +254,14 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
 }
 
 /// The tile's loop, one row of A at each pointer.
+///
+/// # Safety
+/// `depth` values can be read from each pointer of `a`, and `depth` times two vectors from `b`.
 #[inline(always)]
 unsafe fn by_rows<S: Simd, const R: usize>(simd: S, depth: usize, a: [*const f32; R], b: *const f32) -> [[S::f32s; 2]; R] {
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
         unsafe {
             step(
                 simd,
@@ -228,11 +276,14 @@ unsafe fn by_rows<S: Simd, const R: usize>(simd: S, depth: usize, a: [*const f32
 }
 
 /// The tile's loop, `R` neighbouring rows at each column of A.
+///
+/// # Safety
+/// `R` values can be read at `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times two vectors from `b`.
 #[inline(always)]
 unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f32, stride: usize, b: *const f32) -> [[S::f32s; 2]; R] {
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
         unsafe {
             step(
                 simd,
@@ -246,7 +297,11 @@ unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f
     sums
 }
 
-/// The same where fewer than `R` rows are left.
+/// The tile's loop, one pointer per row into the first column of A: for the last rows, where fewer than `R` are left.
+///
+/// # Safety
+/// A value can be read at each pointer of `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times two vectors from
+/// `b`.
 #[inline(always)]
 unsafe fn few_columns<S: Simd, const R: usize>(
     simd: S,
@@ -257,7 +312,7 @@ unsafe fn few_columns<S: Simd, const R: usize>(
 ) -> [[S::f32s; 2]; R] {
     let mut sums = [[simd.splat_f32s(0.0); 2]; R];
     for k in 0..depth {
-        // SAFETY: the caller's.
+        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
         unsafe {
             step(
                 simd,
@@ -271,9 +326,13 @@ unsafe fn few_columns<S: Simd, const R: usize>(
     sums
 }
 
+/// One term of the tile's sums: row `i` of A gives `a(i)`.
+///
+/// # Safety
+/// Two vectors can be read at `b`.
 #[inline(always)]
 unsafe fn step<S: Simd, const R: usize>(simd: S, a: impl Fn(usize) -> f32, b: *const f32, sums: &mut [[S::f32s; 2]; R]) {
-    // SAFETY: the caller's: two vectors at `b`.
+    // SAFETY: the caller promises two vectors.
     let b = unsafe { [b.cast::<S::f32s>().read_unaligned(), b.cast::<S::f32s>().add(1).read_unaligned()] };
     for (i, sum) in sums.iter_mut().enumerate() {
         let a = simd.splat_f32s(a(i));
@@ -287,109 +346,97 @@ unsafe fn step<S: Simd, const R: usize>(simd: S, a: impl Fn(usize) -> f32, b: *c
 /// # Panics
 /// When a slice is too short for its shape.
 pub fn product(shape: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32], start: Start<'_>) {
-    let per = shape[1];
-    product_into(shape, left, right, (out, per, per, 0), start);
+    product_of_images(shape, left, right, out, shape[1], start);
 }
 
-/// The same into rows and images that are apart: C, the distance of its rows, the columns of an image, the distance of images.
+/// The same with C as `[images, m, pixels]`, the columns being the pixels of one image after the other.
 ///
 /// # Panics
-/// When a slice is too short for its shape, or the columns of an image are not a multiple of the tile's.
-pub fn product_into(
-    [m, n, k]: [usize; 3],
-    left: Left<'_>,
-    right: &impl Right,
-    (out, stride, per, apart): (&mut [f32], usize, usize, usize),
-    start: Start<'_>,
-) {
+/// When a slice is too short for its shape, or there are several images whose pixels are not a multiple of the tile's columns.
+pub fn product_of_images([m, n, k]: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32], pixels: usize, start: Start<'_>) {
     if m == 0 || n == 0 {
         return;
     }
-    assert!(per == n || (n.is_multiple_of(per) && per.is_multiple_of(tile().columns)), "{n} columns in images of {per}");
-    assert!(out.len() >= (n / per - 1) * apart + (m - 1) * stride + per, "C is too short for {m} rows of {n}");
-    let tasks = Tasks { m, n, k, left, start, out: Target { values: Shared::new(out), stride, per, apart } };
-    tasks.check();
+    let out = Target { values: Shared::new(out), stride: pixels, pixels, apart: m * pixels };
+    let product = Product::new([m, n, k], left, out, start);
     let threads = if m * n * k < SERIAL { 1 } else { rayon::current_num_threads() };
-    if n.div_ceil(SLAB) >= 2 * threads || threads == 1 {
-        let parts = n.div_ceil(SLAB).next_multiple_of(threads);
-        let columns = tile().columns;
-        run(threads, parts, |i| tasks.slab(right, part(n, parts, i, columns)));
-    } else {
-        tasks.by_rows(right, threads);
+    if n.div_ceil(SLAB) >= 2 * threads || threads == 1 { product.by_slabs(right, threads) } else { product.by_rows(right, threads) }
+}
+
+/// Rows that begin `stride` apart, for [`multiply`] alone to write.
+pub struct Rows<'a> {
+    values: Shared<'a>,
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn new(values: &'a mut [f32], stride: usize) -> Self {
+        Self { values: Shared::new(values), stride }
+    }
+
+    /// Rows within a slice that other tasks write at the same time. The first row begins where the slice does.
+    ///
+    /// # Safety
+    /// Until `multiply` returns, nothing else reads or writes what it writes: the first `n` values of each of `m` rows.
+    pub unsafe fn shared(values: Shared<'a>, stride: usize) -> Self {
+        Self { values, stride }
     }
 }
 
-/// `work` for each of `0..tasks`, on the pool unless one thread is asked for.
-pub fn run(threads: usize, tasks: usize, work: impl Fn(usize) + Sync + Send) {
-    if threads == 1 || tasks == 1 { (0..tasks).for_each(work) } else { (0..tasks).into_par_iter().with_max_len(1).for_each(work) }
+/// `C = start + A B` on this thread, with B packed already, as panels `[n / columns][k][columns]`.
+///
+/// # Panics
+/// When a slice is too short for its shape, or rows of C overlap.
+pub fn multiply([m, n, k]: [usize; 3], left: Left<'_>, panels: &[f32], out: Rows<'_>, start: Start<'_>) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let out = Target { values: out.values, stride: out.stride, pixels: n, apart: 0 };
+    let product = Product::new([m, n, k], left, out, start);
+    // SAFETY: the rows are for this call alone to write, by an exclusive borrow or by the promise of `Rows::shared`.
+    unsafe { Block::new(&product, [0..m, 0..n, 0..k], panels) }.compute();
 }
 
 /// Where the sum over `k` is cut, in even parts.
-pub fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let parts = k.div_ceil(DEPTH).max(1);
-    (0..parts).map(move |i| part(k, parts, i, 1))
+fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
+    parts(k, k.div_ceil(DEPTH).max(1), 1)
 }
 
-/// One product, to be done in parts.
-struct Tasks<'a> {
-    m: usize,
-    n: usize,
-    k: usize,
-    left: Left<'a>,
-    start: Start<'a>,
-    out: Target,
-}
-
-impl Tasks<'_> {
-    /// # Panics
-    /// When A or the start is shorter than the shape says.
-    fn check(&self) {
-        let Self { m, n, k, .. } = *self;
-        self.left.check(m, k);
-        match self.start {
-            Start::PerRow(values) => assert_eq!(values.len(), m, "one value a row"),
-            Start::PerColumn(values) => assert_eq!(values.len(), n, "one value a column"),
-            Start::Zero | Start::Keep => {}
-        }
+impl Product<'_> {
+    /// Shares out the columns. Each task computes all rows of some, and packs that much of B.
+    fn by_slabs(self, right: &impl Right, threads: usize) {
+        let (columns, count) = (tile().columns, self.n.div_ceil(SLAB).next_multiple_of(threads));
+        on_threads(threads, parts(self.n, count, columns), |n| {
+            let mut packed = Scratch::new(DEPTH.min(self.k) * n.len().next_multiple_of(columns));
+            for k in depths(self.k) {
+                right.pack(k.clone(), n.clone(), columns, &mut packed);
+                // SAFETY: the product is this function's, the parts have no column in common, and each is computed depth by depth.
+                unsafe { Block::new(&self, [0..self.m, n.clone(), k], &packed) }.compute();
+            }
+        });
     }
 
-    fn block<'b>(&'b self, m: Range<usize>, n: Range<usize>, k: Range<usize>, right: &'b [f32]) {
-        let start = if k.start > 0 { Start::Keep } else { self.start };
-        Arch::new().dispatch(Block { left: self.left, m, k, whole: self.k, right, n, out: self.out, start });
-    }
-
-    /// All rows of some columns: packs its own B, and no one else's.
-    fn slab(&self, right: &impl Right, n: Range<usize>) {
-        let columns = tile().columns;
-        let mut packed = Scratch::new(DEPTH.min(self.k) * n.len().next_multiple_of(columns));
-        for k in depths(self.k) {
-            right.pack(k.clone(), n.clone(), columns, &mut packed);
-            self.block(0..self.m, n.clone(), k, &packed);
-        }
-    }
-
-    /// All columns at once where they are few: B is packed by all, then the rows are shared out.
-    fn by_rows(&self, right: &impl Right, threads: usize) {
+    /// For few columns: packs B on all threads, then shares out the rows.
+    fn by_rows(self, right: &impl Right, threads: usize) {
         let Tile { rows, columns } = tile();
         let mut packed = Scratch::new(DEPTH.min(self.k) * self.n.next_multiple_of(columns));
         for k in depths(self.k) {
-            let shared = Shared::new(&mut packed);
-            run(threads, threads, |i| {
-                let n = part(self.n, threads, i, columns);
-                let size = n.len().next_multiple_of(columns) * k.len();
-                // SAFETY: every task but the last has whole panels, and they follow each other.
-                right.pack(k.clone(), n.clone(), columns, unsafe { shared.slice(n.start * k.len()..n.start * k.len() + size) });
+            let panels = &mut packed[..k.len() * self.n.next_multiple_of(columns)];
+            // Columns and panels are cut at the same places: between panels.
+            let strips = parts(self.n, threads, columns).zip(cut(panels, threads, columns * k.len()));
+            on_threads(threads, strips, |(n, (_, panels))| right.pack(k.clone(), n, columns, panels));
+            on_threads(threads, parts(self.m, threads, rows), |m| {
+                // SAFETY: the product is this function's, the parts have no row in common, and one depth is done before the next.
+                unsafe { Block::new(&self, [m, 0..self.n, k.clone()], &packed) }.compute();
             });
-            run(threads, threads, |i| self.block(part(self.m, threads, i, rows), 0..self.n, k.clone(), &packed));
         }
     }
 }
 
 /// A right operand whose rows are contiguous: row `k` begins at `k * stride`.
 pub struct RowMajor<'a> {
-    /// The values.
     pub values: &'a [f32],
-    /// Distance of rows.
+    /// Distance between the first values of neighbouring rows.
     pub stride: usize,
 }
 
@@ -417,9 +464,8 @@ pub fn copy_padded(from: &[f32], to: &mut [f32]) {
 
 /// A right operand whose columns are contiguous: column `n` begins at `n * stride`.
 pub struct ColumnMajor<'a> {
-    /// The values.
     pub values: &'a [f32],
-    /// Distance of columns.
+    /// Distance between the first values of neighbouring columns.
     pub stride: usize,
 }
 
@@ -457,11 +503,8 @@ pub fn transpose_into<'a>(count: usize, columns: usize, column: impl Fn(usize) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 16) % 200) as f32 / 100.0 - 1.0).collect()
-    }
 
     /// Every way in, every odd size, against the definition.
     #[test]
@@ -490,6 +533,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "A has 5 values, expected 6")]
+    fn a_short_operand_is_refused() {
+        product([2, 2, 3], Left::Rows(&[0.0; 5], 3), &RowMajor { values: &[0.0; 6], stride: 2 }, &mut [0.0; 4], Start::Zero);
+    }
+
+    #[test]
+    #[should_panic(expected = "C is too short for 2 rows of 2")]
+    fn a_short_output_is_refused() {
+        product([2, 2, 3], Left::Rows(&[0.0; 6], 3), &RowMajor { values: &[0.0; 6], stride: 2 }, &mut [0.0; 3], Start::Zero);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of C overlap: 2 of 3, 2 apart")]
+    fn rows_that_overlap_are_refused() {
+        multiply([2, 3, 1], Left::Rows(&[0.0; 2], 1), &[0.0; 64], Rows::new(&mut [0.0; 8], 2), Start::Zero);
     }
 
     fn transposed(a: &[f32], m: usize, n: usize) -> Vec<f32> {

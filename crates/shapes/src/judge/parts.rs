@@ -72,6 +72,7 @@ const BORDER_SHARE: f32 = 0.6;
 const MIXTURE_LIMIT: f32 = 60.0;
 
 impl Canvas {
+    /// Takes the background to be the colour of most of the border.
     pub fn new(image: &RgbImage) -> Self {
         let (width, height) = (image.width() as usize, image.height() as usize);
         let pixels: Vec<Paint> = image.pixels().map(|pixel| paint(pixel.0)).collect();

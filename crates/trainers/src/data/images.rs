@@ -206,8 +206,8 @@ mod tests {
         };
         let open = || CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         let (mut walked, mut jumped) = (open(), open());
-        let batches: Vec<ImageBatch> = (0..20).map(|index| walked.batch(Batch { step: 0, index }, 4).unwrap()).collect();
-        let again = jumped.batch(Batch { step: 0, index: 13 }, 4).unwrap();
+        let batches: Vec<ImageBatch> = (0..20).map(|index| walked.batch(Batch { index, begins_update: true }, 4).unwrap()).collect();
+        let again = jumped.batch(Batch { index: 13, begins_update: true }, 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         // Half of the captions are gone, half of the images mirrored: brighter on the left.

@@ -197,8 +197,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path());
         let (mut walked, mut jumped) = (open(&section), open(&section));
-        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch { step: 0, index }, 4).unwrap()).collect();
-        let again = jumped.batch(Batch { step: 0, index: 13 }, 4).unwrap();
+        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch { index, begins_update: true }, 4).unwrap()).collect();
+        let again = jumped.batch(Batch { index: 13, begins_update: true }, 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         let (mut mirrored, mut dropped) = (0, 0);

@@ -1,7 +1,8 @@
 //! The code that ReFL, DRaFT, AlignProp and DRTune share: they all differentiate a reward through sampling.
 //!
-//! They differ in which steps are on the tape, that is, recorded for the backward pass. Each algorithm chooses how every step calls the
-//! network ([`Call`]), and which latents are decoded at the end ([`End`]); the rest is the same for all.
+//! They differ in which steps are on the tape, that is, recorded for the backward pass, in how these steps call the network ([`Call`]), and
+//! in the latents that are decoded at the end ([`End`]). ReFL's only step on the tape is written out in [`refl`]; the other three pass
+//! their calls to one loop, [`through_sampling`].
 //!
 //! | algorithm | calls of the network | latents to decode |
 //! |---|---|---|
@@ -262,7 +263,7 @@ impl ScoredBatch<'_> {
         };
         run.count_images(self.start.prompts.len());
         let updated = run.backward(loss, observed, &|model: &Trainable<D>| self.first_non_finite(model, scheduler))?;
-        environment.look(run, updated)
+        environment.preview_if_due(run, updated)
     }
 
     /// The first tensor that is not finite, in the order in which they were computed.

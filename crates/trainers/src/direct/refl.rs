@@ -9,7 +9,9 @@
 //! | L_pre | `[regularizer.<name>]` |
 //!
 //! It differs from the released `ReFL.py` where that hurt its users: a regulariser is on by default, other rewards are watched, optional
-//! guidance makes training draw as inference does, and the image size is the model's own.
+//! guidance makes training draw as inference does, and the image size is the model's own. `ReFL.py` gives the network the index of the step
+//! on the tape as its timestep, and the scheduler the timestep of the step before; here both get the step's own timestep. L_pre is added to
+//! the reward's loss, in the same update.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -67,7 +69,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     /// Algorithm 1.
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
         let mut scheduler = environment.scheduler()?;
-        environment.preview_first(run)?;
+        environment.preview_at_start(run)?;
         while let Some(batch) = run.next_batch()? {
             // 1. Prompts to embeddings, and the noise x_T to start from.
             let start = StartingPoint::new(run, environment, batch, self.sampling());
@@ -120,7 +122,7 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     }
 }
 
-/// Lines 4 to 9 of algorithm 1: from standard normal noise x_T to the predicted x_0, both `[b, c, h, w]`. Only one step is on the tape.
+/// The sampling of algorithm 1: from standard normal noise x_T to the predicted x_0, both `[b, c, h, w]`. Only one step is on the tape.
 pub fn predict_clean_latents<D: Denoiser>(chain: &mut TapedChain<'_, D>, unit: Tensor<4>, mid_step: usize) -> Tensor<4> {
     // T..t without gradient: the latents before step t are a constant.
     let latents = chain.without_gradient(unit, mid_step);

@@ -47,7 +47,7 @@ pub fn train<D: Denoiser>(
     regularizer: &mut Regularizer,
 ) -> Result<(), Error> {
     let mut scheduler = environment.scheduler()?;
-    environment.preview_first(run)?;
+    environment.preview_at_start(run)?;
     while let Some(batch) = run.next_batch()? {
         // 1. Prompts to embeddings, and the noise to start from.
         let start = StartingPoint::new(run, environment, batch, algorithm.sampling());

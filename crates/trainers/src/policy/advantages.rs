@@ -80,7 +80,7 @@ pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 impl AdvantagesConfig {
     /// The advantage of each reward. `prompts` are the indices of the images' prompts in the list of prompts. The images of a group are
     /// adjacent, `group_size` of them. If the statistics are per prompt, the rewards are added to `tracker`.
-    pub fn of(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
+    pub fn compute(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
             Self::Group(GroupStatistics { global_std }) => {
@@ -91,13 +91,13 @@ impl AdvantagesConfig {
                 };
                 rewards.chunks(group_size).flat_map(one).collect()
             }
-            Self::PerPrompt(section) => section.of(rewards, prompts, tracker),
+            Self::PerPrompt(section) => section.compute(rewards, prompts, tracker),
         }
     }
 }
 
 impl PromptStatistics {
-    fn of(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
+    fn compute(&self, rewards: &[f32], prompts: &[usize], tracker: &mut Tracker) -> Vec<f32> {
         for (prompt, reward) in prompts.iter().zip(rewards) {
             let seen = tracker.0.entry(*prompt).or_default();
             seen.push_back(*reward);
@@ -155,13 +155,14 @@ mod tests {
     #[test]
     fn a_group_sums_to_zero() {
         let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
-        let advantages = AdvantagesConfig::Group(GroupStatistics::default()).of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
+        let advantages =
+            AdvantagesConfig::Group(GroupStatistics::default()).compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         for group in advantages.chunks(3) {
             assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
             assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
         }
         // Nothing to learn where all are alike.
-        assert_eq!(AdvantagesConfig::Group(GroupStatistics::default()).of(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
+        assert_eq!(AdvantagesConfig::Group(GroupStatistics::default()).compute(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
     }
 
     /// Two groups with means 2 and 10; all six have mean 6 and variance (25 + 16 + 9 + 1 + 16 + 49) / 6 = 58/3.
@@ -169,7 +170,7 @@ mod tests {
     fn with_the_epochs_deviation_a_group_of_likes_says_little() {
         let rewards = [1.0, 2.0, 3.0, 7.0, 10.0, 13.0];
         let group = AdvantagesConfig::Group(GroupStatistics { global_std: true });
-        let advantages = group.of(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
+        let advantages = group.compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         let std = (58.0f32 / 3.0).sqrt();
         for (found, expected) in advantages.iter().zip([-1.0, 0.0, 1.0, -3.0, 0.0, 3.0]) {
             assert!((found - expected / std).abs() < 1e-6, "{advantages:?}");
@@ -181,12 +182,12 @@ mod tests {
     fn a_prompt_is_held_against_its_own_past() {
         let (section, mut tracker) = (PromptStatistics { buffer_size: 3, min_count: 2 }, Tracker::default());
         // Mean 4, population standard deviation √(26/3), of all three; prompt 0 has been seen twice, prompt 7 once.
-        let advantages = section.of(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
+        let advantages = section.compute(&[1.0, 3.0, 8.0], &[0, 0, 7], &mut tracker);
         let std = (26.0f32 / 3.0).sqrt();
         let expected = [-1.0, 1.0, 4.0 / std];
         assert!(advantages.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{advantages:?}");
         // The oldest of prompt 0 falls out: 3, 5 and 7 are left.
-        let advantages = section.of(&[5.0, 7.0], &[0, 0], &mut tracker);
+        let advantages = section.compute(&[5.0, 7.0], &[0, 0], &mut tracker);
         assert_eq!(tracker.0[&0], [3.0, 5.0, 7.0]);
         assert!((advantages[0]).abs() < 1e-6 && (advantages[1] - 2.0 / (8.0f32 / 3.0).sqrt()).abs() < 1e-5, "{advantages:?}");
     }

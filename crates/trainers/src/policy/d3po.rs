@@ -23,7 +23,7 @@ use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Run, values};
 
@@ -72,7 +72,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
         let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
-        environment.preview_first(run)?;
+        environment.preview_at_start(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
         while let Some(batch) = run.next_batch()? {
@@ -97,10 +97,10 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             }
 
             // 4. How much likelier the sampled steps are under the policy than under the base model.
-            let minibatch = rollout.minibatch(&at);
-            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
-            let reference = rollout.transition(&environment.base, environment, &plan, &at, &*scheduler);
-            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample);
+            let minibatch = rollout.minibatch(environment, &at);
+            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
+            let reference = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
+            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample.clone());
 
             // 5. The loss: −log σ of how much that favours the preferred image of each pair.
             let num_pairs = pairs.items.len();
@@ -110,7 +110,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             let ratios = values(&log_ratios.without_autodiff()).into_iter().map(f64::exp);
             let clipped = ratios.map(|ratio| f64::from((ratio - 1.0).abs() > self.clip_range)).collect();
             let mut observed = vec![("clipfrac".to_string(), clipped), ("kl".into(), values(&transition_kl(&policy, &reference)))];
-            if at.within.is_multiple_of(run.settings.micro_batches) {
+            if batch.begins_update {
                 observed.extend(rollout.observed());
             }
             if at.begins_minibatch {
@@ -119,13 +119,13 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
 
             // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
             //    average, journal, and a preview if one is due.
-            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
+            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
             let updated = run.backward(loss, observed, &blame)?;
             if at.ends_epoch {
                 rollout = Rollout::default();
                 Rollout::forget(&mut run.memory);
             }
-            environment.look(run, updated)?;
+            environment.preview_if_due(run, updated)?;
         }
         Ok(())
     }

@@ -10,9 +10,13 @@
 //! | DPOK's KL term | `kl_weight` |
 //! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once per minibatch, with the weight of all its timesteps |
 //!
-//! Each timestep of a minibatch has its own backward pass, and the gradients are added up, so the memory is that of one denoising step. The
-//! log-probability is a mean over channels and pixels, as in the published code; `clip_range` relies on that. [`Walk`] defines the order of
-//! images and timesteps.
+//! Each timestep of a minibatch has its own backward pass, and the gradients are added up, so the memory is that of one denoising step, or
+//! of two with a regulariser. The log-probability is a mean over channels and pixels, as in the published code; `clip_range` relies on
+//! that. [`Walk`] defines the order of images and timesteps.
+//!
+//! It differs from ddpo-pytorch in three ways. Prompts come in a shuffled order, each once before any comes again, while `train.py` draws
+//! each independently. Training always uses the guidance of sampling (a scale of 1 or less switches it off), while `train.cfg` can switch
+//! it off in training alone. The KL from the base model is measured once per update, which takes one more forward pass.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -29,7 +33,7 @@ use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_k
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, first_non_finite, trained_steps};
+use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
 use crate::run::{Draw, Observed, Run, values};
 
@@ -96,7 +100,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
         let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
-        environment.preview_first(run)?;
+        environment.preview_at_start(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
         while let Some(batch) = run.next_batch()? {
@@ -116,57 +120,61 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 
                 // 3. Turn rewards into advantages. Both are saved with the run, so that a resumed run goes on from here.
                 let mut tracker = Tracker::recall(&run.memory);
-                rollout.advantages = self.advantages.of(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
+                rollout.advantages = self.advantages.compute(&rollout.rewards, &rollout.prompts, self.images_per_prompt, &mut tracker);
                 tracker.save(&mut run.memory, &device);
                 rollout.save(&mut run.memory, &device);
             }
 
             // 4. The log-probability of the sampled steps under the current policy, each image at its own timestep.
-            let minibatch = rollout.minibatch(&at);
-            let policy = rollout.transition(&run.model, environment, &plan, &at, &*scheduler);
-            let log_probs = policy.log_prob(minibatch.prev_sample);
+            let minibatch = rollout.minibatch(environment, &at);
+            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
+            let log_probs = policy.log_prob(minibatch.prev_sample.clone());
 
-            // 5. The clipped objective; then the KL from the base model and the regulariser, if the config has them.
+            // 5. The clipped objective.
             let advantages = self.clipped_advantages(&rollout, &at);
             let advantages = Tensor::from_data(advantages.as_slice(), &device);
-            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs, advantages, self.clip_range);
-            let mut observed = observed(&policy_loss);
-            if at.within < run.settings.micro_batches {
+            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
+            if rollout.updates == Some(run.updates()) {
                 check_on_policy(&policy_loss, &at)?;
             }
-            let begins_update = at.within.is_multiple_of(run.settings.micro_batches);
+            let mut told = told(&policy_loss);
             let mut loss = policy_loss.loss.mean();
-            if begins_update || self.kl_weight > 0.0 {
-                let kl = transition_kl(&policy, &rollout.transition(&environment.base, environment, &plan, &at, &*scheduler));
-                observed.push(("kl".into(), values(&kl)));
+
+            // 6. The KL from the base model, which is measured once per update even if it is not trained on.
+            if batch.begins_update || self.kl_weight > 0.0 {
+                let base = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
+                let kl = transition_kl(&policy, &base);
+                told.push(("kl".into(), values(&kl)));
                 if self.kl_weight > 0.0 {
                     loss = loss + kl.mean() * self.kl_weight;
                 }
             }
-            if begins_update {
-                observed.extend(rollout.observed());
-            }
+
+            // 7. The regulariser, once per minibatch, but with the weight of all its timesteps.
             if at.begins_minibatch {
-                run.count_images(at.items.len());
-                // Once per minibatch, but with the weight of all its timesteps.
-                let prompts = rollout.texts(environment, &at.items);
-                let sampled = SampledBatch { visited: &[], prompts: &prompts, size: environment.size };
+                let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: environment.size };
                 let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
                 if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
-                    observed.push(("regularizer".into(), values(&regularization)));
+                    told.push(("regularizer".into(), values(&regularization)));
                     loss = loss + regularization * walk.num_trained_steps as f64;
                 }
             }
 
-            // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
+            // 8. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
             //    average, journal, and a preview if one is due.
-            let blame = |model: &Trainable<D>| first_non_finite(model, environment, &*scheduler, &rollout, &at);
-            let updated = run.backward(loss, observed, &blame)?;
+            if batch.begins_update {
+                told.extend(rollout.observed());
+            }
+            if at.begins_minibatch {
+                run.count_images(at.items.len());
+            }
+            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
+            let updated = run.backward(loss, told, &blame)?;
             if at.ends_epoch {
                 rollout = Rollout::default();
                 Rollout::forget(&mut run.memory);
             }
-            environment.look(run, updated)?;
+            environment.preview_if_due(run, updated)?;
         }
         Ok(())
     }
@@ -347,7 +355,7 @@ impl Algorithm for Ddpo {
 }
 
 /// The values of a micro-batch's loss for the journal.
-fn observed(loss: &PolicyLoss) -> Observed {
+fn told(loss: &PolicyLoss) -> Observed {
     vec![
         ("approx_kl".to_string(), values(&loss.approx_kl)),
         ("clipfrac".into(), values(&loss.clipped)),

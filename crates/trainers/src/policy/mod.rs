@@ -14,6 +14,7 @@ pub mod rollout;
 pub mod walk;
 
 use burn::tensor::Tensor;
+use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Guidance, Trainable, predict};
 use vp_schedulers::{Scheduler, Transition, by_name, require_stochastic};
@@ -22,13 +23,14 @@ use crate::Error;
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::non_finite;
-use crate::policy::rollout::Rollout;
-use crate::policy::walk::Position;
+use crate::policy::rollout::RolloutPlan;
 use crate::sections::SchedulerSection;
 
 /// Rows of a rollout: `b` images, each at its own scheduler step.
 #[derive(Debug, Clone)]
 pub struct Minibatch {
+    /// One prompt per row.
+    pub prompts: Vec<String>,
     /// x_t, `[b, c, h, w]`.
     pub sample: Tensor<4>,
     /// x_{t-1}, `[b, c, h, w]`.
@@ -45,6 +47,36 @@ impl Minibatch {
         let timesteps = self.steps.iter().map(|step| scheduler.timesteps()[*step] as f32).collect();
         (scheduler.scale_model_input(self.sample.clone(), &self.steps), timesteps)
     }
+
+    /// p(x_{t-1} | x_t) of these rows under `model`, with the guidance that they were sampled with. On the tape if `model` is, and with it
+    /// the embeddings of a text encoder that trains.
+    pub fn transition<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        plan: &RolloutPlan<'_>,
+        scheduler: &dyn Scheduler,
+    ) -> Transition {
+        profile::time(Stage::TrackedStep, || {
+            transition(&model.denoiser, scheduler, &plan.guidance(model, environment, &self.prompts), self)
+        })
+    }
+
+    /// The first tensor that is not finite in the transition of these rows, by name.
+    fn first_non_finite<D: Denoiser>(
+        &self,
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        scheduler: &dyn Scheduler,
+    ) -> Option<String> {
+        if ![&self.sample, &self.prev_sample].into_iter().all(non_finite::is_finite) {
+            return Some("the latents of the rollout".into());
+        }
+        let pipeline = &environment.pipeline;
+        let conditioning = model.text(&pipeline.text).encode(&self.prompts, environment.size, pipeline.device());
+        let (input, timesteps) = self.model_input(scheduler);
+        non_finite::in_prediction(&model.denoiser, input, &timesteps, &conditioning)
+    }
 }
 
 /// The distribution p_θ(x_{t-1} | x_t) of each row at its own step, with guidance.
@@ -52,24 +84,6 @@ pub fn transition<D: Denoiser>(denoiser: &D, scheduler: &dyn Scheduler, guidance
     let (input, timesteps) = batch.model_input(scheduler);
     let noise_pred = predict(denoiser, input, &timesteps, guidance);
     scheduler.transition(noise_pred, &batch.steps, batch.sample.clone())
-}
-
-/// The first tensor that is not finite in the transition of the images at `at`, by name.
-fn first_non_finite<D: Denoiser>(
-    model: &Trainable<D>,
-    environment: &Environment<D>,
-    scheduler: &dyn Scheduler,
-    rollout: &Rollout,
-    at: &Position,
-) -> Option<String> {
-    let batch = rollout.minibatch(at);
-    if ![&batch.sample, &batch.prev_sample].into_iter().all(non_finite::is_finite) {
-        return Some("the latents of the rollout".into());
-    }
-    let (pipeline, prompts) = (&environment.pipeline, rollout.texts(environment, &at.items));
-    let conditioning = model.text(&pipeline.text).encode(&prompts, environment.size, pipeline.device());
-    let (input, timesteps) = batch.model_input(scheduler);
-    non_finite::in_prediction(&model.denoiser, input, &timesteps, &conditioning)
 }
 
 /// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is printed before a run.

@@ -6,13 +6,13 @@ use vp_core::noise::{Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable};
-use vp_schedulers::{Scheduler, Transition};
+use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::environment::{Environment, ScoredImages};
 use crate::optim::NamedTensors;
+use crate::policy::Minibatch;
 use crate::policy::walk::Position;
-use crate::policy::{Minibatch, transition};
 use crate::run::{Observed, Run, values};
 
 /// The knobs for sampling an epoch.
@@ -44,6 +44,13 @@ impl RolloutPlan<'_> {
         let group = self.images_per_prompt as u64;
         images.iter().map(|image| if self.share_initial_latents { image / group * group } else { *image }).collect()
     }
+
+    /// The guidance for `prompts`, encoded by the model's own text encoders if they train.
+    pub fn guidance<D: Denoiser>(&self, model: &Trainable<D>, environment: &Environment<D>, prompts: &[String]) -> Guidance {
+        let Self { negative_prompt, guidance_scale, .. } = *self;
+        let request = Request { prompts, negative_prompt, guidance_scale, size: environment.size };
+        environment.pipeline.encode(&model.text(&environment.pipeline.text), &request)
+    }
 }
 
 /// The `n` images of one epoch.
@@ -51,6 +58,8 @@ impl RolloutPlan<'_> {
 pub struct Rollout {
     /// The epoch, counted from 0; `None` before anything has been sampled.
     pub epoch: Option<u64>,
+    /// The number of updates made before the rollout was sampled; `None` in a checkpoint of a version that did not record it.
+    pub updates: Option<u64>,
     /// The index of each image's prompt in the list of prompts.
     pub prompts: Vec<usize>,
     /// The latents before each step and after the last, `[n, c, h, w]` each.
@@ -112,31 +121,30 @@ impl Rollout {
         epoch: u64,
     ) -> Result<Self, Error> {
         let mut scheduler = environment.scheduler()?;
+        let steps = scheduler.timesteps().len();
         let model = run.model.valid();
         // Draw 0 belongs to the previews.
         let (noise, draw) = (run.noise, epoch + 1);
         let num_prompts = plan.num_images / plan.images_per_prompt;
         let prompts = environment.prompts.entries(epoch * num_prompts as u64, num_prompts);
         let prompts = prompts.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, plan.images_per_prompt)).collect();
-        let mut rollout = Self { epoch: Some(epoch), prompts, ..Self::default() };
-        let mut trajectories = Vec::new();
+        let mut rollout = Self { epoch: Some(epoch), updates: Some(run.updates()), prompts, ..Self::default() };
+        let (mut latents, mut log_probs) = (vec![Vec::new(); steps + 1], vec![Vec::new(); steps]);
         for batch in plan.batches() {
             run.heed_signals()?;
-            let images: Vec<u64> = batch.map(|image| image as u64).collect();
-            let rows: Vec<usize> = images.iter().map(|image| *image as usize).collect();
-            let guidance = rollout.guidance(&model, environment, plan, &rows);
-            let (shape, device) = (environment.pipeline.latent_shape(environment.size), environment.pipeline.device());
+            let images: Vec<u64> = batch.clone().map(|image| image as u64).collect();
+            let guidance = plan.guidance(&model, environment, &rollout.texts(environment, batch));
+            let (shape, device) = (environment.latent_shape(), environment.pipeline.device());
             let unit = noise.normal(Purpose::INITIAL_LATENTS, draw, &plan.starts(&images), shape, device);
             let mut step_noise = |step| noise.normal(Purpose::SAMPLER_STEP, chain_step(draw, step), &images, shape, device);
             let sampled = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
-            trajectories.push(profile::time(Stage::Rollout, sampled));
+            let trajectory = profile::time(Stage::Rollout, sampled);
+            latents.iter_mut().zip(trajectory.latents).for_each(|(all, part)| all.push(part));
+            log_probs.iter_mut().zip(trajectory.log_probs).for_each(|(all, part)| all.push(part));
         }
-        for step in 0..=scheduler.timesteps().len() {
-            rollout.latents.push(Tensor::cat(trajectories.iter().map(|part| part.latents[step].clone()).collect(), 0));
-        }
-        for step in 0..scheduler.timesteps().len() {
-            rollout.log_probs.push(Tensor::cat(trajectories.iter().map(|part| part.log_probs[step].clone()).collect(), 0));
-        }
+        // Step by step, so that the memory of the parts is freed as they are put together.
+        rollout.latents = latents.into_iter().map(|parts| Tensor::cat(parts, 0)).collect();
+        rollout.log_probs = log_probs.into_iter().map(|parts| Tensor::cat(parts, 0)).collect();
         Ok(rollout)
     }
 
@@ -153,9 +161,8 @@ impl Rollout {
         let last = self.latents.last().expect("a chain has a start").clone();
         for batch in plan.batches() {
             run.heed_signals()?;
-            let rows: Vec<usize> = batch.clone().collect();
             let latents = last.clone().narrow(0, batch.start, batch.len());
-            let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, &rows))?;
+            let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, batch))?;
             self.rewards.extend(values(&rewards).into_iter().map(|reward| reward as f32));
             for (name, scores) in observed.into_iter().filter(|(name, _)| name != "reward") {
                 let scores = scores.into_iter().map(|score| score as f32);
@@ -168,47 +175,20 @@ impl Rollout {
         Ok(())
     }
 
-    /// The rows of a micro-batch: the images and steps at `at`.
-    pub fn minibatch(&self, at: &Position) -> Minibatch {
+    /// The rows of a micro-batch: the images and steps at `at`, with their prompts.
+    pub fn minibatch<D: Denoiser>(&self, environment: &Environment<D>, at: &Position) -> Minibatch {
         let rows = || at.items.iter().zip(&at.steps);
-        let latents =
-            |offset: usize| Tensor::cat(rows().map(|(row, step)| self.latents[step + offset].clone().narrow(0, *row, 1)).collect(), 0);
+        let latents = |offset: usize| {
+            let one = |(row, step): (&usize, &usize)| self.latents[step + offset].clone().narrow(0, *row, 1);
+            Tensor::cat(rows().map(one).collect(), 0)
+        };
         let log_probs = Tensor::cat(rows().map(|(row, step)| self.log_probs[*step].clone().narrow(0, *row, 1)).collect(), 0);
-        Minibatch { sample: latents(0), prev_sample: latents(1), log_probs, steps: at.steps.clone() }
+        let prompts = self.texts(environment, at.items.iter().copied());
+        Minibatch { prompts, sample: latents(0), prev_sample: latents(1), log_probs, steps: at.steps.clone() }
     }
 
-    /// p(x_{t-1} | x_t) under `model` for the images at `at`, with the prompts and the guidance that they were sampled with. On the tape if
-    /// `model` is, and with it the embeddings of a text encoder that trains.
-    pub fn transition<D: Denoiser>(
-        &self,
-        model: &Trainable<D>,
-        environment: &Environment<D>,
-        plan: &RolloutPlan<'_>,
-        at: &Position,
-        scheduler: &dyn Scheduler,
-    ) -> Transition {
-        profile::time(Stage::TrackedStep, || {
-            let guidance = self.guidance(model, environment, plan, &at.items);
-            transition(&model.denoiser, scheduler, &guidance, &self.minibatch(at))
-        })
-    }
-
-    fn guidance<D: Denoiser>(
-        &self,
-        model: &Trainable<D>,
-        environment: &Environment<D>,
-        plan: &RolloutPlan<'_>,
-        rows: &[usize],
-    ) -> Guidance {
-        let (pipeline, prompts) = (&environment.pipeline, self.texts(environment, rows));
-        let RolloutPlan { negative_prompt, guidance_scale, .. } = *plan;
-        let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: environment.size };
-        pipeline.encode(&model.text(&pipeline.text), &request)
-    }
-
-    /// The prompts of the images `rows`.
-    pub fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: &[usize]) -> Vec<String> {
-        rows.iter().map(|row| environment.prompts.text(self.prompts[*row]).to_string()).collect()
+    fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: impl Iterator<Item = usize>) -> Vec<String> {
+        rows.map(|row| environment.prompts.text(self.prompts[row]).to_string()).collect()
     }
 
     /// A phrase that names the first reward that is not finite, if there is one.
@@ -239,7 +219,10 @@ impl Rollout {
         Self::forget(memory);
         let mut put = |name: String, tensor: Tensor<1>| drop(memory.insert(format!("{PREFIX}{name}"), tensor));
         let host = |values: &[f32]| Tensor::<1>::from_data(values, device);
-        put("epoch".into(), host(&[self.epoch.unwrap_or_default() as f32]));
+        put("epoch".into(), host(&[self.epoch.expect("a rollout is saved after it was sampled") as f32]));
+        if let Some(updates) = self.updates {
+            put("updates".into(), host(&[updates as f32]));
+        }
         put("prompts".into(), host(&self.prompts.iter().map(|prompt| *prompt as f32).collect::<Vec<_>>()));
         put("rewards".into(), host(&self.rewards));
         put("advantages".into(), host(&self.advantages));
@@ -267,6 +250,7 @@ impl Rollout {
         });
         Some(Self {
             epoch: Some(host("epoch")?[0] as u64),
+            updates: host("updates").map(|updates| updates[0] as u64),
             prompts,
             latents: listed("latents").into_iter().map(|(_, latents)| latents.reshape([n, c, h, w])).collect(),
             log_probs: listed("log_probs").into_iter().map(|(_, log_probs)| log_probs).collect(),

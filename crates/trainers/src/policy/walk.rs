@@ -49,13 +49,8 @@ pub struct Position {
 
 impl Walk {
     /// Micro-batches per epoch.
-    pub fn len(&self) -> usize {
+    pub fn micro_batches_per_epoch(&self) -> usize {
         self.num_inner_epochs * self.num_minibatches() * self.num_trained_steps
-    }
-
-    /// Whether there is nothing to train on.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn num_minibatches(&self) -> usize {
@@ -80,7 +75,7 @@ impl Walk {
             timesteps.entries(order_of_item * self.num_inference_steps as u64 + step as u64, 1)[0]
         });
         let steps = steps.collect();
-        Position { epoch, within, begins_minibatch: step == 0, ends_epoch: within + 1 == self.len(), items, steps }
+        Position { epoch, within, begins_minibatch: step == 0, ends_epoch: within + 1 == self.micro_batches_per_epoch(), items, steps }
     }
 }
 
@@ -101,7 +96,7 @@ mod tests {
 
     /// The (image, timestep) pairs that one walk trains on, in order.
     fn pairs(walk: &Walk, number: usize) -> Vec<(usize, usize)> {
-        let per_walk = walk.len() / walk.num_inner_epochs;
+        let per_walk = walk.micro_batches_per_epoch() / walk.num_inner_epochs;
         let positions = (number * per_walk..(number + 1) * per_walk).map(|index| walk.at(index as u64));
         positions.flat_map(|at| at.items.into_iter().zip(at.steps)).collect()
     }
@@ -151,7 +146,7 @@ mod tests {
     #[test]
     fn a_minibatch_stays_for_all_its_timesteps_and_epochs_end_where_they_say() {
         let walk = walk();
-        for index in 0..2 * walk.len() as u64 {
+        for index in 0..2 * walk.micro_batches_per_epoch() as u64 {
             let at = walk.at(index);
             assert_eq!((at.epoch, at.within), (index / 40, (index % 40) as usize));
             assert_eq!((at.begins_minibatch, at.ends_epoch), (index % 5 == 0, index % 40 == 39));
@@ -171,6 +166,6 @@ mod tests {
         assert!((0..80).rev().all(|index| walk.at(index) == there[index as usize]));
         assert!((0..80).any(|index| other.at(index).items != there[index as usize].items));
         // The order of runs that were started with an earlier version.
-        assert_eq!((there[0].items.clone(), there[0].steps.clone()), (vec![], vec![]));
+        assert_eq!((there[0].items.clone(), there[0].steps.clone()), (vec![4, 10, 7], vec![2, 0, 2]));
     }
 }

@@ -47,11 +47,13 @@ fn alike<const N: usize>(counts: [usize; N]) -> [f64; N] {
 }
 
 impl LossWeights {
+    /// The weights for Bradley-Terry: equal for each order, and within an order for each pair (and each tie, if ties are learnt).
     pub fn of_pairs(known: &[&Known], ties: bool) -> Self {
         let count = |order: &Order| order.pairs.len() + if ties { order.ties.len() } else { 0 };
         Self::Pairs(alike(std::array::from_fn(|i| known.iter().map(|one| count(&one.orders[i])).sum())), ties)
     }
 
+    /// The weights for ratings: equal for each aspect, and within an aspect for each rating.
     pub fn of_ratings(known: &[&Known]) -> Self {
         Self::Ratings(alike(std::array::from_fn(|i| known.iter().map(|one| one.ratings[i].len()).sum())))
     }

@@ -273,7 +273,7 @@ impl RewardModel {
         if !found.losses.iter().all(|loss| loss.is_finite()) {
             return Err(Error::NonFinitePreview { step, what: "the validation loss".into() });
         }
-        run.preview(&Preview::of_losses(found.by_name(), None))?;
+        run.record_preview(&Preview::of_losses(found.by_name(), None))?;
         if run.best_step() == Some(step) {
             let trained = named_parameters(&run.model).into_iter().filter(|parameter| parameter.trainable).map(|parameter| parameter.name);
             let trained: std::collections::BTreeSet<String> = trained.collect();

@@ -15,7 +15,7 @@ impl<M: Module> Run<M> {
     ///
     /// # Errors
     /// When the run's folder cannot be written.
-    pub fn preview(&mut self, preview: &Preview) -> Result<(), Error> {
+    pub fn record_preview(&mut self, preview: &Preview) -> Result<(), Error> {
         let step = self.state.cursor.step;
         if preview.images.is_empty() && preview.scores.is_empty() {
             return Ok(());

@@ -71,10 +71,10 @@ pub type Observed = Vec<(String, Vec<f64>)>;
 /// A micro-batch to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// The update it belongs to, counted from 0.
-    pub step: u64,
     /// The micro-batch's number in the run, counted from 0.
     pub index: u64,
+    /// Whether this is the first micro-batch of an update.
+    pub begins_update: bool,
 }
 
 impl Batch {
@@ -84,12 +84,13 @@ impl Batch {
     }
 }
 
-/// The random numbers of one micro-batch, named by the run and by a number that no other micro-batch has.
+/// Names a stream of random numbers: for each purpose, every number of a run has its own stream. The number is that of a micro-batch unless
+/// stated otherwise; a policy's rollouts are numbered by their epochs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draw {
     /// The run's random numbers.
     pub noise: Noise,
-    /// The micro-batch's number, counted from 1; 0 belongs to validation and the previews.
+    /// The stream's number, counted from 1; 0 belongs to validation and the previews.
     pub number: u64,
 }
 
@@ -222,7 +223,7 @@ impl<M: Module> Run<M> {
         if micro == 0 {
             self.began = Instant::now();
         }
-        Ok((!over).then_some(Batch { step, index }))
+        Ok((!over).then_some(Batch { index, begins_update: micro == 0 }))
     }
 
     /// Ends the run if a signal asks for it. For use between two parts of a batch that can be repeated from its beginning.
@@ -244,6 +245,11 @@ impl<M: Module> Run<M> {
     /// Counts images that were drawn or read, for the images per second in the journal.
     pub fn count_images(&mut self, count: usize) {
         self.images += count as u64;
+    }
+
+    /// The number of updates that have been made or left out.
+    pub fn updates(&self) -> u64 {
+        self.state.cursor.step
     }
 
     /// Whether no micro-batch has been computed yet.
@@ -303,7 +309,7 @@ impl<M: Module> Run<M> {
         blame: &dyn Fn(&M) -> Option<String>,
     ) -> Result<Option<u64>, Error> {
         if parts.len() == 1 {
-            let (loss, observed) = loss(&self.model, parts.remove(0));
+            let (loss, observed) = profile::time(Stage::TrackedStep, || loss(&self.model, parts.remove(0)));
             return self.backward(loss, observed, blame);
         }
         // Parameters that share a leaf share a tape, and only one thread at a time can back-propagate along a tape.

@@ -68,7 +68,7 @@ fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
     let mut run = toy_run(&dir.path().join("run"), 1);
     run.next_batch().unwrap();
     assert_eq!(poisoned_slope(&mut run).unwrap(), None);
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { step: 1, index: 1 }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 1, begins_update: true }));
     let loss = run.model.other.val().square();
     assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
     assert!(other(&run) < 1.0);

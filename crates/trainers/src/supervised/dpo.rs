@@ -140,7 +140,7 @@ impl Dpo {
     ) -> Result<(), Error> {
         let tuned = run.tuned();
         let PairValidation { losses, implicit_accuracies } = self.validate(&tuned, frozen, pairs, run.noise, looked.step)?;
-        looked.at(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
+        looked.record(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
     }
 
     /// Validates `model` on the held-out pairs.

@@ -133,7 +133,7 @@ impl Sft {
     fn look<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, images: &CaptionedImages, looked: Looked<'_>) -> Result<(), Error> {
         let tuned = run.tuned();
         let losses = self.validate(&tuned, looked.pipeline, images, run.noise, looked.step)?;
-        looked.at(run, &tuned, vec![("validation_loss", losses)])
+        looked.record(run, &tuned, vec![("validation_loss", losses)])
     }
 
     /// The denoising loss of each held-out image, with the same weight for every timestep.

@@ -86,7 +86,7 @@ impl Vae {
     pub fn train(&self, run: &mut Run<AutoencoderKL>, images: &mut CaptionedImages) -> Result<(), Error> {
         if run.is_at_the_beginning() {
             let look = self.validate(&run.tuned(), images, 0)?;
-            run.preview(&look)?;
+            run.record_preview(&look)?;
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Images: cropped, resized, some mirrored; pixels in [−1, 1].
@@ -113,7 +113,7 @@ impl Vae {
             // 5. Validate.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
                 let look = self.validate(&run.tuned(), images, step)?;
-                run.preview(&look)?;
+                run.record_preview(&look)?;
             }
         }
         Ok(())

@@ -1,5 +1,4 @@
-//! Validation on held-out images, for every algorithm that learns from given images. Each validation uses the same timesteps and the same
-//! noise.
+//! How supervised fine-tuning and Diffusion-DPO validate: on held-out images, with the same timesteps and the same noise every time.
 
 use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
@@ -68,11 +67,16 @@ impl Looked<'_> {
     ///
     /// # Errors
     /// When an image of the preview is not finite, or the run's folder cannot be written.
-    pub fn at<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, tuned: &Trainable<D>, values: Vec<(&str, Vec<f64>)>) -> Result<(), Error> {
+    pub fn record<D: Denoiser>(
+        &self,
+        run: &mut Run<Trainable<D>>,
+        tuned: &Trainable<D>,
+        values: Vec<(&str, Vec<f64>)>,
+    ) -> Result<(), Error> {
         let Self { pipeline, size, step, .. } = *self;
         let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step });
         let drawn = request.map(|request| draw(pipeline, tuned, &request)).transpose()?;
         let values = values.into_iter().filter(|(_, values)| !values.is_empty()).map(|(name, values)| (name.to_string(), values));
-        run.preview(&Preview::of_losses(values.collect(), drawn))
+        run.record_preview(&Preview::of_losses(values.collect(), drawn))
     }
 }

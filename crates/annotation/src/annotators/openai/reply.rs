@@ -1,6 +1,6 @@
-//! A model's reply, from text to an answer or to what is wrong with it.
+//! Reads a model's reply: an answer, or what is wrong with the reply.
 //!
-//! Servers that were asked for JSON alone send it in fences, after a page of reasoning, or cut off; a schema is silently ignored by some.
+//! Servers that were asked for JSON alone may send it in fences, after a page of reasoning, or cut off; some silently ignore a schema.
 //! So the last JSON object with the expected member is looked for anywhere in the text (reasoning comes before the answer), and everything in
 //! it is checked.
 //!
@@ -12,7 +12,7 @@ use vp_data::{Aspect, Preferred, Rating, Ratings};
 
 use crate::{Choice, Polished};
 
-/// What is wrong with a reply, a sentence each.
+/// What is wrong with a reply, one sentence per finding.
 type Findings = Vec<String>;
 
 /// The last JSON object in `text` that has `member`.
@@ -36,7 +36,7 @@ fn object_with(text: &str, member: &str) -> Result<Value, Findings> {
     found.ok_or_else(|| {
         vec![match found_other {
             true => format!("the JSON object has no member \"{member}\""),
-            false => "there is no whole JSON object in it".into(),
+            false => "it does not contain a whole JSON object".into(),
         }]
     })
 }
@@ -188,9 +188,9 @@ mod tests {
     fn what_is_no_answer_says_why() {
         let answer = json!({ "images": [entry(1, [5.0; 4])] }).to_string();
         assert_eq!(ratings(&answer[..answer.len() - 3], 1).unwrap_err(), ["the JSON object has no member \"images\""]);
-        assert_eq!(ratings("{\"images\"", 1).unwrap_err(), ["there is no whole JSON object in it"]);
+        assert_eq!(ratings("{\"images\"", 1).unwrap_err(), ["it does not contain a whole JSON object"]);
         assert_eq!(ratings("{\"images\": 3}", 1).unwrap_err(), ["\"images\" is not a list"]);
-        assert_eq!(ratings("", 1).unwrap_err(), ["there is no whole JSON object in it"]);
+        assert_eq!(ratings("", 1).unwrap_err(), ["it does not contain a whole JSON object"]);
         assert!(ratings(&"{".repeat(20_000), 1).is_err());
     }
 

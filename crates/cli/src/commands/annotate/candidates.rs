@@ -78,7 +78,7 @@ impl Validate for SamplingSection {
     }
 }
 
-/// One image that is to be drawn.
+/// One image to draw.
 #[derive(Debug, Clone)]
 struct Wanted {
     prompt: usize,
@@ -190,7 +190,7 @@ const MADE_FROM: &str = "sampling.json";
 /// How the name of a folder of blank images begins.
 const BLANKS: &str = "visionprefer-blanks-";
 
-/// Every image that is wanted, and the records of them.
+/// Every wanted image, and the records that describe them.
 fn described(prompts: &[Prompt], section: &SamplingSection) -> anyhow::Result<(Vec<Wanted>, Vec<Record>)> {
     let size = |model: &PathBuf| Ok(ModelFolder::open(&embedded::resolve(model)?).context("sampling.models")?.default_size());
     let sizes = section.models.iter().map(size).collect::<anyhow::Result<Vec<_>>>()?;

@@ -14,22 +14,22 @@ use crate::args::AgreementArgs;
 use crate::failure::Failure;
 use crate::terminal::print;
 
-/// Of every interval.
+/// The confidence level of every interval.
 const LEVEL: f64 = 0.95;
-/// What the order of all aspects together is called.
+/// The name of the order by all aspects together.
 const OVERALL: &str = "overall";
 
-/// What was said of one image or pair, by whom.
+/// The answers about one image or pair, by annotator.
 type Said = BTreeMap<AnnotatorId, f64>;
 
 /// The whole report.
 #[derive(Debug, Serialize)]
 struct AgreementReport {
-    /// Of every annotator.
+    /// One per annotator.
     annotators: Vec<AnnotatorReport>,
-    /// Of every aspect, and of the overall order: all annotators together.
+    /// One per aspect, and one for the overall order, with all annotators together.
     aspects: Vec<AspectReport>,
-    /// Of every two annotators and aspect.
+    /// One per aspect and pair of annotators.
     pairs: Vec<PairReport>,
 }
 
@@ -38,9 +38,9 @@ struct AnnotatorReport {
     annotator: String,
     records: usize,
     position_bias: Option<PositionBias>,
-    /// Ratings of the same image, asked several times.
+    /// Agreement of repeated ratings of the same image.
     self_consistency: BTreeMap<&'static str, SelfConsistency>,
-    /// Share of pairs of a prompt that an aspect does not tell apart.
+    /// The share of pairs that an aspect rates equally.
     ties: BTreeMap<&'static str, f64>,
 }
 
@@ -57,7 +57,7 @@ struct PairReport {
     first: String,
     second: String,
     aspect: &'static str,
-    /// Images rated by both; of `overall` pairs of images ordered by both.
+    /// How many images both rated; for `overall`, how many pairs of images both ordered.
     items: usize,
     agreement: Option<f64>,
     kappa: Option<f64>,
@@ -79,18 +79,18 @@ pub fn run(args: &AgreementArgs) -> Result<(), Failure> {
     Ok(print(&text)?)
 }
 
-/// The name of an annotator, its repeats together.
+/// The name of an annotator, the same for all of its repeats.
 fn name(of: &AnnotatorId) -> String {
     let parts = [Some(of.name.as_str()), of.model.as_deref(), of.rubric.as_deref()];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-/// Who spoke; of a set that people ranked, people.
+/// The annotator of a record. Sets ranked by people name none: then it is people.
 fn author(record: &Record) -> AnnotatorId {
     record.annotator.clone().unwrap_or_else(AnnotatorId::human)
 }
 
-/// What names an item whoever speaks of it: the prompt and the images.
+/// The key of an item, the same for every annotator: its prompt and images.
 fn item(record: &Record, images: &[usize]) -> String {
     let images = images.iter().map(|index| record.completions[*index].image_path.rsplit('/').next().unwrap_or_default());
     std::iter::once(record.prompt.as_str()).chain(images).collect::<Vec<_>>().join("\n")
@@ -139,7 +139,7 @@ fn orders(records: &[Record]) -> BTreeMap<String, Said> {
     items
 }
 
-/// All annotators together, the first answer of each.
+/// The agreement of all annotators, from the first answer of each.
 fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<AspectReport> {
     let first = |said: &Said| said.iter().filter(|(who, _)| who.repeat == 0).map(|(_, value)| *value).collect::<Vec<f64>>();
     let units: Vec<Vec<f64>> = items.values().map(first).filter(|unit| unit.len() > 1).collect();
@@ -152,7 +152,7 @@ fn of_aspect(aspect: &'static str, items: &BTreeMap<String, Said>) -> Option<Asp
     })
 }
 
-/// Every two annotators, the first answer of each.
+/// The agreement of every two annotators, from the first answer of each.
 fn of_pairs(aspect: &'static str, items: &BTreeMap<String, Said>) -> Vec<PairReport> {
     let mut both: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
     for said in items.values() {
@@ -211,7 +211,7 @@ fn both_orders(comparisons: &[Comparison]) -> Vec<(Choice, Choice)> {
     asked.filter_map(|one| Some((choice(one), choice(other(one)?)))).collect()
 }
 
-/// The share of pairs of a prompt's images that an aspect rates alike.
+/// The share of pairs of a prompt's images that an aspect rates equally.
 fn ties(records: &[&Record], aspect: Aspect) -> Option<f64> {
     let only = Aggregation::only(aspect);
     let rated = records.iter().filter(|record| record.completions.iter().all(|completion| completion.annotations.contains_key(&aspect)));

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::image_copies::copy_images;
 use crate::terminal::{print, say, warn, warn_of_some};
 
-/// Decodes everything, and fails where something is wrong.
+/// Reads every record and decodes every image, and fails if anything is wrong.
 pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
     let found = validate(&args.path)?;
     print(&format!("{found}\n"))?;
@@ -22,7 +22,7 @@ pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
     }
 }
 
-/// What a set holds.
+/// Prints what a set holds.
 pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
     let dataset = open_dataset(&args.path)?;
     let mut problems = Vec::new();
@@ -41,7 +41,7 @@ pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Another format, with the images beside it.
+/// Writes a set in another format, with the images beside it.
 pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     if args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(anyhow::anyhow!("{} is not empty; choose another --output", args.output.display()).into());
@@ -85,7 +85,7 @@ fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> any
     Ok(())
 }
 
-/// Two files beside the first, no prompt or near-duplicate in both.
+/// Writes two files beside the records; no prompt has a near-duplicate in the other file.
 pub fn split_records(args: &SplitArgs) -> Result<(), Failure> {
     let records = vp_data::read_records(&args.path)?;
     let parts = split(&records, args.fraction, args.seed)?;

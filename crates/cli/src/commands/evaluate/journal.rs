@@ -17,7 +17,7 @@ use crate::shard::Shard;
 /// What was evaluated; results of another evaluation are not added to.
 const EVALUATION: &str = "evaluation.json";
 
-/// The images of one prompt, of one side.
+/// The results of one side for one prompt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PromptResult {
     /// One per image, in the order of the seeds.
@@ -65,7 +65,7 @@ impl Journal {
         Ok(known)
     }
 
-    /// Adds a prompt; on disk when this returns.
+    /// Appends the result of a prompt; it is on disk when this returns.
     pub fn add(&self, side: usize, shard: Shard, result: &PromptResult) -> anyhow::Result<()> {
         let path = self.folder.join("results").join(format!("{side}-{}-of-{}.jsonl", shard.index + 1, shard.of));
         let written = || -> std::io::Result<()> {
@@ -82,7 +82,7 @@ impl Journal {
         written().with_context(|| format!("write {}", path.display()))
     }
 
-    /// Everything that is known, by side and prompt.
+    /// All results, in the order of sides and prompts.
     pub fn read(&self, sides: &[Side]) -> anyhow::Result<Vec<PromptResult>> {
         let mut all = Vec::new();
         for side in 0..sides.len() {

@@ -18,8 +18,8 @@ use crate::report::provenance::{date, of_program};
 use crate::report::{PAIRS, ResultsByImage, leak_panel, write as write_report};
 use crate::terminal::{print, say};
 
-/// How far apart every two images of a prompt are: 1 − the cosine of the features of the first reward that has some, else the root mean
-/// square of their difference.
+/// The distances of every two images of a prompt: 1 − the cosine of the image features of the first reward that has features, else the root
+/// mean square of the pixels' difference.
 pub fn distances(images: &[RgbImage], rewards: &[NamedReward]) -> Vec<f64> {
     if images.len() < 2 {
         return Vec::new();
