@@ -231,7 +231,7 @@ fn what_is_not_finite_is_named() {
         let sets = ["run.num_train_steps=1", "data.min_size=8", &model];
         let finished = train(algo, &dir.path().join("run"), &sets, &[]);
         let told = finished.stderr();
-        assert!(told.contains("step 0: ") && told.contains(named) && told.contains("is not finite"), "{algo}: {told}");
+        assert!(told.contains("after update 0: ") && told.contains(named) && told.contains("is not finite"), "{algo}: {told}");
         // Without held-out images, and nothing to draw, it is the first update that notices.
         let without = "data.validation_fraction=0.0";
         if algo == "vae" {

@@ -138,7 +138,8 @@ impl Rankings {
         if training.is_empty() {
             let (files, held_out) = (&section.files, validation.len());
             return Err(Error::Config(format!(
-                "{files:?}: no prompt is left to train on: expected two images in a strict order ({held_out} prompts are held out)"
+                "{files:?}: no prompt with two images in a strict order is left to train on ({held_out} prompts are held out); add records, or \
+                 lower rankings.margin or rankings.validation_fraction"
             )));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
