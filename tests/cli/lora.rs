@@ -37,7 +37,7 @@ fn weights_add_up_and_merging_is_the_same() {
     assert_eq!(drawn(dir.path(), "merged-image", merged.to_str().unwrap(), &[]), tuned);
     // What is there is not overwritten.
     let again = run(&merge).refused();
-    assert!(again.contains("is there already"), "{again}");
+    assert!(again.contains("exists already"), "{again}");
 }
 
 #[test]
