@@ -59,10 +59,12 @@ unsafe impl Send for Shared<'_> {}
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
+    /// Shares `values` out for as long as they are borrowed.
     pub fn new(values: &'a mut [f32]) -> Self {
         Self { first: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
     }
 
+    /// The number of values.
     pub fn len(self) -> usize {
         self.len
     }

@@ -370,6 +370,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Rows of a slice that nobody else writes. The first row begins where the slice does.
     pub fn new(values: &'a mut [f32], stride: usize) -> Self {
         Self { values: Shared::new(values), stride }
     }

@@ -14,7 +14,6 @@ use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
-use vp_evaluation::accuracy::Ranked;
 use vp_models::blip::BlipReward;
 use vp_models::clip::{ClipModel, is_clip};
 use vp_models::pipeline::ModelFolder;
@@ -24,6 +23,7 @@ use crate::algorithm::Driver;
 use crate::config::TrainConfig;
 use crate::reward_model::networks::{BlipNetwork, ClipNetwork};
 use crate::run::Run;
+use crate::run::export::Exported;
 use crate::sections::Settings;
 
 pub use reward_driven::RewardDrivenRun;
@@ -108,33 +108,6 @@ pub struct Outline {
     pub memory_bytes: u64,
     /// Upper bound on the bytes that are exported at the end.
     pub export_bytes: u64,
-}
-
-/// A run's result as written for other tools.
-#[derive(Debug)]
-pub struct Exported {
-    /// The kind of export.
-    pub kind: ExportKind,
-    /// The model's folder, or the LoRA file under kohya's names.
-    pub path: PathBuf,
-    /// How far the result, as reloaded, is from the model that the run began with. For a folder, `‖W_tuned − W_base‖ / ‖W_base‖` over all
-    /// parameters; for a LoRA, the same ratio of the denoiser's output.
-    pub relative_change: f64,
-    /// Further lines to show.
-    pub notes: Vec<String>,
-    /// For a reward model, the scores of each held-out prompt's images, with their ranks; otherwise empty.
-    pub ranked: Vec<Ranked>,
-}
-
-/// A kind of export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExportKind {
-    /// LoRA factors, in two files: one with kohya's names, one with diffusers'.
-    Lora,
-    /// A diffusers folder.
-    Model,
-    /// A reward model's folder, which `--reward` takes.
-    RewardModel,
 }
 
 /// Opens and checks everything that `config` names and loads the networks onto `device`. Paths are resolved by `resolve`.

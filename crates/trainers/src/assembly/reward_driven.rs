@@ -7,7 +7,7 @@ use vp_data::read_prompts;
 use vp_models::pipeline::{LoadedDenoiser, Pipeline, Trainable};
 use vp_rewards::{Reward, RewardConfig};
 
-use super::{Assembled, Exported, InSection, Outline, Parts, SHOWN, some};
+use super::{Assembled, InSection, Outline, Parts, SHOWN, some};
 use crate::Error;
 use crate::algorithm::{Driver, RewardDriven};
 use crate::config::{AlgorithmConfig, TrainConfig};
@@ -16,7 +16,7 @@ use crate::policy::require_density;
 use crate::policy::rollout::Rollout;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::Run;
-use crate::run::export::export_tuned;
+use crate::run::export::{Exported, export_tuned};
 use crate::sections::PromptsSection;
 
 /// The parts of a run that learns from a reward.

@@ -9,14 +9,14 @@ use vp_models::blip::BlipReward;
 use vp_models::clip::ClipModel;
 use vp_models::parameters::named_parameters;
 
-use super::{Assembled, ExportKind, Exported, InSection, Outline, Parts};
+use super::{Assembled, InSection, Outline, Parts};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::rankings::{RankedImages, Rankings};
 use crate::reward_model::networks::{BlipNetwork, ClipNetwork, trainable_of_blip, trainable_of_clip};
 use crate::reward_model::{RewardModel, RewardNetwork};
 use crate::run::Run;
-use crate::run::export::distance;
+use crate::run::export::{ExportKind, Exported, distance};
 
 /// The parts of a run that trains a reward model `M`. The network `N` prepares its inputs and computes its scores.
 pub struct RewardModelRun<N, M> {

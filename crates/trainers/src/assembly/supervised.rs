@@ -8,13 +8,13 @@ use vp_models::pipeline::{Anew, LoadedDenoiser, ModelFolder, Pipeline, Trainable
 use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_sampler;
 
-use super::{Assembled, ExportKind, Exported, InSection, Outline, Parts, SHOWN, some};
+use super::{Assembled, InSection, Outline, Parts, SHOWN, some};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
 use crate::data::preferences::PreferencePairs;
 use crate::run::Run;
-use crate::run::export::{export_tuned, export_vae};
+use crate::run::export::{ExportKind, Exported, export_tuned, export_vae};
 use crate::supervised::dpo::{Dpo, Frozen};
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;

@@ -1,10 +1,11 @@
 //! Exports the result of a run for other tools, as a model folder or LoRA files, and measures how far it is from the base model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
+use vp_evaluation::accuracy::Ranked;
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::{Dialect, LoraWeights};
 use vp_models::parameters::named_parameters;
@@ -15,9 +16,35 @@ use vp_models::vae::AutoencoderKL;
 use vp_schedulers::PredictionType;
 
 use crate::Error;
-use crate::assembly::{ExportKind, Exported};
 use crate::config::TrainConfig;
 use crate::sections::LoraSection;
+
+/// A run's result as written for other tools.
+#[derive(Debug)]
+pub struct Exported {
+    /// The kind of export.
+    pub kind: ExportKind,
+    /// The model's folder, or the LoRA file under kohya's names.
+    pub path: PathBuf,
+    /// How far the result, as reloaded, is from the model that the run began with. For a folder, `‖W_tuned − W_base‖ / ‖W_base‖` over all
+    /// parameters; for a LoRA, the same ratio of the denoiser's output.
+    pub relative_change: f64,
+    /// Further lines to show.
+    pub notes: Vec<String>,
+    /// For a reward model, the scores of each held-out prompt's images, with their ranks; otherwise empty.
+    pub ranked: Vec<Ranked>,
+}
+
+/// A kind of export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportKind {
+    /// LoRA factors, in two files: one with kohya's names, one with diffusers'.
+    Lora,
+    /// A diffusers folder.
+    Model,
+    /// A reward model's folder, which `--reward` takes.
+    RewardModel,
+}
 
 /// The names of a run's LoRA files: one with kohya's keys, one with diffusers'.
 pub const LORA_FILES: [(&str, Dialect); 2] =

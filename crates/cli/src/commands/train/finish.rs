@@ -4,10 +4,9 @@ use std::path::Path;
 
 use burn::module::Module;
 use vp_evaluation::accuracy::by_every_protocol;
-use vp_trainers::assembly::{ExportKind, Exported};
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::Run;
-use vp_trainers::run::export::LORA_FILES;
+use vp_trainers::run::export::{ExportKind, Exported, LORA_FILES};
 
 /// Says how the scores went, where the tuned model is, that it is another one, and the command that uses it.
 pub fn finish<M: Module>(run: &Run<M>, exported: &Exported, config: &TrainConfig) {
