@@ -88,7 +88,6 @@ pub struct Estimate {
 /// An answer and the cost of its reply. Unusable replies before it are passed to [`Ask::keep`] and not counted here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered<T> {
-    /// The answer.
     pub value: T,
     /// The cost of the last reply.
     pub usage: Usage,

@@ -28,17 +28,13 @@ pub enum Error {
     Data(#[from] vp_data::Error),
     /// Another process annotates into the same folder.
     #[error("{}: another process is writing this journal; wait for it to end, or choose another output folder", path.display())]
-    JournalInUse {
-        /// The journal.
-        path: PathBuf,
-    },
+    JournalInUse { path: PathBuf },
     /// A journal holds a line, not the last one, that was not written by a run.
     #[error(
         "{}, line {line}: {reason}; it was changed by hand or by another program. Remove that line (its question is asked again), or choose another output folder",
         path.display()
     )]
     BadJournal {
-        /// The journal.
         path: PathBuf,
         /// From 1.
         line: usize,
@@ -48,7 +44,6 @@ pub enum Error {
     /// A file of earlier records or scores holds a line that is not one.
     #[error("{}, line {line}: {reason}", path.display())]
     BadLine {
-        /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,
@@ -72,7 +67,6 @@ pub enum Error {
         "{count} questions in a row went unanswered, the last one because: {reason}\n  What was answered is kept: see to the cause, then start again with the same output folder"
     )]
     GivenUp {
-        /// How many.
         count: usize,
         /// Why the last of them failed.
         reason: String,
@@ -80,7 +74,6 @@ pub enum Error {
     /// An annotator was asked for something that it cannot do.
     #[error("annotator {annotator}: {reason}")]
     Unable {
-        /// Which.
         annotator: &'static str,
         /// What is missing, and the way out.
         reason: String,

@@ -13,9 +13,7 @@ use crate::embedded;
 
 /// A reward under the name that was typed for it.
 pub struct NamedReward {
-    /// The name.
     pub name: String,
-    /// The reward.
     pub reward: Box<dyn Reward>,
     /// The files and folders that it was read from.
     pub weights: Vec<PathBuf>,

@@ -13,7 +13,6 @@ pub struct Config {
     pub name: &'static str,
     /// Where it lies in the repository.
     pub path: &'static str,
-    /// The file.
     pub text: &'static str,
 }
 

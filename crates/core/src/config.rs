@@ -17,7 +17,6 @@ pub enum ConfigError {
     /// The file could not be read.
     #[error("config {path}: {source}")]
     Read {
-        /// The file.
         path: String,
         /// What the system said.
         source: std::io::Error,
@@ -39,7 +38,6 @@ pub enum ConfigError {
     /// An override was understood but does not fit the configuration.
     #[error("--set {flags}: {message}")]
     OverrideRefused {
-        /// The overrides.
         flags: String,
         /// What serde found.
         message: String,

@@ -28,17 +28,13 @@ pub enum RunDirError {
     /// The folder holds another run.
     #[error("{path} already holds a run ({found}); choose another folder with --output, or remove it")]
     Occupied {
-        /// The folder.
         path: String,
         /// The file that shows it.
         found: &'static str,
     },
     /// The folder does not hold a run.
     #[error("{path} does not hold a run (it has no config.toml); expected the folder of an earlier run")]
-    NoRun {
-        /// The folder.
-        path: String,
-    },
+    NoRun { path: String },
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunDirError + use<> {

@@ -95,7 +95,6 @@ pub enum Error {
     /// A zip or parquet file cannot be read, or is refused for what is in it.
     #[error("archive {}: {} problem(s){}", path.display(), problems.len(), Problem::list(problems))]
     BadArchive {
-        /// The file.
         path: PathBuf,
         /// Every finding, by the names of the entries.
         problems: Vec<Problem>,
@@ -162,20 +161,13 @@ pub enum Error {
     // ---- image folders ----
     /// The path of an image folder names something else.
     #[error("image folder {}: not a folder", path.display())]
-    NotAFolder {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFolder { path: PathBuf },
     /// An image folder holds no image.
     #[error("image folder {}: no images in it; expected .png, .jpg, .jpeg, .webp or .bmp files, here or in folders below", path.display())]
-    NoImages {
-        /// The folder.
-        path: PathBuf,
-    },
+    NoImages { path: PathBuf },
     /// An image folder is refused for what was found in it.
     #[error("image folder {}: {} problem(s), {usable} usable image(s){}", path.display(), problems.len(), Problem::list(problems))]
     ProblemsInFolder {
-        /// The folder.
         path: PathBuf,
         /// Every finding, in the order of the file names.
         problems: Vec<Problem>,
@@ -185,21 +177,16 @@ pub enum Error {
     /// A list of images is refused for what was found in it.
     #[error("image list {}: {} bad line(s){}", path.display(), problems.len(), Problem::list(problems))]
     ProblemsInManifest {
-        /// The list.
         path: PathBuf,
         /// Every finding, in the order of the lines.
         problems: Vec<Problem>,
     },
     /// A list of images holds none.
     #[error("image list {}: it names no image", path.display())]
-    EmptyManifest {
-        /// The list.
-        path: PathBuf,
-    },
+    EmptyManifest { path: PathBuf },
     /// A list of preference pairs is refused for what was found in it.
     #[error("preference pairs {}: {} problem(s), {usable} usable pair(s){}", path.display(), problems.len(), Problem::list(problems))]
     ProblemsInPreferences {
-        /// The list.
         path: PathBuf,
         /// Every finding, in the order of the lines.
         problems: Vec<Problem>,
@@ -208,10 +195,7 @@ pub enum Error {
     },
     /// A list of preference pairs holds none.
     #[error("preference pairs {}: no pairs in it; expected one object per line with prompt, chosen and rejected", path.display())]
-    NoPreferences {
-        /// The list.
-        path: PathBuf,
-    },
+    NoPreferences { path: PathBuf },
     /// Images cannot be decoded.
     #[error("{} of {of} image(s) cannot be read{}", problems.len(), Problem::list(problems))]
     UnreadableImages {

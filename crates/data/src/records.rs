@@ -166,7 +166,6 @@ pub struct Record {
     /// Where the prompt is from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The images.
     pub completions: Vec<Completion>,
     /// What was said of pairs of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -41,7 +41,6 @@ pub struct Stats {
 pub struct AspectStats {
     /// Ratings.
     pub rated: usize,
-    /// Their sum.
     pub sum: f64,
     /// Pairs of images of one record with the same rating.
     pub ties: usize,

@@ -96,7 +96,6 @@ impl Serialize for Protocol {
 /// An accuracy, its protocol, and how much data it rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Accuracy {
-    /// The rule.
     pub protocol: Protocol,
     /// In [0, 1].
     pub value: f64,

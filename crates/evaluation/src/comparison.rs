@@ -41,9 +41,7 @@ impl Default for CompareOptions {
 /// How much of a model was evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelRows {
-    /// The model.
     pub model: String,
-    /// Its images.
     pub images: usize,
     /// The prompts of those.
     pub prompts: usize,

@@ -80,7 +80,6 @@ pub enum Error {
         index: usize,
         /// The image's seed.
         seed: u64,
-        /// The model.
         model: String,
     },
     /// Rows number their prompts differently.
@@ -99,7 +98,6 @@ pub enum Error {
     /// A setting is out of its range.
     #[error("{key} is {found}; expected {expected}")]
     Setting {
-        /// Its name.
         key: &'static str,
         /// What it may be.
         expected: &'static str,
@@ -111,7 +109,6 @@ pub enum Error {
     Look {
         /// The look's step.
         step: u64,
-        /// Of what.
         what: String,
         /// What is there.
         found: String,

@@ -23,13 +23,11 @@ use crate::sentinel::{Finding, SentinelConfig};
 /// Everything that a report shows. Fields that are `None` or empty were not measured; the report says so where that matters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Report {
-    /// The heading.
     pub title: String,
     /// What was compared, in a sentence or two.
     pub about: String,
     /// The rewards that the models were trained on. They go up by construction, and are marked.
     pub trained_rewards: Vec<String>,
-    /// The statistics.
     pub comparison: Option<ModelComparison>,
     /// Before and after, in this order.
     pub pairs: Vec<ImagePair>,
@@ -52,22 +50,18 @@ pub struct Report {
 pub struct ImagePair {
     /// The prompt's place in the prompt set.
     pub index: usize,
-    /// The seed.
     pub seed: u64,
-    /// The prompt.
     pub prompt: String,
     /// The baseline's image.
     pub baseline: Picture,
     /// The candidate's image.
     pub candidate: Picture,
-    /// Their scores.
     pub scores: Vec<ScorePair>,
 }
 
 /// An image of a model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Picture {
-    /// The model.
     pub model: String,
     /// Where the image lies beside the report, if it does.
     pub file: Option<String>,
@@ -79,7 +73,6 @@ pub struct Picture {
 /// A score before and after.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ScorePair {
-    /// The reward.
     pub reward: String,
     /// Of the baseline's image.
     pub baseline: f64,
@@ -112,7 +105,6 @@ pub struct Series {
 pub struct SentinelPanel {
     /// The steps it looked at, the first one included.
     pub steps: Vec<u64>,
-    /// Its settings.
     pub config: SentinelConfig,
     /// The rules that fired.
     pub findings: Vec<Finding>,
@@ -162,9 +154,7 @@ pub struct Provenance {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fact {
-    /// The name.
     pub name: String,
-    /// The value.
     pub value: String,
 }
 

@@ -38,7 +38,6 @@ pub struct Look {
 /// A rule that fired.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
-    /// Which.
     pub rule: Rule,
     /// What the config wants done.
     pub action: Action,

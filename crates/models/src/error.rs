@@ -15,7 +15,6 @@ pub enum Error {
     /// A file or folder cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Its path.
         path: String,
         /// The system's error.
         source: std::io::Error,
@@ -23,7 +22,6 @@ pub enum Error {
     /// A `config.json` that we cannot build a network from.
     #[error("{path}: {message}")]
     Config {
-        /// Its path.
         path: String,
         /// The field, what was expected and what was found.
         message: String,
@@ -39,7 +37,6 @@ pub enum Error {
     /// A file that is not a LoRA, or a LoRA for another model.
     #[error("the LoRA {path} does not fit this model (is it for another base?): {faults}")]
     Lora {
-        /// Its path.
         path: String,
         /// The names of the tensors that do not fit, and why.
         faults: String,

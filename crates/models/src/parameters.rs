@@ -55,7 +55,6 @@ impl KeyPath {
 pub struct NamedParameter {
     /// Its key in a checkpoint.
     pub name: String,
-    /// Its shape.
     pub shape: Vec<usize>,
     /// Its values, flattened, off the tape.
     pub values: Tensor<1>,

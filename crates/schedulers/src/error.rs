@@ -9,7 +9,6 @@ pub enum SchedulerError {
     /// The file could not be read.
     #[error("cannot read the scheduler config {}: {source}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -17,7 +16,6 @@ pub enum SchedulerError {
     /// The file could not be written.
     #[error("cannot write the scheduler config {}: {source}", path.display())]
     Write {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -25,19 +23,13 @@ pub enum SchedulerError {
     /// The file is not a JSON object; the source names line and column.
     #[error("{} is not a JSON object: {source}", path.display())]
     Json {
-        /// The file.
         path: PathBuf,
         /// What the parser said.
         source: serde_json::Error,
     },
     /// A finding in the named file.
     #[error("{}: {source}", path.display())]
-    InFile {
-        /// The file.
-        path: PathBuf,
-        /// The finding.
-        source: Box<SchedulerError>,
-    },
+    InFile { path: PathBuf, source: Box<SchedulerError> },
 
     // === Config fields ===
     /// A field holds a value of the wrong type or range.

@@ -32,9 +32,7 @@ const SYNONYMS: [(&str, &str); 11] = [
 pub struct Group {
     /// How many, at least 1.
     pub count: usize,
-    /// How large.
     pub size: Option<Size>,
-    /// Which colour.
     pub color: Option<Color>,
     /// What they are.
     pub shape: Shape,
@@ -57,7 +55,6 @@ pub enum NotACaption {
     /// A word that does not belong where it stands.
     #[error("{caption:?}: expected {expected}, found {found}{ADVICE}")]
     Unexpected {
-        /// The text.
         caption: String,
         /// What could stand there.
         expected: &'static str,
@@ -66,18 +63,10 @@ pub enum NotACaption {
     },
     /// More objects than the world has room for.
     #[error("{caption:?}: {found} objects, expected at most {MOST}{ADVICE}")]
-    TooMany {
-        /// The text.
-        caption: String,
-        /// How many.
-        found: usize,
-    },
+    TooMany { caption: String, found: usize },
     /// A relation that is not between two single objects.
     #[error("{caption:?}: a relation is between two single objects{ADVICE}")]
-    RelationOfMany {
-        /// The text.
-        caption: String,
-    },
+    RelationOfMany { caption: String },
 }
 
 const ADVICE: &str = " (a caption of shapes is like \"a large red circle above a small blue square on a white background\" or \"two green \

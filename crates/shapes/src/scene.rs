@@ -17,7 +17,6 @@ const HALF_DISTANCE: f32 = 0.25;
 pub struct Object {
     /// What it is.
     pub shape: Shape,
-    /// Its colour.
     pub color: Color,
     /// Small or large.
     pub size: Size,

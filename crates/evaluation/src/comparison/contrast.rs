@@ -44,7 +44,6 @@ impl Difference {
 pub struct Unscored {
     /// The prompt's place in the prompt set.
     pub index: usize,
-    /// The seed.
     pub seed: u64,
     /// Whose image it is.
     pub model: String,
@@ -53,7 +52,6 @@ pub struct Unscored {
 /// Two models by one reward.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RewardContrast {
-    /// The reward.
     pub reward: String,
     /// Pairs of images that both have a score.
     pub images: usize,
@@ -112,11 +110,8 @@ pub struct PixelContrast {
 pub struct Change {
     /// The prompt's place in the prompt set.
     pub index: usize,
-    /// The seed.
     pub seed: u64,
-    /// The prompt.
     pub prompt: String,
-    /// Its category.
     pub category: Option<String>,
     /// The baseline's score.
     pub baseline: f64,
@@ -129,7 +124,6 @@ pub struct Change {
 /// The images that changed most by a reward.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Changes {
-    /// The reward.
     pub reward: String,
     /// Images that lost, the worst first.
     pub regressions: Vec<Change>,

@@ -14,7 +14,6 @@ use crate::{Error, Result};
 pub struct ImageResult {
     /// The prompt's place in the prompt set. Images are paired by it and by `seed`.
     pub index: usize,
-    /// The prompt.
     pub prompt: String,
     /// The prompt's category, if its set has any.
     #[serde(default)]
@@ -76,9 +75,7 @@ impl Pair<'_> {
 pub struct Unpaired {
     /// The prompt's place in the prompt set.
     pub index: usize,
-    /// The seed.
     pub seed: u64,
-    /// The prompt.
     pub prompt: String,
     /// The model that lacks it.
     pub missing_from: String,

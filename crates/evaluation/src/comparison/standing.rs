@@ -24,7 +24,6 @@ const RESAMPLES: usize = 999;
 /// A model among others.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Standing {
-    /// The model.
     pub model: String,
     /// Comparisons with another model on a prompt that both have.
     pub comparisons: usize,
@@ -41,7 +40,6 @@ pub struct Standing {
 /// All models by one reward.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Standings {
-    /// The reward.
     pub reward: String,
     /// Prompts on which two or more models were compared.
     pub prompts: usize,

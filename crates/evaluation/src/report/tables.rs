@@ -11,7 +11,6 @@ pub(super) struct Table {
     pub caption: String,
     /// Names of the columns; the first column names the row.
     pub head: Vec<String>,
-    /// The cells.
     pub rows: Vec<Vec<String>>,
     /// How many columns, from the left, are words and not numbers.
     pub words: usize,

@@ -276,7 +276,6 @@ impl ClipModel {
 pub struct ClipCheckpoint {
     /// The network, on the device that was asked for.
     pub model: ClipModel,
-    /// Its sizes.
     pub config: ClipConfig,
 }
 

@@ -11,7 +11,6 @@ use crate::words::{Background, Color, Shape, Size};
 pub struct Seen {
     /// What it is: the outline that fits best, if it fits well and no other does nearly as well.
     pub shape: Option<Shape>,
-    /// Its colour.
     pub color: Option<Color>,
     /// How large, if near enough to one of the two.
     pub size: Option<Size>,
