@@ -1,7 +1,7 @@
 //! Fused tensor operations with their own backward pass.
 //!
 //! Ordinary functions on [`Tensor`](burn::tensor::Tensor)s. On the CPU (flex, f32) each is one loop over memory that uses the vector
-//! unit and all cores and keeps for the backward pass what that needs, no more; elsewhere it is [composed](composed) of Burn's own
+//! unit and all cores and keeps for the backward pass what that needs, no more; elsewhere it is composed of Burn's own
 //! operations. Tests hold the two against each other, values and gradients.
 //!
 //! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.

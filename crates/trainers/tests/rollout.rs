@@ -14,7 +14,8 @@ use vp_trainers::run::{Run, Start};
 
 fn assembled() -> RewardDrivenRun {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let overrides = ["model.size=[32, 32]", "scheduler.num_inference_steps=2", "reward={ brightness = {} }", "watch=[{ saturation = {} }]"].map(String::from);
+    let overrides = ["model.size=[32, 32]", "scheduler.num_inference_steps=2", "reward={ brightness = {} }", "watch=[{ saturation = {} }]"]
+        .map(String::from);
     let config: TrainConfig = config::read(&root.join("configs/ddpo/tiny.toml"), &overrides).unwrap();
     match assemble(&config, &|path| Ok(root.join(path)), &Device::flex()).unwrap() {
         Assembly::Reward(assembled) => *assembled,
