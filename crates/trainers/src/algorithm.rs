@@ -55,7 +55,7 @@ pub trait RewardDriven<D: Denoiser> {
     /// When the run is interrupted, a value is not finite, a reward fails, or the run's folder cannot be written.
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error>;
 
-    /// The size of a run in one sentence, derived from `config`: how many images an update takes, and how many the whole run.
+    /// The size of a run in one sentence, derived from `config`: how many images an update takes, and how many the whole run takes.
     fn arithmetic(&self, config: &TrainConfig) -> String;
 
     /// Whether the algorithm needs the reward's gradient with respect to the images. If it does, a reward without one is refused.

@@ -150,8 +150,8 @@ impl Pipeline {
         [channels, height / factor, width / factor]
     }
 
-    /// Encodes prompts and negative prompt with `text`, which may be the pipeline's own encoders or tuned ones. With a scale of 1 or
-    /// less there is no negative branch.
+    /// Encodes prompts and negative prompt with `text`, which may be the pipeline's own encoders or tuned ones. There is no
+    /// negative branch at a guidance scale of 1 or less.
     pub fn encode(&self, text: &TextEncoders, request: &Request<'_>) -> Guidance {
         let conditional = text.encode(request.prompts, request.size, &self.device);
         let unconditional = (request.guidance_scale > 1.0)

@@ -75,8 +75,8 @@ pub trait Assembled {
         run.tuned()
     }
 
-    /// The values that the run is judged by, for any model: the scores of the preview's images, or the losses and accuracies on held-out
-    /// data, by name.
+    /// The values, by name, that tell how good a model is at the run's task: the scores of the preview's images, or the losses and
+    /// accuracies on held-out data.
     ///
     /// # Errors
     /// When a reward fails, data cannot be read, or a value is not finite.
