@@ -1,5 +1,6 @@
 //! The BLIP reward: embeddings, features, rewards, gradients, ranking loss, preprocessing, resize.
 
+use crate::device::device;
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor};
 use vp_data::RgbImage;
@@ -22,7 +23,7 @@ fn checkpoint(weights: &str, device: &Device) -> BlipCheckpoint {
 }
 
 fn trainable() -> BlipReward {
-    checkpoint(WEIGHTS[0], &Device::flex().autodiff()).model
+    checkpoint(WEIGHTS[0], &device().autodiff()).model
 }
 
 fn prompts() -> Vec<String> {
@@ -36,7 +37,7 @@ fn text(tensors: &Tensors, one_for: Option<usize>) -> TextInputs {
         let rows: Vec<_> = tensors.values(name).chunks(columns).map(|row| row.iter().map(|v| *v as u32).collect()).collect();
         one_for.map_or(rows.clone(), |images| vec![rows[0].clone(); images])
     };
-    TextInputs::new(&rows("input_ids"), &rows("attention_mask"), &Device::flex())
+    TextInputs::new(&rows("input_ids"), &rows("attention_mask"), &device())
 }
 
 fn check_gradients(tensors: &Tensors, prefix: &str, model: &BlipReward, gradients: &mut Gradients) {
@@ -55,7 +56,7 @@ fn check_gradients(tensors: &Tensors, prefix: &str, model: &BlipReward, gradient
 fn golden_embeddings_features_and_rewards() {
     let tensors = load_tensors(CASE);
     for weights in WEIGHTS {
-        let BlipCheckpoint { model, config } = checkpoint(weights, &Device::flex());
+        let BlipCheckpoint { model, config } = checkpoint(weights, &device());
         let pixel_values = tensors.get::<4>("pixel_values");
         let text = text(&tensors, None);
         tensors.assert_close("image_embeds", model.blip.visual_encoder.forward(pixel_values.clone()), FORWARD);
@@ -68,7 +69,7 @@ fn golden_embeddings_features_and_rewards() {
 fn golden_rewards_from_prompts() {
     let tensors = load_tensors(CASE);
     for weights in ["", "model.safetensors", "model.pt"] {
-        let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model").join(weights)), &Device::flex()).unwrap();
+        let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model").join(weights)), &device()).unwrap();
         let rewards = reward.score_pixel_values(tensors.get("pixel_values"), &prompts());
         assert_close_values("rewards", &rewards.into_data().iter::<f64>().collect::<Vec<_>>(), tensors.values("rewards"), FORWARD);
     }
@@ -77,7 +78,7 @@ fn golden_rewards_from_prompts() {
 #[test]
 fn golden_gradients_of_rewards() {
     let (tensors, model) = (load_tensors(CASE), trainable());
-    let std = checkpoint(WEIGHTS[0], &Device::flex()).config.std;
+    let std = checkpoint(WEIGHTS[0], &device()).config.std;
     let pixel_values = tensors.get::<4>("pixel_values").autodiff().require_grad();
     let mut gradients = (model.forward(pixel_values.clone(), &text(&tensors, None)) / std).sum().backward();
     tensors.assert_close("grad_input.pixel_values", pixel_values.grad(&gradients).unwrap(), GRADIENT);
@@ -87,7 +88,7 @@ fn golden_gradients_of_rewards() {
 #[test]
 fn golden_gradient_reaches_images_through_a_frozen_reward() {
     let tensors = load_tensors(CASE);
-    let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model")), &Device::flex().autodiff()).unwrap();
+    let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model")), &device().autodiff()).unwrap();
     assert!(reward.differentiable());
     let pixel_values = tensors.get::<4>("pixel_values").autodiff().require_grad();
     let gradients = reward.score_pixel_values(pixel_values.clone(), &prompts()).sum().backward();
@@ -108,10 +109,10 @@ fn golden_ranking_loss() {
 #[test]
 fn golden_preprocessing_of_a_file() {
     let tensors = load_tensors(CASE);
-    let size = checkpoint(WEIGHTS[0], &Device::flex()).config.image_size;
+    let size = checkpoint(WEIGHTS[0], &device()).config.image_size;
     let [height, width, _] = tensors.shape("preprocess.image_u8") else { panic!("`preprocess.image_u8` is no image") };
     let rgb: Vec<u8> = tensors.values("preprocess.image_u8").iter().map(|v| *v as u8).collect();
-    let got = preprocess_bytes(&rgb, [*height, *width], size, &Device::flex());
+    let got = preprocess_bytes(&rgb, [*height, *width], size, &device());
     let expected: Tensor<3> = tensors.get("preprocess.pixel_values");
     assert_close("preprocess.pixel_values", got, expected.unsqueeze(), FORWARD);
 }
@@ -120,7 +121,7 @@ fn golden_preprocessing_of_a_file() {
 #[test]
 fn golden_score_of_a_file() {
     let tensors = load_tensors(CASE);
-    let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model")), &Device::flex()).unwrap();
+    let reward = VpScore::load(&VpScoreConfig::new(case_dir(CASE).join("model")), &device()).unwrap();
     let [height, width, _] = tensors.shape("preprocess.image_u8") else { panic!("`preprocess.image_u8` is no image") };
     let pixels = tensors.values("preprocess.image_u8").iter().map(|v| *v as u8).collect();
     let image = RgbImage::from_raw(*width as u32, *height as u32, pixels).unwrap();
@@ -128,7 +129,7 @@ fn golden_score_of_a_file() {
     for prompt in prompts() {
         let prompt = [prompt];
         let expected: Vec<f64> = reward.score_pixel_values(pillows.clone(), &prompt).into_data().iter::<f64>().collect();
-        let got = reward.score_rgb(std::slice::from_ref(&image), &prompt, &Device::flex()).unwrap().scores;
+        let got = reward.score_rgb(std::slice::from_ref(&image), &prompt, &device()).unwrap().scores;
         assert_close_values("score_rgb", &got, &expected, FORWARD);
     }
 }
@@ -152,7 +153,7 @@ fn golden_stages_can_be_recomputed_one_by_one() {
     use vp_models::blip::Boundary;
     let (tensors, model) = (load_tensors(CASE), trainable());
     let (frozen, text) = (model.valid(), text(&tensors, None));
-    let std = checkpoint(WEIGHTS[0], &Device::flex()).config.std;
+    let std = checkpoint(WEIGHTS[0], &device()).config.std;
     let stages = frozen.stages();
     let mut boundaries = vec![Boundary::Pixels(tensors.get("pixel_values"))];
     for stage in &stages {

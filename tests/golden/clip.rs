@@ -1,5 +1,6 @@
 //! CLIP whole: embeddings, PickScore's formula, gradients of pixels, the file's names in and out.
 
+use crate::device::device;
 use burn::tensor::{Device, Tensor};
 use vp_models::clip::{ClipCheckpoint, ClipModel};
 use vp_models::parameters::named_parameters;
@@ -23,7 +24,7 @@ fn ids(tensors: &Tensors) -> Vec<Vec<u32>> {
 
 #[test]
 fn golden_clip_embeddings_and_scores() {
-    let (tensors, device) = (load_tensors(CASE), Device::flex());
+    let (tensors, device) = (load_tensors(CASE), device());
     let (model, pixel_values, ids) = (model(&device), tensors.get::<4>("pixel_values"), ids(&tensors));
     tensors.assert_close("image_embeds", model.image_embeds(pixel_values.clone()), FORWARD);
     tensors.assert_close("text_embeds", model.text_embeds(&ids, &device), FORWARD);
@@ -35,7 +36,7 @@ fn golden_clip_embeddings_and_scores() {
 fn golden_clip_scores_from_prompts_and_their_gradient_reaches_images() {
     let tensors = load_tensors(CASE);
     let config = ClipScoreConfig { weights: case_dir(CASE).join("model"), logit_scale: true };
-    let reward = ClipScore::load(&config, &Device::flex().autodiff()).unwrap();
+    let reward = ClipScore::load(&config, &device().autodiff()).unwrap();
     assert!(reward.differentiable());
     let prompts = strings(&case_json(CASE)["prompts"]);
     let pixel_values = tensors.get::<4>("pixel_values").autodiff().require_grad();
@@ -48,7 +49,7 @@ fn golden_clip_scores_from_prompts_and_their_gradient_reaches_images() {
 
 #[test]
 fn a_clip_is_written_as_it_was_read() {
-    let (device, folder) = (Device::flex(), tempfile::tempdir().unwrap());
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
     let checkpoint = ClipCheckpoint::load(&case_dir(CASE).join("model"), &device).unwrap();
     checkpoint.save(folder.path(), SaveType::F32).unwrap();
     let again = ClipCheckpoint::load(folder.path(), &device).unwrap();

@@ -1,7 +1,8 @@
 //! DDPO on the 1.x pipeline with a LoRA: rollout, densities, ratios, clipped losses, gradients; and the laws of its estimator.
 
+use crate::device::device;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_models::lora::{FACTORS, LoraWeights};
@@ -175,7 +176,7 @@ fn the_gradient_is_the_slope_of_the_log_probability() {
         let steepest = (0..slopes.len()).max_by(|a, b| slopes[*a].abs().total_cmp(&slopes[*b].abs())).unwrap();
         let moved = |by: f32| {
             let one: Vec<f32> = (0..slopes.len()).map(|i| if i == steepest { by } else { 0.0 }).collect();
-            let one = Tensor::<1>::from_data(one.as_slice(), &Device::flex());
+            let one = Tensor::<1>::from_data(one.as_slice(), &device());
             map_parameters(case.old.clone(), |parameter, _, values| if parameter == *name { values + one.clone() } else { values })
         };
         let h = 2e-2;

@@ -1,9 +1,10 @@
 //! One Diffusion-DPO pair on the 1.x pipeline: a policy that is the base with an adapter, against the base without.
 
+use crate::device::device;
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use vp_models::denoiser::Conditioning;
 use vp_models::parameters::{map_parameters, named_gradients};
 use vp_models::pipeline::{ModelFolder, Pipeline};
@@ -58,7 +59,7 @@ fn golden_dpo() {
     let (settings, tensors) = (case_json(CASE), load_tensors(CASE));
     let number = |section: &str, name: &str| settings[section][name].as_f64().unwrap_or_else(|| panic!("{section}.{name} is no number"));
     let (beta, scale) = (number("dpo", "beta"), number("lora", "alpha") / number("lora", "rank"));
-    let device = Device::flex();
+    let device = device();
     let folder = case_dir(&strings(&settings["uses"])[0]).join("pipeline");
     let (pipeline, base) = Pipeline::load(ModelFolder::open(&folder).unwrap(), &device).unwrap();
     let factors = factors(&Tensors::read(&case_dir(CASE).join("pytorch_lora_weights.safetensors")));

@@ -1,6 +1,6 @@
 //! One LoRA in three dialects, merged and attached: the UNet's output.
 
-use burn::tensor::Device;
+use crate::device::device;
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_models::denoiser::{Conditioning, Denoiser};
@@ -18,7 +18,7 @@ const DIALECTS: [&str; 3] = ["pytorch_lora_weights.safetensors", "peft_names/pyt
 /// The case's pipeline, its UNet, and what its layers are called.
 pub(crate) fn pipeline() -> (Pipeline, UNet2DConditionModel, Names) {
     let folder = case_dir(&strings(&case_json(CASE)["uses"])[0]).join("pipeline");
-    let (pipeline, unet) = Pipeline::load(ModelFolder::open(&folder).unwrap(), &Device::flex()).unwrap();
+    let (pipeline, unet) = Pipeline::load(ModelFolder::open(&folder).unwrap(), &device()).unwrap();
     let names = pipeline.lora_names(&unet);
     (pipeline, unet, names)
 }

@@ -1,7 +1,8 @@
 //! AdamW, clipping, the learning rate and the moving average against PyTorch's and diffusers', from given gradients.
 
+use crate::device::device;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::json;
 use vp_models::parameters::named_parameters;
 use vp_trainers::optim::{AdamW, AdamWConfig, Ema, EmaConfig, GradientAccumulator, LrSchedule};
@@ -19,7 +20,7 @@ struct Parameters {
 #[test]
 fn golden_optim_adamw_clip_schedule_and_ema() {
     let (settings, tensors) = (case_json("optim"), load_tensors("optim"));
-    let device = Device::flex();
+    let device = device();
     let flat = |name: &str| tensors.values(name).iter().map(|v| *v as f32).collect::<Vec<f32>>();
     let names: Vec<char> = ('a'..='z').filter(|name| tensors.contains(&format!("grad_{name}.0"))).collect();
     assert!(!names.is_empty());

@@ -1,6 +1,6 @@
 //! Whole pipelines, prompt to image, from given latents.
 
-use burn::tensor::Device;
+use crate::device::device;
 use serde_json::Value;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Chain, ModelFolder, Pipeline, Request, Taken};
@@ -31,7 +31,7 @@ fn check(case: &str, name: &str) {
     let (settings, tensors) = (case_json(case), load_tensors(case));
     let folder = ModelFolder::open(&case_dir(case).join("pipeline")).unwrap();
     let mut sampler = sampler(&settings[name], &folder);
-    let (pipeline, unet) = Pipeline::load(folder, &Device::flex()).unwrap();
+    let (pipeline, unet) = Pipeline::load(folder, &device()).unwrap();
     let prompts = strings(&settings["prompts"]);
     let latents = tensors.get::<4>("pipeline.latents");
     let factor = pipeline.vae.config().downscale();

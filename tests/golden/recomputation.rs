@@ -1,7 +1,8 @@
 //! Gradients with recomputed blocks are those of a tape that keeps everything: every network on its golden checkpoint.
 
+use crate::device::device;
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Gradients, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_models::GradientCheckpointing::{self, Blocks, None as Kept};
@@ -55,7 +56,7 @@ fn assert_same(what: &str, least: usize, gradients: impl Fn(GradientCheckpointin
 }
 
 fn pipeline(case: &str) -> (Pipeline, UNet2DConditionModel) {
-    Pipeline::load(ModelFolder::open(&case_dir(case).join("pipeline")).unwrap(), &Device::flex()).unwrap()
+    Pipeline::load(ModelFolder::open(&case_dir(case).join("pipeline")).unwrap(), &device()).unwrap()
 }
 
 /// Gradients of the golden UNet case: of the sample, of the text embeddings, and of what `model` trains.
@@ -144,7 +145,7 @@ fn a_reward_frozen_and_in_a_sum() {
     .unwrap();
     for (what, config) in [("reward", alone), ("weighted sum", sum)] {
         assert_same(what, 1, |kept| {
-            let mut reward: Box<dyn Reward> = config.build(&Device::flex()).unwrap();
+            let mut reward: Box<dyn Reward> = config.build(&device()).unwrap();
             reward.set_gradient_checkpointing(kept);
             let images = (tensors.get::<4>("pixel_values") * 0.2 + 0.5).autodiff().require_grad();
             let mut gradients = reward.score(images.clone(), &prompts).unwrap().sum().backward();

@@ -1,7 +1,8 @@
 //! ReFL's rollout, tracked step, loss and gradients on the 1.x pipeline and the BLIP reward.
 
+use crate::device::device;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
 use vp_models::parameters::named_gradients;
 use vp_models::pipeline::{ModelFolder, Pipeline, Request};
@@ -32,7 +33,7 @@ fn golden_refl() {
     let number = |name: &str| refl_settings[name].as_f64().unwrap_or_else(|| panic!("refl.{name} is no number"));
     let (steps, mid_index) = (number("num_inference_steps") as usize, number("mid_index") as usize);
 
-    let device = Device::flex();
+    let device = device();
     let (pipeline, unet) = Pipeline::load(ModelFolder::open(&case_dir(&uses[0]).join("pipeline")).unwrap(), &device).unwrap();
     let unet = unet.train();
     let reward = RewardConfig::VpScore(VpScoreConfig::new(case_dir(&uses[1]).join("model"))).build(&device).unwrap();
@@ -87,7 +88,7 @@ fn golden_refl() {
 fn draft_1_is_refl_at_the_last_step() {
     const STEPS: usize = 3;
     let uses = strings(&case_json(CASE)["uses"]);
-    let device = Device::flex();
+    let device = device();
     let (pipeline, unet) = Pipeline::load(ModelFolder::open(&case_dir(&uses[0]).join("pipeline")).unwrap(), &device).unwrap();
     let (unet, size) = (unet.train(), pipeline.folder.default_size());
     let reward = RewardConfig::VpScore(VpScoreConfig::new(case_dir(&uses[1]).join("model"))).build(&device).unwrap();

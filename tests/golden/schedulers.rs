@@ -1,6 +1,7 @@
 //! The samplers, without a network: model outputs and noise are given, every call of `step()` is listed.
 
-use burn::tensor::{Device, Tensor};
+use crate::device::device;
+use burn::tensor::Tensor;
 use serde_json::Value;
 use vp_schedulers::{PredictionType, Sampler, Scheduler, SchedulerConfig, SchedulerError, build_sampler, build_scheduler};
 
@@ -49,7 +50,7 @@ impl Entry {
 
     /// `NAME.key`, one `[b, c, h, w]` tensor a call.
     fn calls(&self, tensors: &Tensors, key: &str) -> Vec<Tensor<4>> {
-        let all: Tensor<5> = tensors.tensor(&format!("{}.{key}", self.name), &Device::flex());
+        let all: Tensor<5> = tensors.tensor(&format!("{}.{key}", self.name), &device());
         let [calls, ..] = all.dims();
         (0..calls).map(|call| all.clone().narrow(0, call, 1).squeeze_dim::<4>(0)).collect()
     }
@@ -122,7 +123,7 @@ fn golden_scheduler_chains() {
         let mut sampler = entry.sampler()?;
         let (outputs, noise, samples) =
             (entry.calls(tensors, "model_outputs"), entry.calls(tensors, "noise"), entry.calls(tensors, "samples"));
-        let mut sample: Tensor<4> = tensors.tensor(&format!("{}.initial", entry.name), &Device::flex());
+        let mut sample: Tensor<4> = tensors.tensor(&format!("{}.initial", entry.name), &device());
         for (step, output) in outputs.into_iter().enumerate() {
             let noise = sampler.needs_noise().then(|| noise[step].clone());
             sample = sampler.step(output, step, sample, noise);
@@ -159,7 +160,7 @@ fn golden_scheduler_transitions_of_mixed_steps() {
 #[test]
 fn golden_scheduler_add_noise() {
     let tensors = load_tensors(CASE);
-    let get = |name: &str| -> Tensor<4> { tensors.tensor(&format!("add_noise.{name}"), &Device::flex()) };
+    let get = |name: &str| -> Tensor<4> { tensors.tensor(&format!("add_noise.{name}"), &device()) };
     let timesteps = tensors.values("add_noise.t");
 
     let explains = |entry: &Entry| {

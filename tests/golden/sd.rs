@@ -1,5 +1,6 @@
 //! Stable Diffusion 1.x, 2.x and XL: text encoder, UNet, autoencoder; values and gradients. A UNet whose time embedding sees the text.
 
+use crate::device::device;
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor};
 use vp_models::NetworkConfig;
@@ -16,7 +17,7 @@ const FORWARD: f64 = 1e-4;
 const GRADIENT: f64 = 1e-3;
 
 fn tape() -> Device {
-    Device::flex().autodiff()
+    device().autodiff()
 }
 
 fn unet(case: &str) -> UNet2DConditionModel {
@@ -105,7 +106,7 @@ fn check_text_encoder(case: &str, folder: &str, suffix: &str) {
     let ids = format!("input_ids{suffix}");
     let columns = tensors.shape(&ids)[1];
     let ids: Vec<Vec<u32>> = tensors.values(&ids).chunks(columns).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
-    let output = encoder.forward(&ids, &Device::flex());
+    let output = encoder.forward(&ids, &device());
     let named = |name: &str| format!("{name}{suffix}");
     tensors.assert_close(&named("text_last_hidden_state"), output.last_hidden_state.clone().without_autodiff(), FORWARD);
     tensors.assert_close(&named("text_penultimate"), output.penultimate.without_autodiff(), FORWARD);
@@ -136,7 +137,8 @@ cases! {
 }
 
 mod text_addition_tiny {
-    use burn::tensor::{Device, Tensor};
+    use crate::device::device;
+    use burn::tensor::Tensor;
     use regex::Regex;
     use vp_core::noise::Noise;
     use vp_models::NetworkConfig;
@@ -158,7 +160,7 @@ mod text_addition_tiny {
     fn the_pooling_begins_as_in_diffusers() {
         let mut config = UNetConfig::read(&super::case_dir("text_addition_tiny").join("pipeline/unet/config.json")).unwrap();
         config.cross_attention_dim = vec![96; 2];
-        let drawn = named_parameters(&initialize(config.init(&Device::flex()), &Noise::new(3)));
+        let drawn = named_parameters(&initialize(config.init(&device()), &Noise::new(3)));
         let of = |name: &str| {
             let parameter = drawn.iter().find(|parameter| parameter.name == format!("add_embedding.{name}")).unwrap();
             parameter.values.to_data().iter::<f64>().collect::<Vec<_>>()
@@ -177,8 +179,8 @@ mod text_addition_tiny {
         let unet = super::unet("text_addition_tiny");
         assert!(select_trainable(unet.clone(), &Regex::new(r"^add_embedding\.pool\.positional_embedding$").unwrap()).1 == 24);
         let broken = map_parameters(unet, |name, _, values| if name == "add_embedding.proj.bias" { values * f32::NAN } else { values });
-        let conditioning = Conditioning { encoder_hidden_states: Tensor::ones([1, 3, 24], &Device::flex()), added: None };
-        let found = broken.first_non_finite(Tensor::zeros([1, 4, 8, 8], &Device::flex()), &[5.0], &conditioning);
+        let conditioning = Conditioning { encoder_hidden_states: Tensor::ones([1, 3, 24], &device()), added: None };
+        let found = broken.first_non_finite(Tensor::zeros([1, 4, 8, 8], &device()), &[5.0], &conditioning);
         assert_eq!(found.as_deref(), Some("add_embedding"));
     }
 }

@@ -1,5 +1,6 @@
 //! Reading a case and comparing with it.
 
+use crate::device::device;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -85,7 +86,7 @@ impl Tensors {
 
     /// As a tensor on the plain CPU device.
     pub(crate) fn get<const D: usize>(&self, name: &str) -> Tensor<D> {
-        self.tensor(name, &Device::flex())
+        self.tensor(name, &device())
     }
 
     /// Asserts that `got` is the tensor of this name, within `tolerance` of its largest value.
@@ -153,7 +154,7 @@ fn the_comparison_can_fail() {
 #[test]
 #[should_panic(expected = "x: off by")]
 fn a_wrong_tensor_panics_with_its_name() {
-    let tensor = |value: f32| Tensor::<1>::from_floats([1.0, value], &Device::flex());
+    let tensor = |value: f32| Tensor::<1>::from_floats([1.0, value], &device());
     assert_close("equal", tensor(2.0), tensor(2.0), 0.0);
     assert_close("x", tensor(2.1), tensor(2.0), 1e-4);
 }

@@ -1,5 +1,6 @@
 //! CLIP and BERT ids against transformers'.
 
+use crate::device::device;
 use std::path::Path;
 
 use vp_models::tokenizer::{BertTokenizer, ClipTokenizer};
@@ -44,7 +45,7 @@ fn check_pipeline(case: &str) {
 
 fn check(folder: &Path, prompts: &[String], expected: &[f64]) {
     let tokenizer = ClipTokenizer::from_folder(folder).unwrap();
-    let batch = tokenizer.encode_batch(prompts, &burn::tensor::Device::flex());
+    let batch = tokenizer.encode_batch(prompts, &device());
     assert_eq!(batch.ids.dims(), [prompts.len(), tokenizer.length()]);
     let got: Vec<f64> = batch.ids.into_data().iter::<f64>().collect();
     assert_eq!(got, expected, "{}", folder.display());

@@ -1,15 +1,17 @@
 //! Learning tests: an algorithm must make better what it is for, by more than chance explains, and must leave the model alone when its
 //! learning rate is 0. What is trained is what the program makes of a shipped config.
 
+#[path = "../device/mod.rs"]
+mod device;
 mod pairs;
 mod reward_driven;
 mod reward_model;
 mod supervised;
 
+use device::device;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::Device;
 use vp_core::config;
 use vp_core::run_dir::RunDir;
 use vp_models::parameters::named_parameters;
@@ -60,7 +62,7 @@ fn assembled(config: &TrainConfig) -> Assembly {
         Some("embedded:shapes") => root().join("checkpoints/shapes"),
         _ => root().join(path),
     };
-    assemble(config, &|path| Ok(embedded(path)), &Device::flex()).unwrap()
+    assemble(config, &|path| Ok(embedded(path)), &device()).unwrap()
 }
 
 /// Trains what was assembled to the end.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, written};
+use crate::fused::{Fused, Input, Values, apply, in_f32, written};
 use crate::kernel::activation::{self as kernel, Function};
 
 #[derive(Debug, Clone)]
@@ -28,17 +28,17 @@ fn activate<const D: usize>(function: Function, x: Tensor<D>) -> Option<Tensor<D
 
 /// `x σ(x)`, elementwise.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(Function::Silu, x.clone()).unwrap_or_else(|| composed::silu(x))
+    in_f32(x, |x| activate(Function::Silu, x.clone()).unwrap_or_else(|| composed::silu(x)))
 }
 
 /// The exact GELU, `x Φ(x)` with Φ the normal distribution's, elementwise (Hendrycks and Gimpel, arXiv 1606.08415).
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(Function::Gelu, x.clone()).unwrap_or_else(|| composed::gelu(x))
+    in_f32(x, |x| activate(Function::Gelu, x.clone()).unwrap_or_else(|| composed::gelu(x)))
 }
 
 /// `x σ(1.702 x)`, elementwise: OpenAI CLIP's.
 pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(Function::QuickGelu, x.clone()).unwrap_or_else(|| composed::quick_gelu(x))
+    in_f32(x, |x| activate(Function::QuickGelu, x.clone()).unwrap_or_else(|| composed::quick_gelu(x)))
 }
 
 #[derive(Debug, Clone)]
@@ -69,5 +69,5 @@ impl Fused<1> for Geglu {
 pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let width = x.dims()[D - 1];
     assert!(width > 0 && width.is_multiple_of(2), "GEGLU halves the last axis, which is {width} wide");
-    apply(Geglu, [Input::of(&x)]).unwrap_or_else(|| composed::geglu(x))
+    in_f32(x, |x| apply(Geglu, [Input::of(&x)]).unwrap_or_else(|| composed::geglu(x)))
 }

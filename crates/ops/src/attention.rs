@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply};
+use crate::fused::{Fused, Input, Values, apply, on_cpu};
 use crate::kernel::attention::{self as kernel, Bias, Seen, Shape};
 
 /// What is added to the scores before the softmax.
@@ -77,18 +77,22 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
         k.dims(),
         v.dims()
     );
+    match mask {
+        Mask::Additive(mask) => assert_eq!(mask.dims(), [batch, 1, 1, keys], "attention over {keys} keys with a mask of {:?}", mask.dims()),
+        Mask::Causal => assert_eq!(queries, keys, "causal attention of {queries} queries over {keys} keys"),
+        Mask::None => {}
+    }
+    if !on_cpu(&q) {
+        return composed::attention_in_tiles(q, k, v, heads, mask, None);
+    }
+    let format = q.dtype();
+    let [q, k, v] = [q, k, v].map(|x| x.cast(DType::F32));
     let per_key = match mask {
-        Mask::Additive(mask) => {
-            assert_eq!(mask.dims(), [batch, 1, 1, keys], "attention over {keys} keys with a mask of {:?}", mask.dims());
-            Some(Arc::new(mask.to_data().convert::<f32>().try_to_vec().expect("converted to f32")))
-        }
-        Mask::Causal => {
-            assert_eq!(queries, keys, "causal attention of {queries} queries over {keys} keys");
-            None
-        }
-        Mask::None => None,
+        // The CPU's memory: nothing is waited for.
+        Mask::Additive(mask) => Some(Arc::new(mask.to_data().convert::<f32>().try_to_vec().expect("converted to f32"))),
+        Mask::Causal | Mask::None => None,
     };
     let shape = Shape { batch, heads, queries, keys, d: channels / heads };
     let operation = Attention { shape, causal: matches!(mask, Mask::Causal), per_key };
-    apply(operation, [Input::of(&q), Input::of(&k), Input::of(&v)]).unwrap_or_else(|| composed::attention(q, k, v, heads, mask))
+    apply::<_, 3, 3>(operation, [&q, &k, &v].map(Input::of)).expect("f32 on the CPU").cast(format)
 }

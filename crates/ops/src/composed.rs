@@ -1,10 +1,14 @@
 //! The same operations composed of Burn's own: what every backend but flex runs, and what the fused ones are held against.
+//!
+//! Each works in the number format of its input. The caller sees to it that what must not be rounded is f32.
+
+use std::f64::consts::FRAC_1_SQRT_2;
 
 use burn::tensor::activation;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Bool, Tensor};
 
-use crate::Mask;
+use crate::{Mask, tiles};
 
 /// As [`silu`](crate::silu).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -12,8 +16,11 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// As [`gelu`](crate::gelu).
+///
+/// Not `burn::tensor::activation::gelu`: off the CPU, its gradient is that of the tanh approximation, which is off by up to 7e-4.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activation::gelu(x)
+    let phi = ((x.clone() * FRAC_1_SQRT_2).erf() + 1.0) * 0.5;
+    x * phi
 }
 
 /// As [`quick_gelu`](crate::quick_gelu).
@@ -66,7 +73,12 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
     .reshape(dims)
 }
 
-/// As [`attention`](crate::attention).
+/// As [`attention`](crate::attention), a tile of queries at a time; as many as 128 MiB of scores allow, or `rows`.
+pub fn attention_in_tiles(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask<'_>, rows: Option<usize>) -> Tensor<3> {
+    tiles::attention(q, k, v, heads, mask, rows)
+}
+
+/// As [`attention`](crate::attention), all scores at once and on the tape: what the others are held against.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask<'_>) -> Tensor<3> {
     let [b, queries, channels] = q.dims();
     let keys = k.dims()[1];

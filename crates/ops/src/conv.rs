@@ -1,9 +1,9 @@
 //! Two-dimensional convolution.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply};
+use crate::fused::{Fused, Input, Values, apply, in_f32, on_cpu};
 use crate::kernel::conv::{self as kernel, Geometry};
 
 #[derive(Debug, Clone)]
@@ -62,8 +62,13 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: 
     if let Some(bias) = &bias {
         assert_eq!(bias.dims(), [d_out], "conv2d to {d_out} channels with a bias of {}", bias.dims()[0]);
     }
+    if !on_cpu(&x) {
+        let format = x.dtype();
+        return composed::conv2d(x, weight.cast(format), bias.map(|bias| bias.cast(format)), stride, padding);
+    }
+    let (weight, bias) = (weight.cast(DType::F32), bias.map(|bias| bias.cast(DType::F32)));
     let geometry = Geometry { batch, d_in, d_out, size: [height, width], kernel: k, stride, padding };
     let operation = Conv { geometry, biased: bias.is_some() };
-    let bias_input = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of);
-    apply(operation, [Input::of(&x), Input::of(&weight), bias_input]).unwrap_or_else(|| composed::conv2d(x, weight, bias, stride, padding))
+    let bias = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of);
+    in_f32(x, |x| apply(operation, [Input::of(&x), Input::of(&weight), bias]).expect("f32 on the CPU"))
 }

@@ -1,20 +1,16 @@
-//! How an operation with a backward pass of its own takes its place among Burn's.
+//! Operations of our own on the CPU: f32 values in, f32 values out, with a backward pass of their own.
 //!
-//! A fused operation works on flex's f32 tensors, on the tape or off it. Where it is given anything else (another backend, another
-//! number format), [`apply`] says so, and the caller composes Burn's own operations. A tensor off the tape is a constant to one on it.
+//! Where one is given anything else (another backend, another number format), [`apply`] says so, and the caller composes Burn's own
+//! operations.
 
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 
-use burn::backend::{Autodiff, AutodiffBackend, Flex, TensorMetadata};
-use burn::tensor::{DType, Shape, Tensor};
-use burn_autodiff::checkpoint::base::Checkpointer;
-use burn_autodiff::checkpoint::strategy::{BalancedCheckpointing, CheckpointStrategy, NoCheckpointing};
-use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
-type Taped<C> = <Autodiff<Flex, C> as burn::backend::BackendTypes>::FloatTensorPrimitive;
+use crate::tape::{self, Operation, Ranked};
 
 /// Contiguous f32 values and their shape, cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,13 +33,12 @@ impl Values {
     ///
     /// # Panics
     /// When it is anywhere else.
-    pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
-        Self::new(tensor.try_into_primitive::<Flex>().expect("a tensor on the CPU, off the tape"))
+    fn of(tensor: Ranked) -> Self {
+        Self::new(tensor.tensor::<1>().try_into_primitive::<Flex>().expect("a tensor on the CPU, off the tape"))
     }
 
-    /// The same values as a tensor off the tape.
-    pub(crate) fn tensor<const D: usize>(self) -> Tensor<D> {
-        Tensor::from_primitive::<Flex>(self.0)
+    fn ranked(self) -> Ranked {
+        Ranked::of(Tensor::<1>::from_primitive::<Flex>(self.0))
     }
 
     pub(crate) fn shape(&self) -> Shape {
@@ -97,33 +92,31 @@ pub(crate) trait Fused<const N: usize>: Debug + Clone + Send + 'static {
     fn backward(self, saved: Self::Saved, output: Values, wanted: [bool; N]) -> [Option<Values>; N];
 }
 
-/// An input of any rank.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// Off the tape.
-    Plain(FlexTensor),
-    /// On the tape.
-    Taped(Taped<NoCheckpointing>),
-    /// On the tape with Burn's own checkpointing.
-    Balanced(Taped<BalancedCheckpointing>),
+/// Whether a tensor lives on the CPU (flex), whose kernels are our own.
+pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
+    Ranked::of(tensor.clone()).is_on_cpu()
 }
+
+/// `f` of `x` in f32; its output in the number format of `x`.
+pub(crate) fn in_f32<const D: usize, const E: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<E>) -> Tensor<E> {
+    let format = x.dtype();
+    f(x.cast(DType::F32)).cast(format)
+}
+
+/// An input of any rank, on the CPU and in f32.
+#[derive(Debug, Clone)]
+pub struct Input(Ranked);
 
 impl Input {
     /// `None` where fused operations do not know the tensor's backend or number format.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        if tensor.dtype() != DType::F32 {
-            return None;
-        }
-        if !tensor.device().is_autodiff() {
-            return tensor.clone().try_into_primitive::<Flex>().ok().map(Self::Plain);
-        }
-        let taped = tensor.clone().try_into_primitive::<Autodiff<Flex, NoCheckpointing>>().ok().map(Self::Taped);
-        taped.or_else(|| tensor.clone().try_into_primitive::<Autodiff<Flex, BalancedCheckpointing>>().ok().map(Self::Balanced))
+        let ranked = Ranked::of(tensor.clone());
+        (tensor.dtype() == DType::F32 && ranked.is_on_cpu()).then_some(Self(ranked))
     }
 
     /// In place of an optional input that was not given.
     pub(crate) fn absent() -> Self {
-        Self::Plain(FlexTensor::empty(Shape::from([0]), DType::F32))
+        Self(Ranked::of(Tensor::<1>::empty([0], &Device::flex())))
     }
 }
 
@@ -132,95 +125,24 @@ pub(crate) fn apply<F: Fused<N>, const N: usize, const D: usize>(operation: F, i
     if inputs.iter().any(Option::is_none) {
         return None;
     }
-    let inputs = inputs.map(|input| input.expect("all are there"));
-    if inputs.iter().any(|input| matches!(input, Input::Balanced(_))) {
-        return on_tape::<F, BalancedCheckpointing, N>(operation, inputs)
-            .map(Tensor::from_primitive::<Autodiff<Flex, BalancedCheckpointing>>);
-    }
-    if inputs.iter().any(|input| matches!(input, Input::Taped(_))) {
-        return on_tape::<F, NoCheckpointing, N>(operation, inputs).map(Tensor::from_primitive::<Autodiff<Flex, NoCheckpointing>>);
-    }
-    let inputs = inputs.map(|input| match input {
-        Input::Plain(tensor) => Values::new(tensor),
-        Input::Taped(_) | Input::Balanced(_) => unreachable!("no input is on the tape"),
-    });
-    Some(Tensor::from_primitive::<Flex>(operation.forward(inputs, [false; N]).0.0))
+    let inputs = inputs.map(|input| input.expect("all are there").0);
+    Some(tape::apply(Kernel(operation), inputs).tensor())
 }
 
-/// A strategy of the tape and the inputs that are on it.
-trait OnTape: CheckpointStrategy {
-    fn taped(input: Input) -> Option<Taped<Self>>
-    where
-        Self: Sized;
-}
+/// A fused operation among those of any backend.
+#[derive(Debug, Clone)]
+struct Kernel<F>(F);
 
-impl OnTape for NoCheckpointing {
-    fn taped(input: Input) -> Option<Taped<Self>> {
-        match input {
-            Input::Plain(tensor) => Some(<Autodiff<Flex, Self> as AutodiffBackend>::from_inner(tensor)),
-            Input::Taped(tensor) => Some(tensor),
-            Input::Balanced(_) => None,
-        }
+impl<F: Fused<N>, const N: usize> Operation<N> for Kernel<F> {
+    type Saved = F::Saved;
+
+    fn forward(&self, inputs: [Ranked; N], wanted: [bool; N]) -> (Ranked, F::Saved) {
+        let (output, saved) = self.0.forward(inputs.map(Values::of), wanted);
+        (output.ranked(), saved)
     }
-}
 
-impl OnTape for BalancedCheckpointing {
-    fn taped(input: Input) -> Option<Taped<Self>> {
-        match input {
-            Input::Plain(tensor) => Some(<Autodiff<Flex, Self> as AutodiffBackend>::from_inner(tensor)),
-            Input::Balanced(tensor) => Some(tensor),
-            Input::Taped(_) => None,
-        }
-    }
-}
-
-fn on_tape<F: Fused<N>, C: OnTape, const N: usize>(operation: F, inputs: [Input; N]) -> Option<Taped<C>> {
-    let mut taped = inputs.map(C::taped);
-    if taped.iter().any(Option::is_none) {
-        return None;
-    }
-    // Which inputs want a gradient: an operation on one of them alone would be tracked.
-    let wanted = taped.each_ref().map(|tensor| {
-        let guard = tensor.as_ref().expect("all are there").node();
-        matches!(Backward::<Flex, 1>::prepare::<C>(Probe, [guard]).compute_bound().stateful(), OpsKind::Tracked(_))
-    });
-    let parts = taped.each_mut().map(|tensor| tensor.take().expect("all are there").into_parts());
-    let mut guards = Vec::with_capacity(N);
-    let values = parts.map(|(primitive, guard)| {
-        guards.push(guard);
-        Values::new(primitive)
-    });
-    let guards: [_; N] = guards.try_into().unwrap_or_else(|_| unreachable!("one guard an input"));
-    let (output, saved) = operation.forward(values, wanted);
-    Some(match Step(operation).prepare::<C>(guards).compute_bound().stateful() {
-        OpsKind::Tracked(prepared) => prepared.finish(saved, output.0),
-        OpsKind::UnTracked(prepared) => prepared.finish(output.0),
-    })
-}
-
-#[derive(Debug)]
-struct Probe;
-
-impl Backward<Flex, 1> for Probe {
-    type State = ();
-    fn backward(self, _: Ops<(), 1>, _: &mut Gradients, _: &mut Checkpointer) {
-        unreachable!("a probe is never finished");
-    }
-}
-
-#[derive(Debug)]
-struct Step<F>(F);
-
-impl<F: Fused<N>, const N: usize> Backward<Flex, N> for Step<F> {
-    type State = F::Saved;
-    fn backward(self, ops: Ops<F::Saved, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let output = Values::new(gradients.consume::<Flex>(&ops.node));
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        for (parent, gradient) in ops.parents.into_iter().zip(self.0.backward(ops.state, output, wanted)) {
-            if let Some(parent) = parent {
-                gradients.register::<Flex>(parent.id, gradient.expect("a gradient for each input that wants one").0);
-            }
-        }
+    fn backward(self, saved: F::Saved, output: Ranked, wanted: [bool; N]) -> [Option<Ranked>; N] {
+        self.0.backward(saved, Values::of(output), wanted).map(|gradient| gradient.map(Values::ranked))
     }
 }
 

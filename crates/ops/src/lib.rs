@@ -1,8 +1,11 @@
 //! Fused tensor operations with their own backward pass.
 //!
-//! Ordinary functions on [`Tensor`](burn::tensor::Tensor)s. On the CPU (flex, f32) each is one loop over memory that uses the vector
+//! Ordinary functions on [`Tensor`](burn::tensor::Tensor)s. On the CPU (flex) each is one loop over memory that uses the vector
 //! unit and all cores and keeps for the backward pass what that needs, no more; elsewhere it is composed of Burn's own
 //! operations. Tests hold the two against each other, values and gradients.
+//!
+//! The output has the number format of the first input, and weights are cast to it. Norms, softmax and activations compute in f32
+//! whatever the format, and so does everything on the CPU, whose kernels know f32 alone.
 //!
 //! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.
 
@@ -15,13 +18,15 @@ mod kernel;
 mod linear;
 mod norm;
 mod recompute;
+mod tape;
+mod tiles;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use linear::linear;
 pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
-pub use recompute::{Boundary, recompute, recomputes, trains};
+pub use recompute::{Boundary, recompute, trains};
 
 fn refuse_empty<const D: usize>(operation: &str, x: &burn::tensor::Tensor<D>) {
     assert!(x.dims().iter().product::<usize>() > 0, "{operation} of an empty tensor, {:?}", x.dims());

@@ -1,9 +1,9 @@
 //! Linear maps over the last axis.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply};
+use crate::fused::{Fused, Input, Values, apply, in_f32, on_cpu};
 use crate::kernel::linear as kernel;
 
 #[derive(Debug, Clone)]
@@ -59,7 +59,12 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
     if let Some(bias) = &bias {
         assert_eq!(bias.dims(), [d_out], "linear to {d_out} values with a bias of {}", bias.dims()[0]);
     }
+    if !on_cpu(&x) {
+        let format = x.dtype();
+        return composed::linear(x, weight.cast(format), bias.map(|bias| bias.cast(format)));
+    }
+    let (weight, bias) = (weight.cast(DType::F32), bias.map(|bias| bias.cast(DType::F32)));
     let operation = Linear { rows: dims[..D - 1].iter().product(), d_in, d_out, biased: bias.is_some() };
-    let bias_input = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of);
-    apply(operation, [Input::of(&x), Input::of(&weight), bias_input]).unwrap_or_else(|| composed::linear(x, weight, bias))
+    let bias = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of);
+    in_f32(x, |x| apply(operation, [Input::of(&x), Input::of(&weight), bias]).expect("f32 on the CPU"))
 }

@@ -1,9 +1,9 @@
 //! Softmax, layer norm, group norm.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, written};
+use crate::fused::{Fused, Input, Values, apply, in_f32, written};
 use crate::kernel::norm::{self as kernel, Groups};
 
 fn last(values: &Values) -> usize {
@@ -34,7 +34,7 @@ impl Fused<1> for Softmax {
 /// When the tensor is empty.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     crate::refuse_empty("softmax", &x);
-    apply(Softmax, [Input::of(&x)]).unwrap_or_else(|| composed::softmax(x))
+    in_f32(x, |x| apply(Softmax, [Input::of(&x)]).unwrap_or_else(|| composed::softmax(x)))
 }
 
 /// Mean and 1 / standard deviation of each row or group.
@@ -69,8 +69,11 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<
     crate::refuse_empty("layer_norm", &x);
     let (d, widths) = (x.dims()[D - 1], [weight.dims()[0], bias.dims()[0]]);
     assert_eq!(widths, [d; 2], "layer_norm over {d} values with a weight of {} and a bias of {}", widths[0], widths[1]);
-    apply(LayerNorm(eps), [Input::of(&x), Input::of(&weight), Input::of(&bias)])
-        .unwrap_or_else(|| composed::layer_norm(x, weight, bias, eps))
+    let [weight, bias] = [weight, bias].map(|parameter| parameter.cast(DType::F32));
+    in_f32(x, |x| {
+        apply(LayerNorm(eps), [Input::of(&x), Input::of(&weight), Input::of(&bias)])
+            .unwrap_or_else(|| composed::layer_norm(x, weight, bias, eps))
+    })
 }
 
 #[derive(Debug, Clone)]
@@ -102,9 +105,12 @@ fn grouped(x: Tensor<4>, [weight, bias]: [Tensor<1>; 2], groups: usize, eps: f64
     assert!(groups > 0 && channels.is_multiple_of(groups), "{channels} channels in {groups} groups");
     assert_eq!(widths, [channels; 2], "group_norm over {channels} channels with a weight of {} and a bias of {}", widths[0], widths[1]);
     let operation = GroupNorm(Groups { channels, pixels: h * w, groups, eps, silu });
-    apply(operation, [Input::of(&x), Input::of(&weight), Input::of(&bias)]).unwrap_or_else(|| {
-        let y = composed::group_norm(x, weight, bias, groups, eps);
-        if silu { composed::silu(y) } else { y }
+    let [weight, bias] = [weight, bias].map(|parameter| parameter.cast(DType::F32));
+    in_f32(x, |x| {
+        apply(operation, [Input::of(&x), Input::of(&weight), Input::of(&bias)]).unwrap_or_else(|| {
+            let y = composed::group_norm(x, weight, bias, groups, eps);
+            if silu { composed::silu(y) } else { y }
+        })
     })
 }
 

@@ -7,9 +7,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Gradients, Tensor};
 
-use crate::fused::{Fused, Input, Values, apply};
+use crate::tape::{Operation, Ranked, apply};
 
 /// The most tensors that can enter a stage.
 const MOST: usize = 4;
@@ -26,10 +26,12 @@ mod sealed {
     pub trait Boundary: Clone + Send + 'static {
         /// Whether any of them is on a tape.
         fn is_autodiff(&self) -> bool;
-        fn inputs(&self) -> Vec<Option<Input>>;
+        /// Something to fill an unused place with: off the tape, on the device of the first.
+        fn filler(&self) -> Ranked;
+        fn inputs(&self) -> Vec<Ranked>;
         /// The same tensors from their values; those that want a gradient begin a tape.
-        fn from_values(values: &mut dyn Iterator<Item = (Values, bool)>) -> Self;
-        fn gradients(&self, wanted: &[bool], gradients: &mut Gradients) -> Vec<Option<Values>>;
+        fn from_values(values: &mut dyn Iterator<Item = (Ranked, bool)>) -> Self;
+        fn gradients(&self, wanted: &[bool], gradients: &mut Gradients) -> Vec<Option<Ranked>>;
     }
 }
 
@@ -40,14 +42,17 @@ macro_rules! boundary {
             fn is_autodiff(&self) -> bool {
                 [$(self.$place.is_autodiff()),+].contains(&true)
             }
-            fn inputs(&self) -> Vec<Option<Input>> {
-                vec![$(Input::of(&self.$place)),+]
+            fn filler(&self) -> Ranked {
+                Ranked::of(self.0.clone().without_autodiff())
             }
-            fn from_values(values: &mut dyn Iterator<Item = (Values, bool)>) -> Self {
+            fn inputs(&self) -> Vec<Ranked> {
+                vec![$(Ranked::of(self.$place.clone())),+]
+            }
+            fn from_values(values: &mut dyn Iterator<Item = (Ranked, bool)>) -> Self {
                 ($(from_values::<$rank>(values),)+)
             }
-            fn gradients(&self, wanted: &[bool], gradients: &mut Gradients) -> Vec<Option<Values>> {
-                vec![$(wanted[$place].then(|| Values::of(gradient(&self.$place, gradients)))),+]
+            fn gradients(&self, wanted: &[bool], gradients: &mut Gradients) -> Vec<Option<Ranked>> {
+                vec![$(wanted[$place].then(|| Ranked::of(gradient(&self.$place, gradients)))),+]
             }
         }
     };
@@ -58,7 +63,7 @@ boundary!(A 0, B 1);
 boundary!(A 0, B 1, C 2);
 boundary!(A 0, B 1, C 2, D 3);
 
-fn from_values<const D: usize>(values: &mut dyn Iterator<Item = (Values, bool)>) -> Tensor<D> {
+fn from_values<const D: usize>(values: &mut dyn Iterator<Item = (Ranked, bool)>) -> Tensor<D> {
     let (values, wanted) = values.next().expect("a value for each tensor");
     if wanted { values.tensor().autodiff().require_grad() } else { values.tensor() }
 }
@@ -102,18 +107,12 @@ pub fn trains<M: Module>(module: &M) -> bool {
     found
 }
 
-/// Whether [`recompute`] does so on this device: on the CPU.
-pub fn recomputes(device: &Device) -> bool {
-    Input::of(&Tensor::<1>::zeros([1], &device.clone().without_autodiff())).is_some()
-}
-
 /// `stage(module, boundary)`, of which the tape keeps `boundary` alone; the backward pass runs `stage` again.
 ///
 /// `stage` must be a function of what it is given: on its second call it gets copies that begin a tape of their own, equal in value.
 /// What it captures is a constant. Gradients reach the tensors of `boundary` and the parameters of `module` that ask for one.
 ///
-/// Where nothing asks for a gradient, and on devices that are not the CPU or with numbers that are not f32, this is a plain call of
-/// `stage`: see [`recomputes`].
+/// Where nothing asks for a gradient, this is a plain call of `stage`. The trained parameters of `module` share a number format.
 ///
 /// # Panics
 /// In the backward pass, when the output does not depend on anything that asks for a gradient.
@@ -124,18 +123,18 @@ where
 {
     let mut trained = Vec::new();
     of_trained(module, |parameter| trained.push((parameter.flat)()));
-    let mut inputs = boundary.inputs();
-    if (trained.is_empty() && !boundary.is_autodiff()) || inputs.iter().any(Option::is_none) {
+    if trained.is_empty() && !boundary.is_autodiff() {
         return stage(module, boundary);
     }
+    let filler = boundary.filler();
+    let mut inputs = boundary.inputs();
     let count = inputs.len();
-    inputs.resize_with(MOST, || Some(Input::absent()));
+    inputs.resize(MOST, filler.clone());
     // An operation has as many parents as its type says, so the parameters go in as one; its values are not looked at.
-    inputs.push(if trained.is_empty() { Some(Input::absent()) } else { Input::of(&Tensor::cat(trained, 0)) });
-    let inputs: [Option<Input>; SLOTS] = inputs.try_into().expect("a boundary has one to four tensors");
+    inputs.push(if trained.is_empty() { filler } else { Ranked::of(Tensor::cat(trained, 0)) });
+    let inputs: [Ranked; SLOTS] = inputs.try_into().expect("a boundary has one to four tensors");
     // Without its tape: a node that held on to other nodes would keep an abandoned tape from being freed.
-    let operation = Recompute { module: module.valid(), stage: stage.clone(), count, boundary: PhantomData };
-    apply(operation, inputs).unwrap_or_else(|| stage(module, boundary))
+    apply(Recompute { module: module.valid(), stage, count, boundary: PhantomData }, inputs).tensor()
 }
 
 struct Recompute<M, B, F, const D: usize> {
@@ -158,26 +157,26 @@ impl<M, B, F, const D: usize> fmt::Debug for Recompute<M, B, F, D> {
     }
 }
 
-impl<M, B, F, const D: usize> Fused<SLOTS> for Recompute<M, B, F, D>
+impl<M, B, F, const D: usize> Operation<SLOTS> for Recompute<M, B, F, D>
 where
     M: Module + 'static,
     B: Boundary,
     F: Fn(&M, B) -> Tensor<D> + Clone + Send + 'static,
 {
-    type Saved = Vec<Values>;
+    type Saved = Vec<Ranked>;
 
-    fn forward(&self, inputs: [Values; SLOTS], _: [bool; SLOTS]) -> (Values, Vec<Values>) {
-        let boundary: Vec<Values> = inputs.into_iter().take(self.count).collect();
+    fn forward(&self, inputs: [Ranked; SLOTS], _: [bool; SLOTS]) -> (Ranked, Vec<Ranked>) {
+        let boundary: Vec<Ranked> = inputs.into_iter().take(self.count).collect();
         let plain = B::from_values(&mut boundary.iter().map(|values| (values.clone(), false)));
-        (Values::of((self.stage)(&self.module, plain)), boundary)
+        (Ranked::of((self.stage)(&self.module, plain)), boundary)
     }
 
-    fn backward(self, boundary: Vec<Values>, output: Values, wanted: [bool; SLOTS]) -> [Option<Values>; SLOTS] {
+    fn backward(self, boundary: Vec<Ranked>, output: Ranked, wanted: [bool; SLOTS]) -> [Option<Ranked>; SLOTS] {
         // Fresh leaves all: the tape under way is locked, and nothing of it may be touched before its step is over.
         let module = if wanted[MOST] { self.module.train() } else { self.module };
         let leaves = B::from_values(&mut boundary.into_iter().zip(wanted));
         let again = (self.stage)(&module, leaves.clone());
-        let from_here = apply::<_, 1, 1>(Cotangent(output), [Input::of(&again)]).expect("the stage ran on the CPU before");
+        let from_here: Tensor<1> = apply(Cotangent(output), [Ranked::of(again.clone())]).tensor();
         drop(again);
         let mut gradients = from_here.backward();
         let mut found = leaves.gradients(&wanted, &mut gradients);
@@ -185,7 +184,7 @@ where
         found.push(wanted[MOST].then(|| {
             let mut of_parameters = Vec::new();
             of_trained(&module, |parameter| of_parameters.push((parameter.gradient)(&mut gradients)));
-            Values::of(Tensor::cat(of_parameters, 0))
+            Ranked::of(Tensor::cat(of_parameters, 0))
         }));
         found.try_into().unwrap_or_else(|_| unreachable!("four and one"))
     }
@@ -193,16 +192,16 @@ where
 
 /// Begins a backward pass with a given gradient of the input rather than with ones; its own value means nothing.
 #[derive(Debug, Clone)]
-struct Cotangent(Values);
+struct Cotangent(Ranked);
 
-impl Fused<1> for Cotangent {
+impl Operation<1> for Cotangent {
     type Saved = ();
 
-    fn forward(&self, _: [Values; 1], _: [bool; 1]) -> (Values, ()) {
-        (Values::from_vec(vec![0.0], [1]), ())
+    fn forward(&self, [x]: [Ranked; 1], _: [bool; 1]) -> (Ranked, ()) {
+        (Ranked::of(Tensor::<1>::zeros([1], &x.tensor::<1>().device())), ())
     }
 
-    fn backward(self, (): (), _: Values, _: [bool; 1]) -> [Option<Values>; 1] {
+    fn backward(self, (): (), _: Ranked, _: [bool; 1]) -> [Option<Ranked>; 1] {
         [Some(self.0)]
     }
 }

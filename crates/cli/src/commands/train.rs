@@ -10,7 +10,6 @@ use burn::tensor::Device;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
-use vp_models::GradientCheckpointing;
 use vp_trainers::Error;
 use vp_trainers::assembly::{Assembled, Assembly, Outline, assemble};
 use vp_trainers::config::TrainConfig;
@@ -90,9 +89,6 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         profile::start(&device);
     }
     let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
-    if config.model.gradient_checkpointing == GradientCheckpointing::Blocks && !vp_ops::recomputes(&device) {
-        warn(format_args!("model.gradient_checkpointing is for --device cpu; on {} everything is kept", args.run.device));
-    }
     Ok(Plan {
         config,
         device,

@@ -1,7 +1,13 @@
-//! Every fused operation against the composed one: values to 1e-5, gradients of every input to 1e-4, relative to the largest, over
-//! random shapes, odd sizes, one channel, one element; on the tape and off it, with some inputs frozen.
+//! Every operation of `ops` on the device under test (`VP_DEVICE`) against the same composed of Burn's on the CPU: values to 1e-5,
+//! gradients of every input to 1e-4, relative to the largest, over random shapes, odd sizes, one channel, one element; on the tape and off
+//! it, with some inputs frozen.
 
-use burn::tensor::{Device, Tensor, TensorData};
+#[path = "../device/mod.rs"]
+mod device;
+mod recompute;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use device::device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -29,7 +35,14 @@ impl Draws {
     }
 }
 
+/// The values of a tensor on another device, off the tape.
+fn moved<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
+    let device = device.clone().without_autodiff();
+    Tensor::from_data(tensor.into_data(), (&device, DType::F32))
+}
+
 /// An input of a case, its rank forgotten.
+#[derive(Clone)]
 enum Given {
     One(Tensor<1>),
     Two(Tensor<2>),
@@ -63,8 +76,9 @@ given!(One 1, Two 2, Three 3, Four 4);
 
 /// The largest difference, relative to the largest expected value.
 fn apart(found: &Tensor<1>, expected: &Tensor<1>) -> f32 {
+    let (found, expected) = (moved(found.clone(), &Device::flex()), moved(expected.clone(), &Device::flex()));
     let largest: f32 = expected.clone().abs().max().into_scalar();
-    let difference: f32 = (found.clone() - expected.clone()).abs().max().into_scalar();
+    let difference: f32 = (found - expected).abs().max().into_scalar();
     // Gradients that vanish but for rounding are compared with one.
     difference / largest.max(1e-2)
 }
@@ -74,13 +88,14 @@ fn apart(found: &Tensor<1>, expected: &Tensor<1>) -> f32 {
 fn agree(what: &str, inputs: Vec<Given>, draws: &mut Draws, fused: impl Fn(&[Tensor<1>]) -> Given, plain: impl Fn(&[Tensor<1>]) -> Given) {
     let shapes: Vec<Vec<usize>> = inputs.iter().map(Given::shape).collect();
     let flat: Vec<Tensor<1>> = inputs.iter().map(Given::flat).collect();
-    let (found, expected) = (fused(&flat), plain(&flat));
+    let on_device: Vec<Tensor<1>> = flat.iter().map(|tensor| moved(tensor.clone(), &device())).collect();
+    let (found, expected) = (fused(&on_device), plain(&flat));
     assert_eq!(found.shape(), expected.shape(), "{what} of {shapes:?}");
     let off_tape = apart(&found.flat(), &expected.flat());
     assert!(off_tape < 1e-5, "{what} of {shapes:?}: {off_tape:e}");
     let weights = draws.tensor([found.flat().dims()[0]]);
     for frozen in 0..(1 << flat.len()) - 1_usize {
-        let run = |operation: &dyn Fn(&[Tensor<1>]) -> Given| {
+        let run = |flat: &[Tensor<1>], operation: &dyn Fn(&[Tensor<1>]) -> Given| {
             // A frozen input is off the tape, or on it and wants nothing.
             let on = |(i, tensor): (usize, &Tensor<1>)| match (frozen >> i & 1, i % 2) {
                 (0, _) => tensor.clone().autodiff().require_grad(),
@@ -89,11 +104,11 @@ fn agree(what: &str, inputs: Vec<Given>, draws: &mut Draws, fused: impl Fn(&[Ten
             };
             let leaves: Vec<Tensor<1>> = flat.iter().enumerate().map(on).collect();
             let output = operation(&leaves).flat();
-            let mut gradients = (output.clone() * weights.clone()).sum().backward();
+            let mut gradients = (output.clone() * moved(weights.clone(), &output.device())).sum().backward();
             let gradients: Vec<Option<Tensor<1>>> = leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients)).collect();
             (output.without_autodiff(), gradients)
         };
-        let ((found, gradients), (expected, references)) = (run(&fused), run(&plain));
+        let ((found, gradients), (expected, references)) = (run(&on_device, &fused), run(&flat, &plain));
         let on_tape = apart(&found, &expected);
         assert!(on_tape < 1e-5, "{what} of {shapes:?} on the tape: {on_tape:e}");
         for (i, (gradient, reference)) in gradients.iter().zip(&references).enumerate() {
@@ -109,9 +124,10 @@ fn agree(what: &str, inputs: Vec<Given>, draws: &mut Draws, fused: impl Fn(&[Ten
     }
 }
 
-/// 24 draws of a case.
+/// 24 draws of a case; two on a device that compiles and times kernels for each new shape.
 fn each_draw(case: impl Fn(&mut Draws)) {
-    for seed in 0..24 {
+    let draws = if device() == Device::flex() { 24 } else { 2 };
+    for seed in 0..draws {
         case(&mut Draws(ChaCha8Rng::seed_from_u64(seed)));
     }
 }
@@ -220,20 +236,25 @@ fn attentions() {
         let kind = draws.size(3);
         let (keys, c) = (if kind == 1 { queries } else { draws.size(150) }, heads * d);
         let mask = draws.tensor([b, 1, 1, keys]) * 5.0;
-        let inputs = vec![draws.tensor([b, queries, c]).into(), draws.tensor([b, keys, c]).into(), draws.tensor([b, keys, c]).into()];
-        let run = |attention: fn(Tensor<3>, Tensor<3>, Tensor<3>, usize, Mask<'_>) -> Tensor<3>| {
-            let mask = mask.clone();
-            move |x: &[Tensor<1>]| {
-                let mask = match kind {
-                    1 => Mask::Causal,
-                    2 => Mask::Additive(&mask),
-                    _ => Mask::None,
-                };
-                let [q, k, v] = [(0, queries), (1, keys), (2, keys)].map(|(i, tokens)| x[i].clone().reshape([b, tokens, c]));
-                attention(q, k, v, heads, mask).into()
-            }
+        let rows = draws.size(queries);
+        let inputs: Vec<Given> = [queries, keys, keys].map(|tokens| draws.tensor([b, tokens, c]).into()).into();
+        type Attention<'a> = &'a dyn Fn(Tensor<3>, Tensor<3>, Tensor<3>, usize, Mask<'_>) -> Tensor<3>;
+        let run = |attention: Attention<'_>, x: &[Tensor<1>]| -> Given {
+            let mask = moved(mask.clone(), &x[0].device());
+            let mask = match kind {
+                1 => Mask::Causal,
+                2 => Mask::Additive(&mask),
+                _ => Mask::None,
+            };
+            let [q, k, v] = [(0, queries), (1, keys), (2, keys)].map(|(i, tokens)| x[i].clone().reshape([b, tokens, c]));
+            attention(q, k, v, heads, mask).into()
         };
-        agree("attention", inputs, draws, run(vp_ops::attention), run(composed::attention));
+        let in_tiles = |q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads, mask: Mask<'_>| {
+            composed::attention_in_tiles(q, k, v, heads, mask, Some(rows))
+        };
+        let expected = |x: &[Tensor<1>]| run(&composed::attention, x);
+        agree("attention", inputs.clone(), draws, |x| run(&vp_ops::attention, x), expected);
+        agree(&format!("attention, {rows} queries at a time"), inputs, draws, |x| run(&in_tiles, x), expected);
     });
 }
 
@@ -244,7 +265,7 @@ fn views_are_read_as_what_they_are() {
     let x = draws.tensor([2, 5, 6, 7]);
     let views = [x.clone().swap_dims(2, 3), x.clone().narrow(2, 1, 4), x.clone().flip([1]), x.narrow(0, 0, 1).expand([3, 5, 6, 7])];
     for view in views {
-        let copy = Tensor::<4>::from_data(view.to_data(), &Device::flex());
+        let copy = Tensor::<4>::from_data(view.to_data(), &device());
         vp_ops::silu(view.clone()).into_data().assert_eq(&vp_ops::silu(copy.clone()).into_data(), true);
         vp_ops::softmax(view).into_data().assert_eq(&vp_ops::softmax(copy).into_data(), true);
     }
@@ -253,7 +274,7 @@ fn views_are_read_as_what_they_are() {
 /// An output is the caller's own: writing into it leaves what the tape keeps as it was.
 #[test]
 fn what_is_kept_is_not_written_over() {
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let x = Tensor::<1>::from_data([0.5, -1.0, 2.0], &device).require_grad();
     let y = vp_ops::softmax(x.clone());
     let z = y.clone() * y * 2.0;
@@ -270,7 +291,7 @@ fn a_nan_stays_one() {
     let mut draws = Draws(ChaCha8Rng::seed_from_u64(7));
     let mut values: Vec<f32> = draws.tensor([40]).into_data().try_to_vec().unwrap();
     values[11] = f32::NAN;
-    let x = Tensor::<3>::from_data(TensorData::new(values, [1, 2, 20]), &Device::flex());
+    let x = Tensor::<3>::from_data(TensorData::new(values, [1, 2, 20]), &device());
     let nans = |y: Tensor<3>| y.is_nan().int().sum().into_scalar::<i32>();
     assert_eq!((nans(vp_ops::silu(x.clone())), nans(vp_ops::gelu(x.clone())), nans(vp_ops::quick_gelu(x.clone()))), (1, 1, 1));
     assert_eq!(nans(vp_ops::softmax(x.clone())), 20);
@@ -283,13 +304,12 @@ fn a_nan_stays_one() {
 #[test]
 #[should_panic(expected = "conv2d of an empty tensor, [0, 3, 8, 8]")]
 fn an_empty_batch_is_refused() {
-    let device = Device::flex();
-    let _ = vp_ops::conv2d(Tensor::zeros([0, 3, 8, 8], &device), Tensor::zeros([4, 3, 3, 3], &device), None, 1, (1, 1));
+    let _ = vp_ops::conv2d(Tensor::zeros([0, 3, 8, 8], &device()), Tensor::zeros([4, 3, 3, 3], &device()), None, 1, (1, 1));
 }
 
 #[test]
 #[should_panic(expected = "attention of an empty tensor")]
 fn attention_over_no_key_is_refused() {
-    let (device, none) = (Device::flex(), Tensor::zeros([1, 0, 4], &Device::flex()));
-    let _ = vp_ops::attention(Tensor::zeros([1, 2, 4], &device), none.clone(), none, 1, Mask::None);
+    let none = Tensor::zeros([1, 0, 4], &device());
+    let _ = vp_ops::attention(Tensor::zeros([1, 2, 4], &device()), none.clone(), none, 1, Mask::None);
 }
