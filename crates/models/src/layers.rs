@@ -65,14 +65,16 @@ impl Reparameterization for LowRank {
     /// The dense weight, for those who ask for it; our own layers do not.
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let delta = (self.up.val() * self.scale).matmul(self.down.val());
-        let shape = base.shape();
-        base + delta.reshape(shape)
+        let (shape, format) = (base.shape(), base.dtype());
+        base + delta.reshape(shape).cast(format)
     }
 }
 
-/// `(α/r) B A x` over the last axis.
+/// `(α/r) B A x` over the last axis, computed in the factors' number format.
 fn low_rank<const D: usize>(x: Tensor<D>, factors: &LowRank) -> Tensor<D> {
-    linear(linear(x, factors.down.val(), None), factors.up.val(), None) * factors.scale
+    let (format, down) = (x.dtype(), factors.down.val());
+    let x = x.cast(down.dtype());
+    (linear(linear(x, down, None), factors.up.val(), None) * factors.scale).cast(format)
 }
 
 /// A 2-D convolution.
@@ -113,8 +115,9 @@ impl Conv2d {
         let rank = factors.down.dims()[0];
         let down = factors.down.val().reshape([rank, d_in, k, k]);
         let up = factors.up.val().reshape([d_out, rank, 1, 1]);
-        let low_rank = conv2d(conv2d(x.clone(), down, None, stride, padding), up, None, 1, (0, 0));
-        conv2d(x, self.weight.base(), bias, stride, padding) + low_rank * factors.scale
+        let low_rank = conv2d(conv2d(x.clone().cast(down.dtype()), down, None, stride, padding), up, None, 1, (0, 0)) * factors.scale;
+        let format = x.dtype();
+        conv2d(x, self.weight.base(), bias, stride, padding) + low_rank.cast(format)
     }
 
     /// A convolution whose kernel is as large as its stride, as the matrix product it is (and so is its gradient):
@@ -124,9 +127,10 @@ impl Conv2d {
         let [width, _, patch, _] = self.weight.dims();
         let (rows, columns, pixels) = (h / patch, w / patch, channels * patch * patch);
         let x = x.reshape([b, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([b * rows * columns, pixels]);
-        let y = x.matmul(self.weight.val().reshape([width, pixels]).transpose());
+        let format = x.dtype();
+        let y = x.matmul(self.weight.val().cast(format).reshape([width, pixels]).transpose());
         let y = match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
+            Some(bias) => y + bias.val().cast(format).unsqueeze(),
             None => y,
         };
         y.reshape([b, rows * columns, width])

@@ -19,8 +19,8 @@ use crate::data::rankings::RankingsSection;
 use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::regularizer::RegularizerConfig;
 use crate::sections::{
-    CheckpointSection, DataSection, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection, RunSection,
-    SchedulerSection, Settings,
+    CheckpointSection, DataSection, Dtype, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection,
+    RunSection, SchedulerSection, Settings,
 };
 
 vp_core::registry! {
@@ -186,7 +186,8 @@ impl TrainConfig {
         let every = [data.map(|data| data.validation_every), preferences.map(|pairs| pairs.validation_every)];
         let validation_every = every.into_iter().flatten().next().or(rankings.map(|rankings| rankings.validation_every));
         let preview_every = validation_every.or(preview.map(|preview| preview.every)).unwrap_or(0);
-        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview_every }
+        let loss_scaling = self.model.dtype == Some(Dtype::F16);
+        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, loss_scaling, sentinel, preview_every }
     }
 
     /// The LoRA that trains; `None` if whole weights train.
@@ -216,9 +217,16 @@ impl TrainConfig {
         if let Some(lora) = self.lora() {
             return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);
         }
-        let pattern = Regex::new(&self.trainable()).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
-        let base = pipeline.trainable(denoiser, &pattern);
+        let base = pipeline.trainable(denoiser, &self.trainable_pattern()?);
         Ok((base.clone(), base))
+    }
+
+    /// Matches the names of the parameters that train.
+    ///
+    /// # Errors
+    /// When `model.trainable` is not a valid regular expression.
+    pub fn trainable_pattern(&self) -> Result<Regex, Error> {
+        Regex::new(&self.trainable()).map_err(|error| Error::Config(format!("model.trainable: {error}")))
     }
 
     /// Regular expression that matches the names of the parameters that train.
@@ -252,9 +260,11 @@ impl TrainConfig {
             "rankings.validation_every",
             "model.gradient_checkpointing",
         ];
-        let ours = serde_json::to_value(self).expect("a config is JSON");
+        let json = |config: &Self| serde_json::to_value(config).expect("a config is JSON");
+        // A key that an earlier version did not know has its default.
+        let saved = serde_json::from_value(saved.clone()).map_or_else(|_| saved.clone(), |saved| json(&saved));
         let mut found = Vec::new();
-        compare("", &ours, saved, &mut found);
+        compare("", &json(self), &saved, &mut found);
         found.retain(|line| !FREE.iter().any(|section| line.starts_with(section)));
         found
     }

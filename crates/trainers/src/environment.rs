@@ -12,7 +12,7 @@ use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 use crate::Error;
 use crate::run::checkpoint::text_checksum;
 use crate::run::preview::{Preview, PreviewRequest, draw};
-use crate::run::{Observed, Run, values};
+use crate::run::{Observed, Run, Values};
 use crate::sections::{PreviewSection, SchedulerSection};
 
 /// Everything that a reward-driven algorithm uses besides the trained model.
@@ -117,12 +117,12 @@ impl<D: Denoiser> Environment<D> {
     pub fn decode_and_score(&self, latents: Tensor<4>, prompts: &[String]) -> Result<ScoredImages, Error> {
         let images = profile::time(Stage::Decode, || self.pipeline.vae.decode_to_images(latents));
         let Scored { scores: rewards, terms } = profile::time(Stage::Reward, || self.reward.score_with_terms(images.clone(), prompts))?;
-        let mut observed: Observed = vec![("reward".into(), values(&rewards))];
-        observed.extend(terms.iter().map(|(name, scores)| (format!("reward/{name}"), values(scores))));
+        let mut observed: Observed = vec![("reward".into(), Values::from(&rewards))];
+        observed.extend(terms.iter().map(|(name, scores)| (format!("reward/{name}"), Values::from(scores))));
         let looked_at = images.clone().without_autodiff();
         profile::time(Stage::Reward, || {
             for reward in &self.watched {
-                observed.push((format!("watch/{}", reward.name()), values(&reward.score(looked_at.clone(), prompts)?)));
+                observed.push((format!("watch/{}", reward.name()), Values::from(&reward.score(looked_at.clone(), prompts)?)));
             }
             Ok::<_, Error>(())
         })?;

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::OnProblem;
 use vp_evaluation::sentinel::SentinelConfig;
-use vp_models::GradientCheckpointing;
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::Lora;
 use vp_models::pipeline::LoadedDenoiser;
+use vp_models::{GradientCheckpointing, NumberFormat};
 use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
 
 use crate::Error;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub checkpoint: CheckpointSection,
     /// `[guard]`.
     pub guard: GuardSection,
+    /// Whether the loss is scaled in the backward pass, so that gradients in f16 do not vanish.
+    pub loss_scaling: bool,
     /// `[sentinel]`.
     pub sentinel: Option<SentinelConfig>,
     /// Updates between two previews or validations: `validation_every` of `[data]`, `[preferences]` or `[rankings]` if the config has such
@@ -90,10 +93,54 @@ pub struct ModelSection {
     /// Whether the networks that train start from random weights (false). The folder then needs only their `config.json`.
     #[serde(default)]
     pub initialize: bool,
+    /// Number format of frozen weights and activations of the denoiser and the text encoders: `f32`, `bf16`, `f16`, or `auto`, which is
+    /// bf16 on a GPU that computes in it and f32 elsewhere; absent: f32. What trains stays f32.
+    pub dtype: Option<Dtype>,
     /// What a step on the tape keeps in memory: `none` (the default) everything that its gradient needs, `blocks` only the input of each
-    /// block, which is run again in the backward pass. CPU only.
+    /// block, which is run again in the backward pass.
     #[serde(default)]
     pub gradient_checkpointing: GradientCheckpointing,
+}
+
+impl ModelSection {
+    /// The number format of the networks on `device`.
+    ///
+    /// # Errors
+    /// When the device does not compute in it.
+    pub fn format(&self, device: &Device) -> Result<NumberFormat, Error> {
+        self.dtype.unwrap_or(Dtype::F32).on(device, "model.dtype")
+    }
+}
+
+/// The number format of networks, as a config names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 on a GPU that computes in it, f32 elsewhere.
+    Auto,
+    /// IEEE binary32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+}
+
+impl Dtype {
+    /// The number format on `device`.
+    ///
+    /// # Errors
+    /// When the device does not compute in it; `key` is where the config names it.
+    pub fn on(self, device: &Device, key: &str) -> Result<NumberFormat, Error> {
+        let format = match self {
+            Self::Auto => NumberFormat::best(device),
+            Self::F32 => NumberFormat::F32,
+            Self::Bf16 => NumberFormat::Bf16,
+            Self::F16 => NumberFormat::F16,
+        };
+        format.check(device).map_err(|reason| Error::Config(format!("{key} is \"{}\": {reason}", format.name())))?;
+        Ok(format)
+    }
 }
 
 /// `[lora]`: low-rank factors beside frozen weights. They train unless `model.trainable` selects whole weights.

@@ -6,9 +6,11 @@ mod config;
 mod dual;
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use regex::Regex;
 
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
+use crate::number_format::{NumberFormat, in_format};
 use crate::weights::Weights;
 
 pub use config::ClipTextConfig;
@@ -97,6 +99,9 @@ pub struct ClipTextModel {
     encoder: ClipEncoder,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
+    /// The number format of the activations.
+    #[module(skip)]
+    format: NumberFormat,
     #[module(skip)]
     config: ClipTextConfig,
 }
@@ -128,6 +133,7 @@ impl ClipTextConfig {
             encoder: ClipEncoder { layers: (0..self.num_hidden_layers).map(|_| layer()).collect() },
             final_layer_norm: LayerNorm::new(d, self.layer_norm_eps, device),
             text_projection: self.with_projection.then(|| Linear::without_bias(d, self.projection_dim, device)),
+            format: NumberFormat::F32,
             config: self.clone(),
         }
     }
@@ -150,6 +156,13 @@ impl ClipTextModel {
         &self.config
     }
 
+    /// The same encoder with frozen weights and activations in `format`; parameters whose names (`component.…`) match `exact` train and
+    /// stay f32.
+    #[must_use]
+    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        Self { format, ..in_format(self, component, format, exact) }
+    }
+
     /// Encodes rows of token ids of equal length.
     ///
     /// # Panics
@@ -158,10 +171,13 @@ impl ClipTextModel {
         let (b, tokens) = (ids.len(), ids[0].len());
         let flat: Vec<i64> = ids.iter().flatten().map(|id| i64::from(*id)).collect();
         let input = Tensor::<2, Int>::from_data(TensorData::new(flat, [b, tokens]), device);
-        let embedded = self.embeddings.token_embedding.forward(input) + self.embeddings.position_embedding.first(tokens);
+        let format = self.format.dtype();
+        let token = self.embeddings.token_embedding.forward(input).cast(format);
+        let embedded = token + self.embeddings.position_embedding.first(tokens).cast(format);
         let (last, rest) = self.encoder.layers.split_last().expect("config checks num_hidden_layers >= 1");
         let penultimate = rest.iter().fold(embedded, |x, layer| layer.forward(x, Mask::Causal));
         let last_hidden_state = self.final_layer_norm.forward(last.forward(penultimate.clone(), Mask::Causal));
+        let [penultimate, last_hidden_state] = [penultimate, last_hidden_state].map(|states| states.cast(DType::F32));
         let ends = ids.iter().enumerate().map(|(row, ids)| {
             let end = self.config.end_of_text(ids);
             last_hidden_state.clone().slice([row..row + 1, end..end + 1]).reshape([1, self.config.hidden_size])

@@ -14,7 +14,7 @@ mod names;
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 
@@ -186,7 +186,8 @@ impl LoraWeights {
                 Tensor::from_data(TensorData::new(values.clone(), [rows, columns]), &device)
             };
             let delta = matrix(up, shape[0]).matmul(matrix(down, *rank)) * (weight * alpha / *rank as f64);
-            values + delta.reshape([count])
+            let format = values.dtype();
+            (values.cast(DType::F32) + delta.reshape([count])).cast(format)
         })
     }
 }

@@ -17,6 +17,7 @@ use vp_schedulers::Sampler;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::lora::{Lora, Names, attach, layers};
+use crate::number_format::NumberFormat;
 use crate::parameters::{initialize, load, parameter_names};
 use crate::unet::UNet2DConditionModel;
 use crate::vae::{self, AutoencoderKL};
@@ -41,7 +42,18 @@ pub struct Pipeline {
     pub vae: AutoencoderKL,
     /// The folder it was loaded from, with its scheduler's config and its sizes.
     pub folder: ModelFolder,
+    /// The number formats of these networks and of the denoiser.
+    pub formats: Formats,
     device: Device,
+}
+
+/// The number formats of a pipeline's networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Formats {
+    /// That of the denoiser and the text encoders.
+    pub model: NumberFormat,
+    /// That of the autoencoder. Published ones overflow in f16.
+    pub vae: NumberFormat,
 }
 
 /// A batch of images to be drawn.
@@ -103,7 +115,14 @@ impl Pipeline {
             Some(anew) => initialize(unet, anew.noise),
             None => load(unet, Weights::open_component(&folder.path().join(LoadedDenoiser::COMPONENT), "diffusion_pytorch_model")?)?,
         };
-        Ok((Self { text, vae, folder, device: device.clone() }, unet))
+        Ok((Self { text, vae, folder, formats: Formats::default(), device: device.clone() }, unet))
+    }
+
+    /// The pipeline and `denoiser` in these formats. Parameters whose full names match `exact` train and stay f32.
+    #[must_use]
+    pub fn in_formats(self, denoiser: LoadedDenoiser, formats: Formats, exact: Option<&Regex>) -> (Self, LoadedDenoiser) {
+        let (text, vae) = (self.text.in_format(formats.model, exact), self.vae.in_format(formats.vae, exact));
+        (Self { text, vae, formats, ..self }, denoiser.in_format(formats.model, exact))
     }
 
     /// The device of all tensors here, without autodiff.

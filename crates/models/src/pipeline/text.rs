@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use regex::Regex;
 use vp_core::profile::{self, Stage};
 
 use super::Anew;
@@ -15,6 +16,7 @@ use crate::config_json::NetworkConfig;
 use crate::denoiser::{AddedConditioning, Conditioning};
 use crate::error::Result;
 use crate::family::Family;
+use crate::number_format::NumberFormat;
 use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
 use crate::weights::Weights;
@@ -89,6 +91,16 @@ impl TextEncoders {
         let encoders = components.map(|component| TextEncoder::load(folder.path(), component, device, anew)).collect::<Result<_>>()?;
         let force_zeros_for_empty_prompt = folder.force_zeros_for_empty_prompt();
         Ok(Self { encoders, family: folder.family(), force_zeros_for_empty_prompt })
+    }
+
+    /// The same encoders with frozen weights and activations in `format`; parameters whose full names match `exact` train and stay f32.
+    #[must_use]
+    pub fn in_format(mut self, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        for encoder in &mut self.encoders {
+            let TextModel::Clip(model) = encoder.model.clone();
+            encoder.model = TextModel::Clip(model.in_format(encoder.component, format, exact));
+        }
+        self
     }
 
     /// The same with other networks for the components that `models` has.

@@ -8,13 +8,15 @@ mod stages;
 pub mod transformer;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
+use crate::number_format::{NumberFormat, in_format};
 use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
 use transformer::{Transformer2DModel, TransformerOptions};
 
@@ -58,6 +60,9 @@ pub struct UNet2DConditionModel {
     /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
+    /// The number format of the activations.
+    #[module(skip)]
+    format: NumberFormat,
     #[module(skip)]
     config: UNetConfig,
 }
@@ -76,6 +81,7 @@ impl UNetConfig {
             conv_norm_out: GroupNorm::new(self.norm_num_groups, first, self.norm_eps, device),
             conv_out: Conv2d::same(first, self.out_channels, 3, device),
             gradient_checkpointing: GradientCheckpointing::None,
+            format: NumberFormat::F32,
             config: self.clone(),
         }
     }
@@ -157,6 +163,12 @@ impl UNet2DConditionModel {
         &self.config
     }
 
+    /// The same network with frozen weights and activations in `format`; parameters whose names (`unet.…`) match `exact` train and stay f32.
+    #[must_use]
+    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        Self { format, ..in_format(self, Self::COMPONENT, format, exact) }
+    }
+
     /// The sinusoidal embedding of `values`, `[values.len(), dim]`.
     fn embed(&self, values: &[f32], dim: usize, device: &Device) -> Tensor<2> {
         sinusoidal(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift, device)
@@ -194,15 +206,15 @@ impl UNet2DConditionModel {
 }
 
 impl UNet2DConditionModel {
-    /// The context that the stages share, and the state before the first of them.
+    /// The context that the stages share, and the state before the first of them. The time is embedded in f32.
     fn begin(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> (Context, State) {
         let context = Context {
-            time: self.embed_time(timesteps, conditioning),
-            encoder_hidden_states: conditioning.encoder_hidden_states.clone(),
+            time: self.embed_time(timesteps, conditioning).cast(self.format.dtype()),
+            encoder_hidden_states: conditioning.encoder_hidden_states.clone().cast(self.format.dtype()),
             gradient_checkpointing: self.gradient_checkpointing,
         };
         let sample = if self.config.center_input_sample { sample * 2.0 - 1.0 } else { sample };
-        (context, State { hidden: sample, skips: Vec::new() })
+        (context, State { hidden: sample.cast(self.format.dtype()), skips: Vec::new() })
     }
 }
 
@@ -215,11 +227,11 @@ impl Denoiser for UNet2DConditionModel {
 
     fn forward(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4> {
         let (context, state) = self.begin(sample, timesteps, conditioning);
-        self.stages().into_iter().fold(state, |state, (_, stage)| stage.forward(state, &context)).hidden
+        self.stages().into_iter().fold(state, |state, (_, stage)| stage.forward(state, &context)).hidden.cast(DType::F32)
     }
 
     fn first_non_finite(&self, sample: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Option<String> {
-        let finite = |tensor: Tensor<1>| tensor.sum().into_scalar::<f32>().is_finite();
+        let finite = |tensor: Tensor<1>| tensor.cast(DType::F32).sum().into_scalar::<f32>().is_finite();
         let (context, mut state) = self.begin(sample, timesteps, conditioning);
         if !finite(context.time.clone().without_autodiff().flatten(0, 1)) {
             let of_addition = self.embed_addition(conditioning).is_some_and(|added| !finite(added.without_autodiff().flatten(0, 1)));

@@ -6,12 +6,14 @@ mod config;
 mod stages;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use regex::Regex;
 
 use crate::blocks::attention::Attention;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
+use crate::number_format::{NumberFormat, in_format};
 use crate::weights::Weights;
 
 pub use config::AutoencoderConfig;
@@ -71,6 +73,9 @@ pub struct AutoencoderKL {
     /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
+    /// The number format of the activations.
+    #[module(skip)]
+    format: NumberFormat,
     #[module(skip)]
     config: AutoencoderConfig,
 }
@@ -126,6 +131,7 @@ impl AutoencoderConfig {
             quant_conv: self.use_quant_conv.then(|| Conv2d::same(2 * latent, 2 * latent, 1, device)),
             post_quant_conv: self.use_post_quant_conv.then(|| Conv2d::same(latent, latent, 1, device)),
             gradient_checkpointing: GradientCheckpointing::None,
+            format: NumberFormat::F32,
             config: self.clone(),
         }
     }
@@ -194,6 +200,17 @@ impl AutoencoderKL {
         &self.config
     }
 
+    /// The same autoencoder with weights and activations in `format`; parameters whose names (`vae.…`) match `exact` stay f32.
+    #[must_use]
+    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        Self { format, ..in_format(self, "vae", format, exact) }
+    }
+
+    /// The stages one after the other, in the autoencoder's number format.
+    fn fold(&self, stages: &[VaeStage<'_>], x: Tensor<4>) -> Tensor<4> {
+        stages.iter().fold(x.cast(self.format.dtype()), |x, stage| stage.forward(x, self.gradient_checkpointing)).cast(DType::F32)
+    }
+
     /// The same autoencoder with another factor by which latents are multiplied before diffusion.
     pub fn with_scaling_factor(mut self, factor: f64) -> Self {
         self.config.scaling_factor = factor;
@@ -229,7 +246,7 @@ impl AutoencoderKL {
 
     /// The encoder's raw moments, mean and log-variance stacked: `[b, 3, h, w]` in [−1, 1] → `[b, 2·latent, h/f, w/f]`.
     pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
-        self.encoder_stages().iter().fold(images, |x, stage| stage.forward(x, self.gradient_checkpointing))
+        self.fold(&self.encoder_stages(), images)
     }
 
     /// `[b, 3, h, w]` in [−1, 1] → the Gaussian of unscaled latents.
@@ -241,7 +258,7 @@ impl AutoencoderKL {
 
     /// Unscaled latents `[b, latent, h, w]` → `[b, 3, f·h, f·w]`, around [−1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder_stages().iter().fold(latents, |x, stage| stage.forward(x, self.gradient_checkpointing))
+        self.fold(&self.decoder_stages(), latents)
     }
 
     /// Diffusion's latents to images in [0, 1]: unscale, decode, `(x / 2 + 0.5)` clamped.

@@ -14,9 +14,10 @@ use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
+use vp_models::NumberFormat;
 use vp_models::blip::BlipReward;
 use vp_models::clip::{ClipModel, is_clip};
-use vp_models::pipeline::ModelFolder;
+use vp_models::pipeline::{Formats, LoadedDenoiser, ModelFolder, Pipeline};
 
 use crate::Error;
 use crate::algorithm::Driver;
@@ -152,6 +153,21 @@ impl Parts<'_> {
         let size = self.config.model.size.unwrap_or(folder.default_size());
         folder.check(size, guidance_scale)?;
         Ok((folder, size))
+    }
+
+    /// The networks in the number formats of the config, and with the recomputation that it asks for.
+    fn prepared(&self, pipeline: Pipeline, denoiser: LoadedDenoiser) -> Result<(Pipeline, LoadedDenoiser), Error> {
+        let model = &self.config.model;
+        let formats = Formats { model: model.format(self.device)?, vae: NumberFormat::F32 };
+        let exact = match self.config.lora() {
+            // Factors are attached later, in f32.
+            Some(_) => None,
+            None => Some(self.config.trainable_pattern()?),
+        };
+        let (mut pipeline, mut denoiser) = pipeline.in_formats(denoiser, formats, exact.as_ref());
+        (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) =
+            (model.gradient_checkpointing, model.gradient_checkpointing);
+        Ok((pipeline, denoiser))
     }
 
     /// The outline that every run starts with; each kind of run adds its own parts.

@@ -58,10 +58,9 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     let watched = config.watch.iter().map(watch).collect::<Result<Vec<_>, Error>>().in_section("[[watch]]")?;
 
     // The networks.
-    let kept = config.model.gradient_checkpointing;
-    reward.set_gradient_checkpointing(kept);
-    let (mut pipeline, mut denoiser) = Pipeline::load(folder, device)?;
-    (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) = (kept, kept);
+    reward.set_gradient_checkpointing(config.model.gradient_checkpointing);
+    let (pipeline, denoiser) = Pipeline::load(folder, device)?;
+    let (pipeline, denoiser) = parts.prepared(pipeline, denoiser)?;
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
 
     let mut outline = parts.outline();

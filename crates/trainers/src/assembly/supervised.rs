@@ -1,6 +1,5 @@
 //! Assembly of runs that learn from given images: captioned images, preference pairs, and images for the autoencoder.
 
-use regex::Regex;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_models::parameters::initialize;
@@ -43,10 +42,10 @@ pub(super) fn captions(parts: &Parts<'_>, sft: &Sft) -> Result<CaptionsRun, Erro
     let (folder, images) = open_images(parts, true)?;
     check_preview(config, &folder, images.size)?;
     let mut outline = parts.outline();
-    let pattern = Regex::new(&outline.settings.trainable).map_err(|error| Error::Config(format!("model.trainable: {error}")))?;
+    let pattern = config.trainable_pattern()?;
     let anew = config.model.initialize.then_some(Anew { pattern: &pattern, noise: &noise });
-    let (pipeline, mut denoiser) = Pipeline::load_or_initialize(folder, device, anew)?;
-    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (pipeline, denoiser) = Pipeline::load_or_initialize(folder, device, anew)?;
+    let (pipeline, denoiser) = parts.prepared(pipeline, denoiser)?;
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     outline_images(&mut outline, config, sft.batch_size, &images);
     let cut = images.training.iter().filter_map(|entry| pipeline.text.warning(&entry.caption));
@@ -101,8 +100,8 @@ pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
     check_preview(config, &folder, size)?;
     let section = config.preferences.as_ref().ok_or_else(|| Error::Config("[algo.dpo] needs [preferences]".into()))?;
     let pairs = PreferencePairs::open(section, size, noise, device).in_section("[preferences]")?;
-    let (pipeline, mut denoiser) = Pipeline::load(folder, device)?;
-    denoiser.gradient_checkpointing = config.model.gradient_checkpointing;
+    let (pipeline, denoiser) = Pipeline::load(folder, device)?;
+    let (pipeline, denoiser) = parts.prepared(pipeline, denoiser)?;
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     let mut outline = parts.outline();
     outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());

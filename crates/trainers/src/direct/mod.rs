@@ -33,7 +33,7 @@ use crate::denoising::sample_numbers;
 use crate::environment::{Environment, ScoredImages};
 use crate::non_finite;
 use crate::regularizer::Visited;
-use crate::run::{Batch, Draw, Run, values};
+use crate::run::{Batch, Draw, Run, Values, values};
 
 /// How a step calls the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +256,7 @@ impl ScoredBatch<'_> {
         scheduler: &dyn Scheduler,
     ) -> Result<(), Error> {
         let mut observed = self.scored.observed.clone();
-        observed.push(("regularizer".into(), self.regularization.as_ref().map_or(vec![0.0], values)));
+        observed.push(("regularizer".into(), self.regularization.as_ref().map_or_else(|| vec![0.0].into(), Values::from)));
         let loss = match &self.regularization {
             Some(regularization) => self.loss.clone() + regularization.clone(),
             None => self.loss.clone(),

@@ -6,12 +6,14 @@
 mod adamw;
 mod ema;
 mod gradients;
+mod loss_scale;
 mod lr_schedule;
 mod workers;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use ema::{Ema, EmaConfig};
 pub use gradients::GradientAccumulator;
+pub use loss_scale::LossScale;
 pub use lr_schedule::{Constant, LrSchedule, LrSchedulerConfig, Warmup};
 pub use workers::Workers;
 

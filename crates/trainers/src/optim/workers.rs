@@ -7,7 +7,9 @@
 use std::panic::resume_unwind;
 use std::thread;
 
+use burn::tensor::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use vp_models::number_format::is_cpu;
 
 use crate::Error;
 
@@ -27,6 +29,14 @@ impl Workers {
         let pool = |_| ThreadPoolBuilder::new().num_threads(share).build();
         let pools = (0..count).map(pool).collect::<Result<_, _>>();
         Ok(Self { pools: pools.map_err(|error| Error::Config(format!("cannot start {count} workers: {error}; use fewer")))? })
+    }
+
+    /// `count` workers on the CPU. On another device one, because parts of a batch would only compete for it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on(device: &Device, count: usize) -> Result<Self, Error> {
+        Self::new(if is_cpu(device) { count } else { 1 })
     }
 
     /// The number of workers.

@@ -25,7 +25,7 @@ use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
 use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
-use crate::run::{Run, values};
+use crate::run::{Run, Values};
 
 /// The knobs of `[algo.d3po]`. The defaults are those of the d3po code.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,9 +107,9 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
             let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
             let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
-            let ratios = values(&log_ratios.without_autodiff()).into_iter().map(f64::exp);
-            let clipped = ratios.map(|ratio| f64::from((ratio - 1.0).abs() > self.clip_range)).collect();
-            let mut observed = vec![("clipfrac".to_string(), clipped), ("kl".into(), values(&transition_kl(&policy, &reference)))];
+            let clipped = (log_ratios.without_autodiff().exp() - 1.0).abs().greater_elem(self.clip_range).float();
+            let kl = transition_kl(&policy, &reference);
+            let mut observed = vec![("clipfrac".to_string(), Values::from(&clipped)), ("kl".into(), Values::from(&kl))];
             if batch.begins_update {
                 observed.extend(rollout.observed());
             }

@@ -22,7 +22,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::Noise;
+use vp_models::NumberFormat;
 use vp_models::denoiser::Denoiser;
+use vp_models::number_format::is_cpu;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
@@ -35,9 +37,9 @@ use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
 use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
-use crate::run::{Draw, Observed, Run, values};
+use crate::run::{Draw, Observed, Run, Values, values};
 
-/// How far a ratio may be from 1 before the first update of a rollout. Rounding in float32 makes about 1e-6.
+/// How far a ratio may be from 1 before the first update of a rollout, on the CPU in f32, where rounding makes about 1e-6.
 const ON_POLICY: f64 = 1e-5;
 
 /// The knobs of `[algo.ddpo]`. The defaults are ddpo-pytorch's values for one machine with 8 GPUs.
@@ -72,6 +74,10 @@ pub struct Ddpo {
     pub adv_clip_max: f64,
     /// Factor of the KL divergence from the base model, at least 0; at 0 it is only reported (0).
     pub kl_weight: f64,
+    /// Whether the log-probabilities of a rollout are computed again as training computes them, by one more forward pass per image and step.
+    /// Where sampling and training round differently, the ratios then still start from exactly 1. Absent: everywhere but on the CPU in f32,
+    /// which rounds both alike.
+    pub recompute_log_probs: Option<bool>,
 }
 
 impl Default for Ddpo {
@@ -91,6 +97,7 @@ impl Default for Ddpo {
             clip_range: 1e-4,
             adv_clip_max: 5.0,
             kl_weight: 0.0,
+            recompute_log_probs: None,
         }
     }
 }
@@ -100,6 +107,9 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
         let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
+        // Whether sampling and training round alike.
+        let exact = is_cpu(&device) && environment.pipeline.formats.model == NumberFormat::F32;
+        let mut warned = false;
         environment.preview_at_start(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
@@ -109,6 +119,13 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             if rollout.epoch != Some(at.epoch) {
                 // 1. Sample images with the current policy, off the tape; keep every step's latents and log-probability.
                 rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
+                if self.recompute_log_probs.unwrap_or(!exact) {
+                    let apart = rollout.recompute_log_probs(run, environment, &plan, &*scheduler, self.train_batch_size)?;
+                    if apart > self.clip_range / 2.0 && !warned {
+                        warned = true;
+                        run.journal.warn(format_args!("{}", self.too_coarse(apart)));
+                    }
+                }
 
                 // 2. Score them.
                 rollout.score(run, environment, &plan)?;
@@ -134,7 +151,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             let advantages = self.clipped_advantages(&rollout, &at);
             let advantages = Tensor::from_data(advantages.as_slice(), &device);
             let policy_loss = self.objective.loss(log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
-            if rollout.updates == Some(run.updates()) {
+            if exact && rollout.updates == Some(run.updates()) {
                 check_on_policy(&policy_loss, &at)?;
             }
             let mut told = told(&policy_loss);
@@ -144,7 +161,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             if batch.begins_update || self.kl_weight > 0.0 {
                 let base = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
                 let kl = transition_kl(&policy, &base);
-                told.push(("kl".into(), values(&kl)));
+                told.push(("kl".into(), Values::from(&kl)));
                 if self.kl_weight > 0.0 {
                     loss = loss + kl.mean() * self.kl_weight;
                 }
@@ -155,7 +172,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
                 let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: environment.size };
                 let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
                 if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
-                    told.push(("regularizer".into(), values(&regularization)));
+                    told.push(("regularizer".into(), Values::from(&regularization)));
                     loss = loss + regularization * walk.num_trained_steps as f64;
                 }
             }
@@ -239,6 +256,15 @@ impl Ddpo {
     fn clipped_advantages(&self, rollout: &Rollout, at: &Position) -> Vec<f32> {
         let most = self.adv_clip_max as f32;
         at.items.iter().map(|image| rollout.advantages[*image].clamp(-most, most)).collect()
+    }
+
+    /// A warning that rounding is coarse beside `clip_range`.
+    fn too_coarse(&self, apart: f64) -> String {
+        format!(
+            "sampling and training find log-probabilities that differ by up to {apart:.1e} here, by rounding alone, and algo.ddpo.clip_range is \
+             {:.0e}; the ratios use training's, but a change of that size is noise: raise clip_range, or choose model.dtype = \"f32\"",
+            self.clip_range
+        )
     }
 
     fn num_images(&self) -> usize {
@@ -357,21 +383,16 @@ impl Algorithm for Ddpo {
 /// The values of a micro-batch's loss for the journal.
 fn told(loss: &PolicyLoss) -> Observed {
     vec![
-        ("approx_kl".to_string(), values(&loss.approx_kl)),
-        ("clipfrac".into(), values(&loss.clipped)),
-        ("ratio_max_deviation".into(), deviations(loss)),
+        ("approx_kl".to_string(), Values::from(&loss.approx_kl)),
+        ("clipfrac".into(), Values::from(&loss.clipped)),
+        ("ratio_max_deviation".into(), Values::from(&(loss.ratio.clone() - 1.0).abs())),
     ]
-}
-
-/// The deviation |ρ − 1| of each image.
-fn deviations(loss: &PolicyLoss) -> Vec<f64> {
-    values(&loss.ratio).iter().map(|ratio| (ratio - 1.0).abs()).collect()
 }
 
 /// Checks that before the first update the policy is still the one that sampled the images. A deviation would be a fault of the model or
 /// the machine, and training would go wrong. A ratio that is not finite is left to the check of the loss.
 fn check_on_policy(loss: &PolicyLoss, at: &Position) -> Result<(), Error> {
-    let deviations = deviations(loss);
+    let deviations: Vec<f64> = values(&loss.ratio).iter().map(|ratio| (ratio - 1.0).abs()).collect();
     let worst = (0..deviations.len()).max_by(|a, b| deviations[*a].total_cmp(&deviations[*b])).unwrap_or(0);
     let deviation = deviations.get(worst).copied().unwrap_or(0.0);
     if deviation <= ON_POLICY || !deviation.is_finite() {

@@ -13,7 +13,7 @@ use crate::environment::{Environment, ScoredImages};
 use crate::optim::NamedTensors;
 use crate::policy::Minibatch;
 use crate::policy::walk::Position;
-use crate::run::{Observed, Run, values};
+use crate::run::{Observed, Run, Values, gathered, values};
 
 /// The knobs for sampling an epoch.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +164,7 @@ impl Rollout {
             let latents = last.clone().narrow(0, batch.start, batch.len());
             let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, batch))?;
             self.rewards.extend(values(&rewards).into_iter().map(|reward| reward as f32));
-            for (name, scores) in observed.into_iter().filter(|(name, _)| name != "reward") {
+            for (name, scores) in gathered(observed).into_iter().filter(|(name, _)| name != "reward") {
                 let scores = scores.into_iter().map(|score| score as f32);
                 match self.observed.iter_mut().find(|(known, _)| *known == name) {
                     Some((_, seen)) => seen.extend(scores),
@@ -175,16 +175,49 @@ impl Rollout {
         Ok(())
     }
 
+    /// Replaces the log-probabilities by those that training computes, with `batch_size` images at once. Returns the largest difference.
+    ///
+    /// # Errors
+    /// When the run is interrupted between two batches.
+    pub fn recompute_log_probs<D: Denoiser>(
+        &mut self,
+        run: &mut Run<Trainable<D>>,
+        environment: &Environment<D>,
+        plan: &RolloutPlan<'_>,
+        scheduler: &dyn Scheduler,
+        batch_size: usize,
+    ) -> Result<f64, Error> {
+        let (model, images) = (run.model.valid(), (0..plan.num_images).collect::<Vec<_>>());
+        let mut differences = Vec::new();
+        for step in 0..self.log_probs.len() {
+            let mut again = Vec::new();
+            for items in images.chunks(batch_size) {
+                run.heed_signals()?;
+                let minibatch = self.rows(environment, items, &vec![step; items.len()]);
+                let policy = minibatch.transition(&model, environment, plan, scheduler);
+                again.push(policy.log_prob(minibatch.prev_sample));
+            }
+            let again = Tensor::cat(again, 0);
+            differences.push((again.clone() - self.log_probs[step].clone()).abs().max());
+            self.log_probs[step] = again;
+        }
+        Ok(values(&Tensor::cat(differences, 0)).into_iter().fold(0.0, f64::max))
+    }
+
     /// The rows of a micro-batch: the images and steps at `at`, with their prompts.
     pub fn minibatch<D: Denoiser>(&self, environment: &Environment<D>, at: &Position) -> Minibatch {
-        let rows = || at.items.iter().zip(&at.steps);
+        self.rows(environment, &at.items, &at.steps)
+    }
+
+    fn rows<D: Denoiser>(&self, environment: &Environment<D>, items: &[usize], steps: &[usize]) -> Minibatch {
+        let rows = || items.iter().zip(steps);
         let latents = |offset: usize| {
             let one = |(row, step): (&usize, &usize)| self.latents[step + offset].clone().narrow(0, *row, 1);
             Tensor::cat(rows().map(one).collect(), 0)
         };
         let log_probs = Tensor::cat(rows().map(|(row, step)| self.log_probs[*step].clone().narrow(0, *row, 1)).collect(), 0);
-        let prompts = self.texts(environment, at.items.iter().copied());
-        Minibatch { prompts, sample: latents(0), prev_sample: latents(1), log_probs, steps: at.steps.clone() }
+        let prompts = self.texts(environment, items.iter().copied());
+        Minibatch { prompts, sample: latents(0), prev_sample: latents(1), log_probs, steps: steps.to_vec() }
     }
 
     fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: impl Iterator<Item = usize>) -> Vec<String> {
@@ -204,7 +237,7 @@ impl Rollout {
 
     /// The rewards and the further scores of the images, for the journal.
     pub fn observed(&self) -> Observed {
-        let widened = |scores: &[f32]| scores.iter().map(|score| f64::from(*score)).collect();
+        let widened = |scores: &[f32]| Values::Known(scores.iter().map(|score| f64::from(*score)).collect());
         let others = self.observed.iter().map(|(name, scores)| (name.clone(), widened(scores)));
         std::iter::once(("reward".to_string(), widened(&self.rewards))).chain(others).collect()
     }

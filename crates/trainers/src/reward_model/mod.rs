@@ -24,7 +24,7 @@ mod loss;
 pub mod networks;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::profile::{self, Stage};
 use vp_data::RgbImage;
@@ -94,6 +94,9 @@ impl Default for RewardModel {
 
 /// A network that scores images for prompts; `M` is the model with its weights.
 pub trait RewardNetwork<M>: Sync {
+    /// The device of its tensors, without autodiff.
+    fn device(&self) -> &Device;
+
     /// The pixels as the network takes them, resized and normalised, `[b, 3, size, size]`.
     fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4>;
 
@@ -198,7 +201,7 @@ impl RewardModel {
     /// # Errors
     /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train<M: Module + Sync>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &mut Rankings) -> Result<(), Error> {
-        let workers = Workers::new(self.workers)?;
+        let workers = Workers::on(network.device(), self.workers)?;
         if run.is_at_the_beginning() {
             self.look(run, network, data, 0)?;
         }
@@ -215,7 +218,7 @@ impl RewardModel {
                 let dropout = self.dropout.then_some(Dropout { draw, first: part[0].first });
                 let (scores, known) = scored(network, model, part, dropout);
                 let right = right(&column(&scores, 0), &known.orders[0].pairs);
-                (weights.loss(&scores, &known), vec![("accuracy".into(), right)])
+                (weights.loss(&scores, &known), vec![("accuracy".into(), right.into())])
             };
 
             // 3. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.

@@ -100,6 +100,10 @@ fn carry(from: &Path, names: &[&str], to: &Path) -> Result<(), Error> {
 }
 
 impl RewardNetwork<BlipReward> for BlipNetwork {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
     fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
         pixel_values(images, self.config.image_size, &self.device)
     }
@@ -182,6 +186,10 @@ impl ClipNetwork {
 }
 
 impl RewardNetwork<ClipModel> for ClipNetwork {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
     fn pixel_values(&self, images: &[RgbImage]) -> Tensor<4> {
         pixel_values(images, self.config.vision.image_size, &self.device)
     }

@@ -17,7 +17,7 @@ use vp_evaluation::sentinel::Look;
 use vp_models::weights::{LoadError, SaveType, Weights, save_safetensors};
 
 use crate::Error;
-use crate::optim::NamedTensors;
+use crate::optim::{LossScale, NamedTensors};
 
 /// The position of a run, between two micro-batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct State {
     pub observed: Vec<(String, Vec<f64>)>,
     /// Updates left out because a value was not finite.
     pub skipped: u64,
+    /// The factor of the loss in the backward pass, in runs that have one.
+    #[serde(default)]
+    pub loss_scale: Option<LossScale>,
     /// The scores of the first preview, by name.
     pub first_preview: Vec<(String, Vec<f64>)>,
     /// The scores of the last preview, by name.
@@ -304,6 +307,7 @@ mod tests {
         let weights = NamedTensors::from([("unet.a".to_string(), tensor)]);
         let observed = vec![("loss".to_string(), vec![0.1 + 0.2, 1e-300])];
         let state = State {
+            loss_scale: Some(LossScale::default()),
             cursor: Cursor { step, micro },
             observed,
             skipped: 1,

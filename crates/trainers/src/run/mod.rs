@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod export;
 pub mod journal;
 mod looks;
+mod observed;
 pub mod preview;
 pub mod sentinel;
 
@@ -23,15 +24,18 @@ use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 use vp_core::profile::{self, Stage};
+use vp_models::number_format::is_cpu;
 use vp_models::parameters::{map_parameters, named_gradients, named_parameters, select_trainable};
 
 use crate::Error;
 use crate::optim::Workers;
-use crate::optim::{AdamW, Ema, GradientAccumulator, LrSchedule, NamedTensors};
+use crate::optim::{AdamW, Ema, GradientAccumulator, LossScale, LrSchedule, NamedTensors};
 use crate::run::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
 use crate::run::journal::Journal;
 use crate::sections::Settings;
 use crate::statistics::mean_and_std;
+
+pub use observed::{Observed, Values, gathered, values};
 
 /// A flag that a signal handler sets to end a run at its next batch.
 #[derive(Debug, Clone, Default)]
@@ -65,8 +69,8 @@ pub struct Start {
     pub memory_bytes: u64,
 }
 
-/// Values by name; the journal reports their means.
-pub type Observed = Vec<(String, Vec<f64>)>;
+/// The name under which the loss is observed.
+const LOSS: &str = "loss";
 
 /// A micro-batch to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +126,8 @@ pub struct Run<M> {
     /// The trained parameters before the first update, if a sentinel watches; empty otherwise.
     first_weights: NamedTensors,
     state: State,
+    /// Observed since the last update, and not yet read from the device.
+    pending: Observed,
     checkpoints: Checkpoints,
     /// The cursor of the newest checkpoint on disk.
     saved: Option<Cursor>,
@@ -156,6 +162,7 @@ impl<M: Module> Run<M> {
             cursor: Cursor::default(),
             observed: Vec::new(),
             skipped: 0,
+            loss_scale: settings.loss_scaling.then(LossScale::default),
             first_preview: Vec::new(),
             last_preview: Vec::new(),
             best: None,
@@ -190,6 +197,7 @@ impl<M: Module> Run<M> {
             ema,
             first_weights,
             state,
+            pending: Observed::new(),
             checkpoints: Checkpoints::of(journal.dir()),
             saved,
             interrupt: start.interrupt,
@@ -271,26 +279,41 @@ impl<M: Module> Run<M> {
     /// # Errors
     /// When a loss or a gradient is not finite and no more updates may be left out, or when the journal cannot be written.
     pub fn backward(&mut self, loss: Tensor<1>, observed: Observed, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
-        let total = values(&loss)[0];
-        if !total.is_finite() {
-            let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({total})"));
-            return self.leave_out(what).map(|()| None);
+        self.pending.push((LOSS.into(), Values::from(&loss)));
+        self.pending.extend(observed);
+        // The CPU waits for nothing, and spares itself the backward pass. Elsewhere the loss is looked at before the update.
+        if is_cpu(&loss.device()) && !values(&loss)[0].is_finite() {
+            return self.leave_out_micro_batch(values(&loss)[0], blame).map(|()| None);
         }
-        let scale = 1.0 / self.accumulation() as f64;
-        self.observe("loss".into(), vec![total]);
-        observed.into_iter().for_each(|(name, values)| self.observe(name, values));
+        let (loss_scale, share) = self.scales();
         profile::time(Stage::Backward, || {
-            let mut gradients = loss.backward();
-            self.gradients.add(named_gradients(&self.model, &mut gradients), scale);
+            let mut gradients = (loss * loss_scale).backward();
+            self.gradients.add(named_gradients(&self.model, &mut gradients), share);
         });
-        self.finish_micro_batch()
+        self.finish_micro_batch(blame)
+    }
+
+    /// The factor of the loss in the backward pass, and that of its gradients in their sum.
+    fn scales(&self) -> (f64, f64) {
+        let loss_scale = self.state.loss_scale.map_or(1.0, |scale| scale.scale());
+        (loss_scale, 1.0 / (self.accumulation() as f64 * loss_scale))
+    }
+
+    fn leave_out_micro_batch(&mut self, loss: f64, blame: &dyn Fn(&M) -> Option<String>) -> Result<(), Error> {
+        let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({loss})"));
+        self.leave_out(what)
     }
 
     /// Counts the micro-batch, and makes the update if it was the last of one.
-    fn finish_micro_batch(&mut self) -> Result<Option<u64>, Error> {
+    fn finish_micro_batch(&mut self, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
         self.state.cursor.micro += 1;
         if self.state.cursor.micro < self.accumulation() {
             return Ok(None);
+        }
+        self.gather();
+        let losses = self.state.observed.iter().find(|(name, _)| name == LOSS);
+        if let Some(loss) = losses.and_then(|(_, losses)| losses.iter().copied().find(|loss| !loss.is_finite())) {
+            return self.leave_out_micro_batch(loss, blame).map(|()| None);
         }
         self.update()
     }
@@ -315,42 +338,65 @@ impl<M: Module> Run<M> {
         // Parameters that share a leaf share a tape, and only one thread at a time can back-propagate along a tape.
         let own_tape = || map_parameters(self.model.clone(), |_, _, values| values);
         let parts: Vec<(M, P)> = parts.into_iter().map(|part| (own_tape(), part)).collect();
+        let (loss_scale, share) = self.scales();
         let work = |(model, part): (M, P)| {
             let (loss, observed) = loss(&model, part);
-            let (total, mut gradients) = (values(&loss)[0], loss.backward());
+            let (total, mut gradients) = (values(&loss)[0], (loss * loss_scale).backward());
             (total, observed, named_gradients(&model, &mut gradients))
         };
         let done = profile::time(Stage::Backward, || workers.map(parts, work));
         let total: f64 = done.iter().map(|(total, ..)| total).sum();
         if !total.is_finite() {
-            let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({total})"));
-            return self.leave_out(what).map(|()| None);
+            return self.leave_out_micro_batch(total, blame).map(|()| None);
         }
-        self.observe("loss".into(), vec![total]);
-        let scale = 1.0 / self.accumulation() as f64;
+        self.pending.push((LOSS.into(), vec![total].into()));
         for (_, observed, gradients) in done {
-            observed.into_iter().for_each(|(name, values)| self.observe(name, values));
-            self.gradients.add(gradients, scale);
+            self.pending.extend(observed);
+            self.gradients.add(gradients, share);
         }
-        self.finish_micro_batch()
+        self.finish_micro_batch(blame)
     }
 
-    fn observe(&mut self, name: String, values: Vec<f64>) {
-        match self.state.observed.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, seen)) => seen.extend(values),
-            None => self.state.observed.push((name, values)),
+    /// Reads what was observed, in one transfer.
+    fn gather(&mut self) {
+        for (name, values) in gathered(std::mem::take(&mut self.pending)) {
+            match self.state.observed.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, seen)) => seen.extend(values),
+                None => self.state.observed.push((name, values)),
+            }
         }
     }
 
     fn update(&mut self) -> Result<Option<u64>, Error> {
         let (grad_norm, lr) = match profile::time(Stage::Optimizer, || self.step()) {
             Ok(stepped) => stepped,
-            Err(Error::NonFiniteGradient { name }) => return self.leave_out(format!("the gradient of {name}")).map(|()| None),
+            Err(Error::NonFiniteGradient { name }) => return self.overflowed(&name).map(|()| None),
             Err(error) => return Err(error),
         };
+        self.state.loss_scale.iter_mut().for_each(LossScale::keep);
         self.state.cursor = Cursor { step: self.state.cursor.step + 1, micro: 0 };
         profile::time(Stage::Io, || self.write_down(grad_norm, lr))?;
         Ok(Some(self.state.cursor.step))
+    }
+
+    /// Where the loss is scaled, the update is made again from its first micro-batch, with half the scale; elsewhere it is left out.
+    fn overflowed(&mut self, name: &str) -> Result<(), Error> {
+        let Some(scale) = self.state.loss_scale.as_mut().filter(|scale| scale.scale() > 1.0) else {
+            return self.leave_out(format!("the gradient of {name}"));
+        };
+        scale.back_off();
+        let (update, scale) = (self.state.cursor.step + 1, scale.scale());
+        self.start_update_anew();
+        self.journal.warn(format_args!("update {update}: the gradient of {name} overflowed; made again with a loss scale of {scale}"));
+        Ok(())
+    }
+
+    /// Forgets the micro-batches of the update under way.
+    fn start_update_anew(&mut self) {
+        self.gradients = GradientAccumulator::default();
+        self.pending.clear();
+        self.state.observed.clear();
+        self.state.cursor.micro = 0;
     }
 
     /// Clips the gradients and updates the weights and the moving average. Returns the norm of the gradients before clipping, and the
@@ -390,9 +436,7 @@ impl<M: Module> Run<M> {
     /// When no more updates may be left out; the last good state has then been saved.
     pub fn leave_out(&mut self, what: String) -> Result<(), Error> {
         let Cursor { step, .. } = self.state.cursor;
-        self.gradients = GradientAccumulator::default();
-        self.state.observed.clear();
-        self.state.cursor.micro = 0;
+        self.start_update_anew();
         let skipped = self.state.skipped;
         if skipped >= self.settings.guard.max_skips {
             let checkpoint = self.save()?;
@@ -439,10 +483,11 @@ impl<M: Module> Run<M> {
     }
 
     fn write_checkpoint(&mut self) -> Result<PathBuf, Error> {
+        self.gather();
         let tensors = self.tensors();
         for (file, tensors) in &tensors {
-            if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !Tensor::clone(tensor).sum().into_scalar::<f32>().is_finite()) {
-                return Err(Error::NonFiniteState { step: self.state.cursor.step, file: file.clone(), name: name.clone() });
+            if let Some(name) = first_non_finite(tensors) {
+                return Err(Error::NonFiniteState { step: self.state.cursor.step, file: file.clone(), name });
             }
         }
         let path = self.checkpoints.save(&Checkpoint { state: self.state.clone(), tensors })?;
@@ -465,6 +510,13 @@ impl<M: Module> Run<M> {
         }
         tensors
     }
+}
+
+/// The name of the first tensor that is not finite, if there is one, from one transfer.
+fn first_non_finite(tensors: &NamedTensors) -> Option<String> {
+    let sums: Vec<Tensor<1>> = tensors.values().map(|tensor| tensor.clone().sum()).collect();
+    let sums = if sums.is_empty() { Vec::new() } else { values(&Tensor::cat(sums, 0)) };
+    tensors.keys().zip(sums).find(|(_, sum)| !sum.is_finite()).map(|(name, _)| name.clone())
 }
 
 /// The trained parameters of a model, by name.
@@ -505,11 +557,6 @@ pub fn newest_checkpoint(run: &Path, device: &Device) -> (Option<Checkpoint>, Ve
         None if invalid > 0 => (None, vec![format!("none of the {invalid} checkpoints in {} is valid", run.display())]),
         None => (None, Vec::new()),
     }
-}
-
-/// The values of a tensor `[n]`, on the host.
-pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
-    tensor.to_data().iter::<f64>().collect()
 }
 
 #[cfg(test)]

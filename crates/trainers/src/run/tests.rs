@@ -14,6 +14,7 @@ struct Toy {
 
 fn settings(max_skips: u64) -> Settings {
     Settings {
+        loss_scaling: false,
         run: RunSection { seed: 0, num_train_steps: 3 },
         trainable: ".".into(),
         micro_batches: 1,

@@ -25,7 +25,7 @@ use crate::config::TrainConfig;
 use crate::data::preferences::{PairBatch, PreferencePairs};
 use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps, sample_numbers};
 use crate::losses::{dpo_inside, dpo_loss, squared_error_changes};
-use crate::run::{Observed, Run, values};
+use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
 use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
@@ -165,9 +165,10 @@ impl Dpo {
                 let noised = noised_pairs(&data, pipeline, &*schedule, &vec![timestep; held_out.len()], rows);
                 let references = noised.predictions(&base.denoiser, reference_conditioning.clone());
                 let predictions = noised.predictions(&model.denoiser, conditioning.clone());
-                let inside = values(&inside(squared_error_changes(predictions, references, noised.target.clone()), self.beta));
-                if inside.iter().all(|inside| inside.is_finite()) {
-                    return Ok([inside.iter().map(|inside| softplus(-inside)).collect(), implicit_accuracies(&inside)]);
+                let inside = inside(squared_error_changes(predictions, references, noised.target.clone()), self.beta);
+                let on_host = values(&inside);
+                if on_host.iter().all(|inside| inside.is_finite()) {
+                    return Ok([on_host.iter().map(|inside| softplus(-inside)).collect(), values(&implicit_accuracies(inside))]);
                 }
                 let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
@@ -200,24 +201,21 @@ fn inside(changes: Tensor<1>, beta: f64) -> Tensor<1> {
 /// The values for the journal. The changes are the differences of the loss from the reference's: training should lower them for chosen
 /// images and raise them for rejected ones.
 fn observed([model_losses, reference_losses]: [Tensor<1>; 2], changes: &Tensor<1>, inside: &Tensor<1>) -> Observed {
-    let inside = values(inside);
-    let mut chosen_changes = values(changes);
-    let rejected_changes = chosen_changes.split_off(inside.len());
+    let pairs = inside.dims()[0];
     let observed = [
-        ("implicit_accuracy", implicit_accuracies(&inside)),
-        ("model_loss", values(&model_losses)),
-        ("reference_loss", values(&reference_losses)),
-        ("chosen_change", chosen_changes),
-        ("rejected_change", rejected_changes),
+        ("implicit_accuracy", implicit_accuracies(inside.clone())),
+        ("model_loss", model_losses),
+        ("reference_loss", reference_losses),
+        ("chosen_change", changes.clone().narrow(0, 0, pairs)),
+        ("rejected_change", changes.clone().narrow(0, pairs, pairs)),
     ];
-    observed.map(|(name, values)| (name.to_string(), values)).into()
+    observed.map(|(name, values)| (name.to_string(), Values::from(&values))).into()
 }
 
 /// 1 where the model prefers the chosen image more than the reference does, 0 where it prefers it less. A tie, as for the untrained model,
 /// counts one half; `train.py` counts it as 0.
-fn implicit_accuracies(inside: &[f64]) -> Vec<f64> {
-    let accuracy = |inside: &f64| if *inside == 0.0 { 0.5 } else { f64::from(u8::from(*inside > 0.0)) };
-    inside.iter().map(accuracy).collect()
+fn implicit_accuracies(inside: Tensor<1>) -> Tensor<1> {
+    (inside.sign() + 1.0) / 2.0
 }
 
 /// ln(1 + eˣ), computed without overflow.
@@ -228,10 +226,12 @@ fn softplus(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
 
     #[test]
     fn a_draw_is_half_right() {
-        assert_eq!(implicit_accuracies(&[-1e-9, 0.0, 3.0]), [0.0, 0.5, 1.0]);
+        let inside = Tensor::from_data([-1e-9, 0.0, 3.0], &Device::flex());
+        assert_eq!(values(&implicit_accuracies(inside)), [0.0, 0.5, 1.0]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
 use crate::denoising::{DenoisingBatch, Noised};
 use crate::optim::Workers;
-use crate::run::{Run, values};
+use crate::run::{Run, Values, values};
 use crate::sections::PreviewSection;
 use crate::supervised::latents::Latents;
 use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
@@ -74,7 +74,7 @@ impl Sft {
         preview: Option<&PreviewSection>,
     ) -> Result<(), Error> {
         let schedule = noise_schedule(pipeline)?;
-        let (mut latents, workers) = (Latents::new(images.cache_latents), Workers::new(self.workers)?);
+        let (mut latents, workers) = (Latents::new(images.cache_latents), Workers::on(pipeline.device(), self.workers)?);
         if run.is_at_the_beginning() {
             self.look(run, images, Looked { pipeline, preview, size: images.size, step: 0 })?;
         }
@@ -97,7 +97,7 @@ impl Sft {
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
                 let errors = noised.errors(&model.denoiser, embed(model, &captions[rows.clone()]));
-                let observed = vec![("denoising_loss".to_string(), values(&errors))];
+                let observed = vec![("denoising_loss".to_string(), Values::from(&errors))];
                 let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
                 ((errors * weights).sum() / self.batch_size as f64, observed)
             };

@@ -20,7 +20,7 @@ use crate::denoising::{Rows, sample_numbers};
 use crate::losses::{AutoencoderLoss, AutoencoderWeights, Distance, autoencoder_loss};
 use crate::non_finite;
 use crate::run::preview::Preview;
-use crate::run::{Draw, Run, values};
+use crate::run::{Draw, Run, Values, values};
 
 /// Held-out images that are shown beside their reconstructions.
 const SHOWN: usize = 8;
@@ -105,7 +105,7 @@ impl Vae {
             // 3. The loss: reconstruction, edges and KL.
             let loss = self.loss(reconstructed.clone(), pixels, posterior.kl());
             let parts = [("reconstruction", &loss.reconstruction), ("edge", &loss.edge), ("kl", &loss.kl)];
-            let observed = parts.map(|(name, part)| (name.to_string(), values(part))).to_vec();
+            let observed = parts.map(|(name, part)| (name.to_string(), Values::from(part))).to_vec();
 
             // 4. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
             let updated = run.backward(loss.total.mean(), observed, &|model| first_non_finite(model, &posterior, &reconstructed))?;

@@ -1,0 +1,153 @@
+//! The number format of a network's frozen weights and activations.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::parameters::KeyPath;
+
+/// The number format of a network's frozen weights and activations.
+///
+/// Whatever it is, these are f32: norms, softmax and activation functions, trained parameters, everything of schedulers, losses and
+/// optimizers, and what goes in and out of a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NumberFormat {
+    /// IEEE binary32: 24 significant bits, four bytes per value.
+    #[default]
+    F32,
+    /// bfloat16: 8 significant bits and the range of f32, two bytes per value.
+    Bf16,
+    /// IEEE binary16: 11 significant bits, at most 65504, two bytes per value.
+    F16,
+}
+
+impl NumberFormat {
+    /// Its name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Burn's name for it.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+            Self::F16 => FloatDType::F16,
+        }
+    }
+
+    /// Whether it holds fewer bits than f32.
+    pub fn is_half(self) -> bool {
+        self != Self::F32
+    }
+
+    /// The distance between 1 and the next number, which bounds the relative error of one rounding.
+    pub fn epsilon(self) -> f64 {
+        match self {
+            Self::F32 => 2f64.powi(-23),
+            Self::Bf16 => 2f64.powi(-7),
+            Self::F16 => 2f64.powi(-10),
+        }
+    }
+
+    /// The relative error to expect of products on a device. Below [`epsilon`](Self::epsilon) nowhere; a GPU may give the factors of f32
+    /// products the 10 bits of TF32.
+    pub fn rounding(self, device: &Device) -> f64 {
+        if is_cpu(device) { self.epsilon() } else { self.epsilon().max(Self::F16.epsilon()) }
+    }
+
+    /// Whether `device` computes in this format.
+    ///
+    /// # Errors
+    /// A sentence with the reason and the way out.
+    pub fn check(self, device: &Device) -> Result<(), String> {
+        // The CPU's kernels compute in f32 and round.
+        if is_cpu(device) || device.supports_dtype(DType::from(self.dtype())) {
+            return Ok(());
+        }
+        let others = [Self::F16, Self::Bf16].into_iter().filter(|other| device.supports_dtype(DType::from(other.dtype())));
+        let others: Vec<_> = others.chain([Self::F32]).map(|other| format!("\"{}\"", other.name())).collect();
+        Err(format!("this device has no arithmetic for {}; choose {}", self.name(), others.join(" or ")))
+    }
+
+    /// The format that takes the least memory for equal results: bf16 where the device computes in it, otherwise f32. On the CPU, which
+    /// gains no speed from fewer bits, f32.
+    pub fn best(device: &Device) -> Self {
+        if !is_cpu(device) && device.supports_dtype(DType::BF16) { Self::Bf16 } else { Self::F32 }
+    }
+}
+
+/// Whether `device` is the CPU (flex).
+pub fn is_cpu(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
+}
+
+/// `module` with every parameter in `format`, except those whose full name, `component.name`, matches `exact`: they train, and stay f32.
+/// On the CPU too, a half format takes half the memory.
+pub fn in_format<M: Module>(module: M, component: &str, format: NumberFormat, exact: Option<&Regex>) -> M {
+    struct Cast<'a> {
+        path: KeyPath,
+        component: &'a str,
+        format: NumberFormat,
+        exact: Option<&'a Regex>,
+    }
+    impl ModuleMapper for Cast<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let name = format!("{}.{}", self.component, self.path.key());
+            if self.exact.is_some_and(|exact| exact.is_match(&name)) {
+                return param;
+            }
+            let (id, value, mapper) = param.consume();
+            Param::from_mapped_value(id, value.cast(self.format.dtype()), mapper)
+        }
+    }
+    if !format.is_half() {
+        return module;
+    }
+    module.map(&mut Cast { path: KeyPath::default(), component, format, exact })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Linear;
+    use crate::parameters::{initialize, named_parameters};
+    use vp_core::noise::Noise;
+
+    #[test]
+    fn what_trains_stays_exact() {
+        let layer = initialize(Linear::new(3, 2, &Device::flex()), &Noise::new(1));
+        let exact = Regex::new(r"^net\.bias$").unwrap();
+        let cast = in_format(layer.clone(), "net", NumberFormat::Bf16, Some(&exact));
+        let formats: Vec<_> = named_parameters(&cast).into_iter().map(|p| (p.name, p.values.dtype())).collect();
+        assert_eq!(formats, [("weight".into(), DType::BF16), ("bias".into(), DType::F32)]);
+        let x = Tensor::<2>::from_data([[1.0, -2.0, 0.5]], &Device::flex());
+        let (exact, rounded) = (layer.forward(x.clone()), cast.forward(x.clone().cast(DType::BF16)));
+        assert_eq!(rounded.dtype(), DType::BF16);
+        let off = (exact.clone() - rounded.cast(DType::F32)).abs().max().into_scalar::<f32>();
+        assert!(off > 0.0 && f64::from(off) < 4.0 * NumberFormat::Bf16.epsilon(), "{off}");
+        // An f32 input is not rounded; the weights are.
+        assert_eq!(cast.forward(x).dtype(), DType::F32);
+    }
+
+    #[test]
+    fn the_cpu_computes_in_every_format() {
+        for format in [NumberFormat::F32, NumberFormat::Bf16, NumberFormat::F16] {
+            assert_eq!(format.check(&Device::flex()), Ok(()));
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
+        assert_eq!(NumberFormat::best(&Device::flex()), NumberFormat::F32);
+    }
+}
