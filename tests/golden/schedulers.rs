@@ -89,7 +89,9 @@ fn golden_scheduler_tables() {
         if tensors.contains(&format!("{}.sigmas", entry.name)) {
             check("sigmas", sampler.sigmas().unwrap_or_default())?;
         }
-        compare(&[sampler.init_noise_sigma()], &[entry.init_noise_sigma], FORWARD).map_err(|error| format!("init_noise_sigma {error}"))
+        compare(&[sampler.init_noise_sigma()], &[entry.init_noise_sigma], FORWARD)
+            .map(drop)
+            .map_err(|error| format!("init_noise_sigma {error}"))
     });
 }
 
@@ -175,6 +177,6 @@ fn golden_scheduler_add_noise() {
         compare(&host(velocity), tensors.values("add_noise.velocity"), FORWARD)
     };
     let findings: Vec<Result<(), String>> =
-        entries().iter().map(|entry| explains(entry).map_err(|error| format!("{}: {error}", entry.name))).collect();
+        entries().iter().map(|entry| explains(entry).map(drop).map_err(|error| format!("{}: {error}", entry.name))).collect();
     assert!(findings.iter().any(Result::is_ok), "no scheduler's table explains add_noise: {findings:#?}");
 }

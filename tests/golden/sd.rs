@@ -2,14 +2,14 @@
 
 use crate::device::device;
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, Tensor};
-use vp_models::NetworkConfig;
+use burn::tensor::{DType, Device, Gradients, Tensor};
 use vp_models::clip::{self, ClipTextConfig, ClipTextModel};
 use vp_models::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use vp_models::parameters::{load, named_gradients};
 use vp_models::unet::{UNet2DConditionModel, UNetConfig};
 use vp_models::vae::{self, AutoencoderConfig, AutoencoderKL};
 use vp_models::weights::Weights;
+use vp_models::{NetworkConfig, NumberFormat};
 
 use crate::support::{Tensors, assert_close_values, case_dir, load_tensors};
 
@@ -118,6 +118,47 @@ fn check_text_encoder(case: &str, folder: &str, suffix: &str) {
     check_gradients(case, &tensors, &format!("text{suffix}.grad."), &encoder, &mut gradients);
 }
 
+/// In bf16 and f16, against the reference's f32 numbers: the tolerances are these many roundings of the format.
+const HALF_FORWARD: f64 = 8.0;
+const HALF_GRADIENT: f64 = 16.0;
+
+fn check_half_precision(case: &str) {
+    let tensors = load_tensors(case);
+    for format in [NumberFormat::Bf16, NumberFormat::F16].into_iter().filter(|format| format.check(&device()).is_ok()) {
+        let (forward, gradient) = (HALF_FORWARD * format.epsilon(), HALF_GRADIENT * format.epsilon());
+        let assert_close = |name: &str, got: Vec<f64>, tolerance| {
+            assert_close_values(&format!("{case} in {}: {name}", format.name()), &got, tensors.values(name), tolerance);
+        };
+        let unet = unet(case).in_format(format, None);
+        let sample = tensors.get::<4>("unet.sample").autodiff().require_grad();
+        let states = tensors.get::<3>("unet.encoder_hidden_states").autodiff().require_grad();
+        let timesteps: Vec<f32> = tensors.values("unet.timesteps").iter().map(|t| *t as f32).collect();
+        let rows = sample.dims()[0];
+        let output = unet.forward(sample.clone(), &timesteps, &conditioning(&tensors, states.clone(), rows));
+        assert_close("unet.output", host(output.clone()), forward);
+        let gradients = (output * tensors.get("unet.cotangent")).sum().backward();
+        assert_close("unet.grad_input.sample", host(sample.grad(&gradients).unwrap()), gradient);
+        assert_close("unet.grad_input.encoder_hidden_states", host(states.grad(&gradients).unwrap()), gradient);
+
+        let vae = autoencoder(case).in_format(format, None);
+        let latents = tensors.get::<4>("vae.latents").autodiff().require_grad();
+        let decoded = vae.decode(latents.clone());
+        assert_close("vae.decoded", host(decoded.clone()), forward);
+        let gradients = (decoded * tensors.get("vae.cotangent")).sum().backward();
+        assert_close("vae.grad_input.latents", host(latents.grad(&gradients).unwrap()), gradient);
+
+        let encoder = text_encoder(case, "text_encoder").in_format("text_encoder", format, None);
+        let columns = tensors.shape("input_ids")[1];
+        let ids: Vec<Vec<u32>> = tensors.values("input_ids").chunks(columns).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
+        assert_close("text_last_hidden_state", host(encoder.forward(&ids, &device()).last_hidden_state), forward);
+    }
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    assert_eq!(tensor.dtype(), DType::F32, "what leaves a network is f32");
+    tensor.into_data().iter::<f64>().collect()
+}
+
 macro_rules! cases {
     ($($case:ident: $($folder:literal $suffix:literal),+;)+) => { $(
         mod $case {
@@ -125,6 +166,8 @@ macro_rules! cases {
             fn golden_unet() { super::check_unet(stringify!($case)); }
             #[test]
             fn golden_autoencoder() { super::check_autoencoder(stringify!($case)); }
+            #[test]
+            fn golden_half_precision() { super::check_half_precision(stringify!($case)); }
             #[test]
             fn golden_text_encoder() { $( super::check_text_encoder(stringify!($case), $folder, $suffix); )+ }
         }

@@ -85,7 +85,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with_all = ["resume", "dry_run", "profile"])]
     pub prove_resume: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
@@ -129,7 +129,7 @@ pub struct AnnotateArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]; images are drawn and rewards computed there
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
     /// Print only warnings and the result
     #[arg(short, long)]
@@ -226,7 +226,7 @@ pub struct SampleArgs {
     #[arg(long)]
     pub profile: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
 }
 
@@ -259,7 +259,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
 }
 
@@ -332,7 +332,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "I/K", default_value = "1/1")]
     pub shard: Shard,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
-    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
 }
 
