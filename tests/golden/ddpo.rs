@@ -209,7 +209,10 @@ fn a_fresh_lora_changes_nothing() {
     let base = Trainable::of(unet.clone());
     let lora = vp_models::lora::Lora { rank: 4, alpha: 8.0, targets: Regex::new(r"^unet\.").unwrap() };
     let (_, fresh) = pipeline.adapted(unet, &lora, &Noise::new(1)).unwrap();
-    let output = |model: &Model| vp_trainers::run::export::probe(&pipeline, model).into_data();
-    output(&fresh).assert_eq(&output(&base), true);
-    assert!(output(&weights.merge(base.clone(), 1.0)) != output(&base));
+    let output = |model: &Model| -> Vec<f64> { vp_trainers::run::export::probe(&pipeline, model).into_data().iter::<f64>().collect() };
+    // A GPU may fuse the sum with the factors' output into another kernel, which rounds in another order.
+    let tolerance = if device() == burn::tensor::Device::flex() { 0.0 } else { 1e-5 };
+    crate::support::assert_close_values("a fresh LoRA", &output(&fresh), &output(&base), tolerance);
+    let merged = output(&weights.merge(base.clone(), 1.0));
+    assert!(crate::support::compare(&merged, &output(&base), 1e-3).is_err(), "a trained LoRA changes something");
 }

@@ -59,7 +59,7 @@ fn check_gradients<M: Module>(case: &str, tensors: &Tensors, prefix: &str, modul
 fn conditioning(tensors: &Tensors, states: Tensor<3>, rows: usize) -> Conditioning {
     let added = tensors.contains("time_ids").then(|| AddedConditioning {
         text_embeds: tensors.get::<2>("text_embeds_2").narrow(0, 0, rows),
-        time_ids: Some(tensors.get::<2>("time_ids").narrow(0, 0, rows)),
+        time_ids: Some(tensors.values("time_ids").chunks(6).take(rows).map(|ids| std::array::from_fn(|i| ids[i] as f32)).collect()),
     });
     Conditioning { encoder_hidden_states: states, added }
 }

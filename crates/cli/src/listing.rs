@@ -11,6 +11,7 @@ use vp_trainers::config::AlgorithmConfig;
 use vp_trainers::optim::LrSchedulerConfig;
 use vp_trainers::regularizer::RegularizerConfig;
 
+use crate::seen_devices::{SEEN, Seen};
 use crate::{device, presets};
 
 /// A table of things of one kind.
@@ -81,6 +82,16 @@ pub fn devices() -> Table {
 pub fn devices_of_any_build() -> Table {
     let rows = device::describe().map(|device| vec![json!(device.name), json!(device.add_with), json!(device.summary)]);
     Table { kind: "device", title: "devices", columns: &["name", "add_with", "summary"], rows: rows.collect() }
+}
+
+/// Where the program has been seen to compute, and how exactly.
+pub fn seen_devices() -> Table {
+    let row = |seen: &Seen| {
+        let Seen { device, driver, formats, state, largest_deviation, date } = *seen;
+        vec![json!(device), json!(driver), json!(formats), json!(state), json!(largest_deviation), json!(date)]
+    };
+    let columns = &["device", "driver", "formats", "state", "largest_deviation", "date"];
+    Table { kind: "device", title: "devices seen", columns, rows: SEEN.iter().map(row).collect() }
 }
 
 fn entries(kind: &'static str, title: &'static str, entries: &[Entry]) -> Table {

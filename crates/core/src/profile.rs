@@ -7,7 +7,7 @@
 //! GPUs work behind the caller's back. While the clock runs, a stage therefore waits for the device where it begins and where it ends,
 //! which may make the run a little slower.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -34,12 +34,20 @@ pub enum Stage {
     Io,
 }
 
+impl Stage {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
 /// The names of the rows: the stages in their order, then the time outside of any stage.
 const NAMES: [&str; 9] = ["encode", "rollout", "tracked step", "decode", "reward", "backward", "optimizer", "I/O", "other"];
 const OTHER: usize = NAMES.len() - 1;
 
 thread_local! {
     static CLOCK: RefCell<Option<Clock>> = const { RefCell::new(None) };
+    static UNDER_WAY: Cell<Option<Stage>> = const { Cell::new(None) };
 }
 
 /// A ledger and the clock that it is kept by.
@@ -98,12 +106,20 @@ pub fn start(device: &Device) {
 /// Does `work` and charges its time to `stage`, except for the time of stages within it.
 pub fn time<T>(stage: Stage, work: impl FnOnce() -> T) -> T {
     let charged = charge(|ledger, now| ledger.begin(stage, now));
+    let outer = UNDER_WAY.replace(Some(stage));
     let result = work();
+    // Not after a panic: who catches it asks where it was.
+    UNDER_WAY.set(outer);
     // Not where the clock was started within `work`.
     if charged {
         charge(Ledger::end);
     }
     result
+}
+
+/// The stage that this thread is in; after a panic, the stage that it was in.
+pub fn under_way() -> Option<Stage> {
+    UNDER_WAY.get()
 }
 
 /// Whether this thread has a clock.

@@ -18,8 +18,8 @@ pub struct Conditioning {
 pub struct AddedConditioning {
     /// The pooled and projected text, `[b, projection_dim]`. In SDXL it comes from the second encoder.
     pub text_embeds: Tensor<2>,
-    /// SDXL's sizes: original height and width, crop top and left, target height and width, `[b, 6]`.
-    pub time_ids: Option<Tensor<2>>,
+    /// SDXL's sizes per row: original height and width, crop top and left, target height and width. On the host, where they are embedded.
+    pub time_ids: Option<Vec<[f32; 6]>>,
 }
 
 impl Conditioning {
@@ -28,7 +28,7 @@ impl Conditioning {
         let added = match (&first.added, &second.added) {
             (Some(a), Some(b)) => Some(AddedConditioning {
                 text_embeds: Tensor::cat(vec![a.text_embeds.clone(), b.text_embeds.clone()], 0),
-                time_ids: a.time_ids.clone().zip(b.time_ids.clone()).map(|(a, b)| Tensor::cat(vec![a, b], 0)),
+                time_ids: a.time_ids.clone().zip(b.time_ids.clone()).map(|(a, b)| [a, b].concat()),
             }),
             _ => None,
         };
@@ -38,10 +38,10 @@ impl Conditioning {
 
     /// The same values as constants to the tape.
     pub fn without_autodiff(&self) -> Self {
-        let added = self.added.as_ref().map(|added| AddedConditioning {
-            text_embeds: added.text_embeds.clone().without_autodiff(),
-            time_ids: added.time_ids.clone().map(Tensor::without_autodiff),
-        });
+        let added = self
+            .added
+            .as_ref()
+            .map(|added| AddedConditioning { text_embeds: added.text_embeds.clone().without_autodiff(), time_ids: added.time_ids.clone() });
         Self { encoder_hidden_states: self.encoder_hidden_states.clone().without_autodiff(), added }
     }
 
@@ -51,7 +51,7 @@ impl Conditioning {
             encoder_hidden_states: self.encoder_hidden_states.clone().narrow(0, start, count),
             added: self.added.as_ref().map(|added| AddedConditioning {
                 text_embeds: added.text_embeds.clone().narrow(0, start, count),
-                time_ids: added.time_ids.clone().map(|ids| ids.narrow(0, start, count)),
+                time_ids: added.time_ids.as_ref().map(|ids| ids[start..start + count].to_vec()),
             }),
         }
     }

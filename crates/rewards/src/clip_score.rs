@@ -14,11 +14,12 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
+use vp_models::NumberFormat;
 use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel};
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::ClipTokenizer;
 
-use crate::{Build, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, pixel_values};
+use crate::{Build, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, checked_format, pixel_values};
 
 const NAME: &str = "clip_score";
 
@@ -31,6 +32,9 @@ pub struct ClipScoreConfig {
     /// Whether cosines are multiplied by the learnt temperature (about 100). PickScore does; CLIP score and HPS v2 do not.
     #[serde(default)]
     pub logit_scale: bool,
+    /// Number format of the encoders' weights and activations: `f32`, `bf16` or `f16`; absent: f32. The score is f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<NumberFormat>,
 }
 
 impl Validate for ClipScoreConfig {
@@ -80,6 +84,7 @@ impl ClipScore {
         let device = device.clone().without_autodiff();
         let tokenizer = ClipTokenizer::from_folder(&section.weights)?;
         let ClipCheckpoint { model, config } = ClipCheckpoint::load(&section.weights, &device)?;
+        let model = model.in_format(checked_format(NAME, section.dtype, &device)?);
         Ok(Self { model, image_size: config.vision.image_size, tokenizer, logit_scale: section.logit_scale, device })
     }
 

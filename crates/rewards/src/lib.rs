@@ -32,6 +32,7 @@ use toml::{Table, Value};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
+use vp_models::NumberFormat;
 use vp_models::resize::preprocess_bytes;
 
 /// A function from an image and its prompt to a number: the better the image, the larger.
@@ -274,6 +275,15 @@ fn check_batch(reward: &'static str, images: &Tensor<4>, prompts: &[String]) -> 
         return Err(Error::PromptCount { reward, images: b, prompts: prompts.len() });
     }
     Ok(dims)
+}
+
+/// The number format that a reward is to have, f32 if absent.
+fn checked_format(reward: &'static str, format: Option<NumberFormat>, device: &Device) -> Result<NumberFormat> {
+    let format = format.unwrap_or_default();
+    match format.check(device) {
+        Ok(()) => Ok(format),
+        Err(reason) => Err(Error::Invalid { reward, findings: vec![format!("reward.{reward}.dtype is \"{}\": {reason}", format.name())] }),
+    }
 }
 
 /// Checks what every reward demands of images that are not tensors yet.

@@ -15,12 +15,15 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
+use vp_models::NumberFormat;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
 use vp_models::clip::is_clip;
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::BertTokenizer;
 
-use crate::{Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, pixel_values};
+use crate::{
+    Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, checked_format, pixel_values,
+};
 
 const NAME: &str = "vp_score";
 
@@ -45,6 +48,9 @@ pub struct VpScoreConfig {
     /// Whether images are resized with antialiasing. ReFL's released script resizes without.
     #[serde(default = "antialias")]
     pub antialias: bool,
+    /// Number format of the encoders' weights and activations: `f32`, `bf16` or `f16`; absent: f32. The score is f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<NumberFormat>,
 }
 
 fn antialias() -> bool {
@@ -54,7 +60,7 @@ fn antialias() -> bool {
 impl VpScoreConfig {
     /// The reward at `weights`, with the defaults of everything else.
     pub fn new(weights: impl Into<PathBuf>) -> Self {
-        Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias() }
+        Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias(), dtype: None }
     }
 
     fn files(&self) -> Result<BlipFiles> {
@@ -169,7 +175,8 @@ impl VpScore {
         let config = BlipConfig { mean: section.mean.unwrap_or(config.mean), std: section.std.unwrap_or(config.std), ..config };
         let antialias = if section.antialias { Antialias::On } else { Antialias::Off };
         let tokenizer = tokenizer.with_length(config.max_length);
-        Ok(Self { model: checkpoint.model, tokenizer, config, antialias, device })
+        let format = checked_format(NAME, section.dtype, &device)?;
+        Ok(Self { model: checkpoint.model.in_format(format), tokenizer, config, antialias, device })
     }
 
     /// The network's sizes, with the mean and the standard deviation in use.

@@ -144,7 +144,9 @@ impl<D: Denoiser> Environment<D> {
     /// When a reward fails, or an image is not finite; that error names `step`.
     pub fn draw_preview(&self, model: &Trainable<D>, step: u64) -> Result<Preview, Error> {
         let rewards: Vec<&dyn Reward> = std::iter::once(&*self.reward).chain(self.watched.iter().map(|reward| &**reward)).collect();
-        draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step })
+        let preview = draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step });
+        self.pipeline.release_memory();
+        preview
     }
 
     /// Draws the base model's preview, which a run begins with. Does nothing in a resumed run.

@@ -21,7 +21,7 @@ use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, embedded, presets, signals};
+use crate::{device, embedded, out_of_memory, presets, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -48,7 +48,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     signals::install(&interrupt)?;
     let plan = plan(args, interrupt)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
-    let ended = train(plan).map(|_| ());
+    let device = plan.device_name.clone();
+    let ended = out_of_memory::told(&device, || train(plan).map(|_| ()));
     if !matches!(ended, Err(Failure::Input(_))) && !dry_run {
         profile::time(Stage::Io, || report::conclude(&output));
     }

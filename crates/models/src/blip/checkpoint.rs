@@ -11,6 +11,7 @@ use vp_core::noise::Noise;
 
 use super::{AspectHeads, Blip, BlipConfig, BlipReward, RewardHead};
 use crate::gradient_checkpointing::GradientCheckpointing;
+use crate::number_format::NumberFormat;
 use crate::parameters::{initialize_reward, load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, component_files, save_safetensors};
 
@@ -110,7 +111,7 @@ impl BlipFiles {
         let mlp = load_or_draw(RewardHead::new(&config, device), weights.split_off("mlp."), noise)?;
         let heads = |weights| load_or_draw(AspectHeads::new(&config, device), weights, noise);
         let aspect_heads = aspects.then(|| heads(weights.split_off("aspect_heads."))).transpose()?;
-        let model = BlipReward { blip, mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None };
+        let model = BlipReward { blip, mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None, format: NumberFormat::F32 };
         Ok(BlipCheckpoint { model, config: BlipConfig { aspects, ..config } })
     }
 }

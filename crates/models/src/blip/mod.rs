@@ -17,10 +17,11 @@ pub use med::{
 pub use vit::{PatchEmbed, StemLayer, VisionAttention, VisionBlock, VisionMlp, VisionTransformer};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::Linear;
+use crate::number_format::{NumberFormat, in_format};
 
 /// The whole reward network; its output is not yet scaled by mean and standard deviation.
 #[derive(Module, Debug)]
@@ -34,6 +35,9 @@ pub struct BlipReward {
     /// How much of each block or layer the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
+    /// The number format of the encoders' activations.
+    #[module(skip)]
+    format: NumberFormat,
 }
 
 /// The encoders under the names of the published file.
@@ -122,7 +126,13 @@ impl BlipReward {
     pub fn new(config: &BlipConfig, device: &Device) -> Self {
         let aspect_heads = config.aspects.then(|| AspectHeads::new(config, device));
         let mlp = RewardHead::new(config, device);
-        Self { blip: Blip::new(config, device), mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None }
+        Self {
+            blip: Blip::new(config, device),
+            mlp,
+            aspect_heads,
+            gradient_checkpointing: GradientCheckpointing::None,
+            format: NumberFormat::F32,
+        }
     }
 
     /// The stages in order; running them one after another is [`forward`](Self::forward).
@@ -158,6 +168,13 @@ impl BlipReward {
         }
     }
 
+    /// The same network with the encoders' weights and activations in `format`. The heads stay f32.
+    #[must_use]
+    pub fn in_format(mut self, format: NumberFormat) -> Self {
+        self.blip = in_format(self.blip, "blip", format, None);
+        Self { format, ..self }
+    }
+
     /// Normalised pixels `[b, 3, size, size]` and prompts → raw rewards `[b, 1]`, before mean and standard deviation.
     pub fn forward(&self, pixel_values: Tensor<4>, text: &TextInputs) -> Tensor<2> {
         match self.fold(&self.stages(), pixel_values, text) {
@@ -176,14 +193,14 @@ impl BlipReward {
     }
 
     fn fold(&self, stages: &[BlipStage], pixel_values: Tensor<4>, text: &TextInputs) -> Boundary {
-        stages.iter().fold(Boundary::Pixels(pixel_values), |boundary, stage| self.run(*stage, boundary, text))
+        stages.iter().fold(Boundary::Pixels(pixel_values.cast(self.format.dtype())), |boundary, stage| self.run(*stage, boundary, text))
     }
 }
 
-/// `[b, tokens, hidden]` → `[b, hidden]`, of `[CLS]`.
+/// `[b, tokens, hidden]` → `[b, hidden]`, of `[CLS]`, in f32.
 fn first_token(hidden_states: Tensor<3>) -> Tensor<2> {
     let [b, _, hidden] = hidden_states.dims();
-    hidden_states.narrow(1, 0, 1).reshape([b, hidden])
+    hidden_states.narrow(1, 0, 1).reshape([b, hidden]).cast(DType::F32)
 }
 
 impl AspectHeads {

@@ -106,8 +106,9 @@ impl VisionTransformer {
     pub fn embed(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         let patches = self.patch_embed.forward(pixel_values);
         let [b, _, width] = patches.dims();
-        let cls_token = self.cls_token.val().expand([b, 1, width]);
-        Tensor::cat(vec![cls_token, patches], 1) + self.pos_embed.val()
+        let format = patches.dtype();
+        let cls_token = self.cls_token.val().cast(format).expand([b, 1, width]);
+        Tensor::cat(vec![cls_token, patches], 1) + self.pos_embed.val().cast(format)
     }
 
     /// Normalised pixels `[b, 3, size, size]` → `[b, tokens, width]`.

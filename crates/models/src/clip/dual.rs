@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{ClipEncoder, ClipEncoderLayer, ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, parameter};
+use crate::number_format::{NumberFormat, in_format};
 use crate::parameters::{load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
 
@@ -236,8 +237,9 @@ impl ClipVisionModel {
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<2> {
         let patches = self.embeddings.patch_embedding.forward_patches(pixel_values);
         let [b, count, width] = patches.dims();
-        let class = self.embeddings.class_embedding.val().reshape([1, 1, width]).expand([b, 1, width]);
-        let x = Tensor::cat(vec![class, patches], 1) + self.embeddings.position_embedding.first(count + 1);
+        let format = patches.dtype();
+        let class = self.embeddings.class_embedding.val().cast(format).reshape([1, 1, width]).expand([b, 1, width]);
+        let x = Tensor::cat(vec![class, patches], 1) + self.embeddings.position_embedding.first(count + 1).cast(format);
         let x = self.encoder.layers.iter().fold(self.pre_layrnorm.forward(x), |x, layer| layer.forward(x, Mask::None));
         self.post_layernorm.forward(x.narrow(1, 0, 1)).reshape([b, width])
     }
@@ -249,9 +251,20 @@ fn normalized(x: Tensor<2>) -> Tensor<2> {
 }
 
 impl ClipModel {
+    /// The same network with the encoders' weights and activations in `format`. The projections stay f32.
+    #[must_use]
+    pub fn in_format(self, format: NumberFormat) -> Self {
+        Self {
+            text_model: self.text_model.in_format("text_model", format, None),
+            vision_model: in_format(self.vision_model, "vision_model", format, None),
+            ..self
+        }
+    }
+
     /// Normalised pixels `[b, 3, size, size]` → `[b, projection]`, of length 1.
     pub fn image_embeds(&self, pixel_values: Tensor<4>) -> Tensor<2> {
-        normalized(self.visual_projection.forward(self.vision_model.forward(pixel_values)))
+        let pixel_values = pixel_values.cast(self.text_model.format().dtype());
+        normalized(self.visual_projection.forward(self.vision_model.forward(pixel_values).cast(DType::F32)))
     }
 
     /// Rows of token ids → `[b, projection]`, of length 1.

@@ -163,6 +163,11 @@ impl ClipTextModel {
         Self { format, ..in_format(self, component, format, exact) }
     }
 
+    /// The number format of the activations.
+    pub fn format(&self) -> NumberFormat {
+        self.format
+    }
+
     /// Encodes rows of token ids of equal length.
     ///
     /// # Panics

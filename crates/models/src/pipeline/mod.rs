@@ -2,6 +2,7 @@
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, `…_xl/pipeline_stable_diffusion_xl.py`.
 
+mod embeddings;
 mod folder;
 mod sampling;
 mod text;
@@ -17,7 +18,7 @@ use vp_schedulers::Sampler;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::lora::{Lora, Names, attach, layers};
-use crate::number_format::NumberFormat;
+use crate::number_format::{NumberFormat, is_cpu};
 use crate::parameters::{initialize, load, parameter_names};
 use crate::unet::UNet2DConditionModel;
 use crate::vae::{self, AutoencoderKL};
@@ -128,6 +129,14 @@ impl Pipeline {
     /// The device of all tensors here, without autodiff.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Gives the device's memory that nothing uses back to it, between two phases of a run that need it in other sizes. On the CPU there is
+    /// nothing to give back.
+    pub fn release_memory(&self) {
+        if !is_cpu(&self.device) {
+            self.device.memory_cleanup();
+        }
     }
 
     /// `denoiser` with those text encoders that have a parameter whose name matches `pattern` (`text_encoder.…`, `text_encoder_2.…`).

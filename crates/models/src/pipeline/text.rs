@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use regex::Regex;
 use vp_core::profile::{self, Stage};
 
 use super::Anew;
+use super::embeddings::{Embeddings, Encoded};
 use super::folder::ModelFolder;
 use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput, rename_published};
 use crate::config_json::NetworkConfig;
@@ -54,6 +55,8 @@ pub struct TextEncoders {
     pub encoders: Vec<TextEncoder>,
     family: Family,
     force_zeros_for_empty_prompt: bool,
+    /// What these encoders made of prompts before; none where they train.
+    embeddings: Option<Embeddings>,
 }
 
 impl TextEncoder {
@@ -90,12 +93,13 @@ impl TextEncoders {
         let components = folder.family().text_encoders().iter();
         let encoders = components.map(|component| TextEncoder::load(folder.path(), component, device, anew)).collect::<Result<_>>()?;
         let force_zeros_for_empty_prompt = folder.force_zeros_for_empty_prompt();
-        Ok(Self { encoders, family: folder.family(), force_zeros_for_empty_prompt })
+        Ok(Self { encoders, family: folder.family(), force_zeros_for_empty_prompt, embeddings: Some(Embeddings::default()) })
     }
 
     /// The same encoders with frozen weights and activations in `format`; parameters whose full names match `exact` train and stay f32.
     #[must_use]
     pub fn in_format(mut self, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        self.embeddings = self.embeddings.map(|_| Embeddings::default());
         for encoder in &mut self.encoders {
             let TextModel::Clip(model) = encoder.model.clone();
             encoder.model = TextModel::Clip(model.in_format(encoder.component, format, exact));
@@ -106,6 +110,9 @@ impl TextEncoders {
     /// The same with other networks for the components that `models` has.
     pub fn with_models(&self, models: &BTreeMap<&'static str, TextModel>) -> Self {
         let mut text = self.clone();
+        if !models.is_empty() {
+            text.embeddings = None;
+        }
         for encoder in &mut text.encoders {
             if let Some(model) = models.get(encoder.component) {
                 encoder.model = model.clone();
@@ -128,18 +135,27 @@ impl TextEncoders {
     }
 
     fn conditioning(&self, prompts: &[String], size: [usize; 2], device: &Device) -> Conditioning {
+        let encode = |prompts: &[String]| self.encode_rows(prompts, device);
+        let Encoded { states, pooled } = match &self.embeddings {
+            Some(embeddings) => embeddings.of(prompts, encode),
+            None => encode(prompts),
+        };
+        let added = pooled.map(|text_embeds| AddedConditioning { text_embeds, time_ids: Some(vec![time_ids(size); prompts.len()]) });
+        Conditioning { encoder_hidden_states: states, added }
+    }
+
+    fn encode_rows(&self, prompts: &[String], device: &Device) -> Encoded {
         let outputs = self.encoders.iter().map(|encoder| encoder.model.forward(&encoder.tokenize(prompts), device));
         match self.family {
             Family::StableDiffusion => {
                 let output = outputs.into_iter().next().expect("every family has at least one text encoder");
-                Conditioning { encoder_hidden_states: output.last_hidden_state, added: None }
+                Encoded { states: output.last_hidden_state, pooled: None }
             }
             Family::StableDiffusionXl => {
                 let outputs: Vec<_> = outputs.collect();
                 let states = outputs.iter().map(|output| output.penultimate.clone()).collect();
-                let text_embeds = outputs[1].text_embeds.clone().expect("XL's second text encoder has a projection; checked on loading");
-                let added = AddedConditioning { text_embeds, time_ids: Some(time_ids(prompts.len(), size, device)) };
-                Conditioning { encoder_hidden_states: Tensor::cat(states, 2), added: Some(added) }
+                let pooled = outputs[1].text_embeds.clone().expect("XL's second text encoder has a projection; checked on loading");
+                Encoded { states: Tensor::cat(states, 2), pooled: Some(pooled) }
             }
         }
     }
@@ -156,8 +172,8 @@ impl TextEncoders {
     }
 }
 
-/// Original height and width, crop top and left, target height and width; `[rows, 6]`.
-fn time_ids(rows: usize, [height, width]: [usize; 2], device: &Device) -> Tensor<2> {
+/// Original height and width, crop top and left, target height and width.
+fn time_ids([height, width]: [usize; 2]) -> [f32; 6] {
     let (h, w) = (height as f32, width as f32);
-    Tensor::from_data(TensorData::new([h, w, 0.0, 0.0, h, w].repeat(rows), [rows, 6]), device)
+    [h, w, 0.0, 0.0, h, w]
 }

@@ -183,9 +183,8 @@ impl UNet2DConditionModel {
                 Some(Addition::TextTime(text_time)),
                 Some(AddedConditioning { text_embeds, time_ids: Some(time_ids) }),
             ) => {
-                let ([b, ids], dim) = (time_ids.dims(), text_time.addition_time_embed_dim);
-                let time_ids: Vec<f32> = time_ids.to_data().try_to_vec().expect("time ids are f32");
-                let sizes = self.embed(&time_ids, dim, &conditioning.encoder_hidden_states.device()).reshape([b, ids * dim]);
+                let (b, dim) = (time_ids.len(), text_time.addition_time_embed_dim);
+                let sizes = self.embed(time_ids.as_flattened(), dim, &conditioning.encoder_hidden_states.device()).reshape([b, 6 * dim]);
                 Some(embedding.forward(Tensor::cat(vec![text_embeds.clone(), sizes], 1)))
             }
             (AddEmbedding::TextTime(_), ..) => panic!(

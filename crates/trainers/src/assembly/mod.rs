@@ -167,6 +167,8 @@ impl Parts<'_> {
         let (mut pipeline, mut denoiser) = pipeline.in_formats(denoiser, formats, exact.as_ref());
         (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) =
             (model.gradient_checkpointing, model.gradient_checkpointing);
+        // The f32 weights that the others were made of.
+        pipeline.release_memory();
         Ok((pipeline, denoiser))
     }
 

@@ -172,6 +172,7 @@ impl Rollout {
                 }
             }
         }
+        environment.pipeline.release_memory();
         Ok(())
     }
 

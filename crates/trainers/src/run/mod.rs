@@ -512,11 +512,16 @@ impl<M: Module> Run<M> {
     }
 }
 
-/// The name of the first tensor that is not finite, if there is one, from one transfer.
+/// The name of a tensor that is not finite, if there is one: on the CPU the first, elsewhere from one transfer.
 fn first_non_finite(tensors: &NamedTensors) -> Option<String> {
-    let sums: Vec<Tensor<1>> = tensors.values().map(|tensor| tensor.clone().sum()).collect();
-    let sums = if sums.is_empty() { Vec::new() } else { values(&Tensor::cat(sums, 0)) };
-    tensors.keys().zip(sums).find(|(_, sum)| !sum.is_finite()).map(|(name, _)| name.clone())
+    let (here, there): (Vec<_>, Vec<_>) = tensors.iter().partition(|(_, tensor)| is_cpu(&tensor.device()));
+    let sum = |tensor: &Tensor<1>| tensor.clone().sum();
+    let mut sums: Vec<f64> = here.iter().flat_map(|(_, tensor)| values(&sum(tensor))).collect();
+    if !there.is_empty() {
+        sums.extend(values(&Tensor::cat(there.iter().map(|(_, tensor)| sum(tensor)).collect(), 0)));
+    }
+    let names = here.iter().chain(&there).map(|(name, _)| name);
+    names.zip(sums).find(|(_, sum)| !sum.is_finite()).map(|(name, _)| (*name).clone())
 }
 
 /// The trained parameters of a model, by name.
