@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_models::parameters::map_parameters;
+use vp_models::parameters::map_parameters_where;
 
 use super::{Expected, NamedTensors, count, f32};
 use crate::Error;
@@ -71,10 +71,8 @@ impl AdamW {
     /// Gradients whose names are not in `module` are ignored.
     #[must_use]
     pub fn step<M: Module>(&mut self, module: M, gradients: &NamedTensors, lr: f64) -> M {
-        map_parameters(module, |name, trainable, values| match gradients.get(name).filter(|_| trainable) {
-            Some(gradient) => self.update(name, values, f32(gradient.clone()), lr),
-            None => values,
-        })
+        let updated = |name: &str, trainable: bool| trainable && gradients.contains_key(name);
+        map_parameters_where(module, updated, |name, _, values| self.update(name, values, f32(gradients[name].clone()), lr))
     }
 
     fn update(&mut self, name: &str, values: Tensor<1>, gradient: Tensor<1>, lr: f64) -> Tensor<1> {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor};
-use vp_models::parameters::named_parameters;
+use vp_models::parameters::trainable_parameters;
 
 use crate::Error;
 
@@ -34,8 +34,7 @@ struct Expected {
 
 impl Expected {
     fn of<M: Module>(module: &M, what: &'static str) -> Self {
-        let trainable = named_parameters(module).into_iter().filter(|p| p.trainable);
-        Self { what, lengths: trainable.map(|p| (p.name, p.values.dims()[0])).collect() }
+        Self { what, lengths: trainable_parameters(module).into_iter().map(|p| (p.name, p.values.dims()[0])).collect() }
     }
 
     fn error(&self, key: &str, problem: String) -> Error {
