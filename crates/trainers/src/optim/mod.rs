@@ -1,18 +1,20 @@
 //! The optimizer and what surrounds it: gradient accumulation, learning-rate schedules, the moving average, and workers.
 //!
-//! All state is kept as flattened f32 tensors off the tape, under the name of the parameter, which is also its key in a checkpoint. So it
+//! All state is exported as flattened f32 tensors off the tape, under the name of the parameter, which is also its key in a checkpoint. So it
 //! can be saved, inspected and resumed without the module that it belongs to.
 
 mod adamw;
 mod ema;
 mod gradients;
 mod lr_schedule;
+mod moments;
 mod workers;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use ema::{Ema, EmaConfig};
 pub use gradients::GradientAccumulator;
 pub use lr_schedule::{Constant, LrSchedule, LrSchedulerConfig, Warmup};
+pub use moments::MomentsFormat;
 pub use workers::Workers;
 
 use std::collections::BTreeMap;
