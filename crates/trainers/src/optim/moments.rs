@@ -34,6 +34,7 @@ const LANES: usize = 4;
 
 /// One moment of one parameter.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "some hundred bytes beside the values of a parameter")]
 pub(super) enum Moment {
     F32(Tensor<1>),
     EightBit(Quantized),
@@ -58,7 +59,7 @@ impl Moment {
     pub(super) fn export(&self) -> Tensor<1> {
         match self {
             Self::F32(values) => values.clone(),
-            Self::EightBit(quantized) => quantized.clone().to_device(&Device::flex()).values(),
+            Self::EightBit(quantized) => quantized.on(&Device::flex()).values(),
         }
     }
 }
@@ -96,8 +97,9 @@ impl Quantized {
         values.reshape([blocks * block]).slice(0..self.len)
     }
 
-    fn to_device(self, device: &Device) -> Self {
-        Self { codes: self.codes.to_device(device), scales: self.scales.to_device(device), ..self }
+    /// A copy on another device.
+    fn on(&self, device: &Device) -> Self {
+        Self { codes: self.codes.clone().to_device(device), scales: self.scales.clone().to_device(device), ..*self }
     }
 }
 
