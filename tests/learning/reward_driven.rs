@@ -1,5 +1,6 @@
 //! Every algorithm that is driven by a reward must raise it.
 
+use vp_models::parameters::named_parameters;
 use vp_models::pipeline::{LoadedDenoiser, Trainable};
 use vp_trainers::algorithm::Driver;
 use vp_trainers::assembly::Assembly;
@@ -57,6 +58,26 @@ fn with_learning_rate_0_none_of_them_changes_anything() {
         let still = [overrides, &["optimizer.learning_rate=0.0", "run.num_train_steps=2", "preview.seeds=[1]"]].concat();
         run(algo, &format!("{algo}-still"), 0, &still).assert_untouched();
     }
+}
+
+/// Whole weights, as only large parameters have their moments in 8 bits.
+#[test]
+fn refl_raises_brightness_with_moments_in_8_bits() {
+    let (_, overrides) = algorithms().into_iter().find(|(algo, _)| *algo == "refl").expect("ReFL");
+    let eight_bits = [
+        "run.num_train_steps=8",
+        r"model.trainable=^unet\.",
+        "optimizer.adamw.moments=8bit",
+        "optimizer.learning_rate=1e-3",
+        "preview.num_inference_steps=8",
+    ];
+    assert_above_chance("refl, moments in 8 bits: the gain in brightness", |seed| {
+        let trained = run("refl", &format!("refl-8bit-{seed}"), seed, &[overrides, &eight_bits].concat());
+        let large = named_parameters(&trained.first.denoiser).into_iter().filter(|parameter| parameter.values.dims()[0] >= 4096);
+        assert!(large.count() >= 10, "too few parameters have 4096 values");
+        let [before, after] = trained.first_measure();
+        after - before
+    });
 }
 
 /// A reward without a gradient; images of one prompt from the same latents, held against each other.

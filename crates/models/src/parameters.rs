@@ -64,8 +64,17 @@ pub struct NamedParameter {
 
 /// Every float parameter of a module, in the order of its fields.
 pub fn named_parameters<M: Module>(module: &M) -> Vec<NamedParameter> {
-    #[derive(Default)]
-    struct Collect(KeyPath, Vec<NamedParameter>);
+    collect(module, |_| true)
+}
+
+/// The parameters of a module that require a gradient, in the order of its fields. No tensor operation is done for the frozen ones.
+pub fn trainable_parameters<M: Module>(module: &M) -> Vec<NamedParameter> {
+    collect(module, |trainable| trainable)
+}
+
+/// The parameters for which `select` returns true when given whether they train.
+fn collect<M: Module>(module: &M, select: fn(bool) -> bool) -> Vec<NamedParameter> {
+    struct Collect(KeyPath, fn(bool) -> bool, Vec<NamedParameter>);
     impl ModuleVisitor for Collect {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
@@ -74,18 +83,16 @@ pub fn named_parameters<M: Module>(module: &M) -> Vec<NamedParameter> {
             self.0.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let value = param.val();
-            self.1.push(NamedParameter {
-                name: self.0.key(),
-                shape: value.dims().to_vec(),
-                trainable: value.is_require_grad(),
-                values: flat(value),
-            });
+            let trainable = param.is_require_grad();
+            if self.1(trainable) {
+                let (name, shape) = (self.0.key(), param.dims().to_vec());
+                self.2.push(NamedParameter { name, shape, trainable, values: flat(param.val()) });
+            }
         }
     }
-    let mut collect = Collect::default();
+    let mut collect = Collect(KeyPath::default(), select, Vec::new());
     module.visit(&mut collect);
-    collect.1
+    collect.2
 }
 
 /// The keys of a module's float parameters, in the order of its fields. Nothing is initialised for it.
@@ -111,8 +118,18 @@ pub fn parameter_names<M: Module>(module: &M) -> Vec<String> {
 /// `module` with every parameter replaced by what `f(name, trainable, values)` returns for it, values flattened and off the tape.
 /// Whether a parameter trains stays as it was.
 pub fn map_parameters<M: Module>(module: M, f: impl FnMut(&str, bool, Tensor<1>) -> Tensor<1>) -> M {
-    struct Map<F>(KeyPath, F);
-    impl<F: FnMut(&str, bool, Tensor<1>) -> Tensor<1>> ModuleMapper for Map<F> {
+    map_parameters_where(module, |_, _| true, f)
+}
+
+/// [`map_parameters`] of the parameters for which `select(name, trainable)` is true. The others stay as they are, and no tensor operation is
+/// done for them.
+pub fn map_parameters_where<M: Module>(
+    module: M,
+    select: impl FnMut(&str, bool) -> bool,
+    f: impl FnMut(&str, bool, Tensor<1>) -> Tensor<1>,
+) -> M {
+    struct Map<S, F>(KeyPath, S, F);
+    impl<S: FnMut(&str, bool) -> bool, F: FnMut(&str, bool, Tensor<1>) -> Tensor<1>> ModuleMapper for Map<S, F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.0.enter(name, container);
         }
@@ -120,14 +137,18 @@ pub fn map_parameters<M: Module>(module: M, f: impl FnMut(&str, bool, Tensor<1>)
             self.0.exit(container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (name, trainable) = (self.0.key(), param.is_require_grad());
+            if !(self.1)(&name, trainable) {
+                return param;
+            }
             let (id, value, mapper) = param.consume();
-            let (trainable, on_tape, dims) = (value.is_require_grad(), value.is_autodiff(), value.dims());
-            let value = (self.1)(&self.0.key(), trainable, flat(value)).reshape(dims);
+            let (on_tape, dims) = (value.is_autodiff(), value.dims());
+            let value = (self.2)(&name, trainable, flat(value)).reshape(dims);
             let value = if on_tape { value.autodiff().set_require_grad(trainable) } else { value };
             Param::from_mapped_value(id, value, mapper)
         }
     }
-    module.map(&mut Map(KeyPath::default(), f))
+    module.map(&mut Map(KeyPath::default(), select, f))
 }
 
 fn flat<const D: usize>(value: Tensor<D>) -> Tensor<1> {
@@ -321,6 +342,29 @@ mod tests {
         let mapped = map_parameters(toy, |_, _, values| values + 1.0);
         let trainable: Vec<_> = named_parameters(&mapped).into_iter().map(|p| p.trainable).collect();
         assert_eq!(trainable, [false, false, false, false, true]);
+    }
+
+    #[test]
+    fn parameters_that_are_not_selected_are_not_touched() {
+        let (toy, _) = select_trainable(toy(&Device::flex().autodiff()), &Regex::new(r"^net").unwrap());
+        let trained: Vec<_> = trainable_parameters(&toy).into_iter().map(|p| (p.name, p.shape, p.trainable)).collect();
+        assert_eq!(trained, [("net.0.weight".into(), vec![2, 4], true), ("net.0.bias".into(), vec![2], true)]);
+        let first: Vec<_> = named_parameters(&toy).into_iter().map(|p| p.values).collect();
+        let mut touched = Vec::new();
+        let mapped = map_parameters_where(
+            toy,
+            |name, trainable| trainable && name.ends_with("bias"),
+            |name, trainable, values| {
+                touched.push((name.to_string(), trainable));
+                values + 1.0
+            },
+        );
+        assert_eq!(touched, [("net.0.bias".into(), true)]);
+        for (before, after) in first.into_iter().zip(named_parameters(&mapped)) {
+            let expected = if after.name == "net.0.bias" { before + 1.0 } else { before };
+            after.values.into_data().assert_eq(&expected.into_data(), true);
+            assert_eq!(after.trainable, after.name.starts_with("net"));
+        }
     }
 
     #[test]

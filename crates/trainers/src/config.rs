@@ -248,9 +248,9 @@ impl TrainConfig {
     }
 
     /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
-    /// Previews, validation, checkpoints, the guard, the sentinel and gradient checkpointing may change.
+    /// Previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 8] = [
+        const FREE: [&str; 9] = [
             "checkpoint",
             "guard",
             "sentinel",
@@ -259,6 +259,7 @@ impl TrainConfig {
             "preferences.validation_every",
             "rankings.validation_every",
             "model.gradient_checkpointing",
+            "optimizer.adamw.moments",
         ];
         let json = |config: &Self| serde_json::to_value(config).expect("a config is JSON");
         // A key that an earlier version did not know has its default.

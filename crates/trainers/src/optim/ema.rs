@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_models::parameters::{map_parameters, named_parameters};
+use vp_models::parameters::{map_parameters_where, trainable_parameters};
 
 use super::{Expected, NamedTensors, count, f32};
 use crate::Error;
@@ -92,10 +92,8 @@ impl Ema {
     /// `module` with the average in place of its trainable parameters. Clone the module first to keep its own weights.
     #[must_use]
     pub fn apply<M: Module>(&self, module: M) -> M {
-        map_parameters(module, |name, _, values| match self.shadows.get(name) {
-            Some(shadow) => shadow.clone().cast(values.dtype()),
-            None => values,
-        })
+        let averaged = |name: &str, _| self.shadows.contains_key(name);
+        map_parameters_where(module, averaged, |name, _, values| self.shadows[name].clone().cast(values.dtype()))
     }
 
     /// The state as tensors: `shadow.<name>` for each parameter, and `updates` (one number).
@@ -124,7 +122,7 @@ impl Ema {
 }
 
 fn trainable<M: Module>(module: &M) -> NamedTensors {
-    named_parameters(module).into_iter().filter(|p| p.trainable).map(|p| (p.name, f32(p.values))).collect()
+    trainable_parameters(module).into_iter().map(|p| (p.name, f32(p.values))).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The optimizer and what surrounds it: gradient accumulation, learning-rate schedules, the moving average, and workers.
 //!
-//! All state is kept as flattened f32 tensors off the tape, under the name of the parameter, which is also its key in a checkpoint. So it
+//! All state is exported as flattened f32 tensors off the tape, under the name of the parameter, which is also its key in a checkpoint. So it
 //! can be saved, inspected and resumed without the module that it belongs to.
 
 mod adamw;
@@ -8,6 +8,7 @@ mod ema;
 mod gradients;
 mod loss_scale;
 mod lr_schedule;
+mod moments;
 mod workers;
 
 pub use adamw::{AdamW, AdamWConfig};
@@ -15,13 +16,14 @@ pub use ema::{Ema, EmaConfig};
 pub use gradients::GradientAccumulator;
 pub use loss_scale::LossScale;
 pub use lr_schedule::{Constant, LrSchedule, LrSchedulerConfig, Warmup};
+pub use moments::MomentsFormat;
 pub use workers::Workers;
 
 use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor};
-use vp_models::parameters::named_parameters;
+use vp_models::parameters::trainable_parameters;
 
 use crate::Error;
 
@@ -36,8 +38,7 @@ struct Expected {
 
 impl Expected {
     fn of<M: Module>(module: &M, what: &'static str) -> Self {
-        let trainable = named_parameters(module).into_iter().filter(|p| p.trainable);
-        Self { what, lengths: trainable.map(|p| (p.name, p.values.dims()[0])).collect() }
+        Self { what, lengths: trainable_parameters(module).into_iter().map(|p| (p.name, p.values.dims()[0])).collect() }
     }
 
     fn error(&self, key: &str, problem: String) -> Error {
