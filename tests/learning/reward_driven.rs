@@ -22,6 +22,8 @@ fn run(algo: &str, name: &str, seed: u64, overrides: &[&str]) -> Trained<Model> 
     ]
     .into();
     all.extend(overrides.iter().map(|set| set.to_string()));
+    // The number format of all runs here: VP_DTYPE=bf16 cargo test --release --test learning
+    all.extend(std::env::var("VP_DTYPE").map(|dtype| format!("model.dtype={dtype}")));
     let Assembly::Reward(assembled) = assembled(&shipped(&format!("configs/{algo}/tiny.toml"), &all)) else { unreachable!("by a reward") };
     train(name, *assembled)
 }
@@ -57,6 +59,20 @@ fn with_learning_rate_0_none_of_them_changes_anything() {
     for (algo, overrides) in algorithms() {
         let still = [overrides, &["optimizer.learning_rate=0.0", "run.num_train_steps=2", "preview.seeds=[1]"]].concat();
         run(algo, &format!("{algo}-still"), 0, &still).assert_untouched();
+    }
+}
+
+/// A gradient through the networks, and one of log-probabilities, with frozen weights and activations of fewer bits.
+#[test]
+fn refl_and_ddpo_raise_brightness_in_half_precision() {
+    for (algo, overrides) in algorithms().into_iter().filter(|(algo, _)| ["refl", "ddpo"].contains(algo)) {
+        for dtype in ["bf16", "f16"] {
+            let format = format!("model.dtype={dtype}");
+            assert_above_chance(&format!("{algo} in {dtype}: the gain in brightness"), |seed| {
+                let [before, after] = run(algo, &format!("{algo}-{dtype}-{seed}"), seed, &[overrides, &[&format]].concat()).first_measure();
+                after - before
+            });
+        }
     }
 }
 
