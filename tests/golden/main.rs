@@ -16,4 +16,5 @@ mod refl;
 mod schedulers;
 mod sd;
 mod support;
+mod tiles;
 mod tokenizers;

@@ -5,6 +5,8 @@ mod dataset;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use vp_models::vae::Tiling;
+use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
 use crate::embedded;
@@ -222,12 +224,29 @@ pub struct SampleArgs {
     /// Write the unit noise that the images started from, for other software
     #[arg(long, value_name = "FILE")]
     pub save_latents: Option<PathBuf>,
+    /// Number format of the UNet and the text encoders: auto, f32, bf16 or f16
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = word::<Dtype>)]
+    pub dtype: Dtype,
+    /// Number format of the autoencoder
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = word::<Dtype>)]
+    pub vae_dtype: Dtype,
+    /// Decode large images in overlapping tiles, of the autoencoder's own size or of this many pixels
+    #[arg(long, value_name = "PIXELS", num_args = 0..=1, default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    pub vae_tiling: Tiling,
+    /// Decode one image of a batch at a time
+    #[arg(long)]
+    pub vae_slicing: bool,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+}
+
+/// A word of a config as an argument.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
 /// `score`.

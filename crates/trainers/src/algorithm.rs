@@ -10,6 +10,7 @@ use crate::environment::Environment;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::reward_model::RewardModel;
 use crate::run::Run;
+use crate::sections::Dtype;
 use crate::supervised::dpo::Dpo;
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
@@ -99,8 +100,8 @@ impl Driver<'_> {
     /// The sections that the config may have.
     pub fn takes(&self) -> &'static [Section] {
         match self {
-            Self::Reward(_) => &[Section::Lora, Section::Watch, Section::Regularizer],
-            Self::Captions(_) | Self::Pairs(_) => &[Section::Lora, Section::Preview],
+            Self::Reward(_) => &[Section::Vae, Section::Lora, Section::Watch, Section::Regularizer],
+            Self::Captions(_) | Self::Pairs(_) => &[Section::Vae, Section::Lora, Section::Preview],
             Self::Autoencoder(_) | Self::Rankings(_) => &[],
         }
     }
@@ -110,6 +111,7 @@ impl Driver<'_> {
         match (self, section) {
             (Self::Reward(_), Section::Data) => "captioned images belong in [regularizer.images]",
             (Self::Autoencoder(_), Section::Preview) => "its previews show the held-out images; remove it",
+            (Self::Autoencoder(_), Section::Vae) => "the autoencoder is what trains, in f32 and on whole images; remove it",
             (Self::Autoencoder(_), Section::Lora) => "the autoencoder trains whole weights; remove it",
             _ => "remove it",
         }
@@ -145,6 +147,9 @@ impl Driver<'_> {
     /// Appends a message for each setting of `[model]` that would be ignored or cannot work.
     fn model_findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
         let name = config.algo.name();
+        if matches!(self, Self::Rankings(_) | Self::Autoencoder(_)) && config.model.dtype.is_some_and(|dtype| dtype != Dtype::F32) {
+            findings.push(format!("model.dtype is not used by [algo.{name}], which trains in f32; remove it"));
+        }
         if matches!(self, Self::Rankings(_)) && config.model.size.is_some() {
             findings.push(format!("model.size is not used by [algo.{name}]; remove it"));
         }

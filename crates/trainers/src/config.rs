@@ -20,7 +20,7 @@ use crate::optim::{EmaConfig, LrSchedulerConfig};
 use crate::regularizer::RegularizerConfig;
 use crate::sections::{
     CheckpointSection, DataSection, Dtype, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection,
-    RunSection, SchedulerSection, Settings,
+    RunSection, SchedulerSection, Settings, VaeSection,
 };
 
 vp_core::registry! {
@@ -64,6 +64,8 @@ pub struct TrainConfig {
     pub run: RunSection,
     /// `[model]`.
     pub model: ModelSection,
+    /// `[vae]`; absent: its defaults.
+    pub vae: Option<VaeSection>,
     /// `[lora]`; absent: its defaults. `model.trainable` switches it off.
     pub lora: Option<LoraSection>,
     /// `[algo.<name>]`.
@@ -107,6 +109,8 @@ pub struct TrainConfig {
 /// A config section that only some algorithms use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
+    /// `[vae]`.
+    Vae,
     /// `[lora]`.
     Lora,
     /// `[data]`.
@@ -131,7 +135,8 @@ pub enum Section {
 
 impl Section {
     /// All of these sections.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
+        Self::Vae,
         Self::Lora,
         Self::Data,
         Self::Preferences,
@@ -147,6 +152,7 @@ impl Section {
     /// The section's header, as written in a config.
     pub fn title(self) -> &'static str {
         match self {
+            Self::Vae => "[vae]",
             Self::Lora => "[lora]",
             Self::Data => "[data]",
             Self::Preferences => "[preferences]",
@@ -163,6 +169,7 @@ impl Section {
     /// Whether `config` has this section.
     pub fn is_in(self, config: &TrainConfig) -> bool {
         match self {
+            Self::Vae => config.vae.is_some(),
             Self::Lora => config.lora.is_some(),
             Self::Data => config.data.is_some(),
             Self::Preferences => config.preferences.is_some(),
@@ -250,7 +257,8 @@ impl TrainConfig {
     /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
     /// Previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 9] = [
+        const FREE: [&str; 10] = [
+            "vae.slicing",
             "checkpoint",
             "guard",
             "sentinel",
@@ -292,7 +300,8 @@ impl Validate for TrainConfig {
         }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
-        let optional: [Option<&dyn Validate>; 8] = [
+        let optional: [Option<&dyn Validate>; 9] = [
+            self.vae.as_ref().map(|section| section as _),
             self.rankings.as_ref().map(|section| section as _),
             self.data.as_ref().map(|section| section as _),
             self.preferences.as_ref().map(|section| section as _),

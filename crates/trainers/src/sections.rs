@@ -11,6 +11,7 @@ use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::Lora;
 use vp_models::pipeline::LoadedDenoiser;
+use vp_models::vae::{Splitting, Tiling};
 use vp_models::{GradientCheckpointing, NumberFormat};
 use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
 
@@ -140,6 +141,40 @@ impl Dtype {
         };
         format.check(device).map_err(|reason| Error::Config(format!("{key} is \"{}\": {reason}", format.name())))?;
         Ok(format)
+    }
+}
+
+/// `[vae]`: how the autoencoder computes; it does not train here.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VaeSection {
+    /// Number format of its weights and activations, as `model.dtype`; absent: f32. Published autoencoders overflow in f16.
+    pub dtype: Option<Dtype>,
+    /// Whether images larger than a tile are taken in overlapping tiles, whose seams are blended: false (the default), true for tiles of
+    /// the autoencoder's own size, at most 512 pixels, or a tile's height and width in pixels, a multiple of 32.
+    pub tiling: Tiling,
+    /// Whether the images of a batch are taken one at a time (false).
+    pub slicing: bool,
+}
+
+impl Validate for VaeSection {
+    fn findings(&self, findings: &mut Vec<String>) {
+        findings.extend(self.tiling.finding().map(|finding| format!("vae.tiling {finding}")));
+    }
+}
+
+impl VaeSection {
+    /// The number format of the autoencoder on `device`.
+    ///
+    /// # Errors
+    /// When the device does not compute in it.
+    pub fn format(&self, device: &Device) -> Result<NumberFormat, Error> {
+        self.dtype.unwrap_or(Dtype::F32).on(device, "vae.dtype")
+    }
+
+    /// The parts in which it takes images and latents.
+    pub fn splitting(&self) -> Splitting {
+        Splitting { tiling: self.tiling, slicing: self.slicing }
     }
 }
 

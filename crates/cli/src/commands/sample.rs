@@ -10,7 +10,8 @@ use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
-use vp_models::pipeline::{ModelFolder, Pipeline, Request};
+use vp_models::pipeline::{Formats, ModelFolder, Pipeline, Request};
+use vp_models::vae::Splitting;
 use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
 
@@ -44,6 +45,9 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let plan = plan(args, &folder, entry, &device)?;
     let (pipeline, unet) = profile::time(Stage::Io, || Pipeline::load(folder, &device))?;
     let model = profile::time(Stage::Io, || with_loras(&pipeline, unet, &plan.args.loras))?;
+    let formats = Formats { model: plan.args.dtype.on(&device, "--dtype")?, vae: plan.args.vae_dtype.on(&device, "--vae-dtype")? };
+    let (mut pipeline, model) = pipeline.in_formats(model, formats, None);
+    pipeline.vae.splitting = Splitting { tiling: plan.args.vae_tiling, slicing: plan.args.vae_slicing };
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {

@@ -119,11 +119,19 @@ impl Pipeline {
         Ok((Self { text, vae, folder, formats: Formats::default(), device: device.clone() }, unet))
     }
 
-    /// The pipeline and `denoiser` in these formats. Parameters whose full names match `exact` train and stay f32.
+    /// The pipeline and `model` in these formats. Parameters whose full names match `exact` train and stay f32.
     #[must_use]
-    pub fn in_formats(self, denoiser: LoadedDenoiser, formats: Formats, exact: Option<&Regex>) -> (Self, LoadedDenoiser) {
+    pub fn in_formats(
+        self,
+        model: Trainable<LoadedDenoiser>,
+        formats: Formats,
+        exact: Option<&Regex>,
+    ) -> (Self, Trainable<LoadedDenoiser>) {
         let (text, vae) = (self.text.in_format(formats.model, exact), self.vae.in_format(formats.vae, exact));
-        (Self { text, vae, formats, ..self }, denoiser.in_format(formats.model, exact))
+        let encoders = model.text_encoders.into_iter();
+        let text_encoders = encoders.map(|(component, encoder)| (component, encoder.in_format(component, formats.model, exact))).collect();
+        let model = Trainable { denoiser: model.denoiser.in_format(formats.model, exact), text_encoders };
+        (Self { text, vae, formats, ..self }, model)
     }
 
     /// The device of all tensors here, without autodiff.

@@ -30,6 +30,15 @@ pub enum TextModel {
 }
 
 impl TextModel {
+    /// The same network with frozen weights and activations in `format`; parameters whose names (`component.…`) match `exact` train and
+    /// stay f32.
+    #[must_use]
+    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Self {
+        match self {
+            Self::Clip(model) => Self::Clip(model.in_format(component, format, exact)),
+        }
+    }
+
     /// Encodes rows of token ids of equal length, at most as many as the network has positions.
     fn forward(&self, ids: &[Vec<u32>], device: &Device) -> ClipTextOutput {
         match self {
@@ -101,8 +110,7 @@ impl TextEncoders {
     pub fn in_format(mut self, format: NumberFormat, exact: Option<&Regex>) -> Self {
         self.embeddings = self.embeddings.map(|_| Embeddings::default());
         for encoder in &mut self.encoders {
-            let TextModel::Clip(model) = encoder.model.clone();
-            encoder.model = TextModel::Clip(model.in_format(encoder.component, format, exact));
+            encoder.model = encoder.model.clone().in_format(encoder.component, format, exact);
         }
         self
     }

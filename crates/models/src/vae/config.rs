@@ -30,6 +30,8 @@ pub struct AutoencoderConfig {
     pub use_quant_conv: bool,
     /// Whether a 1×1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
+    /// Height and width of the images that it was trained on, in pixels: the size of a [tile](super::Tiling).
+    pub sample_size: Option<usize>,
     /// Whether the lowest level has self-attention over pixels.
     pub mid_block_add_attention: bool,
     /// The file as it was read, written again with a tuned model.
@@ -43,8 +45,8 @@ impl NetworkConfig for AutoencoderConfig {
         json.only("act_fn", &[json!("silu"), json!("swish")])?;
         json.only("latents_mean", &[Value::Null])?;
         json.only("latents_std", &[Value::Null])?;
-        // `sample_size` is a hint for tiling, `force_upcast` one for half precision.
-        json.inert(&["sample_size", "force_upcast"]);
+        // `force_upcast` is a hint for half precision.
+        json.inert(&["force_upcast"]);
         let block_out_channels: Vec<usize> = json.take("block_out_channels", vec![64])?;
         let levels = block_out_channels.len();
         for (field, block) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
@@ -63,6 +65,7 @@ impl NetworkConfig for AutoencoderConfig {
             shift_factor: json.take("shift_factor", 0.0)?,
             use_quant_conv: json.take("use_quant_conv", true)?,
             use_post_quant_conv: json.take("use_post_quant_conv", true)?,
+            sample_size: sample_size(&mut json)?,
             mid_block_add_attention: json.take("mid_block_add_attention", true)?,
             block_out_channels,
             raw,
@@ -79,6 +82,13 @@ impl NetworkConfig for AutoencoderConfig {
         json.finish()?;
         Ok(config)
     }
+}
+
+/// `sample_size`, one number or height and width, of which the height counts.
+fn sample_size(json: &mut ConfigJson) -> Result<Option<usize>> {
+    let Some(value) = json.take_optional::<Value>("sample_size")? else { return Ok(None) };
+    let size = value.as_u64().or_else(|| value.as_array()?.first()?.as_u64()).filter(|size| *size > 0);
+    size.map(|size| Some(size as usize)).ok_or_else(|| json.error(format!("sample_size = {value}, expected a number of pixels")))
 }
 
 impl AutoencoderConfig {

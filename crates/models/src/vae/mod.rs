@@ -4,6 +4,7 @@
 
 mod config;
 mod stages;
+mod tiles;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
@@ -15,9 +16,11 @@ use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::number_format::{NumberFormat, in_format};
 use crate::weights::Weights;
+use tiles::Tiles;
 
 pub use config::AutoencoderConfig;
 pub use stages::VaeStage;
+pub use tiles::{Splitting, Tiling};
 
 /// Epsilon of every norm of the autoencoder.
 const EPS: f64 = 1e-6;
@@ -73,6 +76,9 @@ pub struct AutoencoderKL {
     /// How much of each stage the tape keeps.
     #[module(skip)]
     pub gradient_checkpointing: GradientCheckpointing,
+    /// The parts in which images and latents are taken.
+    #[module(skip)]
+    pub splitting: Splitting,
     /// The number format of the activations.
     #[module(skip)]
     format: NumberFormat,
@@ -131,6 +137,7 @@ impl AutoencoderConfig {
             quant_conv: self.use_quant_conv.then(|| Conv2d::same(2 * latent, 2 * latent, 1, device)),
             post_quant_conv: self.use_post_quant_conv.then(|| Conv2d::same(latent, latent, 1, device)),
             gradient_checkpointing: GradientCheckpointing::None,
+            splitting: Splitting::default(),
             format: NumberFormat::F32,
             config: self.clone(),
         }
@@ -246,7 +253,8 @@ impl AutoencoderKL {
 
     /// The encoder's raw moments, mean and log-variance stacked: `[b, 3, h, w]` in [−1, 1] → `[b, 2·latent, h/f, w/f]`.
     pub fn moments(&self, images: Tensor<4>) -> Tensor<4> {
-        self.fold(&self.encoder_stages(), images)
+        let tiles = self.splitting.tiling.pixels(&self.config).map(|pixels| Tiles::of_images(pixels, self.config.downscale()));
+        self.splitting.run(images, tiles, |images| self.fold(&self.encoder_stages(), images))
     }
 
     /// `[b, 3, h, w]` in [−1, 1] → the Gaussian of unscaled latents.
@@ -258,7 +266,8 @@ impl AutoencoderKL {
 
     /// Unscaled latents `[b, latent, h, w]` → `[b, 3, f·h, f·w]`, around [−1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.fold(&self.decoder_stages(), latents)
+        let tiles = self.splitting.tiling.pixels(&self.config).map(|pixels| Tiles::of_latents(pixels, self.config.downscale()));
+        self.splitting.run(latents, tiles, |latents| self.fold(&self.decoder_stages(), latents))
     }
 
     /// Diffusion's latents to images in [0, 1]: unscale, decode, `(x / 2 + 0.5)` clamped.

@@ -14,10 +14,9 @@ use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
-use vp_models::NumberFormat;
 use vp_models::blip::BlipReward;
 use vp_models::clip::{ClipModel, is_clip};
-use vp_models::pipeline::{Formats, LoadedDenoiser, ModelFolder, Pipeline};
+use vp_models::pipeline::{Formats, LoadedDenoiser, ModelFolder, Pipeline, Trainable};
 
 use crate::Error;
 use crate::algorithm::Driver;
@@ -157,14 +156,15 @@ impl Parts<'_> {
 
     /// The networks in the number formats of the config, and with the recomputation that it asks for.
     fn prepared(&self, pipeline: Pipeline, denoiser: LoadedDenoiser) -> Result<(Pipeline, LoadedDenoiser), Error> {
-        let model = &self.config.model;
-        let formats = Formats { model: model.format(self.device)?, vae: NumberFormat::F32 };
+        let (model, vae) = (&self.config.model, self.config.vae.clone().unwrap_or_default());
+        let formats = Formats { model: model.format(self.device)?, vae: vae.format(self.device)? };
         let exact = match self.config.lora() {
             // Factors are attached later, in f32.
             Some(_) => None,
             None => Some(self.config.trainable_pattern()?),
         };
-        let (mut pipeline, mut denoiser) = pipeline.in_formats(denoiser, formats, exact.as_ref());
+        let (mut pipeline, Trainable { mut denoiser, .. }) = pipeline.in_formats(Trainable::of(denoiser), formats, exact.as_ref());
+        pipeline.vae.splitting = vae.splitting();
         (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) =
             (model.gradient_checkpointing, model.gradient_checkpointing);
         // The f32 weights that the others were made of.
