@@ -46,6 +46,8 @@ pub enum Command {
     List(ListArgs),
     /// Write a commented config to start from.
     Init(InitArgs),
+    /// Say what this program is and sees, and check whether a device computes rightly.
+    Doctor(DoctorArgs),
     /// Write the pages of docs/reference.
     #[command(hide = true)]
     Docs(DocsArgs),
@@ -89,6 +91,9 @@ pub struct RunArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+    /// Train on a GPU even if it computes the quick cases of `doctor` wrongly
+    #[arg(long)]
+    pub unchecked_device: bool,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
@@ -247,6 +252,18 @@ pub struct SampleArgs {
 /// A word of a config as an argument.
 fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error: serde_json::Error| error.to_string())
+}
+
+/// `doctor`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan")]
+pub struct DoctorArgs {
+    /// Compute small cases whose results are known on this device: cpu, wgpu, vulkan[:n], metal or cuda[:n] [default: cpu]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "cpu")]
+    pub check: Option<String>,
+    /// Print the outcome as JSON
+    #[arg(long, requires = "check")]
+    pub json: bool,
 }
 
 /// `score`.

@@ -5,11 +5,12 @@ mod resume;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use burn::tensor::Device;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
+use vp_models::number_format::is_cpu;
 use vp_trainers::Error;
 use vp_trainers::assembly::{Assembled, Assembly, Outline, assemble};
 use vp_trainers::config::TrainConfig;
@@ -21,7 +22,7 @@ use crate::args::TrainArgs;
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, embedded, out_of_memory, presets, signals};
+use crate::{device, device_check, embedded, out_of_memory, presets, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -46,7 +47,9 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     }
     let interrupt = Interrupt::default();
     signals::install(&interrupt)?;
+    let unchecked = args.run.unchecked_device;
     let plan = plan(args, interrupt)?;
+    check_device(&plan, unchecked)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let device = plan.device_name.clone();
     let ended = out_of_memory::told(&device, || train(plan).map(|_| ()));
@@ -57,6 +60,25 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         say_where_time_went();
     }
     ended
+}
+
+/// Refuses a GPU that computes wrongly, unless it is to be used all the same.
+fn check_device(plan: &Plan, unchecked: bool) -> Result<(), Failure> {
+    if is_cpu(&plan.device) || plan.dry_run {
+        return Ok(());
+    }
+    let name = &plan.device_name;
+    plan.say(&format!("checking {name}; the first time, its kernels are compiled and tuned, which takes minutes"));
+    match device_check::first_fault(&plan.device) {
+        None => Ok(()),
+        Some(fault) if unchecked => {
+            warn(format_args!("{name} computes wrongly: {fault}"));
+            Ok(())
+        }
+        Some(fault) => {
+            Err(anyhow!("{name} computes wrongly: {fault}; {}; --unchecked-device trains all the same", device_check::WAY_OUT).into())
+        }
+    }
 }
 
 /// Trains what the plan says, to the end; the run's folder.

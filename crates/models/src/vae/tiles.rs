@@ -211,3 +211,54 @@ fn faded(before: &Tensor<4>, tile: Tensor<4>, axis: usize, extent: usize) -> Ten
     let margin = before.clone().narrow(axis, ends - extent, extent) * (1.0 - share.clone()) + tile.clone().narrow(axis, 0, extent) * share;
     if extent == length { margin } else { Tensor::cat(vec![margin, tile.narrow(axis, extent, length - extent)], axis) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::resnet::nearest;
+    use burn::tensor::Device;
+
+    /// Of a network that sees one pixel at a time, tiles change nothing, wherever they meet.
+    #[test]
+    fn tiles_of_a_local_network_make_the_whole() {
+        for (height, width) in [(16, 16), (20, 33), (9, 50), (8, 17)] {
+            let values: Vec<f32> = (0..2 * height * width).map(|i| (i as f32 * 0.37).sin()).collect();
+            let latents = Tensor::<4>::from_data(TensorData::new(values, [1, 2, height, width]), &Device::flex());
+            let decode = |x: Tensor<4>| {
+                let [_, _, h, w] = x.dims();
+                nearest(x, [2 * h, 2 * w])
+            };
+            let tiled = Tiles::of_latents(16, 2).run(latents.clone(), &decode);
+            let off = (tiled.clone() - decode(latents.clone())).abs().max().into_scalar::<f32>();
+            assert!(off < 1e-6 && tiled.dims() == [1, 2, 2 * height, 2 * width], "{height}x{width}: {off}");
+            // So do gradients, through the margins where two tiles share.
+            let gradient = |run: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+                let latents = latents.clone().autodiff().require_grad();
+                let output = run(latents.clone());
+                let gradients = output.clone().square().sum().backward();
+                latents.grad(&gradients).unwrap()
+            };
+            let off = gradient(&|x| Tiles::of_latents(16, 2).run(x, &decode)) - gradient(&decode);
+            assert!(off.abs().max().into_scalar::<f32>() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn one_fades_into_the_other() {
+        let row = |value: f32| Tensor::<4>::full([1, 1, 1, 8], value, &Device::flex());
+        let values: Vec<f32> = faded(&row(1.0), row(0.0), 3, 4).into_data().try_to_vec().unwrap();
+        assert_eq!(values, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_tile_size_is_a_switch_or_a_multiple_of_32() {
+        let parsed = ["true", "false", "256"].map(|text| text.parse::<Tiling>().unwrap());
+        assert_eq!(parsed, [Tiling::Own, Tiling::Off, Tiling::Pixels(256)]);
+        assert!("100".parse::<Tiling>().unwrap_err().contains("is 100; expected true, false"));
+        let json = |tiling: Tiling| serde_json::to_value(tiling).unwrap();
+        assert_eq!(
+            [Tiling::Own, Tiling::Off, Tiling::Pixels(64)].map(json),
+            serde_json::json!([true, false, 64]).as_array().unwrap().as_slice()
+        );
+    }
+}
