@@ -10,7 +10,7 @@ use toml::Table;
 use vp_trainers::config::AlgorithmConfig;
 
 /// Pages that the program knows nothing of: `scripts/bench_vs_torch` writes the table of this one.
-const FOREIGN: &[&str] = &["performance.md"];
+const FOREIGN: &[&str] = &["gpu.md", "performance.md"];
 
 /// Pages by name.
 fn pages(folder: &Path) -> BTreeMap<String, String> {

@@ -110,6 +110,7 @@ fn sd15_vae() -> AutoencoderConfig {
         shift_factor: 0.0,
         use_quant_conv: true,
         use_post_quant_conv: true,
+        sample_size: None,
         mid_block_add_attention: true,
         raw: Map::new(),
     }

@@ -11,7 +11,7 @@ pub enum Values {
     /// On the host.
     Known(Vec<f64>),
     /// `[n]`, on its device and off the tape.
-    Pending(Tensor<1>),
+    Pending(Box<Tensor<1>>),
 }
 
 impl From<Vec<f64>> for Values {
@@ -22,7 +22,7 @@ impl From<Vec<f64>> for Values {
 
 impl From<&Tensor<1>> for Values {
     fn from(values: &Tensor<1>) -> Self {
-        Self::Pending(values.clone().without_autodiff())
+        Self::Pending(Box::new(values.clone().without_autodiff()))
     }
 }
 
@@ -41,7 +41,7 @@ pub fn gathered(observed: Observed) -> Vec<(String, Vec<f64>)> {
     let pending: Vec<Tensor<1>> = observed
         .iter()
         .filter_map(|(_, values)| match values {
-            Values::Pending(tensor) => Some(tensor.clone()),
+            Values::Pending(tensor) => Some((**tensor).clone()),
             Values::Known(_) => None,
         })
         .collect();
