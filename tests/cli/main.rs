@@ -4,6 +4,7 @@ mod annotate;
 mod browser;
 mod crash;
 mod dataset;
+mod doctor;
 mod dpo;
 mod embedded;
 mod evaluate;

@@ -44,6 +44,8 @@ pub enum Command {
     List(ListArgs),
     /// Write a commented config to start from.
     Init(InitArgs),
+    /// Print what this program is and sees, or check that a device computes rightly.
+    Doctor(DoctorArgs),
     /// Write the pages of docs/reference.
     #[command(hide = true)]
     Docs(DocsArgs),
@@ -87,6 +89,9 @@ pub struct RunArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
+    /// Train on a GPU without checking first that it computes rightly (`doctor --check`)
+    #[arg(long)]
+    pub unchecked_device: bool,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
@@ -433,6 +438,21 @@ pub struct InitArgs {
     /// A new file [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// `doctor`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan\n\nWith --check: exit code 0 where every case is right, 1 where one is wrong."
+)]
+pub struct DoctorArgs {
+    /// Run small cases on a device, cpu, wgpu, vulkan[:n], metal or cuda[:n], and compare them with the numbers in this program [default:
+    /// cpu]
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "cpu")]
+    pub check: Option<String>,
+    /// Print one JSON object per line, instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `docs`.

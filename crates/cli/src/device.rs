@@ -94,6 +94,11 @@ pub fn parse(spec: &str) -> anyhow::Result<Device> {
     open(backend.name, index).with_context(|| format!("device `{spec}`"))
 }
 
+/// Whether `device` is the processor, on which every kernel is one that our tests have run.
+pub fn is_cpu(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
 fn select<'a>(spec: &str, backends: &'a [Backend]) -> anyhow::Result<(&'a Backend, Option<usize>)> {
     let (name, index) = match spec.split_once(':') {
         Some((name, index)) => (name, Some(index)),

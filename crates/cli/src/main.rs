@@ -4,6 +4,7 @@ mod allocator;
 mod args;
 mod commands;
 mod device;
+mod device_check;
 #[cfg(all(test, unix))]
 mod documented;
 mod embedded;

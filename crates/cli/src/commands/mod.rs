@@ -3,6 +3,7 @@
 mod annotate;
 mod dataset;
 mod docs;
+mod doctor;
 mod evaluate;
 mod export;
 mod init;
@@ -29,6 +30,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Export(args) => export::run(args),
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Docs(args) => docs::run(args),
     }
 }
