@@ -17,6 +17,8 @@ use crate::support::{assert_close_values, case_dir, case_json, load_tensors, str
 
 /// Of the largest value of each gradient.
 const SAME: f64 = 1e-5;
+/// The same off the CPU, where the second run of a block may be fused and tuned otherwise.
+const SAME_OFF_CPU: f64 = 1e-4;
 /// A gradient this much smaller than the largest of its network is rounding noise, which the order of additions decides.
 const NOISE: f64 = 1e-6;
 
@@ -46,9 +48,10 @@ fn assert_same(what: &str, least: usize, gradients: impl Fn(GradientCheckpointin
     assert!(overall > 0.0, "{what}: all gradients are zero");
     let names = |named: &Named| named.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&got), names(&expected), "{what}");
+    let same = if device() == burn::tensor::Device::flex() { SAME } else { SAME_OFF_CPU };
     for ((name, got), (_, expected)) in got.iter().zip(&expected) {
         if largest(expected) > NOISE * overall {
-            assert_close_values(&format!("{what}: {name}"), got, expected, SAME);
+            assert_close_values(&format!("{what}: {name}"), got, expected, same);
         } else {
             assert!(largest(got) <= 2.0 * NOISE * overall, "{what}: {name} is {}, expected next to nothing", largest(got));
         }

@@ -1,5 +1,5 @@
-//! The autoencoder in tiles and slices, held against itself on whole images; on the shipped autoencoder, whose images are 64 pixels high and
-//! wide, and on an image of four times as many.
+//! The autoencoder in tiles and slices, held against itself on whole images; on the shipped autoencoder, in tiles of
+//! 64 pixels, and on images of four times as many.
 
 use crate::device::device;
 use burn::tensor::{Device, Tensor};

@@ -46,7 +46,7 @@ pub enum Command {
     List(ListArgs),
     /// Write a commented config to start from.
     Init(InitArgs),
-    /// Say what this program is and sees, and check whether a device computes rightly.
+    /// Print what this program is and sees, or check that a device computes rightly.
     Doctor(DoctorArgs),
     /// Write the pages of docs/reference.
     #[command(hide = true)]
@@ -91,7 +91,7 @@ pub struct RunArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
-    /// Train on a GPU even if it computes the quick cases of `doctor` wrongly
+    /// Train on a GPU without checking first that it computes rightly (`doctor --check`)
     #[arg(long)]
     pub unchecked_device: bool,
     /// At the end, print where the time went: seconds, share and calls of each stage
@@ -256,13 +256,16 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 
 /// `doctor`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan")]
+#[command(
+    after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan\n\nWith --check: exit code 0 where every case is right, 1 where one is wrong."
+)]
 pub struct DoctorArgs {
-    /// Compute small cases whose results are known on this device: cpu, wgpu, vulkan[:n], metal or cuda[:n] [default: cpu]
-    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "cpu")]
+    /// Run small cases on a device, cpu, wgpu, vulkan[:n], metal or cuda[:n], and compare them with the numbers in this program [default:
+    /// cpu]
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "cpu")]
     pub check: Option<String>,
-    /// Print the outcome as JSON
-    #[arg(long, requires = "check")]
+    /// Print one JSON object per line, instead of text
+    #[arg(long)]
     pub json: bool,
 }
 

@@ -47,7 +47,7 @@ pub fn resolve_reward(config: &RewardConfig) -> anyhow::Result<RewardConfig> {
 }
 
 /// The folder for files that can be made again.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || variable("HOME").map(|home| home.join(".cache"));
     let folder = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(home);

@@ -1,89 +1,212 @@
 //! `doctor`: what this program is and sees, and whether a device computes rightly.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use burn::tensor::Device;
 use serde_json::json;
+use vp_models::number_format::is_cpu;
 
 use crate::args::DoctorArgs;
-use crate::device;
-use crate::device_check::{CASES, Outcome, Verdict, WAY_OUT};
+use crate::device_check::{CASES, Case, Outcome, Verdict};
 use crate::failure::Failure;
-use crate::terminal::say;
+use crate::terminal::print;
+use crate::{device, embedded, listing};
+
+/// What to do about a device that computes wrongly.
+pub const ADVICE: &str = "Ways out, in this order: a newer driver; another backend (`visionprefer list devices`); the environment variable \
+                          BURN_FUSION_MAX_EXPLORATIONS=0, which turns fusion off; CUBECL_AUTOTUNE_LEVEL=minimal, which tries fewer kernels; \
+                          --device cpu (docs/guide/gpu.md).";
 
 /// The top-level entry point for `doctor`.
 pub fn run(args: DoctorArgs) -> Result<(), Failure> {
     match &args.check {
-        Some(name) => check(name, args.json),
-        None => {
-            describe();
-            Ok(())
-        }
+        None => Ok(print(&Surroundings::look().told(args.json))?),
+        Some(name) => check(CASES, &Examined { name, device: device::parse(name)?, json: args.json }),
     }
 }
 
-fn describe() {
-    let compiled: Vec<_> = device::describe().filter(|backend| backend.compiled).map(|backend| backend.name).collect();
-    say(format_args!(
-        "visionprefer {}, {}",
-        env!("CARGO_PKG_VERSION"),
-        if cfg!(feature = "embedded") { "with its small model" } else { "without its small model" }
-    ));
-    say(format_args!("backends     {}", compiled.join(", ")));
-    for backend in device::describe().filter(|backend| backend.compiled) {
-        let name = backend.name.split(['[', '|']).next().unwrap_or_default().to_string();
-        let found = device::parse(&name).map_or_else(|error| format!("{error:#}"), |_| "found".into());
-        say(format_args!("{name:<12} {found}"));
-    }
-    say(format_args!("processors   {}", std::thread::available_parallelism().map_or(1, usize::from)));
-    say(format_args!("tuned kernels are kept in {}", kernel_cache().display()));
-    say(format_args!("`visionprefer doctor --check NAME` computes known cases on a device"));
+/// The device that is checked, and how that is told.
+struct Examined<'a> {
+    /// As it was typed.
+    name: &'a str,
+    device: Device,
+    json: bool,
 }
 
-/// Where Burn's GPU backends keep what they tuned and compiled.
-fn kernel_cache() -> PathBuf {
-    let home = || std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from).join("cubecl")
-}
-
-fn check(name: &str, as_json: bool) -> Result<(), Failure> {
-    let device = device::parse(name)?;
-    let mut faults = Vec::new();
-    let mut rows = Vec::new();
-    for case in CASES {
-        let outcome = case.run(&device);
-        if as_json {
-            rows.push(row(&outcome));
-        } else {
-            say(format_args!("{outcome}"));
-        }
-        faults.extend(outcome.is_fault().then_some(outcome));
+/// Runs every case and prints a line for each as it ends.
+fn check(cases: &'static [Case], examined: &Examined<'_>) -> Result<(), Failure> {
+    let Examined { name, device, json } = examined;
+    if !json {
+        let tuning = if is_cpu(device) { "" } else { "; the first time on a GPU, kernels are tuned, which takes minutes" };
+        print(&format!("{} cases on {name}, in f32{tuning}\n\n", cases.len()))?;
+        print(&format!("{:<40} {:>9}  {:>9}  {:<6} {:>8}\n", "case", "deviation", "tolerance", "", "seconds"))?;
     }
-    if as_json {
-        say(format_args!("{}", json!({ "device": name, "right": faults.is_empty(), "cases": rows })));
+    let mut outcomes = Vec::new();
+    for case in cases {
+        let outcome = case.run(device);
+        print(&if *json { json_line(name, &outcome) } else { line(&outcome) })?;
+        outcomes.push(outcome);
     }
-    match faults.first() {
-        None => {
-            if !as_json {
-                say(format_args!("{name} computes rightly: {} cases", CASES.len()));
-            }
-            Ok(())
-        }
-        Some(first) => Err(Failure::run(anyhow!(
-            "{name} computes {} of {} cases wrongly, first \"{}\"; {WAY_OUT}",
-            faults.len(),
-            CASES.len(),
-            first.case
+    match faults(&outcomes) {
+        Some(worst) => Err(Failure::run(anyhow::anyhow!(
+            "device `{name}` computes wrongly: {worst}. {ADVICE} `train --unchecked-device` trains anyway"
         ))),
+        None if *json => Ok(()),
+        None => Ok(print(&format!("\n{name} computes rightly\n"))?),
     }
 }
 
-fn row(outcome: &Outcome) -> serde_json::Value {
-    let (verdict, deviation, reason) = match &outcome.verdict {
-        Verdict::Right { deviation } => ("right", Some(*deviation), None),
-        Verdict::Wrong { deviation, tensor } => ("wrong", Some(*deviation), Some(tensor.clone())),
-        Verdict::Failed { reason } => ("failed", None, Some(reason.clone())),
-        Verdict::Skipped { reason } => ("skipped", None, Some((*reason).to_string())),
+/// The first fault among the outcomes, which lies in the smallest part, and how many more there are.
+pub fn faults(outcomes: &[Outcome]) -> Option<String> {
+    let faults: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.is_fault()).collect();
+    let first = faults.first()?;
+    let mut told = match &first.verdict {
+        Verdict::Failed { reason } => format!("`{}` failed ({reason})", first.case),
+        Verdict::Wrong { deviation, tensor } => {
+            format!("`{}` deviates by {deviation:.1e} in `{tensor}`, tolerance {:.0e}", first.case, first.tolerance)
+        }
+        Verdict::Right { .. } | Verdict::Skipped { .. } => unreachable!("not a fault"),
     };
-    json!({ "case": outcome.case, "verdict": verdict, "deviation": deviation, "tolerance": outcome.tolerance, "seconds": outcome.seconds, "reason": reason })
+    if faults.len() > 1 {
+        let _ = write!(told, ", and {} more of {} cases", faults.len() - 1, outcomes.len());
+    }
+    Some(told)
+}
+
+fn line(outcome: &Outcome) -> String {
+    let (deviation, verdict, remark) = match &outcome.verdict {
+        Verdict::Right { deviation } => (format!("{deviation:.1e}"), "ok", String::new()),
+        Verdict::Wrong { deviation, tensor } => (format!("{deviation:.1e}"), "WRONG", format!("  in {tensor}")),
+        Verdict::Failed { reason } => (String::new(), "WRONG", format!("  {reason}")),
+        Verdict::Skipped { reason } => (String::new(), "skip", format!("  {reason}")),
+    };
+    let Outcome { case, tolerance, seconds, .. } = outcome;
+    format!("{case:<40} {deviation:>9}  {tolerance:>9.0e}  {verdict:<6} {seconds:>8.2}{remark}\n")
+}
+
+/// The deviation is null where it is not a number.
+fn json_line(device: &str, outcome: &Outcome) -> String {
+    let (verdict, deviation, remark) = match &outcome.verdict {
+        Verdict::Right { deviation } => ("ok", Some(*deviation), None),
+        Verdict::Wrong { deviation, tensor } => ("wrong", Some(*deviation), Some(tensor.as_str())),
+        Verdict::Failed { reason } => ("wrong", None, Some(reason.as_str())),
+        Verdict::Skipped { reason } => ("skipped", None, Some(*reason)),
+    };
+    let Outcome { case, tolerance, seconds, .. } = outcome;
+    let line = json!({
+        "kind": "case", "case": case, "device": device, "dtype": "f32", "verdict": verdict, "deviation": deviation,
+        "tolerance": tolerance, "seconds": seconds, "remark": remark,
+    });
+    format!("{line}\n")
+}
+
+/// What a report of a fault should say about a machine.
+struct Surroundings {
+    features: Vec<String>,
+    cores: Option<usize>,
+    memory: Option<Memory>,
+    caches: Vec<PathBuf>,
+}
+
+/// In bytes.
+struct Memory {
+    total: u64,
+    available: u64,
+}
+
+impl Surroundings {
+    fn look() -> Self {
+        let compiled = device::describe().filter(|device| device.compiled && device.add_with.is_some());
+        let backends = compiled.map(|device| device.name.split('[').next().unwrap_or_default().to_string());
+        let embedded = cfg!(feature = "embedded").then(|| "embedded".to_string());
+        Self {
+            features: embedded.into_iter().chain(backends).collect(),
+            cores: std::thread::available_parallelism().ok().map(usize::from),
+            memory: std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory),
+            caches: vec![embedded::cache(), embedded::cache().with_file_name("cubecl")],
+        }
+    }
+
+    fn told(&self, json: bool) -> String {
+        if json { self.json() } else { self.text() }
+    }
+
+    fn json(&self) -> String {
+        let program = json!({
+            "kind": "program", "version": env!("CARGO_PKG_VERSION"), "system": std::env::consts::OS,
+            "architecture": std::env::consts::ARCH, "features": self.features, "cores": self.cores,
+            "memory_bytes": self.memory.as_ref().map(|memory| memory.total),
+            "available_bytes": self.memory.as_ref().map(|memory| memory.available), "caches": self.caches,
+        });
+        format!("{program}\n{}", listing::devices().to_json_lines())
+    }
+
+    fn text(&self) -> String {
+        let unknown = || "unknown".to_string();
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let memory = |memory: &Memory| format!("{:.1} GiB, {:.1} GiB of it available", gib(memory.total), gib(memory.available));
+        let cache = |path: &PathBuf| if path.is_dir() { path.display().to_string() } else { format!("{} (not there yet)", path.display()) };
+        let rows = [
+            ("version", format!("visionprefer {}, {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
+            ("features", if self.features.is_empty() { "none".into() } else { self.features.join(", ") }),
+            ("cores", self.cores.map_or_else(unknown, |cores| cores.to_string())),
+            ("memory", self.memory.as_ref().map_or_else(unknown, memory)),
+            ("unpacked models", cache(&self.caches[0])),
+            ("tuned kernels", cache(&self.caches[1])),
+        ];
+        let mut text: String = rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
+        let _ = write!(text, "\n{}\n", listing::devices().to_text());
+        text + "Check that a device computes rightly:  visionprefer doctor --check DEVICE\n\
+                Log what a GPU backend compiles:       CUBECL_DEBUG_LOG=stderr\n\
+                Where a panic came from:               RUST_BACKTRACE=1\n"
+    }
+}
+
+/// `MemTotal` and `MemAvailable` of Linux's `/proc/meminfo`, which are in KiB.
+fn memory(meminfo: &str) -> Option<Memory> {
+    let fields: BTreeMap<&str, &str> = meminfo.lines().filter_map(|line| line.split_once(':')).collect();
+    let bytes = |name: &str| Some(fields.get(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
+    Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device_check::tests::faulty;
+
+    #[test]
+    fn a_device_that_computes_wrongly_ends_with_exit_code_1_and_the_way_out() {
+        let failure = check(faulty::CASES, &Examined { name: "cuda:1", device: Device::flex(), json: false }).unwrap_err();
+        let Failure::Run(error) = &failure else { panic!("{failure:?}") };
+        let told = error.to_string();
+        assert!(told.starts_with("device `cuda:1` computes wrongly: `matmul 64x96 by 96x80` deviates by "), "{told}");
+        assert!(told.contains(", tolerance 1e-4, and 3 more of 5 cases. "), "{told}");
+        for way_out in ["driver", "backend", "BURN_FUSION_MAX_EXPLORATIONS=0", "CUBECL_AUTOTUNE_LEVEL=minimal", "train --unchecked-device"]
+        {
+            assert!(told.contains(way_out), "{way_out}: {told}");
+        }
+        assert_eq!(format!("{:?}", failure.report()), format!("{:?}", std::process::ExitCode::from(1)));
+    }
+
+    #[test]
+    fn lines_and_json_tell_the_same() {
+        let wrong = Verdict::Wrong { deviation: 0.25, tensor: "k".into() };
+        let outcome = Outcome { case: "attention, gradient", tolerance: 1e-3, verdict: wrong, seconds: 1.5 };
+        let words: Vec<String> = line(&outcome).split_whitespace().map(String::from).collect();
+        assert_eq!(words.join(" "), "attention, gradient 2.5e-1 1e-3 WRONG 1.50 in k");
+        let json: serde_json::Value = serde_json::from_str(&json_line("vulkan", &outcome)).unwrap();
+        assert_eq!((&json["case"], &json["verdict"], &json["deviation"]), (&"attention, gradient".into(), &"wrong".into(), &0.25.into()));
+        let outcome = Outcome { verdict: Verdict::Wrong { deviation: f64::INFINITY, tensor: "k".into() }, ..outcome };
+        let json: serde_json::Value = serde_json::from_str(&json_line("vulkan", &outcome)).unwrap();
+        assert!(json["deviation"].is_null() && json["verdict"] == "wrong", "{json}");
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let memory = memory("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n").unwrap();
+        assert_eq!((memory.total, memory.available), (1 << 20, 1 << 19));
+        assert!(super::memory("MemTotal: 1024 kB\n").is_none());
+    }
 }

@@ -4,8 +4,9 @@ mod finish;
 mod resume;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use burn::tensor::Device;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
@@ -18,11 +19,13 @@ use vp_trainers::run::checkpoint::{Checkpoint, fingerprint};
 use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Interrupt, Run, Start};
 
-use crate::args::TrainArgs;
+use crate::args::{RunArgs, TrainArgs};
+use crate::commands::doctor;
+use crate::device_check::{CASES, Case, Outcome};
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, device_check, embedded, out_of_memory, presets, signals};
+use crate::{device, embedded, out_of_memory, presets, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -35,6 +38,8 @@ struct Plan {
     /// The run's folder is there already.
     folder_exists: bool,
     interrupt: Interrupt,
+    /// The device is checked before anything is trained on it.
+    check_device: bool,
     stop_before: Option<u64>,
     dry_run: bool,
     options: Options,
@@ -47,9 +52,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     }
     let interrupt = Interrupt::default();
     signals::install(&interrupt)?;
-    let unchecked = args.run.unchecked_device;
     let plan = plan(args, interrupt)?;
-    check_device(&plan, unchecked)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let device = plan.device_name.clone();
     let ended = out_of_memory::told(&device, || train(plan).map(|_| ()));
@@ -60,25 +63,6 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         say_where_time_went();
     }
     ended
-}
-
-/// Refuses a GPU that computes wrongly, unless it is to be used all the same.
-fn check_device(plan: &Plan, unchecked: bool) -> Result<(), Failure> {
-    if is_cpu(&plan.device) || plan.dry_run {
-        return Ok(());
-    }
-    let name = &plan.device_name;
-    plan.say(&format!("checking {name}; the first time, its kernels are compiled and tuned, which takes minutes"));
-    match device_check::first_fault(&plan.device) {
-        None => Ok(()),
-        Some(fault) if unchecked => {
-            warn(format_args!("{name} computes wrongly: {fault}"));
-            Ok(())
-        }
-        Some(fault) => {
-            Err(anyhow!("{name} computes wrongly: {fault}; {}; --unchecked-device trains all the same", device_check::WAY_OUT).into())
-        }
-    }
 }
 
 /// Trains what the plan says, to the end; the run's folder.
@@ -99,6 +83,7 @@ fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, 
     assembled.outline().warnings.iter().for_each(|warning| warn(format_args!("{warning}")));
     let start = plan.start(assembled.outline())?;
     plan.say(&assembled.outline().arithmetic);
+    plan.check_device(CASES)?;
     let Some(mut run) = plan.begin(&assembled, start)? else { return Ok(plan.output) };
     assembled.train(&mut run).map_err(ended)?;
     let exported = assembled.export(&run).map_err(Failure::run)?;
@@ -114,12 +99,13 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
     Ok(Plan {
         config,
-        device,
-        device_name: args.run.device,
+        device_name: args.run.device.clone(),
         output,
         resume,
         folder_exists,
         interrupt,
+        check_device: needs_check(&args.run, &device),
+        device,
         stop_before: None,
         dry_run: args.run.dry_run,
         options: Options::detect(args.run.quiet),
@@ -143,6 +129,15 @@ fn read_config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
         Some(algo) if algo != config.algo.name() => bail!("--algo {algo}, but the config has [algo.{}]", config.algo.name()),
         _ => Ok(config),
     }
+}
+
+/// Whether the device is to be checked: the CPU's kernels are those that our tests have run.
+fn needs_check(args: &RunArgs, device: &Device) -> bool {
+    let is_gpu = !is_cpu(device);
+    if is_gpu && args.unchecked_device {
+        warn(format_args!("--unchecked-device: nothing has shown that {} computes rightly", args.device));
+    }
+    is_gpu && !args.unchecked_device
 }
 
 fn default_output(algo: &str) -> PathBuf {
@@ -181,6 +176,23 @@ impl Plan {
         if !self.options.quiet {
             say(format_args!("{arithmetic}"));
         }
+    }
+
+    /// Refuses a device that computes wrongly, by the quick ones of `cases`. A signal cuts the check short: the run then obeys it.
+    fn check_device(&self, cases: &'static [Case]) -> anyhow::Result<()> {
+        if !self.check_device || self.dry_run {
+            return Ok(());
+        }
+        let (name, quick) = (&self.device_name, cases.iter().filter(|case| case.quick));
+        let count = quick.clone().count();
+        self.say(&format!("checking {name}: kernels are tuned for it and {count} small cases computed; the first time this takes minutes"));
+        let asked = self.interrupt.flag();
+        let outcomes: Vec<Outcome> = quick.take_while(|_| asked.load(Ordering::Relaxed) == 0).map(|case| case.run(&self.device)).collect();
+        let Some(worst) = doctor::faults(&outcomes) else { return Ok(()) };
+        let (advice, check) = (doctor::ADVICE, format!("visionprefer doctor --check {name}"));
+        bail!(
+            "device `{name}` computes wrongly: {worst}; nothing was trained. `{check}` shows every case. {advice} --unchecked-device trains anyway"
+        )
     }
 
     /// The run, ready to train what was assembled; `None` where nothing is to be trained but everything that could be refused was.
@@ -249,5 +261,38 @@ fn ended(error: Error) -> Failure {
         Error::Interrupted { signal, .. } => Failure::Stopped(signal, error.into()),
         Error::Sentinel { .. } => Failure::Halted(error.into()),
         error => Failure::run(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command};
+    use crate::device_check::tests::faulty;
+
+    fn plan_of(words: &[&str]) -> Plan {
+        let words = ["visionprefer", "train", "--algo", "refl", "--quiet"].iter().chain(words);
+        let Command::Train(args) = Args::parse_from(words).command else { panic!("train") };
+        plan(args, Interrupt::default()).unwrap()
+    }
+
+    #[test]
+    fn a_device_that_computes_wrongly_is_refused_before_anything_is_trained() {
+        let plan = Plan { check_device: true, device_name: "vulkan".into(), ..plan_of(&[]) };
+        plan.check_device(&faulty::CASES[..1]).unwrap();
+        let told = plan.check_device(faulty::CASES).unwrap_err().to_string();
+        assert!(told.starts_with("device `vulkan` computes wrongly: `matmul 64x96 by 96x80` deviates by "), "{told}");
+        assert!(told.contains("visionprefer doctor --check vulkan") && told.contains("--unchecked-device trains anyway"), "{told}");
+        // Somebody asked the run to stop meanwhile: it does that itself, after a checkpoint.
+        plan.interrupt.flag().store(15, Ordering::Relaxed);
+        plan.check_device(faulty::CASES).unwrap();
+    }
+
+    #[test]
+    fn the_cpu_is_not_checked() {
+        assert!(!plan_of(&[]).check_device);
+        plan_of(&["--unchecked-device"]).check_device(faulty::CASES).unwrap();
     }
 }

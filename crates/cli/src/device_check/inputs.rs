@@ -1,6 +1,10 @@
 //! What the cases are computed from: a formula in integers, the same on every machine and in every version.
 
+use std::collections::BTreeMap;
+
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use vp_models::parameters::{map_parameters, named_parameters};
 
 /// A tensor that an operation takes.
 pub struct Input {
@@ -54,5 +58,23 @@ impl Place {
     /// An input, flattened.
     pub fn flat(&self, input: &Input) -> Tensor<1> {
         self.constant(input.name, [input.shape.iter().product()])
+    }
+
+    /// `module` with weights that keep the size of what a layer is given: matrices and kernels of the variance 1 / fan-in, norms
+    /// around 1, biases around 0.
+    pub fn fill<M: Module>(&self, module: M) -> M {
+        let shapes: BTreeMap<String, Vec<usize>> =
+            named_parameters(&module).into_iter().map(|parameter| (parameter.name, parameter.shape)).collect();
+        map_parameters(module, |name, _, old| {
+            let shape = &shapes[name];
+            let fan_in: usize = shape[1..].iter().product();
+            let (size, middle) = match shape.len() {
+                1 if name.ends_with("bias") => (0.1, 0.0),
+                1 => (0.2, 1.0),
+                // The variance of a uniform value in [-1, 1) is 1/3.
+                _ => ((3.0 / fan_in as f64).sqrt(), 0.0),
+            };
+            self.constant(name, old.dims()) * size + middle
+        })
     }
 }

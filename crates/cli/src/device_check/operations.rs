@@ -5,6 +5,8 @@ use vp_ops::Mask;
 
 use super::Computed;
 use super::inputs::{Input, Place, values};
+#[cfg(test)]
+use super::reference::{self, Exact};
 
 /// Heads of the attention cases.
 pub const HEADS: usize = 4;
@@ -21,6 +23,9 @@ pub const PADDING: f32 = -10000.0;
 pub struct Operation {
     /// From the inputs to the output, flattened.
     pub forward: fn(&Given<'_>) -> Tensor<1>,
+    /// The same in f64.
+    #[cfg(test)]
+    pub exact: Exact,
 }
 
 /// The inputs of an operation on a device, in the order of the case.
@@ -31,7 +36,7 @@ pub struct Given<'a> {
 
 impl Given<'_> {
     /// Input number `i`, in its shape.
-    fn tensor<const D: usize>(&self, i: usize) -> Tensor<D> {
+    pub fn tensor<const D: usize>(&self, i: usize) -> Tensor<D> {
         let shape: [usize; D] = self.inputs[i].shape.try_into().expect("the case gives inputs of the operation's ranks");
         self.tensors[i].clone().reshape(shape)
     }
@@ -65,52 +70,60 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 }
 
 macro_rules! operations {
-    ($($(#[$doc:meta])* $name:ident = $forward:expr;)+) => {
-        $($(#[$doc])* pub static $name: Operation = Operation { forward: $forward };)+
+    ($($(#[$doc:meta])* $name:ident = $forward:expr, $exact:expr;)+) => {
+        $($(#[$doc])* pub static $name: Operation = Operation {
+            forward: $forward,
+            #[cfg(test)]
+            exact: $exact,
+        };)+
     };
 }
 
 operations! {
     /// `x` `[rows, columns]`, `row` `[1, columns]`, `column` `[rows, 1]`: what fusion makes one kernel of, with broadcasting.
-    CHAIN = |given| flat(chain(given));
+    CHAIN = |given| flat(chain(given)), Exact::Function(reference::chain);
     /// The mean of the chain over each row: a reduction with elementwise operations before and after it.
-    CHAIN_MEAN = |given| flat(chain(given).mean_dim(1).exp() * 2.0);
+    CHAIN_MEAN = |given| flat(chain(given).mean_dim(1).exp() * 2.0), Exact::Function(reference::chain_mean);
     /// The sum of all values.
-    SUM = |given| given.tensor::<2>(0).square().sum();
+    SUM = |given| given.tensor::<2>(0).square().sum(), Exact::Function(reference::sum);
     /// `[.., m, k]` by `[.., k, n]`.
-    MATMUL = |given| flat(given.tensor::<2>(0).matmul(given.tensor::<2>(1)));
+    MATMUL = |given| flat(given.tensor::<2>(0).matmul(given.tensor::<2>(1))), Exact::Bilinear(reference::matmul);
     /// The same in batches.
-    MATMUL_BATCHED = |given| flat(given.tensor::<3>(0).matmul(given.tensor::<3>(1)));
+    MATMUL_BATCHED = |given| flat(given.tensor::<3>(0).matmul(given.tensor::<3>(1))), Exact::Bilinear(reference::matmul);
     /// `x Wᵀ`, which reads its second operand across.
-    LINEAR = |given| flat(vp_ops::linear(given.tensor::<3>(0), given.tensor::<2>(1), None));
+    LINEAR = |given| flat(vp_ops::linear(given.tensor::<3>(0), given.tensor::<2>(1), None)), Exact::Bilinear(reference::linear);
     /// The head of a reward: a batched perceptron with one output, `[n, 1]`.
-    NARROW_HEAD = narrow_head;
+    NARROW_HEAD = narrow_head, Exact::Function(reference::narrow_head);
     /// A 3×3 convolution of stride 1, padding 1.
-    CONV_3X3 = |given| conv(given, 1, 1);
+    CONV_3X3 = |given| conv(given, 1, 1), Exact::Bilinear(|shapes, visit| reference::conv(shapes, 1, 1, visit));
     /// A 3×3 convolution of stride 2, padding 1.
-    CONV_3X3_STRIDE_2 = |given| conv(given, 2, 1);
+    CONV_3X3_STRIDE_2 = |given| conv(given, 2, 1), Exact::Bilinear(|shapes, visit| reference::conv(shapes, 2, 1, visit));
     /// A 1×1 convolution.
-    CONV_1X1 = |given| conv(given, 1, 0);
+    CONV_1X1 = |given| conv(given, 1, 0), Exact::Bilinear(|shapes, visit| reference::conv(shapes, 1, 0, visit));
     /// Group norm followed by SiLU.
-    GROUP_NORM_SILU = |given| flat(vp_ops::group_norm_silu(given.tensor(0), given.tensor(1), given.tensor(2), GROUPS, EPS));
+    GROUP_NORM_SILU = |given| flat(vp_ops::group_norm_silu(given.tensor(0), given.tensor(1), given.tensor(2), GROUPS, EPS)),
+        Exact::Function(reference::group_norm_silu);
     /// Layer norm over the last axis.
-    LAYER_NORM = |given| flat(vp_ops::layer_norm(given.tensor::<3>(0), given.tensor(1), given.tensor(2), EPS));
+    LAYER_NORM = |given| flat(vp_ops::layer_norm(given.tensor::<3>(0), given.tensor(1), given.tensor(2), EPS)),
+        Exact::Function(reference::layer_norm);
     /// GELU with the error function, over [-4, 4).
-    GELU = |given| flat(vp_ops::gelu(given.tensor::<2>(0) * SPREAD));
+    GELU = |given| flat(vp_ops::gelu(given.tensor::<2>(0) * SPREAD)), Exact::Function(reference::gelu);
     /// One half of the last axis times the GELU of the other.
-    GEGLU = |given| flat(vp_ops::geglu(given.tensor::<3>(0) * SPREAD));
+    GEGLU = |given| flat(vp_ops::geglu(given.tensor::<3>(0) * SPREAD)), Exact::Function(reference::geglu);
     /// CLIP's GELU.
-    QUICK_GELU = |given| flat(vp_ops::quick_gelu(given.tensor::<2>(0) * SPREAD));
+    QUICK_GELU = |given| flat(vp_ops::quick_gelu(given.tensor::<2>(0) * SPREAD)), Exact::Function(reference::quick_gelu);
     /// Softmax over the last axis.
-    SOFTMAX = |given| flat(vp_ops::softmax(given.tensor::<2>(0) * SPREAD));
+    SOFTMAX = |given| flat(vp_ops::softmax(given.tensor::<2>(0) * SPREAD)), Exact::Function(reference::softmax);
     /// Attention in which every query sees every key.
-    ATTENTION = |given| attention(given, Mask::None);
+    ATTENTION = |given| attention(given, Mask::None), Exact::Function(|given| reference::attention(given, |_, _, _| 0.0));
     /// Attention in which a query sees no later key.
-    ATTENTION_CAUSAL = |given| attention(given, Mask::Causal);
+    ATTENTION_CAUSAL = |given| attention(given, Mask::Causal),
+        Exact::Function(|given| reference::attention(given, |_, query, key| if key > query { f64::NEG_INFINITY } else { 0.0 }));
     /// Attention over keys some of which are padding.
-    ATTENTION_PADDED = attention_padded;
+    ATTENTION_PADDED = attention_padded,
+        Exact::Function(|given| reference::attention(given, |row, _, key| padding(row, key, given.shape(1)[1]).into()));
     /// Rows of a table, some of them several times: gradients of a row add up.
-    EMBEDDING = embedding;
+    EMBEDDING = embedding, Exact::Function(reference::embedding);
 }
 
 fn chain(given: &Given<'_>) -> Tensor<2> {

@@ -135,7 +135,7 @@ impl Splitting {
 }
 
 /// Square tiles that cover an image. Each begins `stride` after the one before it and shares a margin with it, in which one fades into the
-/// other. The output of a network is `scale` times as large as its input, or that part of it.
+/// other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiles {
     /// Height and width of a tile, in pixels of the input.

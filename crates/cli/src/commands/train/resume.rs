@@ -14,7 +14,7 @@ use vp_trainers::run::checkpoint::{Checkpoint, Checkpoints, fingerprint};
 use vp_trainers::run::export::LORA_FILES;
 use vp_trainers::run::{Interrupt, newest_checkpoint};
 
-use super::{Plan, default_output, read_config, train};
+use super::{Plan, default_output, needs_check, read_config, train};
 use crate::args::TrainArgs;
 use crate::device;
 use crate::failure::Failure;
@@ -72,7 +72,7 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
 pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     let config = read_config(&args)?;
     let device = device::parse(&args.run.device)?;
-    let output = args.run.output.unwrap_or_else(|| default_output(config.algo.name()));
+    let output = args.run.output.clone().unwrap_or_else(|| default_output(config.algo.name()));
     let batches = config.run.num_train_steps * config.settings().micro_batches as u64;
     if batches < 2 {
         return Err(anyhow::anyhow!("a run of one batch cannot be stopped half-way; raise run.num_train_steps").into());
@@ -80,7 +80,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
     // Off the middle where that is the edge of an update, so that gradients are half added up.
     let middle = batches / 2 + u64::from((batches / 2).is_multiple_of(config.settings().micro_batches as u64));
     let stop_before = middle.min(batches - 1);
-    let options = Options::detect(args.run.quiet);
+    let (options, check_device) = (Options::detect(args.run.quiet), needs_check(&args.run, &device));
     let plan = |name: &str, stop_before, resume, folder_exists| Plan {
         config: config.clone(),
         device: device.clone(),
@@ -89,6 +89,8 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         resume,
         folder_exists,
         interrupt: Interrupt::default(),
+        // Once is enough for all three.
+        check_device: check_device && name == "uninterrupted",
         stop_before,
         dry_run: false,
         options,
