@@ -32,7 +32,7 @@ pub struct Case {
     pub name: &'static str,
     /// The largest `max|a - b| / max|b|` that is right.
     pub tolerance: f64,
-    /// Takes less than a second once its kernels are tuned: `train` runs it at its start.
+    /// Has few kernels to be tuned and takes less than a second then: `train` runs it at its start.
     pub quick: bool,
     /// Why this build cannot run it, if it cannot.
     pub skip: Option<&'static str>,

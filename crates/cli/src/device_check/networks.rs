@@ -26,8 +26,9 @@ use super::reference;
 use super::{Computed, Network};
 use crate::embedded;
 
-/// Rank and alpha of the adapted layer.
+/// The adapted layer's rank.
 pub const LORA_RANK: usize = 4;
+/// Its scale is this over the rank.
 pub const LORA_ALPHA: f64 = 6.0;
 /// The rate of the AdamW case. So large that the update is as large as the weights.
 pub const LEARNING_RATE: f64 = 0.1;

@@ -126,7 +126,7 @@ fn gelu_of(x: f64) -> f64 {
     x / 2.0 * (1.0 + erf(x / 2.0_f64.sqrt()))
 }
 
-/// As [`CHAIN`](super::operations::CHAIN), value by value.
+/// [`CHAIN`](super::operations::CHAIN) in f64.
 pub fn chain(given: &Values<'_>) -> Vec<f64> {
     let (columns, [x, row, column]) = (given.last(0), [&given.values[0], &given.values[1], &given.values[2]]);
     let value = |(place, x): (usize, &f64)| {
@@ -138,15 +138,17 @@ pub fn chain(given: &Values<'_>) -> Vec<f64> {
     x.iter().enumerate().map(value).collect()
 }
 
-/// As [`CHAIN_MEAN`](super::operations::CHAIN_MEAN).
+/// [`CHAIN_MEAN`](super::operations::CHAIN_MEAN) in f64.
 pub fn chain_mean(given: &Values<'_>) -> Vec<f64> {
     chain(given).chunks(given.last(0)).map(|row| 2.0 * (row.iter().sum::<f64>() / row.len() as f64).exp()).collect()
 }
 
+/// [`SUM`](super::operations::SUM) in f64.
 pub fn sum(given: &Values<'_>) -> Vec<f64> {
     vec![given.values[0].iter().map(|value| value * value).sum()]
 }
 
+/// [`MATMUL`](super::operations::MATMUL) in f64.
 pub fn matmul(shapes: &Shapes<'_>, visit: &mut dyn FnMut(usize, usize, usize)) {
     let axes = shapes[0].len();
     let (batch, m, k, n) = (shapes[0][..axes - 2].iter().product::<usize>(), shapes[0][axes - 2], shapes[0][axes - 1], shapes[1][axes - 1]);
@@ -155,6 +157,7 @@ pub fn matmul(shapes: &Shapes<'_>, visit: &mut dyn FnMut(usize, usize, usize)) {
     }
 }
 
+/// [`LINEAR`](super::operations::LINEAR) in f64.
 pub fn linear(shapes: &Shapes<'_>, visit: &mut dyn FnMut(usize, usize, usize)) {
     let (rows, d_out, d_in) = (shapes[0][0] * shapes[0][1], shapes[1][0], shapes[1][1]);
     for (row, out) in (0..rows).flat_map(|row| (0..d_out).map(move |out| (row, out))) {
@@ -162,6 +165,7 @@ pub fn linear(shapes: &Shapes<'_>, visit: &mut dyn FnMut(usize, usize, usize)) {
     }
 }
 
+/// [`CONV_3X3`](super::operations::CONV_3X3) and its like in f64.
 pub fn conv(shapes: &Shapes<'_>, stride: usize, padding: usize, visit: &mut dyn FnMut(usize, usize, usize)) {
     let ([batch, d_in, height, width], [d_out, .., k]) = (shapes[0], shapes[1]) else { panic!("images and kernels") };
     let steps = |size: usize| (size + 2 * padding - k) / stride + 1;
@@ -178,6 +182,7 @@ pub fn conv(shapes: &Shapes<'_>, stride: usize, padding: usize, visit: &mut dyn 
     }
 }
 
+/// [`NARROW_HEAD`](super::operations::NARROW_HEAD) in f64.
 pub fn narrow_head(given: &Values<'_>) -> Vec<f64> {
     let (d_in, [x, weight, bias, head]) = (given.last(0), [0, 1, 2, 3].map(|i| &given.values[i]));
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
@@ -196,6 +201,7 @@ fn normalized(values: &[f64]) -> impl Iterator<Item = f64> {
     values.iter().map(move |value| (value - mean) / (variance + EPS).sqrt())
 }
 
+/// [`GROUP_NORM_SILU`](super::operations::GROUP_NORM_SILU) in f64.
 pub fn group_norm_silu(given: &Values<'_>) -> Vec<f64> {
     let &[_, channels, height, width] = given.shape(0) else { panic!("images") };
     let normalized = given.values[0].chunks(channels / GROUPS * height * width).flat_map(normalized);
@@ -207,20 +213,24 @@ pub fn group_norm_silu(given: &Values<'_>) -> Vec<f64> {
     normalized.enumerate().map(value).collect()
 }
 
+/// [`LAYER_NORM`](super::operations::LAYER_NORM) in f64.
 pub fn layer_norm(given: &Values<'_>) -> Vec<f64> {
     let channels = given.last(0);
     let normalized = given.values[0].chunks(channels).flat_map(normalized).enumerate();
     normalized.map(|(place, value)| value * given.values[1][place % channels] + given.values[2][place % channels]).collect()
 }
 
+/// [`GELU`](super::operations::GELU) in f64.
 pub fn gelu(given: &Values<'_>) -> Vec<f64> {
     given.values[0].iter().map(|x| gelu_of(x * SPREAD)).collect()
 }
 
+/// [`QUICK_GELU`](super::operations::QUICK_GELU) in f64.
 pub fn quick_gelu(given: &Values<'_>) -> Vec<f64> {
     given.values[0].iter().map(|x| x * SPREAD * sigmoid(1.702 * x * SPREAD)).collect()
 }
 
+/// [`GEGLU`](super::operations::GEGLU) in f64.
 pub fn geglu(given: &Values<'_>) -> Vec<f64> {
     let row = |row: &[f64]| -> Vec<f64> {
         let (value, gate) = row.split_at(row.len() / 2);
@@ -236,6 +246,7 @@ fn softmax_of(row: &[f64]) -> Vec<f64> {
     exponentials.into_iter().map(|value| value / sum).collect()
 }
 
+/// [`SOFTMAX`](super::operations::SOFTMAX) in f64.
 pub fn softmax(given: &Values<'_>) -> Vec<f64> {
     let spread: Vec<f64> = given.values[0].iter().map(|value| value * SPREAD).collect();
     spread.chunks(given.last(0)).flat_map(softmax_of).collect()
@@ -263,6 +274,7 @@ pub fn attention(given: &Values<'_>, mask: impl Fn(usize, usize, usize) -> f64) 
     output
 }
 
+/// [`EMBEDDING`](super::operations::EMBEDDING) in f64.
 pub fn embedding(given: &Values<'_>) -> Vec<f64> {
     let width = given.last(0);
     looked_up(given.shape(0)[0]).into_iter().flat_map(|row| given.values[0][row * width..][..width].to_vec()).collect()
