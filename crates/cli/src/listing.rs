@@ -14,6 +14,9 @@ use vp_trainers::regularizer::RegularizerConfig;
 use crate::seen_devices::{SEEN, Seen};
 use crate::{device, presets};
 
+/// Columns that are not set as code.
+const PROSE: [&str; 6] = ["summary", "driver", "formats", "state", "date", "what_ran"];
+
 /// A table of things of one kind.
 pub struct Table {
     /// What a row is, in one word.
@@ -87,10 +90,10 @@ pub fn devices_of_any_build() -> Table {
 /// Where the program has been seen to compute, and how exactly.
 pub fn seen_devices() -> Table {
     let row = |seen: &Seen| {
-        let Seen { device, driver, formats, state, largest_deviation, date } = *seen;
-        vec![json!(device), json!(driver), json!(formats), json!(state), json!(largest_deviation), json!(date)]
+        let Seen { device, driver, formats, state, what_ran, largest_deviation, date } = *seen;
+        vec![json!(device), json!(driver), json!(formats), json!(state), json!(what_ran), json!(largest_deviation), json!(date)]
     };
-    let columns = &["device", "driver", "formats", "state", "largest_deviation", "date"];
+    let columns = &["device", "driver", "formats", "state", "what_ran", "largest_deviation", "date"];
     Table { kind: "device", title: "devices seen", columns, rows: SEEN.iter().map(row).collect() }
 }
 
@@ -130,7 +133,7 @@ impl Table {
         let mut text = line(self.headings()) + &line(vec!["---".to_owned(); self.columns.len()]);
         for row in &self.rows {
             let cell = |(column, cell): (&&str, &Value)| match cell {
-                Value::String(text) if *column != "summary" => code(text),
+                Value::String(text) if !PROSE.contains(column) => code(text),
                 Value::Array(items) => items.iter().map(|item| code(&words(item))).collect::<Vec<_>>().join(", "),
                 other => escaped(&words(other)),
             };
