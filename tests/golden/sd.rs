@@ -122,35 +122,51 @@ fn check_text_encoder(case: &str, folder: &str, suffix: &str) {
 const HALF_FORWARD: f64 = 8.0;
 const HALF_GRADIENT: f64 = 16.0;
 
-fn check_half_precision(case: &str) {
+/// The formats that the device computes in.
+fn half_formats() -> impl Iterator<Item = NumberFormat> {
+    [NumberFormat::Bf16, NumberFormat::F16].into_iter().filter(|format| format.check(&device()).is_ok())
+}
+
+/// The comparison of a case in a format: tensor, values, and roundings allowed.
+fn in_half<'a>(case: &'a str, tensors: &'a Tensors, format: NumberFormat) -> impl Fn(&str, Vec<f64>, f64) + 'a {
+    move |name, got, roundings| {
+        assert_close_values(&format!("{case} in {}: {name}", format.name()), &got, tensors.values(name), roundings * format.epsilon());
+    }
+}
+
+fn check_unet_in_half_precision(case: &str) {
     let tensors = load_tensors(case);
-    for format in [NumberFormat::Bf16, NumberFormat::F16].into_iter().filter(|format| format.check(&device()).is_ok()) {
-        let (forward, gradient) = (HALF_FORWARD * format.epsilon(), HALF_GRADIENT * format.epsilon());
-        let assert_close = |name: &str, got: Vec<f64>, tolerance| {
-            assert_close_values(&format!("{case} in {}: {name}", format.name()), &got, tensors.values(name), tolerance);
-        };
+    for format in half_formats() {
+        let assert_close = in_half(case, &tensors, format);
         let unet = unet(case).in_format(format, None);
         let sample = tensors.get::<4>("unet.sample").autodiff().require_grad();
         let states = tensors.get::<3>("unet.encoder_hidden_states").autodiff().require_grad();
         let timesteps: Vec<f32> = tensors.values("unet.timesteps").iter().map(|t| *t as f32).collect();
         let rows = sample.dims()[0];
         let output = unet.forward(sample.clone(), &timesteps, &conditioning(&tensors, states.clone(), rows));
-        assert_close("unet.output", host(output.clone()), forward);
+        assert_close("unet.output", host(output.clone()), HALF_FORWARD);
         let gradients = (output * tensors.get("unet.cotangent")).sum().backward();
-        assert_close("unet.grad_input.sample", host(sample.grad(&gradients).unwrap()), gradient);
-        assert_close("unet.grad_input.encoder_hidden_states", host(states.grad(&gradients).unwrap()), gradient);
+        assert_close("unet.grad_input.sample", host(sample.grad(&gradients).unwrap()), HALF_GRADIENT);
+        assert_close("unet.grad_input.encoder_hidden_states", host(states.grad(&gradients).unwrap()), HALF_GRADIENT);
+    }
+}
 
+fn check_half_precision(case: &str) {
+    check_unet_in_half_precision(case);
+    let tensors = load_tensors(case);
+    for format in half_formats() {
+        let assert_close = in_half(case, &tensors, format);
         let vae = autoencoder(case).in_format(format, None);
         let latents = tensors.get::<4>("vae.latents").autodiff().require_grad();
         let decoded = vae.decode(latents.clone());
-        assert_close("vae.decoded", host(decoded.clone()), forward);
+        assert_close("vae.decoded", host(decoded.clone()), HALF_FORWARD);
         let gradients = (decoded * tensors.get("vae.cotangent")).sum().backward();
-        assert_close("vae.grad_input.latents", host(latents.grad(&gradients).unwrap()), gradient);
+        assert_close("vae.grad_input.latents", host(latents.grad(&gradients).unwrap()), HALF_GRADIENT);
 
         let encoder = text_encoder(case, "text_encoder").in_format("text_encoder", format, None);
         let columns = tensors.shape("input_ids")[1];
         let ids: Vec<Vec<u32>> = tensors.values("input_ids").chunks(columns).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
-        assert_close("text_last_hidden_state", host(encoder.forward(&ids, &device()).last_hidden_state), forward);
+        assert_close("text_last_hidden_state", host(encoder.forward(&ids, &device()).last_hidden_state), HALF_FORWARD);
     }
 }
 
@@ -192,6 +208,11 @@ mod text_addition_tiny {
     #[test]
     fn golden_unet() {
         super::check_unet("text_addition_tiny");
+    }
+
+    #[test]
+    fn golden_half_precision() {
+        super::check_unet_in_half_precision("text_addition_tiny");
     }
 
     fn standard_deviation(values: &[f64]) -> f64 {

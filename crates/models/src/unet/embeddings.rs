@@ -107,7 +107,8 @@ impl AttentionPooling {
 
     /// `[b, tokens, d]` → `[b, 1, d]`.
     pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let class_token = tokens.clone().mean_dim(1) + self.positional_embedding.val().unsqueeze();
+        let position = self.positional_embedding.val().cast(tokens.dtype());
+        let class_token = tokens.clone().mean_dim(1) + position.unsqueeze();
         let all = Tensor::cat(vec![class_token.clone(), tokens], 1);
         let (q, k, v) = (self.q_proj.forward(class_token), self.k_proj.forward(all.clone()), self.v_proj.forward(all));
         attention(q, k, v, self.heads, Mask::None)
