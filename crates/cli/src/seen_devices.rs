@@ -34,7 +34,7 @@ pub const SEEN: [Seen; 3] = [
         driver: "lavapipe (Mesa 25.0.7), a software driver",
         formats: "f32",
         state: "smoke-tested",
-        what_ran: "golden cases of rewards, DDPO, DPO, LoRA, optimizer and pipelines; laws of the operations; cases of the doctor; no whole run",
+        what_ran: "golden cases of rewards, DDPO, DPO, LoRA, optimizer and pipelines; laws of the operations; cases of the doctor; sample (the PNG of the CPU to the byte), score, one update of SFT",
         largest_deviation: Some("9.1e-5"),
         date: "2026-11-28",
     },
