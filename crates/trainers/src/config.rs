@@ -269,7 +269,11 @@ impl TrainConfig {
             "model.gradient_checkpointing",
             "optimizer.adamw.moments",
         ];
-        let json = |config: &Self| serde_json::to_value(config).expect("a config is JSON");
+        // A section that is absent has its defaults.
+        let json = |config: &Self| {
+            let config = Self { vae: Some(config.vae.clone().unwrap_or_default()), ..config.clone() };
+            serde_json::to_value(config).expect("a config is JSON")
+        };
         // A key that an earlier version did not know has its default.
         let saved = serde_json::from_value(saved.clone()).map_or_else(|_| saved.clone(), |saved| json(&saved));
         let mut found = Vec::new();
@@ -354,6 +358,16 @@ impl TrainConfig {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn slices_may_change_on_resume_and_tiles_may_not() {
+        let saved = TrainConfig::with_steps(AlgorithmConfig::Ddpo(Default::default()), 10);
+        let json = serde_json::to_value(&saved).unwrap();
+        let with = |vae| TrainConfig { vae: Some(vae), ..saved.clone() }.differences(&json);
+        assert_eq!(with(VaeSection { slicing: true, ..Default::default() }), [""; 0]);
+        let tiled = with(VaeSection { tiling: "64".parse().unwrap(), ..Default::default() });
+        assert_eq!(tiled, ["vae.tiling is 64, but the run was started with false"]);
+    }
 
     #[test]
     fn differences_are_named_by_field() {
