@@ -11,6 +11,7 @@ mod evaluate;
 mod list;
 mod lora;
 mod policy_gradient;
+mod precision;
 mod profile;
 mod progress;
 mod refused;

@@ -2,14 +2,14 @@
 
 use burn::tensor::Device;
 
-#[allow(dead_code, reason = "the program lists devices too")]
+#[allow(dead_code, reason = "tests parse a name; the program also lists devices")]
 #[path = "../../crates/cli/src/device.rs"]
 mod named;
 
 /// The device.
 ///
 /// # Panics
-/// When there is no such device.
+/// When this machine has no device of that name.
 pub fn device() -> Device {
     let name = std::env::var("VP_DEVICE").unwrap_or_else(|_| "cpu".into());
     named::parse(&name).unwrap_or_else(|error| panic!("VP_DEVICE: {error:#}"))

@@ -43,7 +43,7 @@ pub const SEEN: [Seen; 3] = [
         driver: "none",
         formats: "",
         state: "compiles",
-        what_ran: "it links, starts, and says that there is no device",
+        what_ran: "it links and starts, and reports that no device was found",
         largest_deviation: None,
         date: "2026-11-28",
     },

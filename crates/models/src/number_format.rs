@@ -56,12 +56,6 @@ impl NumberFormat {
         }
     }
 
-    /// The relative error to expect of products on a device. Below [`epsilon`](Self::epsilon) nowhere; a GPU may give the factors of f32
-    /// products the 10 bits of TF32.
-    pub fn rounding(self, device: &Device) -> f64 {
-        if is_cpu(device) { self.epsilon() } else { self.epsilon().max(Self::F16.epsilon()) }
-    }
-
     /// Whether `device` computes in this format.
     ///
     /// # Errors

@@ -320,7 +320,10 @@ impl Component {
         let path = folder.join("config.json");
         fs::write(&path, config).map_err(|source| Error::Io { path: path.display().to_string(), source })?;
         let tensors = self.tensors.iter().map(|tensor| {
-            let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| tensor.values.to_data().try_to_vec().expect("parameters are f32"));
+            let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| {
+                // Frozen weights may have fewer bits.
+                tensor.values.to_data().convert::<f32>().try_to_vec().expect("converted to f32")
+            });
             (tensor.name.as_str(), tensor.shape.as_slice(), values)
         });
         Ok(save_safetensors(&folder.join(format!("{}.safetensors", self.stem)), tensors, &[], self.save_type)?)

@@ -161,7 +161,7 @@ impl Tiles {
         Self { size: size * downscale, stride: (size - overlap) * downscale, kept: size - overlap, blended: overlap }
     }
 
-    /// `network` over the tiles of `input` `[b, c, h, w]`, blended into one image; over the whole input if it is no larger than a tile.
+    /// `network` over the tiles of `input` `[b, c, h, w]`, blended into one image. An input that fits into a tile is taken whole.
     fn run(self, input: Tensor<4>, network: &impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
         let [_, _, height, width] = input.dims();
         if height <= self.size && width <= self.size {

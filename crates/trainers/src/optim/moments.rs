@@ -207,7 +207,7 @@ mod tests {
         values(&Quantized::new(tensor(of), map).values())
     }
 
-    /// Values over ten decades and more, in blocks whose sizes differ by decades too; some are 0. Their number is no multiple of a block's.
+    /// Values over ten decades and more, in blocks whose sizes differ by decades too; some are 0. Their number is not a multiple of the block size.
     fn wild(map: Map) -> Vec<f32> {
         let normal = Noise::new(7).normal_values(Purpose::PARAMETER_INIT, 1, 0, 3 * 5000);
         let values = normal.chunks(3).enumerate().map(|(i, draw)| {

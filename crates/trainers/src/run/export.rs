@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use vp_core::noise::{Noise, Purpose};
 use vp_evaluation::accuracy::Ranked;
 use vp_models::denoiser::Denoiser;
@@ -220,8 +220,9 @@ pub fn export_vae(folder: &ModelFolder, base: &AutoencoderKL, tuned: &Autoencode
 /// `(‖b − a‖², ‖a‖²)` over all parameters of two networks with the same parameters.
 pub fn distance<A: Module, B: Module>(a: &A, b: &B) -> (f64, f64) {
     let sum = |squares: Tensor<1>| f64::from(squares.sum().into_scalar::<f32>());
-    named_parameters(a)
-        .into_iter()
-        .zip(named_parameters(b))
-        .fold((0.0, 0.0), |(change, size), (a, b)| (change + sum((b.values - a.values.clone()).square()), size + sum(a.values.square())))
+    named_parameters(a).into_iter().zip(named_parameters(b)).fold((0.0, 0.0), |(change, size), (a, b)| {
+        // Frozen weights may have fewer bits on one side.
+        let [a, b] = [a.values, b.values].map(|values| values.cast(DType::F32));
+        (change + sum((b - a.clone()).square()), size + sum(a.square()))
+    })
 }

@@ -1,4 +1,5 @@
 use burn::module::Param;
+use burn::tensor::DType;
 use vp_core::run_dir::RunDir;
 
 use super::*;
@@ -61,6 +62,29 @@ fn a_gradient_that_is_not_finite_updates_nothing_and_is_named() {
     let (checkpoint, warnings) = newest_checkpoint(&dir.path().join("run"), &Device::flex());
     assert!(warnings.is_empty());
     assert_eq!(checkpoint.unwrap().state.cursor, Cursor { step: 0, micro: 0 });
+}
+
+/// A gradient that overflows with the loss's scale: the same update is made again with half of it, as often as that takes.
+#[test]
+fn an_update_whose_gradients_overflow_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let toy = Toy { weight: Param::from_data([0.0], &device), other: Param::from_data([1.0], &device) };
+    let journal = |_| Ok(Journal::new(RunDir::create(&dir.path().join("run"), "")?, Silent));
+    let settings = Settings { loss_scaling: true, ..settings(0) };
+    let mut run = Run::new(toy, settings, Start::default(), journal).unwrap();
+    // The gradient on its way through f16 is 1.5 times the scale: 98304 is beyond f16, half of that is not.
+    let steep = |run: &mut Run<Toy>| {
+        let loss = run.model.other.val().cast(DType::F16).cast(DType::F32) * 1.5;
+        run.backward(loss, vec![], &|_| None).unwrap()
+    };
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true }));
+    assert_eq!(steep(&mut run), None);
+    assert_eq!((run.updates(), other(&run)), (0, 1.0));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true }));
+    assert_eq!(steep(&mut run), Some(1));
+    assert_eq!(run.state.loss_scale.map(|scale| scale.scale()), Some(32768.0));
+    assert!(other(&run) < 1.0 && run.state.skipped == 0);
 }
 
 #[test]
