@@ -23,9 +23,8 @@ fn with_model<'a>(extra: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn models_that_are_none() {
     let prompt = ["-p", "a fox"];
-    sample_refused(&[&prompt[..], &["--model", "no/such/folder"]].concat(), &["no/such/folder", "no such folder"]);
-    sample_refused(&[&prompt[..], &["--model", "stable-diffusion-v1-5/stable-diffusion-v1-5"]].concat(), &["hub id", "--local-dir"]);
-    sample_refused(&[&prompt[..], &["--model", "Cargo.toml"]].concat(), &["a single file", "save_pretrained"]);
+    sample_refused(&[&prompt[..], &["--model", "no/such/folder"]].concat(), &["no/such/folder", "no such file or folder"]);
+    sample_refused(&[&prompt[..], &["--model", "Cargo.toml"]].concat(), &["neither a safetensors file nor a PyTorch checkpoint"]);
     sample_refused(&[&prompt[..], &["--model", "crates"]].concat(), &["model_index.json"]);
 }
 

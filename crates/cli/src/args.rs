@@ -5,7 +5,9 @@ mod dataset;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use vp_models::pipeline::ModelOptions;
 use vp_models::vae::Tiling;
+use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
@@ -178,9 +180,12 @@ impl From<TrainRewardArgs> for TrainArgs {
     after_help = "Examples:\n  visionprefer sample --model ./sd15 -p \"a red fox in the snow\" -n blurry --steps 25 -g 7.5 -s 42 -o out\n  visionprefer sample --model ./sd15 --prompts prompts.txt --num-images 4 --scheduler ddim"
 )]
 pub struct SampleArgs {
-    /// A diffusers folder, or the model inside this program
-    #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
+    /// A diffusers folder, a single-file checkpoint, a hub id (ORG/NAME[@REVISION]), or the model inside this program
+    #[arg(long, value_name = "MODEL", default_value = embedded::SHAPES)]
     pub model: PathBuf,
+    /// What is said of the model's files.
+    #[command(flatten)]
+    pub files: ModelArgs,
     /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
     pub loras: Vec<LoraArg>,
@@ -247,6 +252,29 @@ pub struct SampleArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+}
+
+/// What is said of a model's files beyond its path.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct ModelArgs {
+    /// Another autoencoder: a file, or a folder with its config
+    #[arg(long, value_name = "FILE|DIR")]
+    pub vae: Option<PathBuf>,
+    /// For a single-file checkpoint: a diffusers folder whose configs and tokenizers fit it [default: what its tensors say]
+    #[arg(long, value_name = "DIR")]
+    pub model_config: Option<PathBuf>,
+    /// Take the averaged (EMA) weights of the UNet
+    #[arg(long)]
+    pub ema: bool,
+    /// What the UNet predicts, epsilon or v_prediction, where the files do not say or say it wrongly
+    #[arg(long, value_name = "NAME", value_parser = word::<PredictionType>)]
+    pub prediction_type: Option<PredictionType>,
+}
+
+impl From<&ModelArgs> for ModelOptions {
+    fn from(args: &ModelArgs) -> Self {
+        Self { vae: args.vae.clone(), config: args.model_config.clone(), ema: args.ema, prediction_type: args.prediction_type }
+    }
 }
 
 /// A word of a config as an argument.
@@ -319,9 +347,12 @@ pub struct ReportArgs {
     after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nTo continue an evaluation that was stopped, give the same command again."
 )]
 pub struct EvaluateArgs {
-    /// The base model: a diffusers folder, or the model that is part of this program
-    #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
+    /// The base model: a diffusers folder, a single-file checkpoint, a hub id, or the model that is part of this program
+    #[arg(long, value_name = "MODEL", default_value = embedded::SHAPES)]
     pub base: PathBuf,
+    /// What is said of the base model's files.
+    #[command(flatten)]
+    pub files: ModelArgs,
     /// A tuned model (repeatable)
     #[arg(long, value_name = "DIR")]
     pub tuned: Vec<PathBuf>,
@@ -400,38 +431,43 @@ impl std::str::FromStr for LoraArg {
 #[derive(Debug, ClapArgs)]
 #[command(
     group = clap::ArgGroup::new("what").required(true).multiple(true).args(["merge", "half", "format"]),
-    after_help = "Examples:\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --merge -o ./sd15-tuned\n  visionprefer export --model ./sd15 --lora from-the-web.safetensors --format diffusers -o pytorch_lora_weights.safetensors"
+    after_help = "Examples:\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --merge -o ./sd15-tuned\n  visionprefer export --model ./sd15 --lora runs/mine/lora.safetensors --format ldm --half -o sd15-tuned.safetensors\n  visionprefer export --model ./sd15 --lora from-the-web.safetensors --format diffusers -o pytorch_lora_weights.safetensors"
 )]
 pub struct ExportArgs {
-    /// The diffusers folder that the LoRA was made for
-    #[arg(long, value_name = "DIR")]
+    /// The model that the LoRA was made for: a diffusers folder, a single-file checkpoint or a hub id
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge)
-    #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required_unless_present = "half")]
+    /// What is said of the model's files.
+    #[command(flatten)]
+    pub files: ModelArgs,
+    /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge and --format ldm)
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required_unless_present_any = ["half", "format"])]
     pub loras: Vec<LoraArg>,
     /// Write a diffusers folder with the LoRAs added to its weights
     #[arg(long, requires = "loras")]
     pub merge: bool,
-    /// Write the diffusers folder in half precision, with LoRAs added where --merge names any
+    /// Write in half precision, with LoRAs added where --merge names any
     #[arg(long)]
     pub half: bool,
-    /// Write the LoRA in another format
-    #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["merge", "half"])]
-    pub format: Option<LoraFormat>,
+    /// Write the LoRA in another format, or with `ldm` the whole model, LoRAs added, as one file for A1111 and ComfyUI
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "merge")]
+    pub format: Option<ExportFormat>,
     /// A new folder with --merge, a new file with --format
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
 }
 
-/// How a LoRA file names its tensors.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LoraFormat {
+/// How a file names its tensors: three of LoRAs, one of whole models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
     /// `lora_unet_…lora_down.weight`, with alpha: sd-scripts, A1111, ComfyUI
     Kohya,
     /// `unet.….lora.down.weight`: diffusers
     Diffusers,
     /// `unet.….lora_A.weight`: PEFT
     Peft,
+    /// `model.diffusion_model.…`: a whole model in one file, as A1111 and ComfyUI read it
+    Ldm,
 }
 
 /// `list`.

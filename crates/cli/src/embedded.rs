@@ -8,6 +8,7 @@ use vp_core::atomic::temporary_beside;
 use vp_rewards::RewardConfig;
 use vp_shapes::Split;
 
+use crate::hub;
 use crate::shapes_dataset::ShapesDataset;
 use crate::shard::Shard;
 
@@ -20,10 +21,11 @@ pub const SHAPES_CAPTIONED: &str = "embedded:shapes/captioned";
 /// The guidance scale at which the embedded model draws best.
 pub const GUIDANCE_SCALE: f64 = 3.0;
 
-/// The folder that `path` names: itself, or for [`SHAPES`] the embedded model, unpacked into the user's cache.
+/// The folder or file that `path` names: itself, for [`SHAPES`] the embedded model, unpacked into the user's cache, or a model of the hub,
+/// downloaded into the hub's cache.
 ///
 /// # Errors
-/// When `path` names an embedded model that this binary does not have, or the cache cannot be written.
+/// When `path` names an embedded model that this binary does not have or a model that the hub does not give, or a cache cannot be written.
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     match path.to_str() {
         Some(SHAPES) => unpack().with_context(|| SHAPES.to_string()),
@@ -32,7 +34,7 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
         Some(other) if other.starts_with("embedded:") => {
             bail!("{other}: nothing of this name is embedded (known: {SHAPES}, {SHAPES_VP_SCORE}, {SHAPES_CAPTIONED})")
         }
-        _ => Ok(path.to_path_buf()),
+        _ => hub::resolve(path),
     }
 }
 

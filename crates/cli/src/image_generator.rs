@@ -8,7 +8,7 @@ use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::merge_file;
-use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Request, Trainable};
+use vp_models::pipeline::{LoadedDenoiser, ModelFolder, ModelOptions, Pipeline, Request, Trainable};
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::args::LoraArg;
@@ -32,6 +32,8 @@ pub struct Sampling<'a> {
     pub steps: usize,
     /// Every guidance scale that will be asked for.
     pub guidance_scales: &'a [f64],
+    /// What is said of the model's files.
+    pub files: ModelOptions,
 }
 
 /// What one image is drawn from.
@@ -46,12 +48,13 @@ pub struct ImageRequest<'a> {
 }
 
 impl ImageGenerator {
-    /// Loads a diffusers folder and adds LoRAs to its weights.
+    /// Loads a model and adds LoRAs to its weights.
     ///
     /// # Errors
     /// When a file is missing or damaged, or when the model cannot be sampled with such steps and guidance scales.
     pub fn open(path: &Path, loras: &[LoraArg], sampling: &Sampling<'_>, device: &Device) -> anyhow::Result<Self> {
-        let folder = ModelFolder::open(&embedded::resolve(path)?).with_context(|| format!("model {}", path.display()))?;
+        let folder = ModelFolder::open_with(&embedded::resolve(path)?, sampling.files.clone())
+            .with_context(|| format!("model {}", path.display()))?;
         let size = folder.default_size();
         sampling.guidance_scales.iter().try_for_each(|scale| folder.check(size, *scale))?;
         let sampler = build_sampler(&folder.scheduler_config, None, sampling.steps, 0.0)?;

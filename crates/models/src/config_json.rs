@@ -7,6 +7,12 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// The largest height and width of images and latents, in pixels. Larger ones are slips: their attention alone would need terabytes.
+pub const MAX_SIDE: usize = 16384;
+
+/// The state that diffusers' `EMAModel.save_pretrained` writes into a network's config.
+const EMA: [&str; 7] = ["decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"];
+
 /// A JSON object whose fields are taken one by one; what is left over at the end is an error.
 #[derive(Debug)]
 pub struct ConfigJson {
@@ -80,12 +86,28 @@ impl ConfigJson {
         }
     }
 
+    /// A height and width, given as one number for both or as a pair. At most [`MAX_SIDE`] each.
+    pub(crate) fn take_size(&mut self, field: &str) -> Result<Option<[usize; 2]>> {
+        let Some(value) = self.take_optional::<Value>(field)? else { return Ok(None) };
+        let sides = match value.as_array() {
+            Some(pair) if pair.len() == 2 => [pair[0].as_u64(), pair[1].as_u64()],
+            _ => [value.as_u64(); 2],
+        };
+        match sides {
+            [Some(height), Some(width)] if [height, width].iter().all(|side| (1..=MAX_SIDE as u64).contains(side)) => {
+                Ok(Some([height as usize, width as usize]))
+            }
+            _ => Err(self.error(format!("{field} = {value}, expected a whole number from 1 to {MAX_SIDE}, or two of them"))),
+        }
+    }
+
     /// # Errors
-    /// On a field that was not taken: its meaning is unknown, so the network would be a guess. Names with a leading underscore
-    /// are diffusers' own bookkeeping.
+    /// On a field that was not taken and has a value: its meaning is unknown, so the network would be a guess. Names with a leading
+    /// underscore are diffusers' own bookkeeping, and [`EMA`] is that of its averages.
     pub(crate) fn finish(self) -> Result<()> {
+        let unknown = |name: &str, value: &Value| !name.starts_with('_') && !EMA.contains(&name) && !value.is_null();
         let left: Vec<String> =
-            self.fields.iter().filter(|(name, _)| !name.starts_with('_')).map(|(name, value)| format!("{name} = {value}")).collect();
+            self.fields.iter().filter(|(name, value)| unknown(name, value)).map(|(name, value)| format!("{name} = {value}")).collect();
         if left.is_empty() {
             Ok(())
         } else {

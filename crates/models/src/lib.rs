@@ -12,6 +12,7 @@ mod error;
 mod family;
 mod gradient_checkpointing;
 pub mod layers;
+pub mod ldm;
 pub mod lora;
 pub mod number_format;
 pub mod parameters;

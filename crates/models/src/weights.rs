@@ -1,16 +1,18 @@
 //! Tensors in files: safetensors (single, sharded, fp16 variants) and PyTorch's zip-pickle, read without executing anything.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use pytorch_reader::{DType as TorchDType, PytorchReader};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use vp_core::atomic;
+
+mod pickle;
+mod pytorch;
 
 /// A fault of a checkpoint on disk.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,15 @@ pub enum LoadError {
         /// The files that would do, all alternatives.
         expected: String,
     },
+    /// The weights were saved while LoRAs were attached to the network.
+    #[error(
+        "{path}: saved with LoRA adapters attached (base_layer, lora_A), and the file does not say whether they are merged already; in Python \
+         call unload_lora_weights() before save_pretrained(), or pass the base model and the LoRA file"
+    )]
+    AdaptersAttached {
+        /// The path of the file.
+        path: String,
+    },
     /// The tensors are not those of the network.
     #[error(
         "{path} does not fit the network its config describes:{}{}{}",
@@ -67,8 +78,16 @@ pub enum LoadError {
     },
 }
 
+/// How many names of one kind an error shows.
+const SHOWN: usize = 4;
+
 fn listed(what: &str, names: &[String]) -> String {
-    if names.is_empty() { String::new() } else { format!("\n  {} {what}: {}", names.len(), names.join(", ")) }
+    if names.is_empty() {
+        return String::new();
+    }
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    let more = if names.len() > SHOWN { format!(", … and {} more", names.len() - SHOWN) } else { String::new() };
+    format!("\n  {} {what}: {shown}{more}", names.len())
 }
 
 /// The tensors of a checkpoint by name. Their values are read only when they are asked for.
@@ -83,13 +102,25 @@ pub struct Weights {
 #[derive(Debug, Clone)]
 pub struct Stored {
     shape: Vec<usize>,
+    view: View,
     source: Source,
+}
+
+/// What of the values in a file a tensor is.
+#[derive(Debug, Clone, Copy)]
+enum View {
+    /// All of them.
+    Whole,
+    /// The rows from `first` on, of a tensor that has `of` rows.
+    Rows { first: usize, of: usize },
+    /// Those of a matrix, columns first.
+    Transposed,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
     Safetensors { path: PathBuf, dtype: Dtype, start: u64, len: usize },
-    Pytorch { path: PathBuf, tensor: pytorch_reader::Tensor },
+    Pytorch { path: PathBuf, tensor: pytorch::StoredTensor },
 }
 
 impl Weights {
@@ -110,19 +141,44 @@ impl Weights {
             [.., b'{'] if read == 9 => Self::open_safetensors(path),
             // A zip archive, or a bare pickle (protocol 2 and up).
             [b'P', b'K', ..] | [0x80, ..] => Self::open_pytorch(path),
+            [b'G', b'G', b'U', b'F', ..] => {
+                Err(corrupt(path, "a GGUF file (quantised weights), which is not read; expected the same model as .safetensors or .ckpt"))
+            }
             _ => Err(corrupt(path, "neither a safetensors file nor a PyTorch checkpoint (or cut short in its first bytes)")),
         }
     }
 
-    /// The weights of a component of a diffusers folder: `stem.safetensors`, its sharded index, or the `fp16` variants of both.
+    /// The weights of a component of a folder that diffusers or transformers wrote, by the [file](component_file) that holds them. What
+    /// `torch.compile` and `DataParallel` put before names is taken off.
     ///
     /// # Errors
-    /// When there is none, and as [`open`](Self::open).
+    /// When there is none, when LoRAs are attached to it, and as [`open`](Self::open).
     pub fn open_component(folder: &Path, stem: &str) -> Result<Self, LoadError> {
-        let looked_for = component_files(stem);
-        match looked_for.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-            Some(path) => Self::open(&path),
-            None => Err(LoadError::NoWeights { folder: folder.display().to_string(), looked_for }),
+        let mut weights = Self::open(&component_file(folder, stem)?)?;
+        weights.unwrap_names();
+        if weights.names().any(|name| name.contains(".base_layer.") || name.contains(".lora_A.")) {
+            return Err(LoadError::AdaptersAttached { path: weights.origin });
+        }
+        Ok(weights)
+    }
+
+    /// Whether names in a file have what [`open_component`](Self::open_component) takes off.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn has_wrapped_names(path: &Path) -> Result<bool, LoadError> {
+        let weights = Self::open(path)?;
+        let mut names = weights.names();
+        Ok(names.any(|name| name.contains("_orig_mod.") || name.starts_with("module.")))
+    }
+
+    /// Takes off what `torch.compile` (`_orig_mod.`, at every compiled network) and `DataParallel` (`module.`, before all) put into names.
+    pub(crate) fn unwrap_names(&mut self) {
+        if self.names().any(|name| name.contains("_orig_mod.")) {
+            self.rename(|name| name.replace("_orig_mod.", ""));
+        }
+        while !self.is_empty() && self.names().all(|name| name.starts_with("module.")) {
+            self.rename(|name| name["module.".len()..].into());
         }
     }
 
@@ -132,7 +188,7 @@ impl Weights {
             let (start, end) = info.data_offsets;
             let source =
                 Source::Safetensors { path: path.to_path_buf(), dtype: info.dtype, start: (header + start) as u64, len: end - start };
-            (name, Stored { shape: info.shape.clone(), source })
+            (name, Stored { shape: info.shape.clone(), view: View::Whole, source })
         });
         let (tensors, origin) = (tensors.collect(), path.display().to_string());
         Ok(Self { origin, tensors, metadata: metadata.metadata().clone().unwrap_or_default() })
@@ -164,12 +220,14 @@ impl Weights {
     }
 
     fn open_pytorch(path: &Path) -> Result<Self, LoadError> {
-        let reader = PytorchReader::new(path).map_err(|e| corrupt(path, &e.to_string()))?;
-        let tensors = reader.into_tensors().into_iter().map(|(name, tensor)| {
-            let stored = Stored { shape: tensor.shape().to_vec(), source: Source::Pytorch { path: path.to_path_buf(), tensor } };
-            (name, stored)
+        let tensors = pytorch::open(path)?.into_iter().map(|(name, tensor)| {
+            let (shape, source) = (tensor.shape.clone(), Source::Pytorch { path: path.to_path_buf(), tensor });
+            (name, Stored { shape, view: View::Whole, source })
         });
-        Ok(Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() })
+        let mut weights = Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() };
+        // A trainer's file has the weights beside its own state.
+        let inner = weights.split_off("state_dict.");
+        Ok(if inner.is_empty() { weights } else { inner })
     }
 
     /// The path of the file these came from.
@@ -182,6 +240,11 @@ impl Weights {
         &self.metadata
     }
 
+    /// The tensors not taken yet, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Stored)> {
+        self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
+    }
+
     /// The names of the tensors not taken yet, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -192,6 +255,11 @@ impl Weights {
         self.tensors.into_keys()
     }
 
+    /// A tensor not taken yet.
+    pub fn get(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name)
+    }
+
     /// The shape of a tensor not taken yet.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(Stored::shape)
@@ -200,6 +268,34 @@ impl Weights {
     /// Removes a tensor from this collection and returns it, if it is there.
     pub fn take(&mut self, name: &str) -> Option<Stored> {
         self.tensors.remove(name)
+    }
+
+    /// Keeps the tensors whose names `keep` is true for.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| keep(name));
+    }
+
+    /// Replaces a tensor by equal parts of its rows, one for each of `parts`, if it is there and can be divided so.
+    pub fn split_rows(&mut self, name: &str, parts: &[String]) {
+        let Some(whole) = self.tensors.get(name).filter(|whole| whole.shape.first().is_some_and(|rows| rows % parts.len() == 0)) else {
+            return;
+        };
+        let (whole, count) = (whole.clone(), whole.shape[0] / parts.len());
+        self.tensors.remove(name);
+        for (i, part) in parts.iter().enumerate() {
+            let shape = [&[count], &whole.shape[1..]].concat();
+            let view = View::Rows { first: i * count, of: whole.shape[0] };
+            self.tensors.insert(part.clone(), Stored { shape, view, ..whole.clone() });
+        }
+    }
+
+    /// Lets a matrix `[a, b]` pass for its transpose `[b, a]`.
+    pub fn transpose(&mut self, name: &str) {
+        if let Some(stored) = self.tensors.get_mut(name)
+            && let [rows, columns] = stored.shape[..]
+        {
+            (stored.shape, stored.view) = (vec![columns, rows], View::Transposed);
+        }
     }
 
     /// Renames every tensor. The new names must differ from each other: of two tensors with one name, one is lost.
@@ -252,36 +348,60 @@ impl Stored {
         &self.shape
     }
 
+    /// Its element type in the file.
+    fn dtype(&self) -> Dtype {
+        match &self.source {
+            Source::Safetensors { dtype, .. } => *dtype,
+            Source::Pytorch { tensor, .. } => tensor.dtype,
+        }
+    }
+
+    /// Whether the file has it in a float type.
+    pub fn is_float(&self) -> bool {
+        Float::of(self.dtype()).is_some()
+    }
+
+    /// Whether the file has it in half precision (IEEE binary16).
+    pub fn is_half(&self) -> bool {
+        self.dtype() == Dtype::F16
+    }
+
     /// Reads the values as f32, whatever float type the file has.
     ///
     /// # Errors
     /// When the file cannot be read or the tensor is not of a float type.
     pub fn read(&self) -> Result<Vec<f32>, LoadError> {
-        match &self.source {
-            Source::Safetensors { path, dtype, start, len } => {
+        let values = self.read_whole()?;
+        Ok(match self.view {
+            View::Whole => values,
+            View::Rows { first, of } => {
+                let row = values.len() / of;
+                values[first * row..(first + self.shape[0]) * row].to_vec()
+            }
+            View::Transposed => {
+                let (rows, columns) = (self.shape[1], self.shape[0]);
+                (0..columns)
+                    .flat_map(|column| (0..rows).map(move |row| (row, column)))
+                    .map(|(row, column)| values[row * columns + column])
+                    .collect()
+            }
+        })
+    }
+
+    fn read_whole(&self) -> Result<Vec<f32>, LoadError> {
+        let (Source::Safetensors { path, .. } | Source::Pytorch { path, .. }) = &self.source;
+        let float = Float::of(self.dtype())
+            .ok_or_else(|| corrupt(path, &format!("holds a tensor of type {:?} where floats are expected", self.dtype())))?;
+        let bytes = match &self.source {
+            Source::Safetensors { path, start, len, .. } => {
                 let mut bytes = vec![0; *len];
                 let mut file = File::open(path).map_err(io(path))?;
                 file.seek(SeekFrom::Start(*start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
-                let kind = match dtype {
-                    Dtype::F64 => Float::F64,
-                    Dtype::F32 => Float::F32,
-                    Dtype::F16 => Float::F16,
-                    Dtype::BF16 => Float::BF16,
-                    other => return Err(corrupt(path, &format!("holds a tensor of type {other:?} where floats are expected"))),
-                };
-                Ok(kind.widen(&bytes))
+                bytes
             }
-            Source::Pytorch { path, tensor } => {
-                let kind = match tensor.dtype() {
-                    TorchDType::F64 => Float::F64,
-                    TorchDType::F32 => Float::F32,
-                    TorchDType::F16 => Float::F16,
-                    TorchDType::BF16 => Float::BF16,
-                    other => return Err(corrupt(path, &format!("{} is of type {other:?} where floats are expected", tensor.name))),
-                };
-                Ok(kind.widen(&tensor.read().map_err(io(path))?))
-            }
-        }
+            Source::Pytorch { path, tensor } => tensor.read().map_err(io(path))?,
+        };
+        Ok(float.widen(&bytes))
     }
 }
 
@@ -294,6 +414,16 @@ enum Float {
 }
 
 impl Float {
+    fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F64 => Some(Self::F64),
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
     fn widen(self, bytes: &[u8]) -> Vec<f32> {
         fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
             bytes.chunks_exact(N).map(|chunk| f(chunk.try_into().expect("chunks are exact"))).collect()
@@ -310,6 +440,60 @@ impl Float {
 /// The names a component's weights may have, in the order they are looked for.
 pub fn component_files(stem: &str) -> Vec<String> {
     ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"].map(|end| format!("{stem}.{end}")).into()
+}
+
+/// The file with the weights of a component, `stem` being `diffusion_pytorch_model` or `model`, as [`chosen_weights`] chooses it.
+///
+/// # Errors
+/// When there is none, or several variants of which none is to be preferred.
+pub fn component_file(folder: &Path, stem: &str) -> Result<PathBuf, LoadError> {
+    let entries = std::fs::read_dir(folder).map_err(io(folder))?;
+    let files: BTreeSet<String> = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
+    match chosen_weights(&files, stem) {
+        Ok(Some(name)) => Ok(folder.join(name)),
+        Ok(None) => {
+            let looked_for = [format!("{stem}.safetensors"), format!("{}.bin", bin_stem(stem))];
+            let looked_for = looked_for.into_iter().chain(["their .index.json and variants such as .fp16".into()]).collect();
+            Err(LoadError::NoWeights { folder: folder.display().to_string(), looked_for })
+        }
+        Err(variants) => Err(corrupt(folder, &format!("weights in several variants ({variants}) and none without; keep one"))),
+    }
+}
+
+fn bin_stem(stem: &str) -> &str {
+    if stem == "model" { "pytorch_model" } else { stem }
+}
+
+/// Which of a folder's files has the weights of a component, if any: safetensors before PyTorch's `.bin`, whole or by the index of its
+/// shards, without a variant before `fp16` before any other (`model.VARIANT.safetensors`).
+///
+/// # Errors
+/// The variants, when there are several, none without and none of `fp16`.
+pub fn chosen_weights(files: &BTreeSet<String>, stem: &str) -> Result<Option<String>, String> {
+    for (stem, kind) in [(stem, "safetensors"), (bin_stem(stem), "bin")] {
+        let plain = [format!("{stem}.{kind}"), format!("{stem}.{kind}.index.json")];
+        if let Some(name) = plain.into_iter().find(|name| files.contains(name)) {
+            return Ok(Some(name));
+        }
+        let variants: Vec<(&String, &str)> = files.iter().filter_map(|file| Some((file, variant(file, stem, kind)?))).collect();
+        if let Some((file, _)) = variants.iter().find(|(_, variant)| *variant == "fp16") {
+            return Ok(Some((*file).clone()));
+        }
+        match &variants[..] {
+            [] => {}
+            [(file, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => return Ok(Some((*file).clone())),
+            several => return Err(several.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")),
+        }
+    }
+    Ok(None)
+}
+
+/// The variant of a file of weights, `fp16` of `stem.fp16.safetensors` and `stem.safetensors.index.fp16.json`. A shard is not one.
+fn variant<'a>(file: &'a str, stem: &str, kind: &str) -> Option<&'a str> {
+    let rest = file.strip_prefix(stem)?.strip_prefix('.')?;
+    let whole = rest.strip_suffix(kind).and_then(|rest| rest.strip_suffix('.'));
+    let index = || rest.strip_prefix(kind)?.strip_prefix(".index.")?.strip_suffix(".json");
+    whole.or_else(index).filter(|variant| !variant.is_empty() && !variant.contains('.') && !variant.contains("-of-"))
 }
 
 /// The header of a safetensors file (where its data begins, and what it holds), checked against the file's length.

@@ -2,7 +2,7 @@
 //! [`AlgorithmConfig`](crate::config::AlgorithmConfig) is the table of all algorithms.
 
 use vp_models::denoiser::Denoiser;
-use vp_models::pipeline::{LoadedDenoiser, Trainable};
+use vp_models::pipeline::{LoadedDenoiser, ModelOptions, Trainable};
 
 use crate::Error;
 use crate::config::{Section, TrainConfig};
@@ -152,6 +152,9 @@ impl Driver<'_> {
         }
         if matches!(self, Self::Rankings(_)) && config.model.size.is_some() {
             findings.push(format!("model.size is not used by [algo.{name}]; remove it"));
+        }
+        if matches!(self, Self::Rankings(_)) && config.model.files() != ModelOptions::default() {
+            findings.push(format!("model.vae, config, ema and prediction_type are not used by [algo.{name}]; remove them"));
         }
         if !config.model.initialize {
             return;

@@ -10,10 +10,10 @@ use vp_data::OnProblem;
 use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::Lora;
-use vp_models::pipeline::LoadedDenoiser;
+use vp_models::pipeline::{LoadedDenoiser, ModelOptions};
 use vp_models::vae::{Splitting, Tiling};
 use vp_models::{GradientCheckpointing, NumberFormat};
-use vp_schedulers::{SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
+use vp_schedulers::{PredictionType, SchedulerConfig, SchedulerEntry, TimestepSpacing, by_name, known_names};
 
 use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
@@ -84,8 +84,22 @@ pub struct RunSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A diffusers folder; for `[algo.reward_model]`, the reward model to start from.
+    /// A diffusers folder, a single-file checkpoint (`.safetensors`, `.ckpt`) or a hub id (`ORG/NAME[@REVISION]`); for
+    /// `[algo.reward_model]`, the reward model to start from.
     pub path: PathBuf,
+    /// Another autoencoder: a file, or a folder with its config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
+    /// For a single-file checkpoint, a diffusers folder whose configs and tokenizers fit it; absent: what its tensors and the published
+    /// models say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// Whether the averaged (EMA) weights of the denoiser are taken (false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ema: bool,
+    /// What the denoiser predicts, `epsilon` or `v_prediction`, where the files do not say or say it wrongly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction_type: Option<PredictionType>,
     /// Image height and width in pixels; absent: the model's own.
     pub size: Option<[usize; 2]>,
     /// Regular expression over parameter names. The parameters that match train directly, and `[lora]` is switched off. Absent: a LoRA
@@ -104,6 +118,12 @@ pub struct ModelSection {
 }
 
 impl ModelSection {
+    /// What is said of the model's files.
+    pub fn files(&self) -> ModelOptions {
+        let Self { vae, config, ema, prediction_type, .. } = self.clone();
+        ModelOptions { vae, config, ema, prediction_type }
+    }
+
     /// The number format of the networks on `device`.
     ///
     /// # Errors

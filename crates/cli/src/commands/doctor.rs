@@ -1,6 +1,5 @@
 //! `doctor`: what this program is and sees, and whether a device computes rightly.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -11,6 +10,7 @@ use vp_models::number_format::is_cpu;
 use crate::args::DoctorArgs;
 use crate::device_check::{CASES, Case, Outcome, Verdict};
 use crate::failure::Failure;
+use crate::memory::Memory;
 use crate::terminal::print;
 use crate::{device, embedded, listing};
 
@@ -110,12 +110,6 @@ struct Surroundings {
     caches: Vec<PathBuf>,
 }
 
-/// In bytes.
-struct Memory {
-    total: u64,
-    available: u64,
-}
-
 impl Surroundings {
     fn look() -> Self {
         let compiled = device::describe().filter(|device| device.compiled && device.add_with.is_some());
@@ -124,7 +118,7 @@ impl Surroundings {
         Self {
             features: embedded.into_iter().chain(backends).collect(),
             cores: std::thread::available_parallelism().ok().map(usize::from),
-            memory: std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory),
+            memory: Memory::look(),
             caches: vec![embedded::cache(), embedded::cache().with_file_name("cubecl")],
         }
     }
@@ -164,13 +158,6 @@ impl Surroundings {
     }
 }
 
-/// `MemTotal` and `MemAvailable` of Linux's `/proc/meminfo`, which are in KiB.
-fn memory(meminfo: &str) -> Option<Memory> {
-    let fields: BTreeMap<&str, &str> = meminfo.lines().filter_map(|line| line.split_once(':')).collect();
-    let bytes = |name: &str| Some(fields.get(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
-    Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,12 +188,5 @@ mod tests {
         let outcome = Outcome { verdict: Verdict::Wrong { deviation: f64::INFINITY, tensor: "k".into() }, ..outcome };
         let json: serde_json::Value = serde_json::from_str(&json_line("vulkan", &outcome)).unwrap();
         assert!(json["deviation"].is_null() && json["verdict"] == "wrong", "{json}");
-    }
-
-    #[test]
-    fn memory_is_read_in_bytes() {
-        let memory = memory("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n").unwrap();
-        assert_eq!((memory.total, memory.available), (1 << 20, 1 << 19));
-        assert!(super::memory("MemTotal: 1024 kB\n").is_none());
     }
 }

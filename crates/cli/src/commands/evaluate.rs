@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, read_prompts, write_png};
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
-use vp_models::pipeline::ModelFolder;
+use vp_models::pipeline::{ModelFolder, ModelOptions};
 use vp_trainers::run::checkpoint::{checksum, fingerprint};
 
 use self::journal::{Journal, PromptResult};
@@ -99,7 +99,8 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
     for side in &sides {
         match &side.source {
             Source::Model(path, _) => {
-                let folder = ModelFolder::open(&embedded::resolve(path)?).with_context(|| format!("model {}", path.display()))?;
+                let folder = ModelFolder::open_with(&embedded::resolve(path)?, args.files_of(path));
+                let folder = folder.with_context(|| format!("model {}", path.display()))?;
                 folder.check(folder.default_size(), guidance_scale)?;
             }
             Source::Images(folder) => drop(entries(folder)?),
@@ -115,7 +116,7 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
     if args.strict && !leaks.is_empty() {
         bail!("--strict: {} of {} prompts are near-duplicates of training prompts", leaks.len(), held_out.len());
     }
-    let checksums = checksums(&sides)?;
+    let checksums = checksums(&args, &sides)?;
     Ok(EvaluationPlan { args, sides, prompts, guidance_scale, leaks, training, checksums })
 }
 
@@ -147,12 +148,15 @@ fn sides(args: &EvaluateArgs) -> anyhow::Result<Vec<Side>> {
 }
 
 /// The checksums of the weights of every side.
-fn checksums(sides: &[Side]) -> anyhow::Result<BTreeMap<String, String>> {
+fn checksums(args: &EvaluateArgs, sides: &[Side]) -> anyhow::Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for side in sides {
         let Source::Model(path, loras) = &side.source else { continue };
-        let files = fingerprint(&embedded::resolve(path)?)?.into_iter().filter(|(file, _)| file.ends_with(".safetensors"));
+        let files = fingerprint(&embedded::resolve(path)?)?.into_iter().filter(|(file, _)| is_weights(file));
         found.extend(files.map(|(file, sum)| (format!("{}: {file}", side.name), sum)));
+        if let Some(vae) = &args.files_of(path).vae {
+            found.extend(fingerprint(vae)?.into_iter().map(|(file, sum)| (format!("{}: vae {file}", side.name), sum)));
+        }
         for lora in loras {
             let bytes = std::fs::read(&lora.path).with_context(|| format!("read {}", lora.path.display()))?;
             found.insert(format!("{}: {}", side.name, lora.path.display()), checksum(&bytes));
@@ -170,6 +174,10 @@ fn checksums_of_rewards(rewards: &[NamedReward]) -> anyhow::Result<BTreeMap<Stri
         }
     }
     Ok(found)
+}
+
+fn is_weights(file: &str) -> bool {
+    [".safetensors", ".ckpt", ".bin"].iter().any(|end| file.ends_with(end))
 }
 
 fn stem(path: impl AsRef<Path>) -> String {
@@ -210,7 +218,9 @@ impl EvaluationPlan {
             Source::Images(path) => path.display().to_string(),
             Source::Model(path, loras) => {
                 let loras = loras.iter().map(|lora| format!(" + {} x {}", lora.path.display(), lora.weight));
-                path.display().to_string() + &loras.collect::<String>()
+                let files = self.args.files_of(path);
+                let files = if files == ModelOptions::default() { String::new() } else { format!(" {files:?}") };
+                path.display().to_string() + &loras.collect::<String>() + &files
             }
         };
         json!({
@@ -222,6 +232,13 @@ impl EvaluationPlan {
             "rewards": rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>(),
             "checksums": self.checksums,
         })
+    }
+}
+
+impl EvaluateArgs {
+    /// What is said of the files of the model at `path`: that holds for the base.
+    fn files_of(&self, path: &Path) -> ModelOptions {
+        if path == self.base { (&self.files).into() } else { ModelOptions::default() }
     }
 }
 
@@ -239,7 +256,8 @@ impl Evaluation<'_> {
         say(format_args!("{}: {} prompts", side.name, open.len()));
         let mut source = match &side.source {
             Source::Model(path, loras) => {
-                let sampling = Sampling { steps: plan.args.steps, guidance_scales: &[plan.guidance_scale] };
+                let sampling =
+                    Sampling { steps: plan.args.steps, guidance_scales: &[plan.guidance_scale], files: plan.args.files_of(path) };
                 Pictures::Drawn(Box::new(ImageGenerator::open(path, loras, &sampling, device)?))
             }
             Source::Images(folder) => Pictures::There(entries(folder)?),

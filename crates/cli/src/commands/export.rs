@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use vp_models::lora::{Dialect, LoraWeights};
-use vp_models::pipeline::{Component, ModelFolder, Pipeline};
+use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
 use vp_models::weights::SaveType;
 
-use crate::args::{ExportArgs, LoraArg, LoraFormat};
+use crate::args::{ExportArgs, ExportFormat, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::with_loras;
 use crate::terminal::say;
@@ -17,11 +17,12 @@ use crate::{device, embedded};
 /// The top-level entry point for `export`.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
     let device = device::parse("cpu")?;
-    let folder = ModelFolder::open(&embedded::resolve(&args.model)?)?;
+    let folder = ModelFolder::open_with(&embedded::resolve(&args.model)?, (&args.files).into())?;
     if args.output.exists() {
         return Err(anyhow::anyhow!("--output {}: it exists already; name a new one", args.output.display()).into());
     }
     match args.format {
+        Some(ExportFormat::Ldm) => single_file(&args, folder, &device)?,
         Some(format) => convert(&args, folder, format, &device)?,
         None => merge(&args, folder, &device)?,
     }
@@ -42,18 +43,30 @@ fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Res
     Ok(pipeline.folder.export(&args.output, &components)?)
 }
 
-fn convert(args: &ExportArgs, folder: ModelFolder, format: LoraFormat, device: &Device) -> anyhow::Result<()> {
+/// The whole model with LoRAs in the layout of the original code.
+fn single_file(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
+    let (pipeline, unet) = Pipeline::load(folder, device)?;
+    let model: Trainable<_> = with_loras(&pipeline, unet, &args.loras)?;
+    let save_type = if args.half { SaveType::F16 } else { SaveType::F32 };
+    Ok(pipeline.export_single_file(&model, &args.output, save_type)?)
+}
+
+fn convert(args: &ExportArgs, folder: ModelFolder, format: ExportFormat, device: &Device) -> anyhow::Result<()> {
+    if args.half {
+        bail!("--half is for models (--merge, --format ldm); a LoRA is written in single precision");
+    }
     let [LoraArg { path, weight }] = &args.loras[..] else { bail!("--format writes one LoRA; --merge adds several to a model") };
     if *weight != 1.0 {
         bail!("--lora {}:{weight}: --format writes a LoRA as it is; the weight is for --merge and sample", path.display());
     }
     let dialect = match format {
-        LoraFormat::Kohya => Dialect::Kohya,
-        LoraFormat::Diffusers => Dialect::Diffusers,
-        LoraFormat::Peft => Dialect::Peft,
+        ExportFormat::Kohya => Dialect::Kohya,
+        ExportFormat::Diffusers => Dialect::Diffusers,
+        ExportFormat::Peft => Dialect::Peft,
+        ExportFormat::Ldm => bail!("ldm is a format of whole models"),
     };
     // Names and shapes alone: no weights are read.
-    let names = folder.lora_names(device)?;
+    let names = folder.lora_names(device);
     let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)

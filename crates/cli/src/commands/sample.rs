@@ -9,6 +9,7 @@ use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
 use vp_models::denoiser::Denoiser;
+use vp_models::number_format::is_cpu;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Formats, ModelFolder, Pipeline, Request};
 use vp_models::vae::Splitting;
@@ -19,17 +20,22 @@ use crate::args::SampleArgs;
 use crate::failure::Failure;
 use crate::image_generator::{default_guidance_scale, with_loras};
 use crate::terminal::{say, say_where_time_went, warn};
-use crate::{device, embedded};
+use crate::{device, embedded, memory};
+
+/// The most images that one command draws.
+const MOST_IMAGES: usize = 10_000_000;
 
 /// Everything checked, nothing drawn yet.
 struct SamplingPlan {
     args: SampleArgs,
-    /// One per image.
+    /// Each is drawn `--num-images` times.
     prompts: Vec<String>,
+    /// Of all prompts.
+    num_images: usize,
     size: [usize; 2],
     guidance_scale: f64,
-    /// Unit noise `[images, c, h, w]`.
-    latents: Tensor<4>,
+    /// The unit noise `[images, c, h, w]` that was given. Otherwise an image's noise follows from its seed when it is drawn.
+    latents: Option<Tensor<4>>,
     sampler_name: String,
     model_name: String,
 }
@@ -40,7 +46,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     if args.profile {
         profile::start(&device);
     }
-    let folder = ModelFolder::open(&embedded::resolve(&args.model)?)?;
+    let folder = ModelFolder::open_with(&embedded::resolve(&args.model)?, (&args.files).into())?;
     let (entry, mut sampler) = sampler(&args, &folder)?;
     let plan = plan(args, &folder, entry, &device)?;
     let (pipeline, unet) = profile::time(Stage::Io, || Pipeline::load(folder, &device))?;
@@ -51,7 +57,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {
-        profile::time(Stage::Io, || save_latents(path, &plan.latents))?;
+        profile::time(Stage::Io, || save_latents(path, &plan.latents_of(0, plan.num_images, &pipeline)))?;
     }
     draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)?;
     say_where_time_went();
@@ -74,7 +80,9 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
         Some(path) => read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
         None => args.prompt.clone(),
     };
-    let prompts: Vec<String> = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.num_images)).collect();
+    let num_images = prompts.len().checked_mul(args.num_images).filter(|count| *count <= MOST_IMAGES).with_context(|| {
+        format!("--num-images {} of {} prompts: expected at most {MOST_IMAGES} images in all", args.num_images, prompts.len())
+    })?;
     let factor = folder.vae_config().downscale();
     let given = args.latents.as_deref().map(|path| read_latents(path, device)).transpose()?;
     let [default_height, default_width] = match &given {
@@ -84,36 +92,33 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     let size = [args.height.unwrap_or(default_height), args.width.unwrap_or(default_width)];
     let guidance_scale = args.guidance_scale.unwrap_or_else(|| default_guidance_scale(&args.model));
     folder.check(size, guidance_scale)?;
+    if is_cpu(device) {
+        let images = if args.vae_slicing { 1 } else { args.batch_size.min(num_images) };
+        memory::check_decoding(folder.vae_config(), size, images, args.vae_tiling)?;
+    }
     let shape = [folder.vae_config().latent_channels, size[0] / factor, size[1] / factor];
-    let latents = match given {
-        Some(latents) => {
-            let (expected, found) = ([prompts.len(), shape[0], shape[1], shape[2]], latents.dims());
-            if found != expected {
-                bail!("--latents: the tensor has shape {found:?}, expected {expected:?} for these prompts and this size");
-            }
-            latents
+    if let Some(latents) = &given {
+        let (expected, found) = ([num_images, shape[0], shape[1], shape[2]], latents.dims());
+        if found != expected {
+            bail!("--latents: the tensor has shape {found:?}, expected {expected:?} for these prompts and this size");
         }
-        None => {
-            let one = |i: usize| Noise::new(args.seed.wrapping_add(i as u64)).normal(Purpose::INITIAL_LATENTS, 0, &[0], shape, device);
-            Tensor::cat((0..prompts.len()).map(one).collect(), 0)
-        }
-    };
+    }
     let named = entry.or_else(|| entry_of(&folder.scheduler_config));
     let sampler_name = named.map_or(folder.scheduler_config.class_name.clone(), |entry| entry.a1111[0].to_string());
     let model_path = fs::canonicalize(&args.model).unwrap_or_else(|_| args.model.clone());
     let model_name = model_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(SamplingPlan { args, prompts, size, guidance_scale, latents, sampler_name, model_name })
+    Ok(SamplingPlan { args, prompts, num_images, size, guidance_scale, latents: given, sampler_name, model_name })
 }
 
 fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
-    let (count, mut next_name) = (plan.prompts.len(), first_free_number(&plan.args.output)?);
+    let (count, mut next_name) = (plan.num_images, first_free_number(&plan.args.output)?);
     let shape = pipeline.latent_shape(plan.size);
     for start in (0..count).step_by(plan.args.batch_size) {
         let rows = plan.args.batch_size.min(count - start);
         let seeds: Vec<u64> = (start..start + rows).map(|i| plan.args.seed.wrapping_add(i as u64)).collect();
-        let prompts = &plan.prompts[start..start + rows];
+        let prompts: Vec<String> = (start..start + rows).map(|i| plan.prompts[i / plan.args.num_images].clone()).collect();
         let request = Request {
-            prompts,
+            prompts: &prompts,
             negative_prompt: plan.args.negative_prompt.as_deref(),
             guidance_scale: plan.guidance_scale,
             size: plan.size,
@@ -122,9 +127,9 @@ fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable
             let one = |seed: &u64| Noise::new(*seed).normal(Purpose::SAMPLER_STEP, chain_step(0, step), &[0], shape, pipeline.device());
             Tensor::cat(seeds.iter().map(one).collect(), 0)
         };
-        let latents = plan.latents.clone().narrow(0, start, rows);
+        let latents = plan.latents_of(start, rows, pipeline);
         let images = from_tensor(pipeline.generate(model, sampler, &request, latents, &mut noise))?;
-        for ((image, prompt), seed) in images.iter().zip(prompts).zip(&seeds) {
+        for ((image, prompt), seed) in images.iter().zip(&prompts).zip(&seeds) {
             let path = plan.args.output.join(format!("{next_name:05}-{seed}.png"));
             let parameters = plan.parameters(prompt, *seed).to_text();
             profile::time(Stage::Io, || write_png(&path, image, &[("parameters", parameters)]))?;
@@ -136,6 +141,17 @@ fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable
 }
 
 impl SamplingPlan {
+    /// The unit noise of `rows` images from `start` on, `[rows, c, h, w]`.
+    fn latents_of(&self, start: usize, rows: usize, pipeline: &Pipeline) -> Tensor<4> {
+        if let Some(given) = &self.latents {
+            return given.clone().narrow(0, start, rows);
+        }
+        let (shape, device) = (pipeline.latent_shape(self.size), pipeline.device());
+        let seed = |i: usize| self.args.seed.wrapping_add(i as u64);
+        let one = |i: usize| Noise::new(seed(i)).normal(Purpose::INITIAL_LATENTS, 0, &[0], shape, device);
+        Tensor::cat((start..start + rows).map(one).collect(), 0)
+    }
+
     /// The generation parameters in the form that A1111's web UI writes and reads.
     fn parameters(&self, prompt: &str, seed: u64) -> Parameters {
         let [height, width] = self.size;

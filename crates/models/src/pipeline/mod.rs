@@ -1,4 +1,4 @@
-//! Text to image: a diffusers folder loaded, prompts encoded, latents denoised, images decoded.
+//! Text to image: a model's files loaded, prompts encoded, latents denoised, images decoded.
 //!
 //! Source: diffusers `pipelines/stable_diffusion/pipeline_stable_diffusion.py`, `…_xl/pipeline_stable_diffusion_xl.py`.
 
@@ -7,6 +7,7 @@ mod folder;
 mod sampling;
 mod text;
 mod trainable;
+mod write;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -21,14 +22,14 @@ use crate::lora::{Lora, Names, attach, layers};
 use crate::number_format::{NumberFormat, is_cpu};
 use crate::parameters::{initialize, load, parameter_names};
 use crate::unet::UNet2DConditionModel;
-use crate::vae::{self, AutoencoderKL};
-use crate::weights::Weights;
+use crate::vae::AutoencoderKL;
 
 pub use crate::family::Family;
-pub use folder::{Component, ModelFolder};
+pub use folder::{ModelFolder, ModelOptions};
 pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders, TextModel};
 pub use trainable::Trainable;
+pub use write::Component;
 
 /// The denoiser of the pipelines that [`Pipeline::load`] knows.
 pub type LoadedDenoiser = UNet2DConditionModel;
@@ -85,14 +86,14 @@ impl Anew<'_> {
     }
 }
 
-/// Loads a folder's autoencoder alone.
+/// Loads a model's autoencoder alone.
 ///
 /// # Errors
 /// As [`Pipeline::load`].
 pub fn load_vae(folder: &ModelFolder, device: &Device) -> Result<AutoencoderKL> {
-    let mut weights = Weights::open_component(&folder.path().join("vae"), "diffusion_pytorch_model")?;
-    vae::rename_published(&mut weights);
-    Ok(load(folder.vae_config().init(device), weights)?)
+    let vae = folder.vae_config().init(device);
+    let weights = folder.vae_weights(&vae)?;
+    Ok(load(vae, weights)?)
 }
 
 impl Pipeline {
@@ -114,7 +115,10 @@ impl Pipeline {
         let unet = folder.unet_config().init(device);
         let unet = match anew.filter(|anew| anew.includes(LoadedDenoiser::COMPONENT, &unet)) {
             Some(anew) => initialize(unet, anew.noise),
-            None => load(unet, Weights::open_component(&folder.path().join(LoadedDenoiser::COMPONENT), "diffusion_pytorch_model")?)?,
+            None => {
+                let weights = folder.denoiser_weights(&unet)?;
+                load(unet, weights)?
+            }
         };
         Ok((Self { text, vae, folder, formats: Formats::default(), device: device.clone() }, unet))
     }

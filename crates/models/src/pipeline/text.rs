@@ -1,7 +1,6 @@
 //! The text encoders of a pipeline, which turn prompts into conditioning.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -12,15 +11,13 @@ use vp_core::profile::{self, Stage};
 use super::Anew;
 use super::embeddings::{Embeddings, Encoded};
 use super::folder::ModelFolder;
-use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput, rename_published};
-use crate::config_json::NetworkConfig;
+use crate::clip::{ClipTextModel, ClipTextOutput};
 use crate::denoiser::{AddedConditioning, Conditioning};
 use crate::error::Result;
 use crate::family::Family;
 use crate::number_format::NumberFormat;
 use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
-use crate::weights::Weights;
 
 /// The network of a text encoder, by kind.
 #[derive(Module, Debug)]
@@ -69,15 +66,13 @@ pub struct TextEncoders {
 }
 
 impl TextEncoder {
-    fn load(folder: &Path, component: &'static str, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
-        let weights_folder = folder.join(component);
-        let model = ClipTextConfig::read(&weights_folder.join("config.json"))?.init(device);
-        let tokenizer = ClipTokenizer::from_folder(&folder.join(component.replace("text_encoder", "tokenizer")))?;
+    fn load(folder: &ModelFolder, component: &'static str, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
+        let model = folder.text_config(component).init(device);
+        let tokenizer = folder.tokenizer(component)?;
         let model = match anew.filter(|anew| anew.includes(component, &model)) {
             Some(anew) => initialize(model, anew.noise),
             None => {
-                let mut weights = Weights::open_component(&weights_folder, "model")?;
-                rename_published(&mut weights);
+                let weights = folder.text_weights(component, &model)?;
                 load(model, weights)?
             }
         };
@@ -100,7 +95,7 @@ impl TextEncoders {
 
     pub(super) fn load_or_initialize(folder: &ModelFolder, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
         let components = folder.family().text_encoders().iter();
-        let encoders = components.map(|component| TextEncoder::load(folder.path(), component, device, anew)).collect::<Result<_>>()?;
+        let encoders = components.map(|component| TextEncoder::load(folder, component, device, anew)).collect::<Result<_>>()?;
         let force_zeros_for_empty_prompt = folder.force_zeros_for_empty_prompt();
         Ok(Self { encoders, family: folder.family(), force_zeros_for_empty_prompt, embeddings: Some(Embeddings::default()) })
     }

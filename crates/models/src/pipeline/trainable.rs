@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
 
-use super::folder::Component;
 use super::text::{TextEncoders, TextModel};
+use super::write::Component;
 use crate::denoiser::Denoiser;
 
 /// The tuned parts of a pipeline under one roof, so that one optimizer, one moving average and one checkpoint hold them all.

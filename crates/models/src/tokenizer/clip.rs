@@ -60,7 +60,7 @@ impl ClipTokenizer {
         Self::build(vocab, merges, special).map_err(|found| corrupt(&origin, &found))
     }
 
-    fn build(vocab: HashMap<String, u32>, merges: Merges, special: SpecialTokens) -> Result<Self, String> {
+    pub(super) fn build(vocab: HashMap<String, u32>, merges: Merges, special: SpecialTokens) -> Result<Self, String> {
         // Checked here because the BPE builder panics where a merge makes a token longer than any in the vocabulary.
         let known = |token: &str| vocab.contains_key(token);
         if let Some((rank, (a, b))) = merges.iter().enumerate().find(|(_, (a, b))| !known(a) || !known(b) || !known(&format!("{a}{b}"))) {
@@ -126,7 +126,7 @@ fn read_vocab_and_merges(vocab: &Path, merges: &Path) -> Result<Vocabulary, Load
     Ok(Vocabulary { vocab: ids, merges: pairs.collect::<Result<_, _>>()?, added: BTreeMap::new() })
 }
 
-fn read_merge(line: &str) -> Option<(String, String)> {
+pub(super) fn read_merge(line: &str) -> Option<(String, String)> {
     let (a, b) = line.split_once(' ')?;
     (!a.is_empty() && !b.is_empty() && !b.contains(' ')).then(|| (a.into(), b.into()))
 }

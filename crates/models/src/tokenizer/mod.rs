@@ -5,6 +5,7 @@
 
 mod bert;
 mod clip;
+pub mod published;
 mod special_tokens;
 
 pub use bert::BertTokenizer;

@@ -14,6 +14,9 @@ use crate::weights::{LoadError, corrupt, io};
 /// In the order in which transformers adds them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// The token that ends a text, and in most folders pads it.
+const END: &str = "<|endoftext|>";
+
 /// CLIP's own context, for folders that do not say.
 const CLIP_MAX_LENGTH: usize = 77;
 
@@ -83,12 +86,7 @@ pub(super) fn read(folder: &Path, listed: BTreeMap<u64, Written>) -> Result<Spec
             Some(other) => return Err(corrupt(&path, &format!("{side} is {other}; only \"right\" is supported"))),
         }
     }
-    let mut roles: BTreeMap<&str, Written> = BTreeMap::new();
-    for (role, content) in
-        [("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")]
-    {
-        roles.insert(role, Written::Plain(content.into()));
-    }
+    let mut roles = published_roles(END);
     read_roles(&config, &path, false, &mut roles)?;
     let mut extra = read_extra(&config, &path)?;
     let added = match config.get("added_tokens_decoder") {
@@ -116,6 +114,18 @@ pub(super) fn read(folder: &Path, listed: BTreeMap<u64, Written>) -> Result<Spec
         max_length: max_length(&config, &path)?,
         added: in_order(added, &roles, extra),
     })
+}
+
+fn published_roles(pad: &str) -> BTreeMap<&'static str, Written> {
+    let roles = [("bos_token", "<|startoftext|>"), ("eos_token", END), ("unk_token", END), ("pad_token", pad)];
+    roles.map(|(role, content)| (role, Written::Plain(content.into()))).into()
+}
+
+/// The published special tokens, with another padding token.
+pub(super) fn published(pad: &str) -> SpecialTokens {
+    let [bos, eos, unk] = ["<|startoftext|>", END, END].map(String::from);
+    let added = in_order(Vec::new(), &published_roles(pad), Vec::new());
+    SpecialTokens { bos, eos, unk, pad: pad.into(), max_length: CLIP_MAX_LENGTH, added }
 }
 
 /// transformers' order, with its two ways of telling that a token is there already.

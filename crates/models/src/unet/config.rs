@@ -15,7 +15,7 @@ pub struct UNetConfig {
     /// Channels of the prediction.
     pub out_channels: usize,
     /// Height and width of the latents that the model was trained with, if the file says.
-    pub sample_size: Option<usize>,
+    pub sample_size: Option<[usize; 2]>,
     /// Whether the input `x` is centred first: `2x − 1`.
     pub center_input_sample: bool,
     /// Whether cosines come before sines in the time embedding.
@@ -94,7 +94,7 @@ impl NetworkConfig for UNetConfig {
         let config = Self {
             in_channels: json.take("in_channels", 4)?,
             out_channels: json.take("out_channels", 4)?,
-            sample_size: json.take_optional("sample_size")?,
+            sample_size: json.take_size("sample_size")?,
             center_input_sample: json.take("center_input_sample", false)?,
             flip_sin_to_cos: json.take("flip_sin_to_cos", true)?,
             freq_shift: json.take("freq_shift", 0.0)?,

@@ -65,7 +65,7 @@ impl NetworkConfig for AutoencoderConfig {
             shift_factor: json.take("shift_factor", 0.0)?,
             use_quant_conv: json.take("use_quant_conv", true)?,
             use_post_quant_conv: json.take("use_post_quant_conv", true)?,
-            sample_size: sample_size(&mut json)?,
+            sample_size: json.take_size("sample_size")?.map(|[height, _]| height),
             mid_block_add_attention: json.take("mid_block_add_attention", true)?,
             block_out_channels,
             raw,
@@ -82,13 +82,6 @@ impl NetworkConfig for AutoencoderConfig {
         json.finish()?;
         Ok(config)
     }
-}
-
-/// `sample_size`, one number or height and width, of which the height counts.
-fn sample_size(json: &mut ConfigJson) -> Result<Option<usize>> {
-    let Some(value) = json.take_optional::<Value>("sample_size")? else { return Ok(None) };
-    let size = value.as_u64().or_else(|| value.as_array()?.first()?.as_u64()).filter(|size| *size > 0);
-    size.map(|size| Some(size as usize)).ok_or_else(|| json.error(format!("sample_size = {value}, expected a number of pixels")))
 }
 
 impl AutoencoderConfig {

@@ -148,7 +148,7 @@ impl Parts<'_> {
     /// The model's folder, and the height and width of images in pixels. Checks that the model can draw images of this size at this
     /// guidance scale.
     fn folder(&self, guidance_scale: f64) -> Result<(ModelFolder, [usize; 2]), Error> {
-        let folder = ModelFolder::open(&self.model).in_section("[model]")?;
+        let folder = ModelFolder::open_with(&self.model, self.config.model.files()).in_section("[model]")?;
         let size = self.config.model.size.unwrap_or(folder.default_size());
         folder.check(size, guidance_scale)?;
         Ok((folder, size))
@@ -179,7 +179,10 @@ impl Parts<'_> {
             what_trains: self.config.what_trains(),
             arithmetic: String::new(),
             warnings: Vec::new(),
-            files: vec![self.model.clone()],
+            files: [Some(self.model.clone()), self.config.model.vae.clone(), self.config.model.config.clone()]
+                .into_iter()
+                .flatten()
+                .collect(),
             lists: BTreeMap::new(),
             memory_bytes: 0,
             // A LoRA's two files are smaller than a checkpoint, and space for one more checkpoint is reserved anyway.
@@ -188,8 +191,13 @@ impl Parts<'_> {
     }
 }
 
-/// Bytes of all files below `folder`.
+/// Bytes of a file, or of all files below a folder.
 fn size_of(folder: &Path) -> u64 {
+    if let Ok(data) = folder.metadata()
+        && data.is_file()
+    {
+        return data.len();
+    }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { size_of(&entry.path()) } else { entry.metadata().map_or(0, |data| data.len()) }).sum()
 }

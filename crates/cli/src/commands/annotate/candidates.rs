@@ -10,7 +10,7 @@ use serde_json::json;
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Parameters, Prompt, Record, RgbImage, write_png};
-use vp_models::pipeline::ModelFolder;
+use vp_models::pipeline::{ModelFolder, ModelOptions};
 
 use crate::args::LoraArg;
 use crate::embedded;
@@ -131,7 +131,8 @@ impl Candidates<'_> {
         let Self { prompts, section, device, stop, .. } = self;
         let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());
         let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
-        let sampling = Sampling { steps: section.num_inference_steps, guidance_scales: &section.guidance_scales };
+        let sampling =
+            Sampling { steps: section.num_inference_steps, guidance_scales: &section.guidance_scales, files: ModelOptions::default() };
         let mut generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
         let name = name(&section.models[model], section.loras.get(model));
         let [height, width] = generator.size;

@@ -1,0 +1,85 @@
+//! The machine's memory, and what it is asked for.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use vp_models::vae::{AutoencoderConfig, Tiling};
+
+/// In bytes.
+pub struct Memory {
+    /// What the machine has.
+    pub total: u64,
+    /// What of it can be had without swapping.
+    pub available: u64,
+}
+
+impl Memory {
+    /// That of this machine, where the system tells it.
+    pub fn look() -> Option<Self> {
+        parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    }
+}
+
+/// `MemTotal` and `MemAvailable` of Linux's `/proc/meminfo`, which are in KiB.
+fn parse(meminfo: &str) -> Option<Memory> {
+    let fields: BTreeMap<&str, &str> = meminfo.lines().filter_map(|line| line.split_once(':')).collect();
+    let bytes = |name: &str| Some(fields.get(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
+    Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
+}
+
+/// Refuses images that cannot be decoded in this machine's memory, before anything is drawn.
+///
+/// # Errors
+/// When decoding takes more than the machine has.
+pub fn check_decoding(vae: &AutoencoderConfig, size: [usize; 2], images: usize, tiling: Tiling) -> anyhow::Result<()> {
+    let Some(memory) = Memory::look() else { return Ok(()) };
+    let needed = decoding(vae, size, images, tiling);
+    if needed > memory.total as f64 {
+        let gib = |bytes: f64| bytes / f64::from(1 << 30);
+        let ([height, width], whole) = (size, tiling.pixels(vae).is_none());
+        bail!(
+            "{images} image(s) of {width}x{height} pixels at once: decoding takes at least {:.0} GiB, this machine has {:.0}; ask for smaller \
+             images, a smaller --batch-size{}",
+            gib(needed),
+            gib(memory.total as f64),
+            if whole { " or --vae-tiling" } else { "" }
+        );
+    }
+    Ok(())
+}
+
+/// The bytes that decoding takes at least: what goes into and comes out of the first convolution at the image's own size.
+fn decoding(vae: &AutoencoderConfig, size: [usize; 2], images: usize, tiling: Tiling) -> f64 {
+    let channels = &vae.block_out_channels;
+    let (last, before) = (channels[0], channels[1.min(channels.len() - 1)]);
+    let whole = size.map(|side| side as f64);
+    let decoded = tiling.pixels(vae).map_or(whole, |tile| whole.map(|side| side.min(tile as f64)));
+    let image = 4.0 * vae.out_channels as f64 * whole[0] * whole[1];
+    images as f64 * (4.0 * (last + before) as f64 * decoded[0] * decoded[1] + image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vp_models::NetworkConfig;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let memory = parse("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n").unwrap();
+        assert_eq!((memory.total, memory.available), (1 << 20, 1 << 19));
+        assert!(parse("MemTotal: 1024 kB\n").is_none());
+    }
+
+    /// 128 and 256 channels of 512x512 f32 are 384 MiB; the image has 3 MiB more.
+    #[test]
+    fn decoding_is_counted_by_its_largest_maps() {
+        let config = r#"{"block_out_channels": [128, 256], "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+        let vae = AutoencoderConfig::parse("config", config).unwrap();
+        let mib = |size, images, tiling| decoding(&vae, size, images, tiling) / f64::from(1 << 20);
+        assert_eq!(mib([512, 512], 1, Tiling::Off), 387.0);
+        assert_eq!(mib([512, 512], 2, Tiling::Off), 774.0);
+        assert_eq!(mib([1024, 1024], 1, Tiling::Pixels(512)), 384.0 + 12.0);
+        assert!(check_decoding(&vae, [16384, 16384], 64, Tiling::Off).unwrap_err().to_string().contains("--vae-tiling"));
+    }
+}
