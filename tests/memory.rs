@@ -1,5 +1,5 @@
-//! What a tape holds between the forward and the backward pass, in bytes asked of the allocator. Alone in its program, so that nothing else
-//! allocates.
+//! What a tape holds between the forward and the backward pass, and the most that the autoencoder takes at once, in bytes asked of the
+//! allocator. Alone in its program, so that nothing else allocates: one test, which measures everything in turn.
 
 mod counting_allocator;
 
@@ -14,10 +14,11 @@ use vp_models::GradientCheckpointing::{self, Blocks, None as Kept};
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::lora::{FACTORS, Lora};
 use vp_models::parameters::select_trainable;
-use vp_models::pipeline::{ModelFolder, Pipeline};
+use vp_models::pipeline::{ModelFolder, Pipeline, load_vae};
+use vp_models::vae::{Splitting, Tiling};
 use vp_rewards::{Reward, VpScore, VpScoreConfig};
 
-use crate::counting_allocator::HELD;
+use crate::counting_allocator::{HELD, PEAK};
 
 /// Bytes held by the tape of `forward`, from its end to the backward pass; and those that are left after it.
 fn held<const D: usize>(forward: impl Fn() -> Tensor<D>) -> (usize, usize) {
@@ -40,7 +41,49 @@ fn assert_less<const D: usize>(what: &str, most: f64, forward: impl Fn(GradientC
     assert!(left < everything / 50, "{what}: {left} bytes left of {blocks}");
 }
 
+/// The most bytes that `run` takes at once, beyond those that are held before it.
+fn peak<const D: usize>(run: impl Fn() -> Tensor<D>) -> usize {
+    // What threads allocate once and keep.
+    drop(run());
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    drop(run());
+    PEAK.load(Relaxed) - before
+}
+
 #[test]
+fn recomputation_holds_less_and_parts_of_images_take_less() {
+    recomputation_holds_less();
+    parts_of_images_take_less();
+}
+
+/// Off the tape: an image of 256 pixels in tiles of 64, and four images one at a time.
+fn parts_of_images_take_less() {
+    let device = Device::flex();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/shapes");
+    let whole = load_vae(&ModelFolder::open(&folder).unwrap(), &device).unwrap();
+    let with = |tiling, slicing| {
+        let mut vae = whole.clone();
+        vae.splitting = Splitting { tiling, slicing };
+        vae
+    };
+    let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    let (tiled, sliced) = (with(Tiling::Pixels(64), false), with(Tiling::Off, true));
+    let (latents, images) = (random([1, 4, 64, 64]), random([1, 3, 256, 256]));
+    let (four_latents, four_images) = (random([4, 4, 16, 16]), random([4, 3, 64, 64]));
+    let cases = [
+        ("decoding in tiles", 0.25, peak(|| whole.decode(latents.clone())), peak(|| tiled.decode(latents.clone()))),
+        ("encoding in tiles", 0.25, peak(|| whole.moments(images.clone())), peak(|| tiled.moments(images.clone()))),
+        ("decoding in slices", 0.4, peak(|| whole.decode(four_latents.clone())), peak(|| sliced.decode(four_latents.clone()))),
+        ("encoding in slices", 0.4, peak(|| whole.moments(four_images.clone())), peak(|| sliced.moments(four_images.clone()))),
+    ];
+    for (what, most, at_once, in_parts) in cases {
+        let share = in_parts as f64 / at_once as f64;
+        println!("{what}: {:.2} MB in place of {:.2} MB ({share:.2} of it)", in_parts as f64 / 1e6, at_once as f64 / 1e6);
+        assert!(share < most, "{what}: {in_parts} of {at_once} bytes, expected less than {most} of them");
+    }
+}
+
 fn recomputation_holds_less() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let device = Device::flex();

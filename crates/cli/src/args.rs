@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use vp_models::pipeline::ModelOptions;
-use vp_models::vae::Tiling;
+use vp_models::vae::{Splitting, Tiling};
 use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
@@ -137,6 +137,9 @@ pub struct AnnotateArgs {
     /// Print what it would cost, and ask nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// How the images of --prompts are decoded.
+    #[command(flatten)]
+    pub decoding: VaeArgs,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]; images are drawn and rewards computed there
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
@@ -240,18 +243,32 @@ pub struct SampleArgs {
     /// Number format of the autoencoder
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = word::<Dtype>)]
     pub vae_dtype: Dtype,
-    /// Decode large images in overlapping tiles, of the autoencoder's own size or of this many pixels
-    #[arg(long, value_name = "PIXELS", num_args = 0..=1, default_value = "false", default_missing_value = "true", hide_default_value = true)]
-    pub vae_tiling: Tiling,
-    /// Decode one image of a batch at a time
-    #[arg(long)]
-    pub vae_slicing: bool,
+    /// How images are decoded.
+    #[command(flatten)]
+    pub decoding: VaeArgs,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+}
+
+/// How the autoencoder of a command that draws images is run.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub struct VaeArgs {
+    /// Decode large images in overlapping tiles, of the autoencoder's own size or of this many pixels
+    #[arg(long = "vae-tiling", value_name = "PIXELS", num_args = 0..=1, default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    pub tiling: Tiling,
+    /// Decode one image of a batch at a time
+    #[arg(long = "vae-slicing")]
+    pub slicing: bool,
+}
+
+impl From<VaeArgs> for Splitting {
+    fn from(VaeArgs { tiling, slicing }: VaeArgs) -> Self {
+        Self { tiling, slicing }
+    }
 }
 
 /// What is said of a model's files beyond its path.
@@ -288,9 +305,9 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan\n\nWith --check: exit code 0 where every case is right, 1 where one is wrong."
 )]
 pub struct DoctorArgs {
-    /// Run small cases on a device, cpu, wgpu, vulkan[:n], metal or cuda[:n], and compare them with the numbers in this program [default:
-    /// cpu]
-    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "cpu")]
+    /// Run small cases on a device, cpu, wgpu, vulkan[:n], metal or cuda[:n], and compare them with the numbers in this program [default: the
+    /// device that VP_DEVICE names, or cpu]
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "")]
     pub check: Option<String>,
     /// Print one JSON object per line, instead of text
     #[arg(long)]
@@ -398,6 +415,9 @@ pub struct EvaluateArgs {
     /// Images drawn and scored at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
+    /// How images are decoded.
+    #[command(flatten)]
+    pub decoding: VaeArgs,
     /// Evaluate only part i of k of the prompts; the report is written when all parts are there
     #[arg(long, value_name = "I/K", default_value = "1/1")]
     pub shard: Shard,

@@ -9,6 +9,7 @@ use vp_data::{RgbImage, from_tensor};
 use vp_models::denoiser::Denoiser;
 use vp_models::lora::merge_file;
 use vp_models::pipeline::{LoadedDenoiser, ModelFolder, ModelOptions, Pipeline, Request, Trainable};
+use vp_models::vae::Splitting;
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::args::LoraArg;
@@ -34,6 +35,8 @@ pub struct Sampling<'a> {
     pub guidance_scales: &'a [f64],
     /// What is said of the model's files.
     pub files: ModelOptions,
+    /// The parts in which images are decoded.
+    pub splitting: Splitting,
 }
 
 /// What one image is drawn from.
@@ -58,7 +61,8 @@ impl ImageGenerator {
         let size = folder.default_size();
         sampling.guidance_scales.iter().try_for_each(|scale| folder.check(size, *scale))?;
         let sampler = build_sampler(&folder.scheduler_config, None, sampling.steps, 0.0)?;
-        let (pipeline, unet) = Pipeline::load(folder, device)?;
+        let (mut pipeline, unet) = Pipeline::load(folder, device)?;
+        pipeline.vae.splitting = sampling.splitting;
         let model = with_loras(&pipeline, unet, loras)?;
         Ok(Self { pipeline, model, sampler, size })
     }

@@ -16,6 +16,7 @@ use vp_annotation::{
 use vp_core::config::{self, Validate};
 use vp_core::suggest::did_you_mean;
 use vp_data::{INSIDE, OnProblem, Prompt, Record, open_dataset, read_prompts};
+use vp_models::vae::Splitting;
 use vp_rewards::RewardConfig;
 
 use self::candidates::{Candidates, SamplingSection};
@@ -64,6 +65,9 @@ impl Validate for AnnotateConfig {
 /// The top-level entry point for `annotate`.
 pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     let device = device::parse(&args.device)?;
+    if args.prompts.is_none() && Splitting::from(args.decoding) != Splitting::default() {
+        return Err(anyhow::anyhow!("--vae-tiling and --vae-slicing are for the images that --prompts draws; leave them out").into());
+    }
     let config = read_config(&args)?;
     let stop = signals::flag()?;
     let annotator = config.annotator.build(build_context(&config, &device)?).map_err(anyhow::Error::from)?;
@@ -140,7 +144,8 @@ impl Annotation<'_> {
                     return Ok(candidates::blank(&prompts, &section)?);
                 }
                 let Self { device, stop, .. } = *self;
-                let items = Candidates { prompts: &prompts, section: &section, output: &args.output, device, stop }.draw()?;
+                let splitting = args.decoding.into();
+                let items = Candidates { prompts: &prompts, section: &section, splitting, output: &args.output, device, stop }.draw()?;
                 Ok((items, args.output.clone()))
             }
             _ => {

@@ -23,7 +23,11 @@ pub const ADVICE: &str = "Ways out, in this order: a newer driver; another backe
 pub fn run(args: DoctorArgs) -> Result<(), Failure> {
     match &args.check {
         None => Ok(print(&Surroundings::look().told(args.json))?),
-        Some(name) => check(CASES, &Examined { name, device: device::parse(name)?, json: args.json }),
+        Some(given) => {
+            let chosen = std::env::var("VP_DEVICE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "cpu".into());
+            let name = if given.is_empty() { &chosen } else { given };
+            check(CASES, &Examined { name, device: device::parse(name)?, json: args.json })
+        }
     }
 }
 

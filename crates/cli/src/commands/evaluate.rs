@@ -13,6 +13,7 @@ use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt,
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::{ModelFolder, ModelOptions};
+use vp_models::vae::Tiling;
 use vp_trainers::run::checkpoint::{checksum, fingerprint};
 
 use self::journal::{Journal, PromptResult};
@@ -223,7 +224,7 @@ impl EvaluationPlan {
                 path.display().to_string() + &loras.collect::<String>() + &files
             }
         };
-        json!({
+        let mut description = json!({
             "sides": self.sides.iter().map(|side| [side.name.clone(), source(side)]).collect::<Vec<_>>(),
             "prompts": self.prompts.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(),
             "seeds": self.seeds(),
@@ -231,7 +232,12 @@ impl EvaluationPlan {
             "guidance_scale": self.guidance_scale,
             "rewards": rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>(),
             "checksums": self.checksums,
-        })
+        });
+        // Only where it is asked for, so that evaluations from before there were tiles go on.
+        if self.args.decoding.tiling != Tiling::Off {
+            description["vae_tiling"] = json!(self.args.decoding.tiling);
+        }
+        description
     }
 }
 
@@ -256,8 +262,12 @@ impl Evaluation<'_> {
         say(format_args!("{}: {} prompts", side.name, open.len()));
         let mut source = match &side.source {
             Source::Model(path, loras) => {
-                let sampling =
-                    Sampling { steps: plan.args.steps, guidance_scales: &[plan.guidance_scale], files: plan.args.files_of(path) };
+                let sampling = Sampling {
+                    steps: plan.args.steps,
+                    guidance_scales: &[plan.guidance_scale],
+                    files: plan.args.files_of(path),
+                    splitting: plan.args.decoding.into(),
+                };
                 Pictures::Drawn(Box::new(ImageGenerator::open(path, loras, &sampling, device)?))
             }
             Source::Images(folder) => Pictures::There(entries(folder)?),

@@ -12,7 +12,6 @@ use vp_models::denoiser::Denoiser;
 use vp_models::number_format::is_cpu;
 use vp_models::pipeline::Trainable;
 use vp_models::pipeline::{Formats, ModelFolder, Pipeline, Request};
-use vp_models::vae::Splitting;
 use vp_models::weights::{SaveType, Weights, save_safetensors};
 use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
 
@@ -53,7 +52,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let model = profile::time(Stage::Io, || with_loras(&pipeline, unet, &plan.args.loras))?;
     let formats = Formats { model: plan.args.dtype.on(&device, "--dtype")?, vae: plan.args.vae_dtype.on(&device, "--vae-dtype")? };
     let (mut pipeline, model) = pipeline.in_formats(model, formats, None);
-    pipeline.vae.splitting = Splitting { tiling: plan.args.vae_tiling, slicing: plan.args.vae_slicing };
+    pipeline.vae.splitting = plan.args.decoding.into();
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {
@@ -93,8 +92,8 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     let guidance_scale = args.guidance_scale.unwrap_or_else(|| default_guidance_scale(&args.model));
     folder.check(size, guidance_scale)?;
     if is_cpu(device) {
-        let images = if args.vae_slicing { 1 } else { args.batch_size.min(num_images) };
-        memory::check_decoding(folder.vae_config(), size, images, args.vae_tiling)?;
+        let images = if args.decoding.slicing { 1 } else { args.batch_size.min(num_images) };
+        memory::check_decoding(folder.vae_config(), size, images, args.decoding.tiling)?;
     }
     let shape = [folder.vae_config().latent_channels, size[0] / factor, size[1] / factor];
     if let Some(latents) = &given {
@@ -106,7 +105,8 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     let named = entry.or_else(|| entry_of(&folder.scheduler_config));
     let sampler_name = named.map_or(folder.scheduler_config.class_name.clone(), |entry| entry.a1111[0].to_string());
     let model_path = fs::canonicalize(&args.model).unwrap_or_else(|_| args.model.clone());
-    let model_name = model_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name = if model_path.is_file() { model_path.file_stem() } else { model_path.file_name() };
+    let model_name = name.map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     Ok(SamplingPlan { args, prompts, num_images, size, guidance_scale, latents: given, sampler_name, model_name })
 }
 

@@ -427,7 +427,7 @@ fn vae_folder(given: &Path) -> PathBuf {
     if path.join("vae").is_dir() { path.join("vae") } else { path }
 }
 
-/// The config of another autoencoder: of its folder, or of `config.json` beside its file, or the model's own.
+/// The config of another autoencoder: of its folder, or of `config.json` beside a file that diffusers wrote, or the model's own.
 fn vae_config(vae: &Path, own: &AutoencoderConfig) -> Result<AutoencoderConfig> {
     if !vae.exists() {
         return Err(Error::NotAFolder { given: vae.display().to_string(), message: "no such file or folder (model.vae, --vae)".into() });
@@ -436,7 +436,8 @@ fn vae_config(vae: &Path, own: &AutoencoderConfig) -> Result<AutoencoderConfig> 
         return AutoencoderConfig::read(&vae_folder(vae).join("config.json"));
     }
     let beside = vae.with_file_name("config.json");
-    if beside.is_file() { AutoencoderConfig::read(&beside) } else { Ok(own.clone()) }
+    let is_of_diffusers = vae.file_name().is_some_and(|name| name.to_string_lossy().starts_with("diffusion_pytorch_model."));
+    if is_of_diffusers && beside.is_file() { AutoencoderConfig::read(&beside) } else { Ok(own.clone()) }
 }
 
 /// Corrects a scheduler config as `StableDiffusionPipeline` does on loading: outdated files clip the sample or do not shift the

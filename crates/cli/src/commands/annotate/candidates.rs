@@ -11,6 +11,7 @@ use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Parameters, Prompt, Record, RgbImage, write_png};
 use vp_models::pipeline::{ModelFolder, ModelOptions};
+use vp_models::vae::Splitting;
 
 use crate::args::LoraArg;
 use crate::embedded;
@@ -94,6 +95,8 @@ pub struct Candidates<'a> {
     pub prompts: &'a [Prompt],
     /// How they are drawn.
     pub section: &'a SamplingSection,
+    /// The parts in which they are decoded.
+    pub splitting: Splitting,
     /// They lie in `images` below it.
     pub output: &'a Path,
     /// Where they are drawn.
@@ -131,8 +134,12 @@ impl Candidates<'_> {
         let Self { prompts, section, device, stop, .. } = self;
         let lora = section.loras.get(model).filter(|lora| !lora.as_os_str().is_empty());
         let loras: Vec<LoraArg> = lora.map(|path| LoraArg { path: path.clone(), weight: 1.0 }).into_iter().collect();
-        let sampling =
-            Sampling { steps: section.num_inference_steps, guidance_scales: &section.guidance_scales, files: ModelOptions::default() };
+        let sampling = Sampling {
+            steps: section.num_inference_steps,
+            guidance_scales: &section.guidance_scales,
+            files: ModelOptions::default(),
+            splitting: self.splitting,
+        };
         let mut generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
         let name = name(&section.models[model], section.loras.get(model));
         let [height, width] = generator.size;
