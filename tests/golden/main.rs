@@ -9,6 +9,7 @@ mod ddpo;
 mod device;
 mod dpo;
 mod lora;
+mod lora_formats;
 mod optim;
 mod pipelines;
 mod recomputation;

@@ -259,17 +259,16 @@ impl Stored {
     pub fn read(&self) -> Result<Vec<f32>, LoadError> {
         match &self.source {
             Source::Safetensors { path, dtype, start, len } => {
-                let mut bytes = vec![0; *len];
-                let mut file = File::open(path).map_err(io(path))?;
-                file.seek(SeekFrom::Start(*start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
                 let kind = match dtype {
                     Dtype::F64 => Float::F64,
                     Dtype::F32 => Float::F32,
                     Dtype::F16 => Float::F16,
                     Dtype::BF16 => Float::BF16,
+                    Dtype::F8_E4M3 => Float::F8E4M3,
+                    Dtype::F8_E5M2 => Float::F8E5M2,
                     other => return Err(corrupt(path, &format!("holds a tensor of type {other:?} where floats are expected"))),
                 };
-                Ok(kind.widen(&bytes))
+                Ok(kind.widen(&read_span(path, *start, *len)?))
             }
             Source::Pytorch { path, tensor } => {
                 let kind = match tensor.dtype() {
@@ -283,6 +282,43 @@ impl Stored {
             }
         }
     }
+
+    /// Reads the first value of a tensor that may hold integers, as the alpha of a LoRA does in some files; `None` if it has no values.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the tensor is of no type of numbers.
+    pub fn read_number(&self) -> Result<Option<f64>, LoadError> {
+        match &self.source {
+            Source::Safetensors { dtype: Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8 | Dtype::U8, path, start, len } => {
+                Ok(first_integer(&read_span(path, *start, *len)?, self.shape.iter().product()))
+            }
+            Source::Pytorch { path, tensor }
+                if matches!(tensor.dtype(), TorchDType::I64 | TorchDType::I32 | TorchDType::I16 | TorchDType::I8 | TorchDType::U8) =>
+            {
+                Ok(first_integer(&tensor.read().map_err(io(path))?, self.shape.iter().product()))
+            }
+            _ => Ok(self.read()?.first().copied().map(f64::from)),
+        }
+    }
+}
+
+/// `len` bytes of a file from `start` on.
+fn read_span(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> {
+    let mut bytes = vec![0; len];
+    let mut file = File::open(path).map_err(io(path))?;
+    file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
+    Ok(bytes)
+}
+
+/// The first of `count` little-endian integers, which fill `bytes`. One byte is read without a sign, more with one.
+fn first_integer(bytes: &[u8], count: usize) -> Option<f64> {
+    let first = bytes.chunks_exact(bytes.len().checked_div(count).filter(|size| *size > 0)?).next()?;
+    Some(match *first {
+        [a] => f64::from(a),
+        [a, b] => f64::from(i16::from_le_bytes([a, b])),
+        [a, b, c, d] => f64::from(i32::from_le_bytes([a, b, c, d])),
+        _ => i64::from_le_bytes(first.try_into().ok()?) as f64,
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -291,6 +327,10 @@ enum Float {
     F32,
     F16,
     BF16,
+    /// Four bits of exponent, three of mantissa, no infinity (arXiv 2209.05433).
+    F8E4M3,
+    /// Five bits of exponent, two of mantissa: the upper byte of an f16.
+    F8E5M2,
 }
 
 impl Float {
@@ -303,8 +343,21 @@ impl Float {
             Self::F32 => each(bytes, f32::from_le_bytes),
             Self::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
             Self::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Self::F8E4M3 => each(bytes, |[byte]| e4m3(byte)),
+            Self::F8E5M2 => each(bytes, |[byte]| f16::from_bits(u16::from(byte) << 8).to_f32()),
         }
     }
+}
+
+/// The value of a `float8_e4m3fn`.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-6),
+        _ => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// The names a component's weights may have, in the order they are looked for.

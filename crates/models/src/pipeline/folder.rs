@@ -17,7 +17,7 @@ use crate::config_json::NetworkConfig;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::family::Family;
-use crate::lora::{Layer, Names, layers};
+use crate::lora::{Layer, Names, layers_and_norms};
 use crate::parameters::{NamedParameter, named_parameters};
 use crate::unet::{Addition, UNetConfig};
 use crate::vae::{AutoencoderConfig, AutoencoderKL};
@@ -146,10 +146,10 @@ impl ModelFolder {
             layers.iter_mut().for_each(|layer| layer.name = format!("{component}.{}", layer.name));
             all.append(&mut layers);
         };
-        add(LoadedDenoiser::COMPONENT, layers(&self.unet_config.init(device)));
+        add(LoadedDenoiser::COMPONENT, layers_and_norms(&self.unet_config.init(device)));
         for component in self.family.text_encoders() {
             let config = ClipTextConfig::read(&self.path.join(component).join("config.json"))?;
-            add(component, layers(&config.init(device)));
+            add(component, layers_and_norms(&config.init(device)));
         }
         Ok(Names::new(&all, self.family, &self.unet_config))
     }
