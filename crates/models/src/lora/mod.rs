@@ -333,6 +333,22 @@ mod tests {
         assert_eq!(names, expected);
     }
 
+    /// Factors of a file go on training where they were: the network is the base with them merged, whatever the alpha of the file.
+    #[test]
+    fn factors_of_a_file_are_attached_as_they_are_merged() {
+        let (device, x) = (Device::flex(), Tensor::<2>::from_data([[1.0, -2.0, 0.5, 3.0]], &Device::flex()));
+        let weights = LoraWeights::of(&moved(adapted(&device)), 1.5);
+        let lora = |rank: usize, targets: &str| Lora { rank, alpha: 6.0, targets: Regex::new(targets).unwrap() };
+        let attached = |lora: &Lora| weights.attached(attach(toy(&device), lora, &Noise::new(7)).unwrap(), lora);
+        let output = attached(&lora(2, "linear|conv")).unwrap().linear.forward(x.clone());
+        let expected = weights.merge(toy(&device), 1.0).linear.forward(x.clone());
+        output.into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());
+        let told = attached(&lora(3, "linear|conv")).unwrap_err().to_string();
+        assert!(told.contains("lora.rank is 3, but conv has rank 2; linear has rank 2"), "{told}");
+        let told = attached(&lora(2, "linear")).unwrap_err().to_string();
+        assert!(told.contains(r#"lora.targets "linear" does not match conv: widen it"#), "{told}");
+    }
+
     #[test]
     fn targets_that_match_nothing_are_answered_with_names() {
         let lora = Lora { rank: 2, alpha: 2.0, targets: Regex::new("to_q$").unwrap() };

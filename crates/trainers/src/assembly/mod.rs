@@ -174,12 +174,15 @@ impl Parts<'_> {
 
     /// The outline that every run starts with; each kind of run adds its own parts.
     fn outline(&self) -> Outline {
+        let init = self.config.lora().and_then(|lora| lora.init);
+        // A file that cannot be read is an error of the models.
+        let left_out = init.as_deref().and_then(|path| vp_models::lora::left_out(path).ok().flatten());
         Outline {
             settings: self.config.settings(),
             what_trains: self.config.what_trains(),
             arithmetic: String::new(),
-            warnings: Vec::new(),
-            files: vec![self.model.clone()],
+            warnings: left_out.into_iter().collect(),
+            files: std::iter::once(self.model.clone()).chain(init).collect(),
             lists: BTreeMap::new(),
             memory_bytes: 0,
             // A LoRA's two files are smaller than a checkpoint, and space for one more checkpoint is reserved anyway.
