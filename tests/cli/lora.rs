@@ -115,7 +115,7 @@ fn a_lora_is_trained_further() {
     let file = file.to_str().unwrap();
     trained_further(file, &output, &[]).ok();
     // Step 0 is the base with the LoRA.
-    let image = vp_data::load_image(&output.join("samples/step-000000/000-7.png")).unwrap().into_raw();
+    let image = vp_data::load_image(output.join("samples/step-000000/000-7.png")).unwrap().into_raw();
     assert!(difference(&image, &drawn(dir.path(), "base", MODEL, &[])) > 20);
     assert!(difference(&image, &drawn(dir.path(), "tuned", MODEL, &[file])) <= 1);
     // The config's alpha is 4, the file's 64.

@@ -181,7 +181,7 @@ pub struct SampleArgs {
     /// A diffusers folder, or the model inside this program
     #[arg(long, value_name = "DIR", default_value = embedded::SHAPES)]
     pub model: PathBuf,
-    /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
+    /// A LoRA file or the folder of an adapter, added with this weight [default: 1] (repeatable)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
     pub loras: Vec<LoraArg>,
     /// A prompt (repeatable)
@@ -406,7 +406,7 @@ pub struct ExportArgs {
     /// The diffusers folder that the LoRA was made for
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge)
+    /// A LoRA file or the folder of an adapter, with this weight [default: 1] (repeatable with --merge)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required_unless_present = "half")]
     pub loras: Vec<LoraArg>,
     /// Write a diffusers folder with the LoRAs added to its weights
