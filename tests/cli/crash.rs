@@ -207,6 +207,34 @@ fn what_cannot_be_resumed_is_said() {
     assert!(line.contains("unet/diffusion_pytorch_model.safetensors is not what the run was started from"), "{line}");
 }
 
+/// A finished run is made longer: what follows is what would have followed, to the bit.
+#[test]
+fn a_finished_run_is_made_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let [longer, whole, cosine] = ["longer", "whole", "cosine"].map(|name| dir.path().join(name));
+    run(&args(&whole, &[])).ok();
+    run(&args(&longer, &["--set", "run.num_train_steps=3"])).ok();
+    let resume = |output: &Path, extra: &[&str]| run(&[&["train", "--resume", output.to_str().unwrap()], extra].concat());
+    resume(&longer, &["--set", "run.num_train_steps=6"]).ok();
+    let ((weights, metrics), (expected, expected_metrics)) = (result(&longer), result(&whole));
+    assert!(weights == expected, "the weights differ");
+    // All but the preview that ended the shorter run.
+    assert_eq!(metrics.len(), expected_metrics.len() + 1);
+    assert!(expected_metrics.iter().all(|line| metrics.contains(line)), "{metrics:#?}");
+    let [lora, expected] = [&longer, &whole].map(|output| std::fs::read(output.join("lora.safetensors")).unwrap());
+    assert!(lora == expected, "the LoRAs differ");
+    // The folder's config is that of the longer run, which cannot be made shorter.
+    let config = |output: &Path| std::fs::read_to_string(output.join("config.toml")).unwrap();
+    assert_eq!(config(&longer), config(&whole));
+    let line = resume(&longer, &["--set", "run.num_train_steps=5"]).refused();
+    assert!(line.contains("run.num_train_steps is 5, but the run was started with 6"), "{line}");
+    // A rate that falls over the whole run.
+    run(&args(&cosine, &["--set", "run.num_train_steps=2", "--set", "lr_scheduler={cosine={}}"])).ok();
+    let line = resume(&cosine, &["--set", "run.num_train_steps=3"]).refused();
+    assert!(line.contains("cannot make") && line.contains("[lr_scheduler.cosine] spreads the learning rate"), "{line}");
+    assert!(config(&cosine).contains("num_train_steps = 2"));
+}
+
 /// Writes NaN over the middle of one tensor of a safetensors file.
 pub(crate) fn poison(path: &Path, name: &str) {
     let mut bytes = std::fs::read(path).unwrap();

@@ -9,6 +9,7 @@ mod ddpo;
 mod device;
 mod dpo;
 mod lora;
+mod lora_formats;
 mod model_files;
 mod optim;
 mod pipelines;

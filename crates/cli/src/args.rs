@@ -189,7 +189,7 @@ pub struct SampleArgs {
     /// What is said of the model's files.
     #[command(flatten)]
     pub files: ModelArgs,
-    /// A LoRA in kohya's, diffusers' or PEFT's names, added with this weight [default: 1] (repeatable)
+    /// A LoRA file or the folder of an adapter, added with this weight [default: 1] (repeatable)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
     pub loras: Vec<LoraArg>,
     /// A prompt (repeatable)
@@ -460,7 +460,7 @@ pub struct ExportArgs {
     /// What is said of the model's files.
     #[command(flatten)]
     pub files: ModelArgs,
-    /// A LoRA in kohya's, diffusers' or PEFT's names, with this weight [default: 1] (repeatable with --merge and --format ldm)
+    /// A LoRA file or the folder of an adapter, with this weight [default: 1] (repeatable with --merge and --format ldm)
     #[arg(long = "lora", value_name = "FILE[:WEIGHT]", required_unless_present_any = ["half", "format"])]
     pub loras: Vec<LoraArg>,
     /// Write a diffusers folder with the LoRAs added to its weights

@@ -7,13 +7,14 @@ use burn::tensor::{Device, Tensor};
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_data::{RgbImage, from_tensor};
 use vp_models::denoiser::Denoiser;
-use vp_models::lora::merge_file;
+use vp_models::lora::Adapter;
 use vp_models::pipeline::{LoadedDenoiser, ModelFolder, ModelOptions, Pipeline, Request, Trainable};
 use vp_models::vae::Splitting;
 use vp_schedulers::{Sampler, build_sampler};
 
 use crate::args::LoraArg;
 use crate::embedded;
+use crate::terminal::warn;
 
 /// The usual guidance scale of Stable Diffusion.
 const GUIDANCE_SCALE: f64 = 7.5;
@@ -88,7 +89,11 @@ pub fn with_loras<D: Denoiser>(pipeline: &Pipeline, denoiser: D, loras: &[LoraAr
         return Ok(Trainable::of(denoiser));
     }
     let (names, model) = (pipeline.lora_names(&denoiser), pipeline.adaptable(denoiser));
-    let add = |model, LoraArg { path, weight }: &LoraArg| merge_file(model, path, &names, *weight).context("--lora");
+    let add = |model, LoraArg { path, weight }: &LoraArg| {
+        let adapter = Adapter::read(path, &names).context("--lora")?;
+        adapter.warning().iter().for_each(|warning| warn(format_args!("{warning}")));
+        anyhow::Ok(adapter.merge(model, *weight))
+    };
     loras.iter().try_fold(model, add)
 }
 

@@ -41,6 +41,15 @@ pub enum Error {
         /// The names of the tensors that do not fit, and why.
         faults: String,
     },
+    /// A LoRA whose layers' changes are more than two factors.
+    #[error(
+        "the LoRA {path} holds {forms}: such a file can be merged (sample --lora, export --merge), but neither trained further nor written under other names"
+    )]
+    LoraForm {
+        path: String,
+        /// What its forms are called, and the first layers of each.
+        forms: String,
+    },
     /// A size, a prompt or a setting that this model cannot draw.
     #[error("{0}")]
     Request(String),

@@ -1,18 +1,23 @@
 //! Tensors in files: safetensors (single, sharded, fp16 variants) and PyTorch's zip-pickle, read without executing anything.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use vp_core::atomic;
 
+mod component;
+mod numbers;
 mod pickle;
 mod pytorch;
+
+pub use component::{chosen_weights, component_file};
+use numbers::{Float, first_integer};
 
 /// A fault of a checkpoint on disk.
 #[derive(Debug, thiserror::Error)]
@@ -392,108 +397,40 @@ impl Stored {
         let (Source::Safetensors { path, .. } | Source::Pytorch { path, .. }) = &self.source;
         let float = Float::of(self.dtype())
             .ok_or_else(|| corrupt(path, &format!("holds a tensor of type {:?} where floats are expected", self.dtype())))?;
-        let bytes = match &self.source {
-            Source::Safetensors { path, start, len, .. } => {
-                let mut bytes = vec![0; *len];
-                let mut file = File::open(path).map_err(io(path))?;
-                file.seek(SeekFrom::Start(*start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
-                bytes
-            }
-            Source::Pytorch { path, tensor } => tensor.read().map_err(io(path))?,
-        };
-        Ok(float.widen(&bytes))
+        Ok(float.widen(&self.bytes()?))
+    }
+
+    /// Reads the first value of a tensor that may hold integers, as the alpha of a LoRA does in some files; `None` if it has no values.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the tensor is of no type of numbers.
+    pub fn read_number(&self) -> Result<Option<f64>, LoadError> {
+        if !matches!(self.dtype(), Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8 | Dtype::U8) {
+            return Ok(self.read()?.first().copied().map(f64::from));
+        }
+        Ok(first_integer(&self.bytes()?, self.shape.iter().product()))
+    }
+
+    /// The bytes of its elements in the file, row by row.
+    fn bytes(&self) -> Result<Vec<u8>, LoadError> {
+        match &self.source {
+            Source::Safetensors { path, start, len, .. } => read_span(path, *start, *len),
+            Source::Pytorch { path, tensor } => tensor.read().map_err(io(path)),
+        }
     }
 }
 
-#[derive(Clone, Copy)]
-enum Float {
-    F64,
-    F32,
-    F16,
-    BF16,
-}
-
-impl Float {
-    fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F64 => Some(Self::F64),
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::BF16 => Some(Self::BF16),
-            _ => None,
-        }
-    }
-
-    fn widen(self, bytes: &[u8]) -> Vec<f32> {
-        fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-            bytes.chunks_exact(N).map(|chunk| f(chunk.try_into().expect("chunks are exact"))).collect()
-        }
-        match self {
-            Self::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-            Self::F32 => each(bytes, f32::from_le_bytes),
-            Self::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Self::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        }
-    }
+/// `len` bytes of a file from `start` on.
+fn read_span(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> {
+    let mut bytes = vec![0; len];
+    let mut file = File::open(path).map_err(io(path))?;
+    file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
+    Ok(bytes)
 }
 
 /// The names a component's weights may have, in the order they are looked for.
 pub fn component_files(stem: &str) -> Vec<String> {
     ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"].map(|end| format!("{stem}.{end}")).into()
-}
-
-/// The file with the weights of a component, `stem` being `diffusion_pytorch_model` or `model`, as [`chosen_weights`] chooses it.
-///
-/// # Errors
-/// When there is none, or several variants of which none is to be preferred.
-pub fn component_file(folder: &Path, stem: &str) -> Result<PathBuf, LoadError> {
-    let entries = std::fs::read_dir(folder).map_err(io(folder))?;
-    let files: BTreeSet<String> = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
-    match chosen_weights(&files, stem) {
-        Ok(Some(name)) => Ok(folder.join(name)),
-        Ok(None) => {
-            let looked_for = [format!("{stem}.safetensors"), format!("{}.bin", bin_stem(stem))];
-            let looked_for = looked_for.into_iter().chain(["their .index.json and variants such as .fp16".into()]).collect();
-            Err(LoadError::NoWeights { folder: folder.display().to_string(), looked_for })
-        }
-        Err(variants) => Err(corrupt(folder, &format!("weights in several variants ({variants}) and none without; keep one"))),
-    }
-}
-
-fn bin_stem(stem: &str) -> &str {
-    if stem == "model" { "pytorch_model" } else { stem }
-}
-
-/// Which of a folder's files has the weights of a component, if any: safetensors before PyTorch's `.bin`, whole or by the index of its
-/// shards, without a variant before `fp16` before any other (`model.VARIANT.safetensors`).
-///
-/// # Errors
-/// The variants, when there are several, none without and none of `fp16`.
-pub fn chosen_weights(files: &BTreeSet<String>, stem: &str) -> Result<Option<String>, String> {
-    for (stem, kind) in [(stem, "safetensors"), (bin_stem(stem), "bin")] {
-        let plain = [format!("{stem}.{kind}"), format!("{stem}.{kind}.index.json")];
-        if let Some(name) = plain.into_iter().find(|name| files.contains(name)) {
-            return Ok(Some(name));
-        }
-        let variants: Vec<(&String, &str)> = files.iter().filter_map(|file| Some((file, variant(file, stem, kind)?))).collect();
-        if let Some((file, _)) = variants.iter().find(|(_, variant)| *variant == "fp16") {
-            return Ok(Some((*file).clone()));
-        }
-        match &variants[..] {
-            [] => {}
-            [(file, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => return Ok(Some((*file).clone())),
-            several => return Err(several.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")),
-        }
-    }
-    Ok(None)
-}
-
-/// The variant of a file of weights, `fp16` of `stem.fp16.safetensors` and `stem.safetensors.index.fp16.json`. A shard is not one.
-fn variant<'a>(file: &'a str, stem: &str, kind: &str) -> Option<&'a str> {
-    let rest = file.strip_prefix(stem)?.strip_prefix('.')?;
-    let whole = rest.strip_suffix(kind).and_then(|rest| rest.strip_suffix('.'));
-    let index = || rest.strip_prefix(kind)?.strip_prefix(".index.")?.strip_suffix(".json");
-    whole.or_else(index).filter(|variant| !variant.is_empty() && !variant.contains('.') && !variant.contains("-of-"))
 }
 
 /// The header of a safetensors file (where its data begins, and what it holds), checked against the file's length.

@@ -8,7 +8,7 @@ use vp_core::config::Validate;
 use vp_core::noise::Noise;
 use vp_evaluation::sentinel::SentinelConfig;
 use vp_models::denoiser::Denoiser;
-use vp_models::lora::FACTORS;
+use vp_models::lora::{FACTORS, LoraWeights};
 use vp_models::pipeline::{Pipeline, Trainable};
 use vp_rewards::RewardConfig;
 
@@ -16,7 +16,7 @@ use crate::Error;
 use crate::algorithm::{Algorithm, Driver};
 use crate::data::preferences::PreferencesSection;
 use crate::data::rankings::RankingsSection;
-use crate::optim::{EmaConfig, LrSchedulerConfig};
+use crate::optim::{EmaConfig, LrSchedule, LrSchedulerConfig};
 use crate::regularizer::RegularizerConfig;
 use crate::sections::{
     CheckpointSection, DataSection, Dtype, GuardSection, LoraSection, ModelSection, OptimizerSection, PreviewSection, PromptsSection,
@@ -211,18 +211,27 @@ impl TrainConfig {
     /// A phrase that says what trains.
     pub fn what_trains(&self) -> String {
         match self.lora() {
-            Some(lora) => format!("a LoRA of rank {}, alpha {}", lora.rank, lora.alpha()),
+            Some(lora) => {
+                let begun = lora.init.as_ref().map_or_else(String::new, |path| format!(", begun from {}", path.display()));
+                format!("a LoRA of rank {}, alpha {}{begun}", lora.rank, lora.alpha())
+            }
             None => format!("whole weights that match {:?}", self.trainable()),
         }
     }
 
-    /// The base model, on the device without autodiff, and the model that trains, with factors attached if a LoRA trains.
+    /// The base model, on the device without autodiff, and the model that trains, with factors attached if a LoRA trains: new ones, or those
+    /// of `lora.init`.
     ///
     /// # Errors
-    /// When a pattern is not a valid regular expression, or `lora.targets` matches no layer.
+    /// When a pattern is not a valid regular expression, `lora.targets` matches no layer, or the LoRA of `lora.init` cannot be trained further.
     pub fn models<D: Denoiser>(&self, pipeline: &Pipeline, denoiser: D, noise: &Noise) -> Result<(Trainable<D>, Trainable<D>), Error> {
-        if let Some(lora) = self.lora() {
-            return Ok(pipeline.adapted(denoiser, &lora.lora()?, noise)?);
+        if let Some(section) = self.lora() {
+            let (lora, names) = (section.lora()?, pipeline.lora_names(&denoiser));
+            let (base, model) = pipeline.adapted(denoiser, &lora, noise)?;
+            let Some(path) = &section.init else { return Ok((base, model)) };
+            let begun = LoraWeights::read(path, &names).and_then(|weights| weights.attached(model, &lora));
+            let in_section = |source: vp_models::Error| Error::InSection { section: "[lora] init", source: Box::new(source.into()) };
+            return Ok((base, begun.map_err(in_section)?));
         }
         let base = pipeline.trainable(denoiser, &self.trainable_pattern()?);
         Ok((base.clone(), base))
@@ -283,6 +292,30 @@ impl TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// Checks that a run of `saved` is the beginning of this longer one: that no update which it made, or has yet to make, would have had
+    /// another learning rate.
+    ///
+    /// # Errors
+    /// When the learning rate depends on the length of the run.
+    pub fn check_lengthening(&self, saved: &Self) -> Result<(), Error> {
+        let schedule =
+            |config: &Self| LrSchedule::new(config.lr_scheduler.clone(), config.optimizer.learning_rate, config.run.num_train_steps);
+        let (shorter, longer, updates) = (schedule(saved), schedule(self), saved.run.num_train_steps);
+        let Some(step) = (0..updates).find(|step| shorter.rate(*step) != longer.rate(*step)) else { return Ok(()) };
+        Err(Error::Config(format!(
+            "run.num_train_steps is {}, but the run was started with {updates}, and [lr_scheduler.{}] spreads the learning rate over the whole \
+             run: update {} would have had the rate {:.3e} in place of {:.3e}. A run with a constant rate can be made longer; the result of this \
+             one can be trained further by a new run, with lora.init or model.path",
+            self.run.num_train_steps,
+            self.lr_scheduler.name(),
+            step + 1,
+            longer.rate(step),
+            shorter.rate(step)
+        )))
+    }
+}
+
 fn compare(path: &str, ours: &Value, saved: &Value, found: &mut Vec<String>) {
     let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
     match (ours, saved) {
@@ -301,6 +334,9 @@ impl Validate for TrainConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         if let Some(lora) = &self.lora {
             lora.findings(findings);
+        }
+        if self.model.trainable.is_some() && self.lora.as_ref().is_some_and(|lora| lora.init.is_some()) {
+            findings.push("lora.init is not used where model.trainable selects whole weights; remove one of them".into());
         }
         let sections: [&dyn Validate; 4] = [&self.run, &self.model, &self.optimizer, &self.checkpoint];
         sections.iter().for_each(|section| section.findings(findings));
@@ -367,6 +403,27 @@ mod tests {
         assert_eq!(with(VaeSection { slicing: true, ..Default::default() }), [""; 0]);
         let tiled = with(VaeSection { tiling: "64".parse().unwrap(), ..Default::default() });
         assert_eq!(tiled, ["vae.tiling is 64, but the run was started with false"]);
+    }
+
+    #[test]
+    fn a_run_is_made_longer_where_its_learning_rates_stay() {
+        let lengthened = |schedule: serde_json::Value, from: u64, to: u64| {
+            let mut saved = TrainConfig::with_steps(AlgorithmConfig::Ddpo(Default::default()), 10);
+            saved.lr_scheduler = serde_json::from_value(schedule).unwrap();
+            saved.run.num_train_steps = from;
+            let mut longer = saved.clone();
+            longer.run.num_train_steps = to;
+            longer.check_lengthening(&saved).map_err(|error| error.to_string())
+        };
+        lengthened(json!({ "constant": {} }), 2, 4).unwrap();
+        lengthened(json!({ "constant_with_warmup": { "num_warmup_steps": 3 } }), 6, 100).unwrap();
+        // The warm-up took half of the shorter run.
+        let told = lengthened(json!({ "constant_with_warmup": { "num_warmup_steps": 3 } }), 4, 6).unwrap_err();
+        assert!(told.contains("update 2 would have had the rate 3.333e-2 in place of 5.000e-2"), "{told}");
+        for schedule in ["linear", "cosine"] {
+            let told = lengthened(json!({ schedule: {} }), 4, 6).unwrap_err();
+            assert!(told.contains(&format!("[lr_scheduler.{schedule}] spreads")) && told.contains("update 2 "), "{told}");
+        }
     }
 
     #[test]

@@ -149,13 +149,14 @@ impl<D: Denoiser> Environment<D> {
         preview
     }
 
-    /// Draws the base model's preview, which a run begins with. Does nothing in a resumed run.
+    /// Draws the preview of the model that a run begins with: the base, or the base with the LoRA that is trained further. Does nothing in a
+    /// resumed run.
     ///
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
-            run.record_preview(&self.draw_preview(&self.base, 0)?)?;
+            run.record_preview(&self.draw_preview(&run.tuned(), 0)?)?;
         }
         Ok(())
     }

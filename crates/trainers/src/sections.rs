@@ -209,12 +209,20 @@ pub struct LoraSection {
     /// Regular expression over the names of linear layers and convolutions (`unet.….attn1.to_q`, `text_encoder.….q_proj`). Those that match
     /// get factors.
     pub targets: String,
+    /// A LoRA file whose factors this run trains further, in any form of two or three factors per layer. Its rank must be `rank`, and
+    /// `targets` must match all its layers; its scale is kept whatever `alpha` is. Absent: the LoRA starts from nothing.
+    pub init: Option<PathBuf>,
 }
 
 impl Default for LoraSection {
     /// As in DDPO and TRL: the projections of the UNet's attention, at rank 4.
     fn default() -> Self {
-        Self { rank: 4, alpha: None, targets: format!(r"^{}\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", LoadedDenoiser::COMPONENT) }
+        Self {
+            rank: 4,
+            alpha: None,
+            targets: format!(r"^{}\..*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$", LoadedDenoiser::COMPONENT),
+            init: None,
+        }
     }
 }
 

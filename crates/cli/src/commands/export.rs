@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use vp_models::lora::{Dialect, LoraWeights};
+use vp_models::lora::{Adapter, Dialect};
 use vp_models::pipeline::{Component, ModelFolder, Pipeline, Trainable};
 use vp_models::weights::SaveType;
 
 use crate::args::{ExportArgs, ExportFormat, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::with_loras;
-use crate::terminal::say;
+use crate::terminal::{say, warn};
 use crate::{device, embedded};
 
 /// The top-level entry point for `export`.
@@ -67,7 +67,10 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: ExportFormat, device:
     };
     // Names and shapes alone: no weights are read.
     let names = folder.lora_names(device);
+    let adapter = Adapter::read(path, &names).context("--lora")?;
+    adapter.warning().iter().for_each(|warning| warn(format_args!("{warning}")));
+    let factors = adapter.into_factors()?;
     let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    Ok(LoraWeights::read(path, &names)?.save(&args.output, dialect, &names, &[])?)
+    Ok(factors.save(&args.output, dialect, &names, &[])?)
 }

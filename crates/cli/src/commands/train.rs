@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
+use vp_core::atomic;
 use vp_core::config;
 use vp_core::profile::{self, Stage};
 use vp_core::run_dir::RunDir;
@@ -37,6 +38,8 @@ struct Plan {
     resume: Option<Checkpoint>,
     /// The run's folder is there already.
     folder_exists: bool,
+    /// The run is made longer than its folder's config says.
+    lengthened: bool,
     interrupt: Interrupt,
     /// The device is checked before anything is trained on it.
     check_device: bool,
@@ -96,13 +99,14 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
     if args.run.profile {
         profile::start(&device);
     }
-    let resume::Choice { config, output, resume, folder_exists } = resume::choose(&args, &device)?;
+    let resume::Choice { config, output, resume, folder_exists, lengthened } = resume::choose(&args, &device)?;
     Ok(Plan {
         config,
         device_name: args.run.device.clone(),
         output,
         resume,
         folder_exists,
+        lengthened,
         interrupt,
         check_device: needs_check(&args.run, &device),
         device,
@@ -224,13 +228,18 @@ impl Plan {
 
     /// Opens or creates the run's folder.
     fn journal(&self, resumed_at: Option<u64>) -> Result<Journal, Error> {
+        let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
+        if self.lengthened {
+            // Whoever resumes it next goes on to the new end.
+            let path = self.output.join("config.toml");
+            atomic::write(&path, resolved.as_bytes()).map_err(|source| Error::Io { path: path.display().to_string(), source })?;
+        }
         if self.folder_exists {
             return match resumed_at {
                 Some(step) => Journal::resume(&self.output, step, Terminal::new(self.options)),
                 None => Journal::restart(&self.output, Terminal::new(self.options)),
             };
         }
-        let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
         Ok(Journal::new(RunDir::create(&self.output, &resolved)?, Terminal::new(self.options)))
     }
 

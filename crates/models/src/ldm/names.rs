@@ -27,7 +27,7 @@ pub fn unet_name(path: &str, unet: &UNetConfig) -> Option<String> {
             match kind {
                 "resnets" => format!("input_blocks.{}.0.{}", first + number(index)?, within(kind, rest)?),
                 "attentions" => format!("input_blocks.{}.1.{}", first + number(index)?, within(kind, rest)?),
-                _ => joined(format!("input_blocks.{}.0.op", first + unet.layers_per_block.get(level)?), &rest[1..]),
+                _ => joined(format!("input_blocks.{}.0.op", first + unet.layers_per_block.get(level)?), rest.get(1..)?),
             }
         }
         ["up_blocks", step, kind, index, ref rest @ ..] => {
@@ -39,7 +39,7 @@ pub fn unet_name(path: &str, unet: &UNetConfig) -> Option<String> {
                 "attentions" => format!("output_blocks.{}.1.{}", first + number(index)?, within(kind, rest)?),
                 _ => {
                     let member = if *unet.up_attention.get(step)? { 2 } else { 1 };
-                    joined(format!("output_blocks.{}.{member}.conv", first + layers.get(step)? - 1), &rest[1..])
+                    joined(format!("output_blocks.{}.{member}.conv", first + layers.get(step)? - 1), rest.get(1..)?)
                 }
             }
         }

@@ -8,10 +8,14 @@
 //!
 //! An adapted layer computes `W x + (α/r) B (A x)` without ever forming the dense sum: `docs/decisions/0014-lora.md`.
 
+mod adapter;
+mod change;
 mod file;
 mod names;
+mod parts;
+mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -20,9 +24,10 @@ use vp_core::noise::{Noise, Purpose};
 
 use crate::error::{Error, Result};
 use crate::layers::LowRank;
-use crate::parameters::{KeyPath, map_parameters, name_key, named_parameters};
+use crate::parameters::{KeyPath, map_parameters, map_parameters_where, name_key, named_parameters, parameter_names};
 
-pub use file::{Dialect, merge_file};
+pub use adapter::{Adapter, left_out};
+pub use file::Dialect;
 pub use names::Names;
 
 /// Which layers a LoRA adapts, and by how much.
@@ -41,13 +46,23 @@ pub struct Lora {
 pub struct Layer {
     /// The name of its weight without `.weight`.
     pub name: String,
-    /// Shape of its weight, `[out, in]` or `[out, in, k, k]`.
+    /// Shape of its weight, `[out, in]` or `[out, in, k, k]`; of a norm `[channels]`.
     pub shape: Vec<usize>,
+    /// Whether it has a bias.
+    pub has_bias: bool,
     id: ParamId,
 }
 
 /// The linear maps and convolutions of a module, in the order of its fields. Tables of embeddings are not among them.
 pub fn layers<M: Module>(module: &M) -> Vec<Layer> {
+    let mut found = layers_and_norms(module);
+    found.retain(|layer| layer.shape.len() > 1);
+    found
+}
+
+/// The linear maps, convolutions and norms of a module, in the order of its fields: all that a file may change.
+pub fn layers_and_norms<M: Module>(module: &M) -> Vec<Layer> {
+    const KINDS: [&str; 4] = [":Linear", ":Conv2d", ":GroupNorm", ":LayerNorm"];
     #[derive(Default)]
     struct Collect {
         path: KeyPath,
@@ -64,9 +79,14 @@ pub fn layers<M: Module>(module: &M) -> Vec<Layer> {
             self.containers.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let is_layer = self.containers.last().is_some_and(|container| container.ends_with(":Linear") || container.ends_with(":Conv2d"));
-            if let Some(name) = self.path.key().strip_suffix(".weight").filter(|_| is_layer) {
-                self.found.push(Layer { name: name.into(), shape: param.lazy_shape().to_vec(), id: param.id });
+            if !self.containers.last().is_some_and(|container| KINDS.iter().any(|kind| container.ends_with(kind))) {
+                return;
+            }
+            let key = self.path.key();
+            if let Some(name) = key.strip_suffix(".weight") {
+                self.found.push(Layer { name: name.into(), shape: param.lazy_shape().to_vec(), has_bias: false, id: param.id });
+            } else if let Some(layer) = self.found.last_mut().filter(|layer| key.strip_suffix(".bias") == Some(&layer.name)) {
+                layer.has_bias = true;
             }
         }
     }
@@ -173,22 +193,60 @@ impl LoraWeights {
         Self { layers: shapes.into_iter().filter_map(factors).collect() }
     }
 
-    /// `module` with `weight · (alpha / rank) · up · down` added to each layer's weight. Layers that `module` lacks are left out:
-    /// [`merge_file`] refuses them by name.
+    /// `module` with `weight · (alpha / rank) · up · down` added to each layer's weight. Layers that `module` lacks are left out.
     #[must_use]
     pub fn merge<M: Module>(&self, module: M, weight: f64) -> M {
         map_parameters(module, |name, _, values| {
             let Some(factors) = name.strip_suffix(".weight").and_then(|layer| self.layers.get(layer)) else { return values };
-            let Factors { shape, rank, alpha, down, up } = factors;
-            let (device, count) = (values.device(), values.dims()[0]);
-            let matrix = |values: &Vec<f32>, rows: usize| -> Tensor<2> {
-                let columns = values.len() / rows;
-                Tensor::from_data(TensorData::new(values.clone(), [rows, columns]), &device)
-            };
-            let delta = matrix(up, shape[0]).matmul(matrix(down, *rank)) * (weight * alpha / *rank as f64);
-            let format = values.dtype();
+            let (count, format) = (values.dims()[0], values.dtype());
+            let delta = factors.delta(weight, &values.device());
             (values.cast(DType::F32) + delta.reshape([count])).cast(format)
         })
+    }
+
+    /// `module`, on which [`attach`] put factors as `lora` says, with these factors in their place: it computes what it would with this LoRA
+    /// merged. Layers that have factors and no counterpart here keep theirs. The scale is that of `lora`, so the second factor of a layer with
+    /// another alpha takes up the ratio.
+    ///
+    /// # Errors
+    /// When a layer here has another rank than `lora`, or has no factors in `module`.
+    pub fn attached<M: Module>(&self, module: M, lora: &Lora) -> Result<M> {
+        let other: Vec<String> =
+            self.layers.iter().filter(|(_, of)| of.rank != lora.rank).map(|(name, of)| format!("{name} has rank {}", of.rank)).collect();
+        if !other.is_empty() {
+            let way_out = "give lora.rank the file's rank (a file whose layers differ in rank cannot be trained further)";
+            return Err(Error::Request(format!("lora.rank is {}, but {}: {way_out}", lora.rank, some(&other, "; "))));
+        }
+        let has: BTreeSet<String> =
+            parameter_names(&module).iter().filter_map(|name| Some(name.strip_suffix(".lora.down.weight")?.into())).collect();
+        let left: Vec<String> = self.layers.keys().filter(|layer| !has.contains(*layer)).cloned().collect();
+        if !left.is_empty() {
+            let targets = lora.targets.as_str();
+            let way_out = "widen it, so that no part of the file is lost";
+            return Err(Error::Request(format!("lora.targets {targets:?} does not match {}: {way_out}", some(&left, ", "))));
+        }
+        Ok(map_parameters_where(
+            module,
+            |name, _| name.split_once(".lora.").is_some_and(|(layer, _)| self.layers.contains_key(layer)),
+            |name, _, values| {
+                let Some((layer, factor)) = name.split_once(".lora.") else { return values };
+                let Factors { alpha, down, up, .. } = &self.layers[layer];
+                let (stored, ratio) = if factor == "up.weight" { (up, alpha / lora.alpha) } else { (down, 1.0) };
+                Tensor::<1>::from_floats(stored.as_slice(), &values.device()) * ratio
+            },
+        ))
+    }
+}
+
+/// How many names a message lists before it counts the rest.
+const SHOWN: usize = 4;
+
+/// The first few of `names`, and how many more there are.
+fn some(names: &[String], separator: &str) -> String {
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(separator);
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}{separator}and {more} more"),
     }
 }
 
@@ -273,6 +331,22 @@ mod tests {
         let names: Vec<String> = named_gradients(&toy, &mut loss.backward()).into_iter().map(|(name, _)| name).collect();
         let expected = ["linear.lora.down.weight", "linear.lora.up.weight", "conv.lora.down.weight", "conv.lora.up.weight"];
         assert_eq!(names, expected);
+    }
+
+    /// Factors of a file go on training where they were: the network is the base with them merged, whatever the alpha of the file.
+    #[test]
+    fn factors_of_a_file_are_attached_as_they_are_merged() {
+        let (device, x) = (Device::flex(), Tensor::<2>::from_data([[1.0, -2.0, 0.5, 3.0]], &Device::flex()));
+        let weights = LoraWeights::of(&moved(adapted(&device)), 1.5);
+        let lora = |rank: usize, targets: &str| Lora { rank, alpha: 6.0, targets: Regex::new(targets).unwrap() };
+        let attached = |lora: &Lora| weights.attached(attach(toy(&device), lora, &Noise::new(7)).unwrap(), lora);
+        let output = attached(&lora(2, "linear|conv")).unwrap().linear.forward(x.clone());
+        let expected = weights.merge(toy(&device), 1.0).linear.forward(x.clone());
+        output.into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::default());
+        let told = attached(&lora(3, "linear|conv")).unwrap_err().to_string();
+        assert!(told.contains("lora.rank is 3, but conv has rank 2; linear has rank 2"), "{told}");
+        let told = attached(&lora(2, "linear")).unwrap_err().to_string();
+        assert!(told.contains(r#"lora.targets "linear" does not match conv: widen it"#), "{told}");
     }
 
     #[test]

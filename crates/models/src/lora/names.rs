@@ -6,8 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::Layer;
+use super::parts::Target;
+use super::settings::PEFT_PREFIX;
 use crate::denoiser::Denoiser;
 use crate::family::Family;
+use crate::ldm::unet_name;
 use crate::unet::{UNet2DConditionModel, UNetConfig};
 
 /// How the names of the denoiser's layers begin.
@@ -17,14 +20,14 @@ const DENOISER: &str = UNet2DConditionModel::COMPONENT;
 #[derive(Debug, Clone)]
 pub struct Names {
     family: Family,
-    /// Shape of a layer's weight by its name.
-    pub(super) shapes: BTreeMap<String, Vec<usize>>,
+    /// The layers by their names.
+    pub(super) layers: BTreeMap<String, Layer>,
     /// Names in files, to names of layers.
     aliases: BTreeMap<String, String>,
 }
 
 impl Names {
-    /// The names of `layers`; they begin with their component: `unet.`, `text_encoder.` or `text_encoder_2.`.
+    /// The names of `layers`, norms among them; they begin with their component: `unet.`, `text_encoder.` or `text_encoder_2.`.
     pub fn new(layers: &[Layer], family: Family, unet: &UNetConfig) -> Self {
         let mut aliases = BTreeMap::new();
         for Layer { name, .. } in layers {
@@ -33,30 +36,36 @@ impl Names {
             add(name.clone());
             if component == DENOISER {
                 add(path.to_string());
-                add(format!("base_model.model.{path}"));
+                // kohya's, and SimpleTuner's and LyCORIS's own.
                 add(format!("lora_unet_{}", underscored(path)));
-                if let Some(original) = original_name(path, unet) {
+                add(format!("lycoris_{}", underscored(path)));
+                if let Some(original) = unet_name(path, unet) {
                     add(format!("lora_unet_{}", underscored(&original)));
+                    // OneTrainer's; ComfyUI's and those of a single file.
+                    add(format!("unet.{original}"));
+                    add(format!("diffusion_model.{original}"));
+                    add(format!("model.diffusion_model.{original}"));
                 }
             } else {
-                add(format!("{component}.text_model.{path}"));
-                let prefixes: &[&str] = if component == "text_encoder" { &["te", "te1"] } else { &["te2"] };
-                for prefix in prefixes {
-                    add(format!("lora_{prefix}_text_model_{}", underscored(path)));
-                    add(format!("lora_{prefix}_{}", underscored(path)));
-                }
+                encoder_aliases(component, path).into_iter().for_each(add);
             }
         }
-        let shapes = layers.iter().map(|layer| (layer.name.clone(), layer.shape.clone())).collect();
-        Self { family, shapes, aliases }
+        let layers = layers.iter().map(|layer| (layer.name.clone(), layer.clone())).collect();
+        Self { family, layers, aliases }
     }
 
     /// The layer of a name without its ending.
     pub(super) fn layer(&self, stem: &str) -> Option<&str> {
-        // diffusers' first form, an attention processor's own layers.
-        let stem = stem.replace(".processor.to_out_lora", ".to_out.0");
-        let stem = ["to_q", "to_k", "to_v"].iter().fold(stem, |stem, to| stem.replace(&format!(".processor.{to}_lora"), &format!(".{to}")));
-        self.aliases.get(&stem).map(String::as_str)
+        // What wraps a network: PEFT's model, a compiled one; diffusers 0.23 wrote the component twice.
+        let stem = stem.replace(PEFT_PREFIX, "").replace("_orig_mod.", "");
+        let stem = stem.strip_prefix("unet.").filter(|rest| rest.starts_with("unet.")).unwrap_or(&stem);
+        self.aliases.get(&of_first_form(stem)).map(String::as_str)
+    }
+
+    /// A layer by its own name, which is known.
+    pub(super) fn target<'a>(&'a self, layer: &'a str) -> Target<'a> {
+        let Layer { shape, has_bias, .. } = &self.layers[layer];
+        Target { name: layer, shape, has_bias: *has_bias }
     }
 
     /// A layer's name in a kohya file, without its ending.
@@ -94,6 +103,43 @@ impl Names {
     }
 }
 
+/// The names of a text encoder's layer, other than its own.
+fn encoder_aliases(component: &str, path: &str) -> Vec<String> {
+    let first = component == "text_encoder";
+    let (kohya, comfy): (&[&str], &str) = if first { (&["te", "te1"], "clip_l") } else { (&["te2"], "clip_g") };
+    let mut aliases = vec![
+        format!("{component}.text_model.{path}"),
+        // OneTrainer's and ComfyUI's.
+        format!("{comfy}.{path}"),
+        format!("{comfy}.text_model.{path}"),
+        format!("{comfy}.transformer.text_model.{path}"),
+        format!("text_encoders.{comfy}.transformer.text_model.{path}"),
+    ];
+    for prefix in kohya {
+        aliases.push(format!("lora_{prefix}_text_model_{}", underscored(path)));
+        aliases.push(format!("lora_{prefix}_{}", underscored(path)));
+    }
+    if first {
+        // An adapter of this encoder alone does not name it.
+        aliases.extend([path.to_string(), format!("text_model.{path}")]);
+    }
+    aliases
+}
+
+/// A name of diffusers' first form, whose factors belonged to the attention's processor (`….attn1.processor.to_q_lora`) or, in a text encoder, to
+/// the attention itself (`….self_attn.to_q_lora`), as that of the projection; any other name as it is.
+fn of_first_form(stem: &str) -> String {
+    let projection = stem.rsplit_once('.').and_then(|(block, last)| Some((block, last.strip_prefix("to_")?.strip_suffix("_lora")?)));
+    match projection {
+        Some((block, which)) if block.ends_with(".self_attn") => format!("{block}.{which}_proj"),
+        Some((block, which)) => {
+            let block = block.strip_suffix(".processor").unwrap_or(block);
+            format!("{block}.to_{}", if which == "out" { "out.0" } else { which })
+        }
+        None => stem.into(),
+    }
+}
+
 /// The component of a layer: its name up to the first dot.
 fn component(layer: &str) -> &str {
     layer.split('.').next().unwrap_or(layer)
@@ -103,65 +149,11 @@ fn underscored(path: &str) -> String {
     path.replace('.', "_")
 }
 
-/// The name of a UNet layer in the original code of Stable Diffusion and XL, under which kohya's XL files are written.
-fn original_name(path: &str, unet: &UNetConfig) -> Option<String> {
-    let parts: Vec<&str> = path.split('.').collect();
-    let number = |text: &str| text.parse::<usize>().ok();
-    Some(match parts[..] {
-        ["conv_in"] => "input_blocks.0.0".into(),
-        ["conv_out"] => "out.2".into(),
-        ["time_embedding", "linear_1"] => "time_embed.0".into(),
-        ["time_embedding", "linear_2"] => "time_embed.2".into(),
-        ["add_embedding", "linear_1"] => "label_emb.0.0".into(),
-        ["add_embedding", "linear_2"] => "label_emb.0.2".into(),
-        ["mid_block", kind, index, ref rest @ ..] => {
-            let place = if kind == "attentions" { 1 } else { 2 * number(index)? };
-            format!("middle_block.{place}.{}", within(kind, rest)?)
-        }
-        ["down_blocks", level, kind, index, ref rest @ ..] => {
-            let level = number(level)?;
-            // Each level before this one has its layers and a downsampler; the input convolution comes first.
-            let first = 1 + unet.layers_per_block[..level].iter().map(|layers| layers + 1).sum::<usize>();
-            match kind {
-                "resnets" => format!("input_blocks.{}.0.{}", first + number(index)?, within(kind, rest)?),
-                "attentions" => format!("input_blocks.{}.1.{}", first + number(index)?, within(kind, rest)?),
-                _ => format!("input_blocks.{}.0.op", first + unet.layers_per_block[level]),
-            }
-        }
-        ["up_blocks", step, kind, index, ref rest @ ..] => {
-            let step = number(step)?;
-            let layers: Vec<usize> = unet.layers_per_block.iter().rev().map(|layers| layers + 1).collect();
-            let first: usize = layers[..step].iter().sum();
-            match kind {
-                "resnets" => format!("output_blocks.{}.0.{}", first + number(index)?, within(kind, rest)?),
-                "attentions" => format!("output_blocks.{}.1.{}", first + number(index)?, within(kind, rest)?),
-                _ => format!("output_blocks.{}.{}.conv", first + layers[step] - 1, if unet.up_attention[step] { 2 } else { 1 }),
-            }
-        }
-        _ => return None,
-    })
-}
-
-/// The rest of a name inside a residual block or a transformer.
-fn within(kind: &str, rest: &[&str]) -> Option<String> {
-    if kind == "attentions" {
-        return Some(rest.join("."));
-    }
-    let original = match rest {
-        ["conv1"] => "in_layers.2",
-        ["conv2"] => "out_layers.3",
-        ["time_emb_proj"] => "emb_layers.1",
-        ["conv_shortcut"] => "skip_connection",
-        _ => return None,
-    };
-    Some(original.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::NetworkConfig;
-    use crate::lora::layers;
+    use crate::lora::layers_and_norms;
     use burn::tensor::Device;
     use serde_json::json;
 
@@ -198,14 +190,14 @@ mod tests {
             ("conv_in", "input_blocks.0.0"),
         ];
         for (diffusers, original) in pairs {
-            assert_eq!(original_name(diffusers, &unet).as_deref(), Some(original), "{diffusers}");
+            assert_eq!(unet_name(diffusers, &unet).as_deref(), Some(original), "{diffusers}");
         }
     }
 
     /// kohya's files stand a projection beside the encoder's `text_model`, and know XL's encoders by number.
     #[test]
     fn names_of_text_encoders() {
-        let layer = |name: &str| Layer { name: name.into(), shape: vec![2, 2], id: burn::module::ParamId::new() };
+        let layer = |name: &str| Layer { name: name.into(), shape: vec![2, 2], has_bias: true, id: burn::module::ParamId::new() };
         let found = [layer("text_encoder.encoder.layers.0.self_attn.q_proj"), layer("text_encoder_2.text_projection")];
         let kohya = |family| found.each_ref().map(|layer| Names::new(&found, family, &xl()).kohya(&layer.name));
         let q_proj = "text_model_encoder_layers_0_self_attn_q_proj";
@@ -225,10 +217,10 @@ mod tests {
     #[test]
     fn no_two_layers_share_a_name() {
         let unet = xl();
-        let mut found = layers(&unet.init(&Device::flex()));
+        let mut found = layers_and_norms(&unet.init(&Device::flex()));
         found.iter_mut().for_each(|layer| layer.name = format!("{DENOISER}.{}", layer.name));
         let originals: std::collections::BTreeSet<_> =
-            found.iter().map(|layer| original_name(layer.name.split_once('.').unwrap().1, &unet).expect(&layer.name)).collect();
+            found.iter().map(|layer| unet_name(layer.name.split_once('.').unwrap().1, &unet).expect(&layer.name)).collect();
         assert_eq!(originals.len(), found.len());
         let names = Names::new(&found, Family::StableDiffusionXl, &unet);
         let kohya: std::collections::BTreeSet<_> = found.iter().map(|layer| names.kohya(&layer.name)).collect();

@@ -16,7 +16,7 @@ use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::ldm::{self, Layout, SingleFile};
-use crate::lora::{Layer, Names, layers};
+use crate::lora::{Layer, Names, layers_and_norms};
 use crate::tokenizer::{ClipTokenizer, published};
 use crate::unet::{Addition, UNetConfig};
 use crate::vae::{self, AutoencoderConfig};
@@ -192,9 +192,9 @@ impl ModelFolder {
             layers.iter_mut().for_each(|layer| layer.name = format!("{component}.{}", layer.name));
             all.append(&mut layers);
         };
-        add(LoadedDenoiser::COMPONENT, layers(&self.unet_config.init(device)));
+        add(LoadedDenoiser::COMPONENT, layers_and_norms(&self.unet_config.init(device)));
         for (component, config) in self.family.text_encoders().iter().zip(&self.text_configs) {
-            add(component, layers(&config.init(device)));
+            add(component, layers_and_norms(&config.init(device)));
         }
         Names::new(&all, self.family, &self.unet_config)
     }

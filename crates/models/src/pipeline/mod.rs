@@ -18,7 +18,7 @@ use vp_schedulers::Sampler;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::lora::{Lora, Names, attach, layers};
+use crate::lora::{Lora, Names, attach, layers, layers_and_norms};
 use crate::number_format::{NumberFormat, is_cpu};
 use crate::parameters::{initialize, load, parameter_names};
 use crate::unet::UNet2DConditionModel;
@@ -176,7 +176,7 @@ impl Pipeline {
 
     /// What the layers of this pipeline with `denoiser` are called in LoRA files.
     pub fn lora_names<D: Denoiser>(&self, denoiser: &D) -> Names {
-        Names::new(&layers(&self.adaptable(denoiser.clone())), self.folder.family(), self.folder.unet_config())
+        Names::new(&layers_and_norms(&self.adaptable(denoiser.clone())), self.folder.family(), self.folder.unet_config())
     }
 
     fn with_encoders<D: Denoiser>(&self, denoiser: D, which: impl Fn(&str, &TextModel) -> bool) -> Trainable<D> {

@@ -174,14 +174,18 @@ impl Parts<'_> {
 
     /// The outline that every run starts with; each kind of run adds its own parts.
     fn outline(&self) -> Outline {
+        let init = self.config.lora().and_then(|lora| lora.init);
+        // A file that cannot be read is an error of the models.
+        let left_out = init.as_deref().and_then(|path| vp_models::lora::left_out(path).ok().flatten());
         Outline {
             settings: self.config.settings(),
             what_trains: self.config.what_trains(),
             arithmetic: String::new(),
-            warnings: Vec::new(),
-            files: [Some(self.model.clone()), self.config.model.vae.clone(), self.config.model.config.clone()]
-                .into_iter()
-                .flatten()
+            warnings: left_out.into_iter().collect(),
+            files: std::iter::once(self.model.clone())
+                .chain(self.config.model.vae.clone())
+                .chain(self.config.model.config.clone())
+                .chain(init)
                 .collect(),
             lists: BTreeMap::new(),
             memory_bytes: 0,

@@ -65,7 +65,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
 
     let mut outline = parts.outline();
     outline.arithmetic = algorithm.arithmetic(config);
-    outline.warnings = cut_prompts(&pipeline, &*reward, &texts);
+    outline.warnings.extend(cut_prompts(&pipeline, &*reward, &texts));
     outline.files.extend(reward_config.weights());
     let prompts = Prompts::new(texts, noise);
     outline.lists.insert("the list of prompts".into(), prompts.checksum());

@@ -105,7 +105,7 @@ pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     let mut outline = parts.outline();
     outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());
-    outline.warnings = some(pairs.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more pairs are left out");
+    outline.warnings.extend(some(pairs.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more pairs are left out"));
     let cut = pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt));
     outline.warnings.extend(some(cut, SHOWN, "more prompts are cut"));
     let counts = Counts { batch_size: dpo.batch_size, training: pairs.training.len(), held_out: pairs.validation.len(), size };
@@ -218,7 +218,7 @@ fn check_preview(config: &TrainConfig, folder: &ModelFolder, size: [usize; 2]) -
 /// Adds to the outline what concerns a folder of images: its checksum, warnings and arithmetic.
 fn outline_images(outline: &mut Outline, config: &TrainConfig, batch_size: usize, images: &CaptionedImages) {
     outline.lists.insert("the list of images and captions".into(), images.fingerprint());
-    outline.warnings = some(images.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more images are left out");
+    outline.warnings.extend(some(images.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more images are left out"));
     let (training, held_out) = (images.training.len(), images.validation.len());
     outline.arithmetic = Counts { batch_size, training, held_out, size: images.size }.arithmetic(config, "images", "images");
 }

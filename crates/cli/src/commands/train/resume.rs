@@ -26,6 +26,8 @@ pub struct Choice {
     pub output: PathBuf,
     pub resume: Option<Checkpoint>,
     pub folder_exists: bool,
+    /// The run is made longer than its folder's config says.
+    pub lengthened: bool,
 }
 
 /// Which run, which config, from where on.
@@ -33,7 +35,7 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
     let named = args.algo.is_some() || args.run.config.is_some();
     let begin = |config: TrainConfig| {
         let output = args.run.output.clone().unwrap_or_else(|| default_output(config.algo.name()));
-        Ok(Choice { config, output, resume: None, folder_exists: false })
+        Ok(Choice { config, output, resume: None, folder_exists: false, lengthened: false })
     };
     let Some(folder) = &args.run.resume else { return begin(read_config(args)?) };
     let auto = folder == Path::new("auto");
@@ -55,7 +57,12 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
     }
     // The run's own config, unless another is named, which must then agree with it.
     let config = if named { read_config(args)? } else { config::read(&saved_config, &args.run.overrides)? };
-    let saved: TrainConfig = config::read(&saved_config, &[])?;
+    let mut saved: TrainConfig = config::read(&saved_config, &[])?;
+    let lengthened = config.run.num_train_steps > saved.run.num_train_steps;
+    if lengthened {
+        config.check_lengthening(&saved).with_context(|| format!("cannot make {} longer", folder.display()))?;
+        saved.run.num_train_steps = config.run.num_train_steps;
+    }
     let differences = config.differences(&serde_json::to_value(&saved).context("read the run's config")?);
     if !differences.is_empty() {
         bail!("cannot resume {} with another config: {}", folder.display(), differences.join("; "));
@@ -65,7 +72,7 @@ pub fn choose(args: &TrainArgs, device: &Device) -> anyhow::Result<Choice> {
     if resume.is_none() {
         say(format_args!("{} has no checkpoint to go on from; it begins again", folder.display()));
     }
-    Ok(Choice { config, output: folder.clone(), resume, folder_exists: true })
+    Ok(Choice { config, output: folder.clone(), resume, folder_exists: true, lengthened })
 }
 
 /// `--prove-resume`: the run, and the run stopped in the middle of an accumulation and resumed, compared to the bit.
@@ -88,6 +95,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         output: output.join(name),
         resume,
         folder_exists,
+        lengthened: false,
         interrupt: Interrupt::default(),
         // Once is enough for all three.
         check_device: check_device && name == "uninterrupted",
