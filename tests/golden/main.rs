@@ -11,6 +11,7 @@ mod dpo;
 mod lora;
 mod optim;
 mod pipelines;
+mod published_rewards;
 mod recomputation;
 mod refl;
 mod schedulers;

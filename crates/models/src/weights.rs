@@ -83,7 +83,19 @@ pub struct Weights {
 #[derive(Debug, Clone)]
 pub struct Stored {
     shape: Vec<usize>,
+    view: View,
     source: Source,
+}
+
+/// What of the values in a file a tensor is.
+#[derive(Debug, Clone, Copy)]
+enum View {
+    /// All of them.
+    Whole,
+    /// The rows from `first` on, of a tensor that has `of` rows.
+    Rows { first: usize, of: usize },
+    /// Those of a matrix, columns first.
+    Transposed,
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +144,7 @@ impl Weights {
             let (start, end) = info.data_offsets;
             let source =
                 Source::Safetensors { path: path.to_path_buf(), dtype: info.dtype, start: (header + start) as u64, len: end - start };
-            (name, Stored { shape: info.shape.clone(), source })
+            (name, Stored { shape: info.shape.clone(), view: View::Whole, source })
         });
         let (tensors, origin) = (tensors.collect(), path.display().to_string());
         Ok(Self { origin, tensors, metadata: metadata.metadata().clone().unwrap_or_default() })
@@ -166,10 +178,14 @@ impl Weights {
     fn open_pytorch(path: &Path) -> Result<Self, LoadError> {
         let reader = PytorchReader::new(path).map_err(|e| corrupt(path, &e.to_string()))?;
         let tensors = reader.into_tensors().into_iter().map(|(name, tensor)| {
-            let stored = Stored { shape: tensor.shape().to_vec(), source: Source::Pytorch { path: path.to_path_buf(), tensor } };
+            let (shape, source) = (tensor.shape().to_vec(), Source::Pytorch { path: path.to_path_buf(), tensor });
+            let stored = Stored { shape, view: View::Whole, source };
             (name, stored)
         });
-        Ok(Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() })
+        let mut weights = Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() };
+        // A trainer's file has the weights beside its own state.
+        let inner = weights.split_off("state_dict.");
+        Ok(if inner.is_empty() { weights } else { inner })
     }
 
     /// The path of the file these came from.
@@ -200,6 +216,34 @@ impl Weights {
     /// Removes a tensor from this collection and returns it, if it is there.
     pub fn take(&mut self, name: &str) -> Option<Stored> {
         self.tensors.remove(name)
+    }
+
+    /// Keeps the tensors whose names `keep` is true for.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| keep(name));
+    }
+
+    /// Replaces a tensor by equal parts of its rows, one for each of `parts`, if it is there and can be divided so.
+    pub fn split_rows(&mut self, name: &str, parts: &[String]) {
+        let Some(whole) = self.tensors.get(name).filter(|whole| whole.shape.first().is_some_and(|rows| rows % parts.len() == 0)) else {
+            return;
+        };
+        let (whole, count) = (whole.clone(), whole.shape[0] / parts.len());
+        self.tensors.remove(name);
+        for (i, part) in parts.iter().enumerate() {
+            let shape = [&[count], &whole.shape[1..]].concat();
+            let view = View::Rows { first: i * count, of: whole.shape[0] };
+            self.tensors.insert(part.clone(), Stored { shape, view, ..whole.clone() });
+        }
+    }
+
+    /// Lets a matrix `[a, b]` pass for its transpose `[b, a]`.
+    pub fn transpose(&mut self, name: &str) {
+        if let Some(stored) = self.tensors.get_mut(name)
+            && let [rows, columns] = stored.shape[..]
+        {
+            (stored.shape, stored.view) = (vec![columns, rows], View::Transposed);
+        }
     }
 
     /// Renames every tensor. The new names must differ from each other: of two tensors with one name, one is lost.
@@ -257,6 +301,24 @@ impl Stored {
     /// # Errors
     /// When the file cannot be read or the tensor is not of a float type.
     pub fn read(&self) -> Result<Vec<f32>, LoadError> {
+        let values = self.read_whole()?;
+        Ok(match self.view {
+            View::Whole => values,
+            View::Rows { first, of } => {
+                let row = values.len() / of;
+                values[first * row..(first + self.shape[0]) * row].to_vec()
+            }
+            View::Transposed => {
+                let (rows, columns) = (self.shape[1], self.shape[0]);
+                (0..columns)
+                    .flat_map(|column| (0..rows).map(move |row| (row, column)))
+                    .map(|(row, column)| values[row * columns + column])
+                    .collect()
+            }
+        })
+    }
+
+    fn read_whole(&self) -> Result<Vec<f32>, LoadError> {
         match &self.source {
             Source::Safetensors { path, dtype, start, len } => {
                 let mut bytes = vec![0; *len];
