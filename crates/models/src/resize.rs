@@ -347,4 +347,16 @@ mod tests {
         let expected = normalize(as_floats.permute([0, 3, 1, 2]), CLIP_MEAN, CLIP_STD);
         seen.into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-5));
     }
+
+    #[test]
+    fn the_longer_side_fits_and_the_odd_line_of_black_is_last() {
+        let image = Tensor::<4>::ones([1, 3, 2, 5], &Device::flex());
+        let preprocessing = Preprocessing { size: 5, resize_mode: ResizeMode::Longest, mean: [0.0; 3], std: [1.0; 3] };
+        let rows = |seen: Tensor<4>| seen.narrow(1, 0, 1).narrow(3, 2, 1).into_data().iter::<f32>().collect::<Vec<_>>();
+        assert_eq!(rows(preprocessing.tensors(image, Antialias::On)), [0.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rows(preprocessing.bytes(&[255; 30], [2, 5], &Device::flex())), [0.0, 1.0, 1.0, 0.0, 0.0]);
+        // A line of pixels stays a line, however long it is.
+        let line = Tensor::<4>::ones([1, 3, 1, 100], &Device::flex());
+        assert_eq!(rows(preprocessing.tensors(line, Antialias::On)).iter().filter(|value| **value > 0.5).count(), 1);
+    }
 }

@@ -139,75 +139,113 @@ impl OpenClipConfig {
 
     /// The same network as transformers describes it.
     fn transformers(&self, weights: &Weights, defaults: OpenClipDefaults) -> std::result::Result<Value, String> {
-        let ModelFields { embed_dim, vision_cfg: vision, text_cfg: text, quick_gelu, .. } = &self.model_cfg;
-        let size = |name: &str, axis: usize| {
-            let found = weights.shape(name).and_then(|shape| shape.get(axis)).copied();
-            found.ok_or_else(|| format!("lacks {name}, as an open_clip checkpoint of a ViT has it"))
-        };
-        let layers = |prefix: &str| (0..).take_while(|i| weights.shape(&format!("{prefix}{i}.ln_1.weight")).is_some()).count();
-        let (vision_layers, text_layers) = (layers("visual.transformer.resblocks."), layers("transformer.resblocks."));
-        let (vision_width, text_width) = (size("visual.class_embedding", 0)?, size("token_embedding.weight", 1)?);
-        let patch_size = size("visual.conv1.weight", 2)?;
-        let image_size = size("visual.positional_embedding", 0)?.saturating_sub(1).isqrt() * patch_size;
-        let (vocab_size, context) = (size("token_embedding.weight", 0)?, size("positional_embedding", 0)?);
-        let projection_dim = size("text_projection", 1)?;
-        let vision_mlp = size("visual.transformer.resblocks.0.mlp.c_fc.weight", 0)?;
-        let text_mlp = size("transformer.resblocks.0.mlp.c_fc.weight", 0)?;
-        let told = [
-            ("embed_dim", *embed_dim, projection_dim),
-            ("vision_cfg.image_size", vision.image_size, image_size),
-            ("vision_cfg.layers", vision.layers, vision_layers),
-            ("vision_cfg.width", vision.width, vision_width),
-            ("vision_cfg.patch_size", vision.patch_size, patch_size),
-            ("text_cfg.context_length", text.context_length, context),
-            ("text_cfg.vocab_size", text.vocab_size, vocab_size),
-            ("text_cfg.width", text.width, text_width),
-            ("text_cfg.layers", text.layers, text_layers),
-        ];
-        if let Some((field, Some(told), found)) = told.into_iter().find(|(_, told, found)| told.is_some_and(|told| told != *found)) {
-            return Err(format!("its tensors have {found} where open_clip_config.json says model_cfg.{field} = {told}"));
-        }
-        let wide = WIDE_HEADS.iter().find(|(width, _)| *width == vision_width).map(|(_, head)| *head);
-        let by_width = |width: usize, head: usize| if head == 0 { 0 } else { width / head };
-        let vision_heads = match (vision.head_width, defaults.heads) {
+        let shapes = Shapes::of(weights)?;
+        self.check(&shapes)?;
+        let ModelFields { vision_cfg, text_cfg, quick_gelu, .. } = &self.model_cfg;
+        let wide = WIDE_HEADS.iter().find(|(width, _)| *width == shapes.vision.width).map(|(_, head)| *head);
+        let by_width = |width: usize, head: usize| width.checked_div(head).unwrap_or(0);
+        let vision_heads = match (vision_cfg.head_width, defaults.heads) {
             (None, Some(heads)) => heads,
-            (head, _) => by_width(vision_width, head.or(wide).unwrap_or(HEAD_WIDTH)),
+            (head, _) => by_width(shapes.vision.width, head.or(wide).unwrap_or(HEAD_WIDTH)),
         };
-        let text_heads = text.heads.or(defaults.heads).unwrap_or(by_width(text_width, HEAD_WIDTH));
+        let text_heads = text_cfg.heads.or(defaults.heads).unwrap_or(by_width(shapes.text.width, HEAD_WIDTH));
         let quick_gelu = quick_gelu.or(self.is_stated().then_some(false)).or(defaults.quick_gelu).ok_or(UNKNOWN_ACTIVATION)?;
         let hidden_act = if quick_gelu { "quick_gelu" } else { "gelu" };
         Ok(json!({
             "architectures": ["CLIPModel"],
             "model_type": "clip",
-            "projection_dim": projection_dim,
+            "projection_dim": shapes.projection_dim,
             "logit_scale_init_value": 2.6592,
             "text_config": {
-                "vocab_size": vocab_size,
-                "hidden_size": text_width,
-                "intermediate_size": text_mlp,
-                "num_hidden_layers": text_layers,
+                "vocab_size": shapes.vocab_size,
+                "hidden_size": shapes.text.width,
+                "intermediate_size": shapes.text.mlp,
+                "num_hidden_layers": shapes.text.layers,
                 "num_attention_heads": text_heads,
-                "max_position_embeddings": context,
+                "max_position_embeddings": shapes.context_length,
                 "hidden_act": hidden_act,
                 // The text ends at the largest id of the row, as in open_clip.
                 "eos_token_id": 2,
             },
             "vision_config": {
-                "hidden_size": vision_width,
-                "intermediate_size": vision_mlp,
-                "num_hidden_layers": vision_layers,
+                "hidden_size": shapes.vision.width,
+                "intermediate_size": shapes.vision.mlp,
+                "num_hidden_layers": shapes.vision.layers,
                 "num_attention_heads": vision_heads,
-                "image_size": image_size,
-                "patch_size": patch_size,
+                "image_size": shapes.image_size,
+                "patch_size": shapes.patch_size,
                 "hidden_act": hidden_act,
             },
         }))
+    }
+
+    /// Where the config and the tensors say different things.
+    fn check(&self, shapes: &Shapes) -> std::result::Result<(), String> {
+        let ModelFields { embed_dim, vision_cfg: vision, text_cfg: text, .. } = &self.model_cfg;
+        let told = [
+            ("embed_dim", *embed_dim, shapes.projection_dim),
+            ("vision_cfg.image_size", vision.image_size, shapes.image_size),
+            ("vision_cfg.layers", vision.layers, shapes.vision.layers),
+            ("vision_cfg.width", vision.width, shapes.vision.width),
+            ("vision_cfg.patch_size", vision.patch_size, shapes.patch_size),
+            ("text_cfg.context_length", text.context_length, shapes.context_length),
+            ("text_cfg.vocab_size", text.vocab_size, shapes.vocab_size),
+            ("text_cfg.width", text.width, shapes.text.width),
+            ("text_cfg.layers", text.layers, shapes.text.layers),
+        ];
+        match told.into_iter().find(|(_, told, found)| told.is_some_and(|told| told != *found)) {
+            Some((field, Some(told), found)) => {
+                Err(format!("its tensors have {found} where open_clip_config.json says model_cfg.{field} = {told}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether this was read from a file that describes the model, which then leaves `quick_gelu` out where it is false.
     fn is_stated(&self) -> bool {
         let model = &self.model_cfg;
         model.embed_dim.is_some() || model.vision_cfg.width.is_some() || model.text_cfg.width.is_some()
+    }
+}
+
+/// What the shapes of the tensors tell.
+struct Shapes {
+    projection_dim: usize,
+    vision: Encoder,
+    text: Encoder,
+    image_size: usize,
+    patch_size: usize,
+    vocab_size: usize,
+    context_length: usize,
+}
+
+/// The sizes of one of the two transformers.
+struct Encoder {
+    width: usize,
+    layers: usize,
+    mlp: usize,
+}
+
+impl Shapes {
+    fn of(weights: &Weights) -> std::result::Result<Self, String> {
+        let size = |name: &str, axis: usize| {
+            let found = weights.shape(name).and_then(|shape| shape.get(axis)).copied();
+            found.ok_or_else(|| format!("lacks {name}, as an open_clip checkpoint of a ViT has it"))
+        };
+        let encoder = |width: usize, blocks: &str| {
+            let layers = (0..).take_while(|i| weights.shape(&format!("{blocks}.{i}.ln_1.weight")).is_some()).count();
+            Ok::<_, String>(Encoder { width, layers, mlp: size(&format!("{blocks}.0.mlp.c_fc.weight"), 0)? })
+        };
+        let patch_size = size("visual.conv1.weight", 2)?;
+        Ok(Self {
+            projection_dim: size("text_projection", 1)?,
+            vision: encoder(size("visual.class_embedding", 0)?, "visual.transformer.resblocks")?,
+            text: encoder(size("token_embedding.weight", 1)?, "transformer.resblocks")?,
+            image_size: size("visual.positional_embedding", 0)?.saturating_sub(1).isqrt() * patch_size,
+            patch_size,
+            vocab_size: size("token_embedding.weight", 0)?,
+            context_length: size("positional_embedding", 0)?,
+        })
     }
 }
 
@@ -273,4 +311,28 @@ pub fn rename_open_clip(weights: &mut Weights) {
         let renamed = parts.iter().fold(name.to_string(), |name, (from, to)| name.replace(from, to));
         format!("{encoder}.{renamed}")
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_that_asks_for_what_is_not_built_is_refused() {
+        let refused = |text: &str, what: &str| {
+            let message = OpenClipConfig::parse(text).unwrap_err();
+            assert!(message.contains(what), "{message}");
+        };
+        let timm = r#"{"model_cfg": {"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}}}"#;
+        refused(timm, "model_cfg.vision_cfg.timm_model_name = \"vit_base_patch16_siglip_224\" is not built here");
+        refused(r#"{"model_cfg": {"text_cfg": {"hf_tokenizer_name": "t"}}}"#, "model_cfg.text_cfg.hf_tokenizer_name");
+        refused(r#"{"model_cfg": {"custom_text": true}}"#, "model_cfg.custom_text = true");
+        refused(r#"{"preprocess_cfg": {"interpolation": "bilinear"}}"#, "expected \"bicubic\"");
+        refused(r#"{"preprocess_cfg": {"fill_color": 255}}"#, "fill_color is 255");
+        refused(r#"{"preprocess_cfg": {"resize_mode": "widest"}}"#, "widest");
+        let published = r#"{"model_cfg": {"quick_gelu": true, "text_cfg": {"pool_type": "argmax", "embed_cls": false, "pad_id": 0}},
+                            "preprocess_cfg": {"resize_mode": "squash", "mean": [0.5, 0.5, 0.5], "fill_color": 0}}"#;
+        let preprocessing = OpenClipConfig::parse(published).unwrap().preprocessing(224);
+        assert_eq!((preprocessing.resize_mode, preprocessing.mean, preprocessing.std), (ResizeMode::Squash, [0.5; 3], CLIP_STD));
+    }
 }

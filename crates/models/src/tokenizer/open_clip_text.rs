@@ -177,10 +177,10 @@ fn unescape(text: &str) -> String {
             let end = 1 + digits;
             let closed = usize::from(entity[end..].starts_with(';'));
             // Nothing stands for what is no character.
-            let has_digits = number[..digits].trim_start_matches(['x', 'X']) != "";
+            let has_digits = !number[..digits].trim_start_matches(['x', 'X']).is_empty();
             return has_digits.then(|| (numbered(&entity[..end]).map(String::from).unwrap_or_default(), end + closed));
         }
-        let end = entity.find(|c: char| matches!(c, '\t' | '\n' | '\x0c' | ' ' | '<' | '&' | '#' | ';')).unwrap_or(entity.len());
+        let end = entity.find(['\t', '\n', '\x0c', ' ', '<', '&', '#', ';']).unwrap_or(entity.len());
         let name = &entity[..end];
         if entity[end..].starts_with(';')
             && let Some(c) = named(name)
