@@ -148,3 +148,25 @@ fn what_cannot_be_scored_is_refused_by_name() {
     refused(&["-r", "brightness", "--manifest", &missing], &["z.png"]);
     refused(&["-r", "brightness", "--manifest", &list(&[])], &["names no image"]);
 }
+
+/// Told by the names of its tensors: an open_clip checkpoint, and an MLP on a CLIP's features.
+#[test]
+fn a_published_reward_is_scored_or_answered_with_what_it_lacks() {
+    let (_dir, paths) = pictures();
+    let score = |reward: &str| run(&["score", "-r", reward, "-p", "a fox", &paths[0], "--json"]);
+    for reward in
+        ["hpsv2_tiny/HPS_v2.1_compressed.pt", "openclip_tiny/model", "aesthetic_tiny/imscore.safetensors", "cyclereward_tiny/model"]
+    {
+        assert!(score(&format!("tests/golden/{reward}")).ok().stdout().contains("\"score\":"), "{reward}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (case, file, lacks) in [
+        ("hpsv2_tiny", "HPS_v2.1_compressed.pt", "there is no tokenizer beside"),
+        ("aesthetic_tiny", "sac+logos+ava1-l14-linearMSE.pth", "set reward.aesthetic.clip to the folder of openai/clip-vit-large-patch14"),
+    ] {
+        let copy = dir.path().join(file);
+        std::fs::copy(format!("tests/golden/{case}/{file}"), &copy).unwrap();
+        let message = score(copy.to_str().unwrap()).refused();
+        assert!(message.contains(lacks) && message.trim_end().lines().count() == 1, "{message}");
+    }
+}

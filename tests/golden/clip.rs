@@ -35,7 +35,7 @@ fn golden_clip_embeddings_and_scores() {
 #[test]
 fn golden_clip_scores_from_prompts_and_their_gradient_reaches_images() {
     let tensors = load_tensors(CASE);
-    let config = ClipScoreConfig { weights: case_dir(CASE).join("model"), logit_scale: true, dtype: None };
+    let config = ClipScoreConfig { logit_scale: true, ..ClipScoreConfig::new(case_dir(CASE).join("model")) };
     let reward = ClipScore::load(&config, &device().autodiff()).unwrap();
     assert!(reward.differentiable());
     let prompts = strings(&case_json(CASE)["prompts"]);

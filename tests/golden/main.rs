@@ -13,6 +13,7 @@ mod lora_formats;
 mod model_files;
 mod optim;
 mod pipelines;
+mod published_rewards;
 mod recomputation;
 mod refl;
 mod schedulers;

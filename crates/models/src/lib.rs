@@ -18,6 +18,7 @@ pub mod number_format;
 pub mod parameters;
 pub mod pipeline;
 pub mod resize;
+pub mod reward_files;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

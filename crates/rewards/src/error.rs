@@ -31,7 +31,7 @@ pub enum Error {
     /// The vocabulary is larger than the text encoder: some tokens would have no embedding.
     #[error(
         "{vocab} has {words} words, but the text encoder of {weights} has embeddings for {embeddings}; \
-         pass the vocab.txt that the reward was trained with"
+         pass the vocabulary that the reward was trained with"
     )]
     VocabularyTooLarge {
         /// The path of the vocabulary.

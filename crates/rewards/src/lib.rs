@@ -5,19 +5,24 @@
 //!
 //! A new reward is one file (a config that is [`Build`] and [`Validate`], a type that is [`Reward`]) and one line in the table below.
 
+mod aesthetic;
 mod brightness;
 mod clip_score;
 mod error;
+mod hps_v2;
 mod jpeg;
 mod judge;
+mod kind;
 mod ranking;
 mod saturation;
 mod vp_score;
 mod weighted_sum;
 
+pub use aesthetic::{Aesthetic, AestheticConfig};
 pub use brightness::{Brightness, BrightnessConfig};
 pub use clip_score::{ClipScore, ClipScoreConfig};
 pub use error::{Error, Result};
+pub use hps_v2::HpsV2Config;
 pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
 pub use judge::{Judge, JudgeConfig};
 pub use ranking::{pair_losses, ranking_loss, tie_losses};
@@ -34,6 +39,8 @@ use vp_data::{RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
 use vp_models::resize::preprocess_bytes;
+
+use kind::Kind;
 
 /// A function from an image and its prompt to a number: the better the image, the larger.
 pub trait Reward: Send {
@@ -149,7 +156,8 @@ pub struct Warning {
 /// A reward's configuration: the section `[reward.<name>]`, which makes the reward.
 ///
 /// A reward with weights has a key `weights` for their path, and [`findings`](Validate::findings) when another kind of weights lies there.
-/// That is all that `score --reward PATH` needs: it takes the first reward in the table that has no findings with the path.
+/// `score --reward PATH` asks `kind.rs` whose weights these are, and of those that it does not know takes the first reward in the table
+/// that has no findings with the path.
 pub trait Build: Validate {
     /// Makes the reward, ready to score, with its weights on `device` without autodiff.
     ///
@@ -171,10 +179,14 @@ pub trait Build: Validate {
 vp_core::registry! {
     /// The `[reward.<name>]` section.
     pub enum RewardConfig: Build {
-        /// A BLIP reward model (VP-Score, ImageReward): how well an image fits its prompt and pleases people.
+        /// A BLIP reward model (VP-Score, ImageReward, CycleReward): how well an image fits its prompt and pleases people.
         VpScore = "vp_score" => VpScoreConfig,
-        /// A CLIP's image and prompt embeddings, compared: CLIP score, PickScore, HPS v2.
+        /// A CLIP's image and prompt embeddings, compared: CLIP score, PickScore.
         ClipScore = "clip_score" => ClipScoreConfig,
+        /// The Human Preference Score v2 or v2.1: a CLIP tuned on people's choices, which sees the whole image.
+        HpsV2 = "hps_v2" => HpsV2Config,
+        /// LAION's aesthetic predictor v2 on a CLIP's image embedding; prompts play no part.
+        Aesthetic = "aesthetic" => AestheticConfig,
         /// Mean luma; needs no weights.
         Brightness = "brightness" => BrightnessConfig,
         /// Mean colour saturation; needs no weights.
@@ -191,11 +203,16 @@ vp_core::registry! {
 }
 
 impl RewardConfig {
-    /// The first reward in the table whose weights are at `path`. Its other keys have their defaults.
+    /// The reward whose weights are at `path`, told by what is in them. Its other keys have their defaults; something that it needs may still
+    /// be missing there, which is among its [`findings`](Validate::findings).
     ///
     /// # Errors
-    /// [`Error::UnknownWeights`] when no reward recognises what is there.
+    /// [`Error::UnknownWeights`] when these are the weights of no reward.
     pub fn from_weights(path: &Path) -> Result<Self> {
+        let kind = if path.exists() { Kind::of(path).map_err(|error| error.to_string()) } else { Err(kind::missing(path)) };
+        if let Some(name) = kind.as_ref().ok().and_then(|kind| kind.reward()) {
+            return Ok(Self::with_weights(path).find(|config| config.name() == name).expect("kinds of weights name rows of the table"));
+        }
         let mut findings = Vec::new();
         for config in Self::with_weights(path) {
             let before = findings.len();
@@ -204,7 +221,8 @@ impl RewardConfig {
                 return Ok(config);
             }
         }
-        Err(Error::UnknownWeights { path: path.display().to_string(), findings })
+        let found = kind.map_or_else(|missing| missing, |kind| kind.answer(path));
+        Err(Error::UnknownWeights { path: path.display().to_string(), findings: vec![found] })
     }
 
     /// The names of the rewards for which a path to weights is enough.

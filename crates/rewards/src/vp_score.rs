@@ -1,4 +1,4 @@
-//! `vp_score`: a BLIP reward model, VP-Score's or ImageReward's.
+//! `vp_score`: a BLIP reward model, VP-Score's, ImageReward's or CycleReward's.
 //!
 //! ```text
 //! score = (mlp(BERT([CLS] prompt [SEP], ViT(image))[0]) − mean) / std
@@ -6,9 +6,10 @@
 //!
 //! Source: ImageReward (arXiv 2304.05977), `score_gard` in `ImageReward/ImageReward.py`, through which ReFL differentiates. It resizes
 //! images as tensors, with antialiasing. Python's `score` of a *file* resizes 8-bit images with Pillow instead, and so does
-//! [`Reward::score_rgb`] here.
+//! [`Reward::score_rgb`] here. CycleReward (arXiv 2506.02095) is the same network with GELU in its head, prompts of 128 tokens, and neither
+//! mean nor standard deviation.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -17,10 +18,10 @@ use vp_data::{Aspect, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
-use vp_models::clip::is_clip;
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::BertTokenizer;
 
+use crate::kind::{self, Kind};
 use crate::{
     Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, checked_format, pixel_values,
 };
@@ -31,7 +32,7 @@ const NAME: &str = "vp_score";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VpScoreConfig {
-    /// A file of weights (safetensors, or `.pt` like `ImageReward.pt`), the folder that it is in, or `embedded:shapes/vp-score`.
+    /// A file of weights (safetensors, or `.pt` like `ImageReward.pt`, or `CycleReward-Combo.pth`), the folder that it is in, or `embedded:shapes/vp-score`.
     pub weights: PathBuf,
     /// The file of the network's sizes. Default: `config.json` beside the weights; without one, the sizes follow from the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +40,8 @@ pub struct VpScoreConfig {
     /// The file of BERT's word pieces. Default: `vocab.txt` beside the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab: Option<PathBuf>,
-    /// What is subtracted from the network's output. Default: that of `<weights>.json`, else of `config.json`, else ImageReward's.
+    /// What is subtracted from the network's output. Default: that of `<weights>.json`, else of `config.json`, else ImageReward's, or 0 of a
+    /// CycleReward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
     /// What the difference is divided by. Default: from the same place as `mean`.
@@ -75,13 +77,8 @@ impl Validate for VpScoreConfig {
     fn findings(&self, findings: &mut Vec<String>) {
         if self.weights.to_str().is_some_and(|name| name.starts_with("embedded:")) {
             // A model inside the program; the program replaces the name by a path before it builds the reward.
-        } else if !self.weights.exists() {
-            findings.push(no_such_weights(&self.weights));
-        } else if is_clip(&self.weights) {
-            findings.push(format!(
-                "reward.{NAME}.weights: {} is a CLIP; expected a BLIP reward (a CLIP is a clip_score)",
-                self.weights.display()
-            ));
+        } else if let Some(finding) = kind::finding(NAME, &self.weights, |kind| kind == Kind::Blip) {
+            findings.push(finding);
         } else {
             match self.files() {
                 Ok(BlipFiles { vocab: None, weights, .. }) => findings.push(format!(
@@ -109,16 +106,6 @@ impl Validate for VpScoreConfig {
         {
             findings.push(format!("reward.{NAME}.std = {std}: expected a positive number"));
         }
-    }
-}
-
-fn no_such_weights(path: &Path) -> String {
-    let missing = format!("reward.{NAME}.weights: there is no file or folder {}", path.display());
-    let looks_like_a_hub_id = path.is_relative() && path.components().count() == 2 && path.extension().is_none();
-    if looks_like_a_hub_id {
-        missing + "; nothing is downloaded here: if this is a hub id, download its files and give their folder"
-    } else {
-        missing
     }
 }
 

@@ -14,7 +14,7 @@ fn every_reward() -> Vec<Box<dyn Reward>> {
 fn every_config() -> Vec<RewardConfig> {
     let weights = |name: &str| {
         let is_own = |path: &PathBuf| RewardConfig::from_weights(path).is_ok_and(|config| config.name() == name);
-        golden_models().into_iter().find(is_own).unwrap_or_else(|| panic!("{name} recognises the weights of no tests/golden/<case>/model"))
+        golden_models().into_iter().find(is_own).unwrap_or_else(|| panic!("{name} recognises the weights of no golden case"))
     };
     let config = |entry: &vp_core::Entry| {
         let section = match entry.name {
@@ -40,7 +40,11 @@ fn golden_models() -> Vec<PathBuf> {
     let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));
     let golden = std::env::var_os("VP_REFERENCE_DIR").map_or(default, PathBuf::from);
     let cases = std::fs::read_dir(&golden).unwrap_or_else(|error| panic!("{}: {error}", golden.display()));
-    cases.map(|case| case.unwrap().path().join("model")).filter(|model| model.is_dir()).collect()
+    let in_case = ["model", "HPS_v2.1_compressed.pt", "sac+logos+ava1-l14-linearMSE.pth"];
+    let mut models: Vec<PathBuf> = cases.flat_map(|case| in_case.map(|name| case.as_ref().unwrap().path().join(name))).collect();
+    models.retain(|model| model.exists());
+    models.sort();
+    models
 }
 
 /// Three different pictures and prompts; neither square nor of any encoder's size.

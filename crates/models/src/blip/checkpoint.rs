@@ -9,11 +9,13 @@ use serde::Deserialize;
 use vp_core::atomic;
 use vp_core::noise::Noise;
 
+use super::config::CYCLE_REWARD_LAST;
 use super::{AspectHeads, Blip, BlipConfig, BlipReward, RewardHead};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::number_format::NumberFormat;
 use crate::parameters::{initialize_reward, load, named_parameters};
-use crate::weights::{LoadError, SaveType, Weights, component_files, save_safetensors};
+use crate::reward_files::find_weights;
+use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
 
 /// Tensors that published files carry and the reward does not use.
 const UNUSED: &[&str] = &[
@@ -48,20 +50,12 @@ pub struct BlipCheckpoint {
 
 impl BlipFiles {
     /// Finds the files of `path`: a weights file, or a folder with `model.safetensors` (or its index, or fp16 variant),
-    /// `model.pt`, `ImageReward.pt` or `ImageReward.safetensors`.
+    /// `model.pt`, `ImageReward.pt`, or a single file of weights of any name, such as `CycleReward-Combo.pth`.
     ///
     /// # Errors
     /// When `path` has no weights.
     pub fn find(path: &Path) -> Result<Self, LoadError> {
-        let weights = if path.is_dir() {
-            let mut looked_for = component_files("model");
-            looked_for.extend(["model.pt", "ImageReward.pt", "ImageReward.safetensors"].map(String::from));
-            let found = looked_for.iter().map(|name| path.join(name)).find(|file| file.is_file());
-            found.ok_or_else(|| LoadError::NoWeights { folder: path.display().to_string(), looked_for })?
-        } else {
-            std::fs::metadata(path).map_err(|source| LoadError::Io { path: path.display().to_string(), source })?;
-            path.to_path_buf()
-        };
+        let weights = find_weights(path)?;
         let beside = |name: &str| Some(weights.with_file_name(name)).filter(|file| file.is_file());
         let stem = weights.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or_default();
@@ -84,6 +78,7 @@ impl BlipFiles {
             None => config,
         };
         weights.ignore(UNUSED);
+        number_head(&mut weights, &config)?;
         Ok(BlipCheckpoint { model: load(BlipReward::new(&config, device), weights)?, config })
     }
 }
@@ -107,6 +102,7 @@ impl BlipFiles {
             Some(path) => BlipConfig::read(path)?,
             None => BlipConfig::from_weights(&weights)?,
         };
+        number_head(&mut weights, &config)?;
         let blip = load(Blip::new(&config, device), weights.split_off("blip."))?;
         let mlp = load_or_draw(RewardHead::new(&config, device), weights.split_off("mlp."), noise)?;
         let heads = |weights| load_or_draw(AspectHeads::new(&config, device), weights, noise);
@@ -114,6 +110,24 @@ impl BlipFiles {
         let model = BlipReward { blip, mlp, aspect_heads, gradient_checkpointing: GradientCheckpointing::None, format: NumberFormat::F32 };
         Ok(BlipCheckpoint { model, config: BlipConfig { aspects, ..config } })
     }
+}
+
+/// Gives the last layer of CycleReward's head the number that it has in ImageReward's.
+fn number_head(weights: &mut Weights, config: &BlipConfig) -> Result<(), LoadError> {
+    let (is_eighth, is_seventh) = (weights.shape(CYCLE_REWARD_LAST).is_some(), weights.shape("mlp.layers.7.weight").is_some());
+    let found = match config.mlp_activation {
+        None if is_eighth => "the head's last layer is mlp.layers.8, as in CycleReward, but config.json lacks \"mlp_activation\": \"gelu\"",
+        Some(_) if is_seventh => "the head's last layer is mlp.layers.7, as in ImageReward, but config.json has an mlp_activation",
+        _ => "",
+    };
+    if !found.is_empty() {
+        return Err(LoadError::Corrupt { path: weights.origin().into(), found: found.into() });
+    }
+    weights.rename(|name| match name.strip_prefix("mlp.layers.8.") {
+        Some(kind) => format!("mlp.layers.7.{kind}"),
+        None => name.into(),
+    });
+    Ok(())
 }
 
 fn load_or_draw<M: Module>(module: M, weights: Weights, noise: &Noise) -> Result<M, LoadError> {
@@ -126,12 +140,15 @@ impl BlipCheckpoint {
         Self { model: initialize_reward(BlipReward::new(&config, device), noise), config }
     }
 
-    /// Writes `model.safetensors` under ImageReward's keys and `config.json` into `folder`, which [`BlipFiles::find`] finds.
+    /// Writes `model.safetensors` under ImageReward's keys (of a head with an activation, CycleReward's) and `config.json` into `folder`, which [`BlipFiles::find`] finds.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path, kind: SaveType) -> Result<(), LoadError> {
-        let parameters = named_parameters(&self.model);
+        let mut parameters = named_parameters(&self.model);
+        if self.config.mlp_activation.is_some() {
+            parameters.iter_mut().for_each(|parameter| parameter.name = parameter.name.replace("mlp.layers.7.", "mlp.layers.8."));
+        }
         let tensors = parameters.iter().map(|parameter| {
             let values = parameter.values.clone();
             let read: Box<dyn FnOnce() -> Vec<f32>> = Box::new(move || values.into_data().iter::<f32>().collect());
@@ -212,6 +229,41 @@ mod tests {
         std::fs::write(folder.join("ImageReward.json"), r#"{"mean": 2.0, "std": 4.0}"#).unwrap();
         let config = BlipFiles::find(&folder).unwrap().load(&Device::flex()).unwrap().config;
         assert_eq!((config.mean, config.std), (2.0, 4.0));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_cycle_reward_is_told_by_the_number_of_its_last_layer() {
+        let (folder, device) = (scratch("cycle"), Device::flex());
+        std::fs::create_dir_all(&folder).unwrap();
+        let BlipConfig { mean, std, mlp_activation, .. } = BlipConfig::cycle_reward();
+        let config = BlipConfig { mean, std, mlp_activation, ..tiny() };
+        let saved = BlipCheckpoint::initialize(config.clone(), &Noise::new(0), &device);
+        saved.save(&folder, SaveType::F32).unwrap();
+        assert!(Weights::open(&folder.join("model.safetensors")).unwrap().shape("mlp.layers.8.bias").is_some());
+        let load = || BlipFiles::find(&folder).unwrap().load(&device);
+        assert_eq!(load().unwrap().config, config);
+        // A config without a scale and a length means CycleReward's; one that speaks of another head is refused.
+        let path = folder.join("config.json");
+        let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        ["mean", "std", "max_length"].iter().for_each(|name| drop(fields.remove(*name)));
+        fields["max_position_embeddings"] = 128.into();
+        std::fs::write(&path, json.to_string()).unwrap();
+        let read = BlipConfig::read(&path).unwrap();
+        assert_eq!((read.mean, read.std, read.max_length), (0.0, 1.0, 128));
+        json.as_object_mut().unwrap().remove("mlp_activation");
+        std::fs::write(&path, json.to_string()).unwrap();
+        let error = load().unwrap_err().to_string();
+        assert!(error.contains("mlp.layers.8") && error.contains("\"mlp_activation\": \"gelu\""), "{error}");
+        // Without a config, the weights tell.
+        std::fs::remove_file(&path).unwrap();
+        let longest = load().unwrap_err().to_string();
+        assert!(longest.contains("max_length = 128: expected 2 to max_position_embeddings = 40"), "{longest}");
+        let config = BlipConfig { max_position_embeddings: 128, max_length: 128, ..config };
+        BlipCheckpoint::initialize(config.clone(), &Noise::new(0), &device).save(&folder, SaveType::F32).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(load().unwrap().config, config);
         std::fs::remove_dir_all(folder).unwrap();
     }
 

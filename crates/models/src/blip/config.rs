@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use vp_core::config::Validate;
 
+use crate::layers::Activation;
 use crate::weights::{LoadError, Weights};
 
 /// Channels of one attention head in every published BLIP and BERT; how heads are counted when no config says.
 const HEAD_CHANNELS: usize = 64;
+/// The last layer of a head with an activation between its linear layers, which count too.
+pub(super) const CYCLE_REWARD_LAST: &str = "mlp.layers.8.weight";
 /// Groups of channels that are normalised together in `vision_stem`.
 pub(super) const STEM_GROUPS: usize = 8;
 
@@ -50,13 +54,18 @@ pub struct BlipConfig {
     pub vision_layer_norm_eps: f64,
     /// Output widths of the head's five linear layers; the last is 1.
     pub mlp: Vec<usize>,
-    /// This is subtracted from the head's output. By default it is ImageReward v1.0's mean over its training images.
+    /// What is between the head's linear layers: nothing in ImageReward, the exact GELU in CycleReward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp_activation: Option<Activation>,
+    /// This is subtracted from the head's output. By default it is ImageReward v1.0's mean over its training images; 0 where the head has
+    /// an activation.
     #[serde(default = "image_reward_mean")]
     pub mean: f64,
-    /// The difference is divided by this. By default it is ImageReward v1.0's standard deviation over its training images.
+    /// The difference is divided by this. By default it is ImageReward v1.0's standard deviation over its training images; 1 where the
+    /// head has an activation.
     #[serde(default = "image_reward_std")]
     pub std: f64,
-    /// Prompts are padded or cut to this many tokens.
+    /// Prompts are padded or cut to this many tokens. By default 35; 128 where the head has an activation.
     #[serde(default = "max_length")]
     pub max_length: usize,
     /// Whether there is a head for each aspect beside the published one.
@@ -99,11 +108,17 @@ impl BlipConfig {
             layer_norm_eps: bert_eps(),
             vision_layer_norm_eps: vit_eps(),
             mlp: vec![1024, 128, 64, 16, 1],
+            mlp_activation: None,
             mean: image_reward_mean(),
             std: image_reward_std(),
             max_length: max_length(),
             aspects: false,
         }
+    }
+
+    /// The sizes of the published CycleReward (arXiv 2506.02095): ImageReward's, with GELU in the head, longer prompts and no scale.
+    pub fn cycle_reward() -> Self {
+        Self { mlp_activation: Some(Activation::Gelu), mean: 0.0, std: 1.0, max_length: 128, ..Self::image_reward() }
     }
 
     /// Reads and checks a `config.json`.
@@ -113,14 +128,22 @@ impl BlipConfig {
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
-        let config: Self = serde_json::from_str(&text)
+        let mut config: Self = serde_json::from_str(&text)
             .map_err(|e| LoadError::Corrupt { path: name.clone(), found: format!("not the config of a BLIP reward: {e}") })?;
+        if config.mlp_activation.is_some() {
+            let published = Self::cycle_reward();
+            let stated: Map<String, Value> = serde_json::from_str(&text).expect("it was an object");
+            config.mean = if stated.contains_key("mean") { config.mean } else { published.mean };
+            config.std = if stated.contains_key("std") { config.std } else { published.std };
+            config.max_length = if stated.contains_key("max_length") { config.max_length } else { published.max_length };
+        }
         config.checked(&name)
     }
 
     /// The config that the shapes of a checkpoint imply, for one that comes without `config.json`, as `ImageReward.pt` does.
     /// Shapes tell everything except the number of attention heads (64 channels per head, as in every published BLIP), the norms' ε,
-    /// the length of prompts and the scale; those are ImageReward's. For `ImageReward.pt` this is [`image_reward`](Self::image_reward).
+    /// the length of prompts and the scale; those are ImageReward's, or CycleReward's where the head's last layer is number 8, as GELU
+    /// between linear layers makes it. For `ImageReward.pt` this is [`image_reward`](Self::image_reward).
     ///
     /// # Errors
     /// When a tensor whose shape tells a size is missing or has another number of axes: the file is not a BLIP reward.
@@ -150,7 +173,9 @@ impl BlipConfig {
         let word_embeddings = "blip.text_encoder.embeddings.word_embeddings.weight";
         let hidden_size = size(word_embeddings, 1)?;
         let has_head = weights.names().any(|name| name.starts_with("mlp."));
-        let mlp = [0, 2, 4, 6, 7].map(|layer| size(&format!("mlp.layers.{layer}.weight"), 0));
+        let published = if weights.shape(CYCLE_REWARD_LAST).is_some() { Self::cycle_reward() } else { Self::image_reward() };
+        let last = if published.mlp_activation.is_some() { 8 } else { 7 };
+        let mlp = [0, 2, 4, 6, last].map(|layer| size(&format!("mlp.layers.{layer}.weight"), 0));
         let config = Self {
             image_size: patches.isqrt() * patch_size,
             patch_size,
@@ -165,7 +190,7 @@ impl BlipConfig {
             max_position_embeddings: size("blip.text_encoder.embeddings.position_embeddings.weight", 0)?,
             mlp: if has_head { mlp.into_iter().collect::<Result<_, _>>()? } else { Self::image_reward().mlp },
             aspects: weights.names().any(|name| name.starts_with("aspect_heads.")),
-            ..Self::image_reward()
+            ..published
         };
         config.checked(weights.origin())
     }
@@ -222,6 +247,9 @@ impl Validate for BlipConfig {
         }
         if self.mlp.len() != 5 || self.mlp.last() != Some(&1) || self.mlp.contains(&0) {
             findings.push(format!("mlp = {:?}: expected the widths of five layers, the last of them 1", self.mlp));
+        }
+        if self.mlp_activation.is_some() && self.aspects {
+            findings.push("aspects is true and mlp_activation is set: heads for aspects are linear, so that their sum is one".into());
         }
         // [CLS] and [SEP] are always there.
         if self.max_length < 2 || self.max_length > self.max_position_embeddings {

@@ -20,8 +20,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::gradient_checkpointing::GradientCheckpointing;
-use crate::layers::Linear;
+use crate::layers::{Activation, Linear};
 use crate::number_format::{NumberFormat, in_format};
+use crate::parameters::load;
+use crate::weights::{LoadError, Weights};
 
 /// The whole reward network; its output is not yet scaled by mean and standard deviation.
 #[derive(Module, Debug)]
@@ -49,7 +51,7 @@ pub struct Blip {
     pub text_encoder: BertModel,
 }
 
-/// Five linear layers and nothing between them; the missing numbers are the original's dropouts.
+/// Five linear layers, with nothing between them (the missing numbers are the original's dropouts) or, in CycleReward, with GELU.
 #[derive(Module, Debug)]
 pub struct RewardHead {
     /// From the features to `w0` channels: `[w0, hidden]`. The widths are those of [`BlipConfig::mlp`].
@@ -60,8 +62,10 @@ pub struct RewardHead {
     pub layers_4: Linear,
     /// From `w2` to `w3` channels: `[w3, w2]`.
     pub layers_6: Linear,
-    /// From `w3` channels to the raw reward: `[1, w3]`.
+    /// From `w3` channels to the raw reward: `[1, w3]`. CycleReward's files call it number 8.
     pub layers_7: Linear,
+    #[module(skip)]
+    activation: Option<Activation>,
 }
 
 /// One head per aspect, beside the published head: a reader that does not know them passes them over.
@@ -232,17 +236,46 @@ impl RewardHead {
             layers_4: Linear::new(w1, w2, device),
             layers_6: Linear::new(w2, w3, device),
             layers_7: Linear::new(w3, w4, device),
+            activation: config.mlp_activation,
         }
     }
 
+    /// A linear head whose widths its tensors tell, named `layers.0.weight` and so on: ImageReward's, or an aesthetic predictor's.
+    ///
+    /// # Errors
+    /// When a tensor is missing, is not a matrix, or does not follow on the one before; all that do not fit are named.
+    pub fn from_weights(weights: Weights, device: &Device) -> Result<Self, LoadError> {
+        let size = |layer: usize, axis: usize| {
+            let name = format!("layers.{layer}.weight");
+            let found = weights.shape(&name).and_then(|shape| shape.get(axis)).copied().filter(|size| *size > 0);
+            found.ok_or_else(|| LoadError::Corrupt {
+                path: weights.origin().into(),
+                found: format!("lacks the matrix {name} of a head of five layers"),
+            })
+        };
+        let mlp = [0, 2, 4, 6, 7].map(|layer| size(layer, 0)).into_iter().collect::<Result<_, _>>()?;
+        let config = BlipConfig { hidden_size: size(0, 1)?, mlp, ..BlipConfig::image_reward() };
+        load(Self::new(&config, device), weights)
+    }
+
+    /// Channels of the features that the head reads.
+    pub fn hidden_size(&self) -> usize {
+        self.layers_0.weight.dims()[1]
+    }
+
     fn layers(&self) -> [&Linear; 5] {
-        let Self { layers_0, layers_2, layers_4, layers_6, layers_7 } = self;
+        let Self { layers_0, layers_2, layers_4, layers_6, layers_7, .. } = self;
         [layers_0, layers_2, layers_4, layers_6, layers_7]
     }
 
     /// `[b, hidden]` → `[b, 1]`.
     pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
-        self.layers().into_iter().fold(features, |x, layer| layer.forward(x))
+        let [inner @ .., last] = self.layers();
+        last.forward(inner.into_iter().fold(features, |x, layer| self.activated(layer.forward(x))))
+    }
+
+    fn activated(&self, x: Tensor<2>) -> Tensor<2> {
+        self.activation.map_or(x.clone(), |activation| activation.forward(x))
     }
 
     /// The widths of the layers that [`HEAD_DROPOUT`] is for.
@@ -252,9 +285,10 @@ impl RewardHead {
 
     /// As [`forward`](Self::forward), with the outputs of the first three layers multiplied by one mask each, `[b, width]`.
     pub fn forward_dropped(&self, features: Tensor<2>, masks: [Tensor<2>; 3]) -> Tensor<2> {
-        let [first, second, third, rest @ ..] = self.layers();
-        let dropped = [first, second, third].into_iter().zip(masks).fold(features, |x, (layer, mask)| layer.forward(x) * mask);
-        rest.into_iter().fold(dropped, |x, layer| layer.forward(x))
+        let [first, second, third, fourth, last] = self.layers();
+        let layers = [first, second, third].into_iter().zip(masks);
+        let dropped = layers.fold(features, |x, (layer, mask)| self.activated(layer.forward(x)) * mask);
+        last.forward(self.activated(fourth.forward(dropped)))
     }
 
     /// The vector `[1, hidden]` and the number that the linear layers amount to.
@@ -271,7 +305,7 @@ impl RewardHead {
     }
 
     /// A head of these widths that yields `Σ weight · head`: linear layers sum to linear layers. The first unit of each layer carries
-    /// the value, the others nothing.
+    /// the value, the others nothing. Configs see to it that such heads have no activation.
     ///
     /// # Panics
     /// When `heads` is empty.

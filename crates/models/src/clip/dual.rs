@@ -17,9 +17,9 @@ use crate::parameters::{load, named_parameters};
 use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
 
 /// The key of the only scalar among the parameters.
-const LOGIT_SCALE: &str = "logit_scale";
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
 /// Buffers that published files carry and that are not parameters.
-const UNUSED: [&str; 2] = ["text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"];
+pub(super) const UNUSED: [&str; 2] = ["text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"];
 
 /// The sizes of the image encoder, from `vision_config` in a CLIP `config.json`. Absent fields have transformers' defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -115,7 +115,7 @@ impl ClipConfig {
         Self::parse(&text).map_err(|message| Error::Config { path: name, message })
     }
 
-    fn parse(text: &str) -> std::result::Result<Self, String> {
+    pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
         let raw: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         if let Some(found) = raw.get("model_type").filter(|found| **found != "clip") {
             return Err(format!("model_type is {found}; expected \"clip\", of a CLIPModel with both encoders"));
@@ -217,7 +217,7 @@ pub struct ClipVisionEmbeddings {
 }
 
 impl ClipVisionModel {
-    fn new(config: &ClipVisionConfig, device: &Device) -> Self {
+    pub(super) fn new(config: &ClipVisionConfig, device: &Device) -> Self {
         let (width, patch, eps) = (config.hidden_size, config.patch_size, config.layer_norm_eps);
         let layer = |_| ClipEncoderLayer::new(width, config.intermediate_size, config.num_attention_heads, config.hidden_act, eps, device);
         let patches = (config.image_size / patch).pow(2);
@@ -246,7 +246,7 @@ impl ClipVisionModel {
 }
 
 /// The rows of `x` divided by their lengths.
-fn normalized(x: Tensor<2>) -> Tensor<2> {
+pub(super) fn normalized(x: Tensor<2>) -> Tensor<2> {
     x.clone() / x.square().sum_dim(1).sqrt()
 }
 

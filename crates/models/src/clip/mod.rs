@@ -4,6 +4,9 @@
 
 mod config;
 mod dual;
+mod files;
+mod image_encoder;
+mod open_clip;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -15,6 +18,9 @@ use crate::weights::Weights;
 
 pub use config::ClipTextConfig;
 pub use dual::{ClipCheckpoint, ClipConfig, ClipModel, ClipVisionConfig, ClipVisionEmbeddings, ClipVisionModel, is_clip};
+pub use files::{ClipNames, ClipSource, without_prefix};
+pub use image_encoder::ClipImageEncoder;
+pub use open_clip::{OpenClipDefaults, is_open_clip};
 
 /// Token and position embeddings.
 #[derive(Module, Debug)]

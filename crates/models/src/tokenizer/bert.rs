@@ -9,7 +9,7 @@ use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{Batch, Encoding, Row};
+use super::{Batch, Encoding, Row, starts};
 use crate::weights::{LoadError, corrupt, io};
 
 /// The tokens that the vocabulary must hold, and those that BLIP adds to it (their ids follow the vocabulary's last).
@@ -76,7 +76,7 @@ impl BertTokenizer {
     /// `[CLS]`, the text, `[SEP]`, padding. A special token that is written in the text is that token.
     pub fn encode(&self, text: &str) -> Encoding {
         let tokens = self.tokenizer.encode(text, false).expect("[UNK] stands in for every word without tokens");
-        self.row.fit(&tokens, text)
+        self.row.fit(&starts(&tokens), text)
     }
 
     /// Encodes several texts and puts them onto a device.

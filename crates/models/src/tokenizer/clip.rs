@@ -1,7 +1,7 @@
 //! CLIP's byte-level BPE, as in transformers' `models/clip/tokenization_clip.py`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::special_tokens::{self, SpecialTokens, Written};
-use super::{Batch, Encoding, Row};
+use super::{Batch, Encoding, Row, starts};
 use crate::weights::{LoadError, corrupt, io};
 
 /// Words, single digits and runs of anything else; white space between them is dropped.
@@ -29,11 +29,39 @@ pub struct ClipTokenizer {
 }
 
 /// A vocabulary, whichever files it came from.
-struct Vocabulary {
-    vocab: HashMap<String, u32>,
-    merges: Merges,
+pub(super) struct Vocabulary {
+    pub vocab: HashMap<String, u32>,
+    pub merges: Merges,
     /// The `added_tokens` of `tokenizer.json`, by id.
-    added: BTreeMap<u64, Written>,
+    pub added: BTreeMap<u64, Written>,
+}
+
+impl Vocabulary {
+    /// The vocabulary of a folder, and the file that it is in.
+    pub(super) fn of_folder(folder: &Path) -> Result<(PathBuf, Self), LoadError> {
+        let json = folder.join("tokenizer.json");
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        if json.is_file() {
+            let vocabulary = read_tokenizer_json(&json)?;
+            Ok((json, vocabulary))
+        } else if vocab.is_file() && merges.is_file() {
+            let vocabulary = read_vocab_and_merges(&vocab, &merges)?;
+            Ok((vocab, vocabulary))
+        } else {
+            let expected = "tokenizer.json, or both vocab.json and merges.txt".into();
+            Err(LoadError::NoTokenizer { folder: folder.display().to_string(), expected })
+        }
+    }
+
+    /// Checked here because the BPE builder panics where a merge makes a token longer than any in the vocabulary.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let known = |token: &str| self.vocab.contains_key(token);
+        let unknown = |(a, b): &(String, String)| !known(a) || !known(b) || !known(&format!("{a}{b}"));
+        match self.merges.iter().enumerate().find(|(_, merge)| unknown(merge)) {
+            Some((rank, (a, b))) => Err(format!("merge {} ({a} {b}): the vocabulary lacks {a}, {b} or {a}{b}", rank + 1)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl ClipTokenizer {
@@ -43,29 +71,15 @@ impl ClipTokenizer {
     /// # Errors
     /// When there is no vocabulary in either form, or a file is not of the format that its name says.
     pub fn from_folder(folder: &Path) -> Result<Self, LoadError> {
-        let json = folder.join("tokenizer.json");
-        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        let (origin, vocabulary) = if json.is_file() {
-            let vocabulary = read_tokenizer_json(&json)?;
-            (json, vocabulary)
-        } else if vocab.is_file() && merges.is_file() {
-            let vocabulary = read_vocab_and_merges(&vocab, &merges)?;
-            (vocab, vocabulary)
-        } else {
-            let expected = "tokenizer.json, or both vocab.json and merges.txt".into();
-            return Err(LoadError::NoTokenizer { folder: folder.display().to_string(), expected });
-        };
+        let (origin, vocabulary) = Vocabulary::of_folder(folder)?;
+        vocabulary.check().map_err(|found| corrupt(&origin, &found))?;
         let Vocabulary { vocab, merges, added } = vocabulary;
         let special = special_tokens::read(folder, added)?;
         Self::build(vocab, merges, special).map_err(|found| corrupt(&origin, &found))
     }
 
     pub(super) fn build(vocab: HashMap<String, u32>, merges: Merges, special: SpecialTokens) -> Result<Self, String> {
-        // Checked here because the BPE builder panics where a merge makes a token longer than any in the vocabulary.
         let known = |token: &str| vocab.contains_key(token);
-        if let Some((rank, (a, b))) = merges.iter().enumerate().find(|(_, (a, b))| !known(a) || !known(b) || !known(&format!("{a}{b}"))) {
-            return Err(format!("merge {} ({a} {b}): the vocabulary lacks {a}, {b} or {a}{b}", rank + 1));
-        }
         // With an unknown token, encoding cannot fail.
         if !known(&special.unk) {
             return Err(format!("the vocabulary of {} tokens lacks the unknown token {}", vocab.len(), special.unk));
@@ -106,7 +120,7 @@ impl ClipTokenizer {
     /// `<|startoftext|>`, the text, `<|endoftext|>`, padding. A special token that is written in the text is that token.
     pub fn encode(&self, text: &str) -> Encoding {
         let tokens = self.tokenizer.encode(text, false).expect("the unknown token stands in for every byte without one");
-        self.row.fit(&tokens, text)
+        self.row.fit(&starts(&tokens), text)
     }
 
     /// Encodes several texts and puts them onto a device.

@@ -1,15 +1,19 @@
-//! Text to token ids, as transformers 5 tokenizes: [CLIP's](ClipTokenizer) byte-level BPE and [BERT's](BertTokenizer) WordPiece.
+//! Text to token ids, as transformers 5 tokenizes: [CLIP's](ClipTokenizer) byte-level BPE and [BERT's](BertTokenizer) WordPiece; and CLIP's as
+//! [open_clip](OpenClipTokenizer) does.
 //!
 //! Every text becomes a row of one fixed length, padded or cut. The text that a cut loses is handed back, so that a
 //! warning can show it.
 
 mod bert;
 mod clip;
+mod open_clip;
+mod open_clip_text;
 pub mod published;
 mod special_tokens;
 
 pub use bert::BertTokenizer;
 pub use clip::ClipTokenizer;
+pub use open_clip::OpenClipTokenizer;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -56,20 +60,25 @@ struct Row {
     length: usize,
 }
 
+/// The ids of an encoding, and the places in its text where they begin.
+fn starts(tokens: &tokenizers::Encoding) -> Vec<(u32, usize)> {
+    tokens.get_ids().iter().copied().zip(tokens.get_offsets().iter().map(|(start, _)| *start)).collect()
+}
+
 impl Row {
-    /// `first`, as many tokens as fit, `last`, and padding.
-    fn fit(&self, tokens: &tokenizers::Encoding, text: &str) -> Encoding {
+    /// `first`, as many tokens as fit, `last`, and padding. `tokens` are ids and the places in `text` where they begin.
+    fn fit(&self, tokens: &[(u32, usize)], text: &str) -> Encoding {
         let room = self.length - 2;
         let kept = tokens.len().min(room);
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.first);
-        ids.extend_from_slice(&tokens.get_ids()[..kept]);
+        ids.extend(tokens[..kept].iter().map(|(id, _)| id));
         ids.push(self.last);
         let mut attention_mask = vec![1; ids.len()];
         ids.resize(self.length, self.pad);
         attention_mask.resize(self.length, 0);
         // A token may begin inside a character, as the second of an emoji does.
-        let lost = tokens.get_offsets().get(room).map(|&(start, _)| text[text.floor_char_boundary(start)..].trim_end().to_string());
+        let lost = tokens.get(room).map(|&(_, start)| text[text.floor_char_boundary(start)..].trim_end().to_string());
         Encoding { ids, attention_mask, lost }
     }
 
