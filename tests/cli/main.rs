@@ -1,6 +1,7 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
 mod annotate;
+mod annotate_servers;
 mod browser;
 mod crash;
 mod dataset;
@@ -18,6 +19,7 @@ mod refused;
 mod report;
 mod sample;
 mod score;
+mod scripted_server;
 mod sentinel;
 mod supervised;
 mod train;

@@ -45,7 +45,7 @@ pub use image::RgbImage;
 pub use image::imageops::flip_horizontal;
 pub use image_folder::{ImageEntry, ImageFolder, ImageFolderOptions, OnProblem, Problem, ProblemKind, check_images};
 pub use image_source::{INSIDE, ImageSource};
-pub use images::{center_crop_resize, from_tensor, grid, load_image, to_tensor};
+pub use images::{center_crop_resize, decode_image, from_tensor, grid, is_plain_rgb, load_image, to_tensor};
 pub use manifest::read_manifest;
 pub use near_duplicates::{NearDuplicate, near_duplicates};
 pub use order::ShuffledOrder;
