@@ -11,6 +11,7 @@ mod embedded;
 mod evaluate;
 mod list;
 mod lora;
+mod own_rewards;
 mod policy_gradient;
 mod precision;
 mod profile;

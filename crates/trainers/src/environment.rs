@@ -149,13 +149,16 @@ impl<D: Denoiser> Environment<D> {
         preview
     }
 
-    /// Draws the base model's preview, which a run begins with. Does nothing in a resumed run.
+    /// Draws the base model's preview, which a run begins with. A resumed run draws the preview in which a reward failed, if that is why it
+    /// ended, and nothing else.
     ///
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
             run.record_preview(&self.draw_preview(&self.base, 0)?)?;
+        } else if let Some(step) = run.owed_preview() {
+            run.record_preview(&self.draw_preview(&run.tuned(), step)?)?;
         }
         Ok(())
     }
