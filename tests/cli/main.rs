@@ -9,6 +9,7 @@ mod doctor;
 mod dpo;
 mod embedded;
 mod evaluate;
+mod image_folders;
 mod list;
 mod lora;
 mod own_rewards;

@@ -275,8 +275,8 @@ pub struct DoctorArgs {
     after_help = "Examples:\n  visionprefer score --reward ./ImageReward -p \"a red fox in the snow\" out/*.png\n  visionprefer score --reward ./ImageReward --reward brightness --manifest out/metadata.jsonl --json\n  visionprefer score --reward ./ImageReward --records data/imagereward/test.json"
 )]
 pub struct ScoreArgs {
-    /// A reward: the folder or file of a VP-Score or ImageReward, the folder of a CLIP, or the name of one that needs no weights (`list
-    /// rewards`); repeatable, the first one ranks
+    /// A reward: the folder or file of a VP-Score or ImageReward, the folder of a CLIP, a config (.toml) with a [reward.<name>], or the name of
+    /// one that needs no weights (`list rewards`); repeatable, the first one ranks
     #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
     pub rewards: Vec<String>,
     /// The prompt of all the images

@@ -18,7 +18,7 @@ const MAX_SIDE: u32 = 16_384;
 /// Most bytes that a file, or the pixels decoded from it, may take: 12,000 x 9,000 pixels with alpha fit.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// Reads a PNG, JPEG, WebP or BMP; the content decides which, not the extension.
+/// Reads a PNG, JPEG, WebP, BMP, GIF or TIFF; the content decides which, not the extension.
 ///
 /// Pixels become 8-bit RGB: alpha is composited on white, the EXIF orientation is applied, 16-bit and grey images are
 /// converted, of an animation the first frame is taken. Colour profiles are ignored.
@@ -55,13 +55,23 @@ pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     let reader = reader.with_guessed_format().map_err(|error| Error::Read { path: path.into(), error })?;
     match reader.format() {
         Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => return Err(refused("the JPEG is cut off before its end".into())),
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp) => {}
-        _ => return Err(refused("not an image that is read; expected PNG, JPEG, WebP or BMP".into())),
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp | ImageFormat::Gif | ImageFormat::Tiff) => {}
+        _ => return Err(refused(format!("{}; expected PNG, JPEG, WebP, BMP, GIF or TIFF", kind_unread(bytes)))),
     }
     decode(reader).map_err(|error| match error {
         ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded", MAX_BYTES >> 20)),
         error => refused(error.to_string()),
     })
+}
+
+/// What bytes are of which no image is made.
+fn kind_unread(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', ..] => "an AVIF, which is not read",
+        [_, _, _, _, b'f', b't', b'y', b'p', b'h' | b'm', ..] => "a HEIF, which is not read",
+        [0xff, 0x0a, ..] | [0, 0, 0, 0x0c, b'J', b'X', b'L', ..] => "a JPEG XL, which is not read",
+        _ => "not an image that is read",
+    }
 }
 
 fn decode(mut reader: ImageReader<Cursor<&[u8]>>) -> ImageResult<RgbImage> {
@@ -259,7 +269,7 @@ mod tests {
     #[test]
     fn every_format_is_read_by_its_content() {
         let image = DynamicImage::from(gradient(20, 10));
-        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp] {
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff] {
             assert_eq!(load("misnamed.jpg", &encoded(&image, format)).unwrap(), gradient(20, 10), "{format:?}");
         }
         assert_eq!(load("a.jpg", &encoded(&image, ImageFormat::Jpeg)).unwrap().dimensions(), (20, 10));
@@ -267,6 +277,18 @@ mod tests {
         assert_eq!(load("a.png", &encoded(&grey, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [9; 3]);
         let deep = DynamicImage::from(ImageBuffer::<Luma<u16>, _>::from_pixel(2, 2, Luma([0xffff])));
         assert_eq!(load("a.png", &encoded(&deep, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [255; 3]);
+    }
+
+    /// Of an animation the first frame, with white where it is clear.
+    #[test]
+    fn a_gif_is_its_first_frame() {
+        let frame = |level: u8| image::Frame::new(RgbaImage::from_fn(4, 3, |x, _| Rgba([level, 0, 0, if x == 0 { 0 } else { 255 }])));
+        let mut bytes = Vec::new();
+        image::codecs::gif::GifEncoder::new(&mut bytes).encode_frames([frame(200), frame(10)]).unwrap();
+        let image = load("a.jpg", &bytes).unwrap();
+        assert_eq!((image.dimensions(), image.get_pixel(0, 1).0), ((4, 3), [255; 3]));
+        let red = image.get_pixel(2, 1).0;
+        assert!(red[0].abs_diff(200) < 4 && red[1] < 4, "{red:?}");
     }
 
     #[test]
@@ -315,10 +337,11 @@ mod tests {
     #[test]
     fn broken_images_are_refused() {
         refuses(b"", "empty");
-        refuses(b"these are words", "expected PNG, JPEG, WebP or BMP");
-        refuses(b"GIF89a\x01\0\x01\0\0\0\0;", "expected PNG, JPEG, WebP or BMP");
+        refuses(b"these are words", "not an image that is read; expected PNG, JPEG, WebP, BMP, GIF or TIFF");
+        refuses(b"\0\0\0\x20ftypavif\0\0\0\0", "an AVIF, which is not read; expected PNG");
+        refuses(b"GIF89a\x01\0\x01\0\0\0\0;", "");
         let image = DynamicImage::from(gradient(64, 64));
-        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp] {
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff] {
             let bytes = encoded(&image, format);
             for kept in [bytes.len() / 3, bytes.len() / 2, bytes.len() * 9 / 10] {
                 assert!(load("bad.png", &bytes[..kept]).is_err(), "{format:?} cut to {kept} of {} bytes", bytes.len());

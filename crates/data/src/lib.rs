@@ -13,13 +13,16 @@
 //! - [`open_dataset`] reads ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic and image folders as records, with their images in files, zip
 //!   or parquet; [`validate`](validate()) decodes every one.
 
+mod csv_rows;
 mod dataset;
 mod error;
 mod export;
 mod image_folder;
+mod image_listing;
 mod image_source;
 mod images;
 mod json_list;
+mod kohya;
 mod manifest;
 mod near_duplicates;
 mod order;
@@ -38,7 +41,7 @@ mod utf8;
 mod validate;
 mod zip_file;
 
-pub use dataset::{Dataset, Format, ReadRecords, Records, open_dataset};
+pub use dataset::{Dataset, Format, ReadRecords, Records, UsableRecords, open_dataset};
 pub use error::{Error, Result};
 pub use export::{to_imagereward, write_pairs};
 pub use image::RgbImage;
