@@ -79,11 +79,10 @@ fn decode(sources: Vec<(Result<ImageSource>, String)>) -> Vec<Option<Problem>> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let parts: Vec<_> = encoded.chunks(encoded.len().div_ceil(threads).max(1)).collect();
-    let findings = thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || part.iter().map(decode).collect::<Vec<_>>())).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("decoding an image does not panic")).collect::<Vec<_>>()
-    });
-    findings
+    })
 }
 
 impl Validation {

@@ -99,7 +99,7 @@ pub enum Error {
     #[error("{source}\n  the run is saved in {}; --resume goes on from there once the reward works again", checkpoint.display())]
     RewardFailed {
         /// What the reward says.
-        source: vp_rewards::Error,
+        source: Box<vp_rewards::Error>,
         /// The checkpoint to resume from.
         checkpoint: PathBuf,
     },

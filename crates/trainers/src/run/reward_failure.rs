@@ -16,7 +16,7 @@ impl<M: Module> Run<M> {
         let Cursor { step, micro } = self.state.cursor;
         self.state.preview_is_owed = micro == 0 && self.preview_is_due(step) && self.previewed != Some(step);
         match self.save() {
-            Ok(checkpoint) => Error::RewardFailed { source, checkpoint },
+            Ok(checkpoint) => Error::RewardFailed { source: Box::new(source), checkpoint },
             Err(error) => {
                 self.journal.warn(format_args!("no checkpoint of step {step}: {error}"));
                 Error::Reward(source)
