@@ -1,6 +1,7 @@
 //! Black-box tests of the binary: what is typed, what is printed, what is left on disk.
 
 mod annotate;
+mod annotate_servers;
 mod browser;
 mod crash;
 mod dataset;
@@ -9,9 +10,11 @@ mod dpo;
 mod embedded;
 mod evaluate;
 mod hub;
+mod image_folders;
 mod list;
 mod lora;
 mod model_files;
+mod own_rewards;
 mod policy_gradient;
 mod precision;
 mod profile;
@@ -20,6 +23,7 @@ mod refused;
 mod report;
 mod sample;
 mod score;
+mod scripted_server;
 mod sentinel;
 mod supervised;
 mod train;

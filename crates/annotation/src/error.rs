@@ -71,6 +71,12 @@ pub enum Error {
         /// Why the last of them failed.
         reason: String,
     },
+    /// A question that cannot be left open has no answer.
+    #[error("{reason}")]
+    NoAnswer {
+        /// Which server did not reply, or which limit is reached.
+        reason: String,
+    },
     /// An annotator was asked for something that it cannot do.
     #[error("annotator {annotator}: {reason}")]
     Unable {

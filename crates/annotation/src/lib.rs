@@ -6,15 +6,18 @@
 //! 2. [`run`] puts every question of a list of prompts to it, several at a time, and writes each answer to a journal before it counts. A
 //!    run that was killed goes on where it stopped, asks nothing twice, and writes the same records as a run that was never interrupted.
 //! 3. [`dry_run`] says what that would cost.
+//! 4. An [`OnlineRater`] rates images while a model is trained on the ratings; a [`Client`] asks any other server that speaks JSON.
 //!
 //! A new annotator is one file (a config that is [`Build`] and [`Validate`], a type that is [`Annotator`]) and one line in the table below.
 
 mod annotators;
 mod answer;
 mod cache;
+mod concurrently;
 mod error;
 mod estimate;
 mod journal;
+mod online;
 mod picture;
 mod polish;
 mod questions;
@@ -29,12 +32,15 @@ pub use annotators::openai::{Detail, OpenAi, OpenAiConfig};
 pub use annotators::replay::{Replay, ReplayConfig};
 pub use annotators::reward::{RewardBands, RewardBandsConfig, Score, bands_at};
 pub use answer::{Answered, Ask, Choice, Estimate, Polished, Task, Unanswered, Unusable, Usage};
+pub use concurrently::concurrently;
 pub use error::{Error, Result};
 pub use estimate::{DryRun, dry_run};
+pub use online::OnlineRater;
 pub use picture::Picture;
 pub use polish::polish;
 pub use run::{Job, RunOptions, run};
 pub use server::budget::Budget;
+pub use server::client::{Client, Connection, Failure, Prices, RefusedMember, Reply, Sending};
 pub use server::clock::Clock;
 pub use server::secret::ApiKey;
 pub use settle::{Event, SetAside, Stopped, Summary};

@@ -9,14 +9,17 @@ use base64::engine::general_purpose::STANDARD;
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, ImageReader};
 use sha2::{Digest, Sha256};
-use vp_data::{RgbImage, load_image};
+use vp_data::{RgbImage, decode_image, is_plain_rgb};
+
+/// How a JPEG begins.
+const JPEG: [u8; 2] = [0xff, 0xd8];
 
 /// SHA-256 in lower-case hexadecimal.
 pub(crate) fn hex_digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An image file that was read.
+/// An image file that was read, or pixels in the form of one.
 #[derive(Debug, Clone)]
 pub struct Picture {
     path: PathBuf,
@@ -35,6 +38,18 @@ impl Picture {
         Ok(Self { path: path.into(), bytes, hash })
     }
 
+    /// An image that was drawn, as a PNG; messages call it `name`.
+    pub fn of_pixels(pixels: &RgbImage, name: &str) -> Self {
+        let bytes = png(pixels);
+        let hash = hex_digest(&bytes);
+        Self { path: name.into(), bytes, hash }
+    }
+
+    /// The bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// SHA-256 of the file, 64 hexadecimal digits: two files with the same bytes are the same image.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -45,7 +60,7 @@ impl Picture {
     /// # Errors
     /// When the file is not a whole PNG, JPEG, WebP or BMP.
     pub fn pixels(&self) -> vp_data::Result<RgbImage> {
-        load_image(&self.path)
+        decode_image(&self.bytes, &self.path)
     }
 
     /// Width and height in pixels, as the header says; `None` if the header does not.
@@ -53,8 +68,8 @@ impl Picture {
         ImageReader::new(Cursor::new(&self.bytes)).with_guessed_format().ok()?.into_dimensions().ok()
     }
 
-    /// `data:image/…;base64,…`: the file's own bytes if it is a PNG, JPEG or WebP with no side over `max_side` pixels, else a PNG with its
-    /// longer side of `max_side`.
+    /// `data:image/…;base64,…` of the pixels that every reward sees: the file's own bytes if no server can read them otherwise and no side is
+    /// over `max_side` pixels, else a PNG with its longer side of at most `max_side`.
     ///
     /// # Errors
     /// When the file is not a whole image: nobody should be paid for looking at half of one.
@@ -62,27 +77,21 @@ impl Picture {
         let pixels = self.pixels()?;
         let (width, height) = pixels.dimensions();
         let limit = max_side.unwrap_or(u32::MAX);
-        if width.max(height) <= limit
-            && let Some(kind) = self.kind_understood()
-        {
+        if width.max(height) <= limit && is_plain_rgb(&self.bytes) {
+            let kind = if self.bytes.starts_with(&JPEG) { "jpeg" } else { "png" };
             return Ok(format!("data:image/{kind};base64,{}", STANDARD.encode(&self.bytes)));
         }
         let (width, height) = fitted(width, height, limit);
         let pixels =
             if pixels.dimensions() == (width, height) { pixels } else { imageops::resize(&pixels, width, height, FilterType::Lanczos3) };
-        let mut png = Vec::new();
-        pixels.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).expect("8-bit RGB can be written to memory as PNG");
-        Ok(format!("data:image/png;base64,{}", STANDARD.encode(png)))
+        Ok(format!("data:image/png;base64,{}", STANDARD.encode(png(&pixels))))
     }
+}
 
-    fn kind_understood(&self) -> Option<&'static str> {
-        match image::guess_format(&self.bytes).ok()? {
-            ImageFormat::Png => Some("png"),
-            ImageFormat::Jpeg => Some("jpeg"),
-            ImageFormat::WebP => Some("webp"),
-            _ => None,
-        }
-    }
+fn png(pixels: &RgbImage) -> Vec<u8> {
+    let mut png = Vec::new();
+    pixels.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).expect("8-bit RGB can be written to memory as PNG");
+    png
 }
 
 /// Width and height scaled down so that neither is over `limit`; proportions are kept.
@@ -116,6 +125,28 @@ mod tests {
         assert!(jpeg.data_url(None).unwrap().starts_with("data:image/jpeg;base64,/9j/"));
         let (_folder, bmp) = picture("a.bmp", 30, 20);
         assert!(bmp.data_url(None).unwrap().starts_with("data:image/png;base64,iVBOR"));
+    }
+
+    /// Servers disagree on WebP, alpha and the like; all of them read 8-bit RGB alike.
+    #[test]
+    fn what_a_server_might_read_otherwise_is_sent_as_pixels() {
+        let folder = tempfile::tempdir().unwrap();
+        let sent = |name: &str, image: image::DynamicImage| {
+            let path = folder.path().join(name);
+            image.save(&path).unwrap();
+            let url = Picture::read(&path).unwrap().data_url(None).unwrap();
+            let png = STANDARD.decode(url.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
+            image::load_from_memory(&png).unwrap()
+        };
+        let clear = image::RgbaImage::from_pixel(3, 2, image::Rgba([9, 9, 9, 0]));
+        let grey = image::ImageBuffer::<image::Luma<u16>, _>::from_pixel(3, 2, image::Luma([0x8080]));
+        let red = RgbImage::from_pixel(3, 2, image::Rgb([200, 0, 0]));
+        for (name, image, level) in
+            [("a.png", clear.into(), [255; 3]), ("b.png", grey.into(), [128; 3]), ("c.webp", red.into(), [200, 0, 0])]
+        {
+            let sent = sent(name, image);
+            assert_eq!((sent.color(), sent.to_rgb8().get_pixel(2, 1).0), (image::ColorType::Rgb8, level), "{name}");
+        }
     }
 
     #[test]

@@ -73,6 +73,11 @@ pub(crate) fn of_records<'a>(items: &'a [Record], images_root: &Path, options: &
     questions
 }
 
+/// The question how good one image of `prompt` is, which is looked at beside the question.
+pub(crate) fn of_image(prompt: &str) -> Question<'_> {
+    Question { item: 0, id: "", prompt, task: Task::Rate, repeat: 0, shown: vec![0], paths: Vec::new() }
+}
+
 /// One question per prompt: to polish it. `ids` name the prompts.
 pub(crate) fn of_prompts<'a>(prompts: &'a [Prompt], ids: &'a [String]) -> Vec<Question<'a>> {
     let question = |(item, (prompt, id)): (usize, (&'a Prompt, &'a String))| Question {

@@ -320,8 +320,8 @@ pub struct DoctorArgs {
     after_help = "Examples:\n  visionprefer score --reward ./ImageReward -p \"a red fox in the snow\" out/*.png\n  visionprefer score --reward ./ImageReward --reward brightness --manifest out/metadata.jsonl --json\n  visionprefer score --reward ./ImageReward --records data/imagereward/test.json"
 )]
 pub struct ScoreArgs {
-    /// A reward: the file or folder of a published or trained one, told by what is in it, or the name of one that needs no weights (`list
-    /// rewards`); repeatable, the first one ranks
+    /// A reward: the file or folder of a published or trained one, told by what is in it, a config (.toml) with a [reward.<name>], or the name
+    /// of one that needs no weights (`list rewards`); repeatable, the first one ranks
     #[arg(short, long = "reward", value_name = "DIR|FILE|NAME", required = true)]
     pub rewards: Vec<String>,
     /// The prompt of all the images

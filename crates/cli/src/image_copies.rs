@@ -55,6 +55,8 @@ fn extension(bytes: &[u8], name: &str) -> anyhow::Result<&'static str> {
         [0xff, 0xd8, ..] => Ok("jpg"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok("webp"),
         [b'B', b'M', ..] => Ok("bmp"),
-        _ => bail!("image {name}: expected PNG, JPEG, WebP or BMP"),
+        [b'G', b'I', b'F', b'8', ..] => Ok("gif"),
+        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Ok("tif"),
+        _ => bail!("image {name}: expected PNG, JPEG, WebP, BMP, GIF or TIFF"),
     }
 }

@@ -1,9 +1,10 @@
-//! Rewards as they are named on the command line: by the name in the registry, or by the file or folder that holds their weights.
+//! Rewards as they are named on the command line: by the name in the registry, by the file or folder that holds their weights, or by a config.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
+use serde::Deserialize;
 use vp_core::config::Validate;
 use vp_core::suggest::did_you_mean;
 use vp_data::{ImageEntry, RgbImage};
@@ -49,7 +50,8 @@ pub fn open(names: &[String], device: &Device) -> anyhow::Result<Vec<NamedReward
 pub fn build(configs: Vec<(String, RewardConfig)>, device: &Device) -> anyhow::Result<Vec<NamedReward>> {
     let build = |(name, config): (String, RewardConfig)| {
         let resolved = embedded::resolve_reward(&config).and_then(|config| Ok((config.build(device)?, config.weights())));
-        let (reward, weights) = resolved.with_context(|| format!("--reward {name}"))?;
+        let (reward, mut weights) = resolved.with_context(|| format!("--reward {name}"))?;
+        weights.extend(is_config(Path::new(&name)).then(|| PathBuf::from(&name)));
         Ok(NamedReward { name, reward, weights })
     };
     configs.into_iter().map(build).collect()
@@ -75,18 +77,39 @@ pub fn configs(names: &[String]) -> anyhow::Result<Vec<(String, RewardConfig)>> 
     Ok(configs)
 }
 
-/// The reward registered under `name` if it needs no weights, else the reward that has its weights at the path `name`.
+/// The `[reward.<name>]` of a config; its other sections are left alone.
+#[derive(Deserialize)]
+struct RewardOfConfig {
+    reward: RewardConfig,
+}
+
+fn is_config(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml")
+}
+
+fn read_config(path: &Path) -> anyhow::Result<RewardConfig> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let RewardOfConfig { reward } = toml::from_str(&text).with_context(|| format!("{}: expected a [reward.<name>]", path.display()))?;
+    Ok(reward)
+}
+
+/// The reward registered under `name` if it needs no weights, that of the config of this name, or the one that has its weights at the path `name`.
 fn config(name: &str) -> anyhow::Result<RewardConfig> {
     if RewardConfig::ENTRIES.iter().any(|entry| entry.name == name) {
         let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
         return section.map_err(|error| needs_more(name, error.message()));
     }
     let path = Path::new(name);
+    if is_config(path) {
+        return read_config(path);
+    }
     if !path.exists() && path.components().count() == 1 {
         let weightless = || RewardConfig::ENTRIES.iter().map(|entry| entry.name).filter(|name| config(name).is_ok());
         let (hint, known) = (did_you_mean(name, weightless()), weightless().collect::<Vec<_>>().join(", "));
         let with_weights = RewardConfig::names_with_weights().collect::<Vec<_>>().join(" or ");
-        bail!("no such reward, file or folder{hint} (known: {known}; or the file or folder that holds the weights of a {with_weights})");
+        bail!(
+            "no such reward, file or folder{hint} (known: {known}; or the file or folder that holds the weights of a {with_weights}, or a .toml with a [reward.<name>])"
+        );
     }
     Ok(RewardConfig::from_weights(path)?)
 }
@@ -96,5 +119,5 @@ fn needs_more(name: &str, missing: &str) -> anyhow::Error {
     if RewardConfig::names_with_weights().any(|with_weights| with_weights == name) {
         return anyhow::anyhow!("this reward needs weights; give the file or folder that holds them in place of its name");
     }
-    anyhow::anyhow!("only a config can name this reward, as [reward.{name}] with all of its keys ({missing}); give its parts instead")
+    anyhow::anyhow!("this reward needs a config ({missing}); give a .toml with a [reward.{name}] in place of its name")
 }

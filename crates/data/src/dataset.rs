@@ -1,5 +1,6 @@
 //! Preference data in the layouts in which it is published, read as records.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -8,12 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::image_listing::{TABLES, list};
 use crate::image_source::Archives;
 use crate::json_list::JsonList;
 use crate::parquet_file::ParquetFile;
 use crate::parsed_record::{ParsedRecord, ParsedRecords};
 use crate::published::{hpd, image_folder, imagereward, imagereward_db, pick_a_pic};
 use crate::record_file::{checked, record_lines};
+use crate::validate::undecodable;
 use crate::{Error, ImageSource, OnProblem, Problem, ProblemKind, Record, Result};
 
 /// A layout of preference data.
@@ -66,7 +69,7 @@ impl Format {
             Self::HpdTrain => "a JSON list with human_preference, prompt and file_path",
             Self::HpdTest => "a JSON list with prompt, image_path and rank",
             Self::PickAPic => "parquet with caption, jpg_0, jpg_1, label_0 and has_label, or a folder of such",
-            Self::ImageFolder => "metadata.jsonl with file_name and text, or its folder",
+            Self::ImageFolder => "metadata.jsonl or metadata.csv with file_name and text, or a folder of images with captions",
         }
     }
 
@@ -168,6 +171,26 @@ impl Dataset {
         Ok(ReadRecords { records, skipped, unlabelled: found.unlabelled })
     }
 
+    /// Decodes every image that `records` name once, on all processors. Images that cannot be decoded are left out, and what was said of them; a
+    /// record without an image is left out too.
+    ///
+    /// # Errors
+    /// Under [`OnProblem::Refuse`] all images that cannot be decoded.
+    pub fn usable(&self, mut records: Vec<Record>, on_problem: OnProblem) -> Result<UsableRecords> {
+        let mut names: Vec<&str> =
+            records.iter().flat_map(|record| &record.completions).map(|completion| completion.image_path.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let (of, skipped) = (names.len(), undecodable(self, names));
+        if on_problem == OnProblem::Refuse && !skipped.is_empty() {
+            return Err(Error::UnreadableImages { problems: skipped, of });
+        }
+        let broken: HashSet<&str> = skipped.iter().map(|problem| problem.name.as_str()).collect();
+        records.iter_mut().for_each(|record| record.retain(|completion| !broken.contains(completion.image_path.as_str())));
+        records.retain(|record| !record.completions.is_empty());
+        Ok(UsableRecords { records, skipped })
+    }
+
     /// The image that a record of this set calls `image_path`. Only archives are opened and searched; other files are not looked at.
     ///
     /// # Errors
@@ -203,6 +226,15 @@ impl Iterator for Records {
             }
         }
     }
+}
+
+/// What [`Dataset::usable`] left.
+#[derive(Debug, Clone)]
+pub struct UsableRecords {
+    /// The records, with the images that can be decoded.
+    pub records: Vec<Record>,
+    /// The images that were left out, by their paths; always empty under [`OnProblem::Refuse`].
+    pub skipped: Vec<Problem>,
 }
 
 /// What [`Dataset::read`] found.
@@ -255,6 +287,9 @@ fn format_of_text(path: &Path) -> Result<Format> {
         if line.starts_with(b"[") {
             return format_of_list(path);
         }
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
+            return Ok(Format::ImageFolder);
+        }
         let Ok(line) = str::from_utf8(line) else { return unknown(path, "neither text nor parquet nor zip") };
         let Ok(Value::Object(row)) = serde_json::from_str(line) else { continue };
         if row.contains_key("completions") {
@@ -297,13 +332,19 @@ fn format_of_folder(path: &Path) -> Result<(Format, Vec<PathBuf>)> {
     if let Some(first) = tables.first() {
         return Ok((format_of_table(first)?, tables));
     }
-    let metadata = path.join("metadata.jsonl");
-    if metadata.is_file() {
-        return Ok((Format::ImageFolder, vec![metadata]));
+    if TABLES.iter().any(|table| path.join(table).is_file()) {
+        return Ok((Format::ImageFolder, vec![path.into()]));
     }
     let mut files = files_below(path, &["zip", "json"])?;
     files.retain(|file| matches!(format_of_file(file), Ok(Format::ImageRewardDb)));
-    if files.is_empty() { unknown(path, "a folder that holds none of the formats") } else { Ok((Format::ImageRewardDb, files)) }
+    if !files.is_empty() {
+        return Ok((Format::ImageRewardDb, files));
+    }
+    let listing = list(path)?;
+    match listing.images.values().any(|image| matches!(image.caption, Ok(Some(_)))) {
+        true => Ok((Format::ImageFolder, vec![path.into()])),
+        false => unknown(path, "a folder that holds none of the formats"),
+    }
 }
 
 /// The files with these extensions in a folder and below, sorted. Linked folders are not followed: they might lead in a circle.

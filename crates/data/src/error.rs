@@ -160,11 +160,22 @@ pub enum Error {
 
     // ---- image folders ----
     /// The path of an image folder names something else.
-    #[error("image folder {}: not a folder", path.display())]
+    #[error("image folder {}: not a folder, nor the .toml of a dataset config", path.display())]
     NotAFolder { path: PathBuf },
     /// An image folder holds no image.
-    #[error("image folder {}: no images in it; expected .png, .jpg, .jpeg, .webp or .bmp files, here or in folders below", path.display())]
-    NoImages { path: PathBuf },
+    #[error("image folder {}: no images in it; expected .png, .jpg, .webp, .bmp, .gif or .tif files, here or in folders below{hint}", path.display())]
+    NoImages {
+        path: PathBuf,
+        /// What else is there, or nothing.
+        hint: String,
+    },
+    /// A file is not a dataset config as kohya's tools have them.
+    #[error("dataset config {}: {reason}", path.display())]
+    BadDatasetConfig {
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// An image folder is refused for what was found in it.
     #[error("image folder {}: {} problem(s), {usable} usable image(s){}", path.display(), problems.len(), Problem::list(problems))]
     ProblemsInFolder {

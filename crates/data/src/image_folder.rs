@@ -1,7 +1,5 @@
 //! Folders of captioned images.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +9,10 @@ use std::thread;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{name_within, parse_row};
-use crate::utf8::read_utf8;
+use crate::image_listing::{ListedImage, Listing, list};
+use crate::kohya::list_dataset_config;
 use crate::{Error, Result, center_crop_resize, load_image};
 
-const METADATA: &str = "metadata.jsonl";
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "bmp"];
 /// How many findings an error spells out.
 const LISTED: usize = 10;
 
@@ -54,8 +50,12 @@ impl Default for ImageFolderOptions {
 pub struct ImageFolder {
     /// The usable images, sorted by file name.
     pub entries: Vec<ImageEntry>,
+    /// How often each of them is to be taken per epoch, 1 unless kohya's folder names or dataset config say otherwise.
+    pub repeats: Vec<usize>,
     /// What was left out, sorted by file name; always empty under [`OnProblem::Refuse`].
     pub skipped: Vec<Problem>,
+    /// What was passed over and might have been meant, a sentence each: images of kinds that are not read, links that lead in a circle.
+    pub notes: Vec<String>,
 }
 
 /// One captioned image. Its pixels are read when asked for.
@@ -82,17 +82,26 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// A line of `metadata.jsonl` is not an object with a `file_name`, or a line of another list is not what it should be.
+    /// A row of `metadata.jsonl` or `metadata.csv` names no file, or a line of another list is not what it should be.
     BadRow(String),
-    /// `metadata.jsonl` names a file that does not exist.
-    MissingFile,
-    /// `metadata.jsonl` names a file outside the folder.
-    OutsideFolder,
-    /// `metadata.jsonl` names the file a second time.
-    Duplicate,
-    /// No caption, neither in `metadata.jsonl` nor in a `.txt` beside the image.
+    /// A table of captions names a file that does not exist.
+    MissingFile {
+        /// The table's name within the folder.
+        table: String,
+    },
+    /// A table of captions names a file outside the folder.
+    OutsideFolder {
+        /// The table's name within the folder.
+        table: String,
+    },
+    /// A table of captions names the file a second time.
+    Duplicate {
+        /// The table's name within the folder.
+        table: String,
+    },
+    /// No caption, neither in a table nor in a file beside the image.
     MissingCaption,
-    /// The `.txt` beside the image cannot be read.
+    /// The caption beside the image cannot be read.
     BadCaption(String),
     /// The image cannot be decoded.
     Broken(String),
@@ -109,14 +118,21 @@ pub enum ProblemKind {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.name)?;
-        match &self.kind {
-            ProblemKind::BadRow(reason) | ProblemKind::BadCaption(reason) | ProblemKind::Broken(reason) => f.write_str(reason),
-            ProblemKind::MissingFile => write!(f, "named in {METADATA} but not there"),
-            ProblemKind::OutsideFolder => write!(f, "named in {METADATA} but outside the folder"),
-            ProblemKind::Duplicate => write!(f, "named twice in {METADATA}"),
-            ProblemKind::MissingCaption => write!(f, "no caption, neither in {METADATA} nor in a .txt beside it"),
-            ProblemKind::TooSmall { width, height, min_size } => write!(f, "{width}x{height} pixels, less than {min_size} a side"),
+        write!(f, "{}: {}", self.name, self.kind)
+    }
+}
+
+impl fmt::Display for ProblemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadRow(reason) | ProblemKind::BadCaption(reason) | ProblemKind::Broken(reason) => f.write_str(reason),
+            Self::MissingFile { table } => write!(f, "named in {table} but not there"),
+            Self::OutsideFolder { table } => write!(f, "named in {table} but outside the folder"),
+            Self::Duplicate { table } => write!(f, "named twice in {table}"),
+            Self::MissingCaption => {
+                f.write_str("no caption, neither in a metadata.jsonl or metadata.csv nor in a .txt or .caption beside it")
+            }
+            Self::TooSmall { width, height, min_size } => write!(f, "{width}x{height} pixels, less than {min_size} a side"),
         }
     }
 }
@@ -146,35 +162,35 @@ impl ImageFolder {
     /// Lists the images of a folder and of the folders below it, finds their captions, and decodes each image once, on
     /// all processors, so that a broken one is found now and not in the middle of a run.
     ///
-    /// A caption comes from the folder's `metadata.jsonl`, one object per line with `file_name` (relative to the folder) and
-    /// `text`, `caption` or `prompt`, as in Hugging Face's imagefolder; otherwise from a file beside the image with the
-    /// extension `.txt`, as kohya has it, whose lines are joined by spaces. Names that begin with a dot are passed over, and
-    /// so are files without an image's extension, unless `metadata.jsonl` names them. Of a file named twice the first
+    /// A caption comes from a `metadata.jsonl`, one object per line with `file_name` (relative to the table's folder) and
+    /// `text`, `caption` or `prompt`, or from a `metadata.csv` with such columns, as in Hugging Face's imagefolder; otherwise from a file beside
+    /// the image with the extension `.txt` or `.caption`, as kohya's tools have it, whose lines are joined by spaces; otherwise from the name of
+    /// its folder, if that begins with a number of repeats: `10_red fox`. Names that begin with a dot are passed over, and
+    /// so are files without an image's extension, unless a table names them. Links are followed. Of a file named twice the first
     /// mention counts.
+    ///
+    /// `path` may also be the `.toml` of a dataset config, as kohya's tools have it.
     ///
     /// # Errors
     /// The folder is missing, empty or unreadable, or nothing in it is usable; under [`OnProblem::Refuse`] any problem.
     pub fn open(path: impl AsRef<Path>, options: &ImageFolderOptions) -> Result<Self> {
         let path = path.as_ref();
-        if !fs::metadata(path).map_err(|error| Error::Read { path: path.into(), error })?.is_dir() {
-            return Err(Error::NotAFolder { path: path.into() });
-        }
-        let mut problems = Vec::new();
-        let mut captions = read_metadata(path, &mut problems)?;
-        for name in image_names(path)? {
-            captions.entry(name).or_default();
-        }
-
-        let mut entries = Vec::new();
-        for (file_name, caption) in captions {
-            let path = path.join(&file_name);
-            match caption.map_or_else(|| caption_beside(&path), |caption| Ok(Some(caption))) {
+        let Listing { images, mut problems, notes } = listing(path)?;
+        let (mut entries, mut repeats) = (Vec::new(), Vec::new());
+        for (file_name, ListedImage { path, caption, repeats: count }) in images {
+            match caption {
                 Ok(None) if options.captions => problems.push(Problem { name: file_name, kind: ProblemKind::MissingCaption }),
-                Ok(caption) => entries.push(ImageEntry { path, file_name, caption: caption.unwrap_or_default() }),
+                Ok(caption) => {
+                    entries.push(ImageEntry { path, file_name, caption: caption.unwrap_or_default() });
+                    repeats.push(count);
+                }
                 Err(kind) => problems.push(Problem { name: file_name, kind }),
             }
         }
-        let mut findings = inspect_all(&entries, options.min_size).into_iter();
+        let found: Vec<Option<ProblemKind>> = inspect_all(&entries, options.min_size);
+        let mut usable = found.iter().map(Option::is_none);
+        repeats.retain(|_| usable.next().unwrap_or(false));
+        let mut findings = found.into_iter();
         entries.retain(|entry| match findings.next().flatten() {
             None => true,
             Some(kind) => {
@@ -185,73 +201,25 @@ impl ImageFolder {
 
         problems.sort_by(|a, b| a.name.cmp(&b.name));
         if entries.is_empty() && problems.is_empty() {
-            return Err(Error::NoImages { path: path.into() });
+            let hint = notes.first().map_or_else(String::new, |note| format!("; {note}"));
+            return Err(Error::NoImages { path: path.into(), hint });
         }
         if entries.is_empty() || (options.on_problem == OnProblem::Refuse && !problems.is_empty()) {
             return Err(Error::ProblemsInFolder { path: path.into(), problems, usable: entries.len() });
         }
-        Ok(Self { entries, skipped: problems })
+        Ok(Self { entries, repeats, skipped: problems, notes })
     }
 }
 
-/// The caption, if any, of each file that `metadata.jsonl` names; empty when there is no such file.
-fn read_metadata(folder: &Path, problems: &mut Vec<Problem>) -> Result<BTreeMap<String, Option<String>>> {
-    let mut captions = BTreeMap::new();
-    let path = folder.join(METADATA);
-    if !path.exists() {
-        return Ok(captions);
+/// The images of a folder, or of those that a dataset config names.
+fn listing(path: &Path) -> Result<Listing> {
+    if fs::metadata(path).map_err(|error| Error::Read { path: path.into(), error })?.is_dir() {
+        return list(path);
     }
-    for (index, line) in read_utf8(&path)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let row = parse_row(line).map_err(|reason| (format!("{METADATA} line {}", index + 1), ProblemKind::BadRow(reason)));
-        let named = row.and_then(|(written, caption)| match name_within(&written) {
-            None => Err((written, ProblemKind::OutsideFolder)),
-            Some(name) if !folder.join(&name).is_file() => Err((name, ProblemKind::MissingFile)),
-            Some(name) => Ok((name, caption)),
-        });
-        let problem = match named.map(|(name, caption)| (captions.entry(name), caption)) {
-            Ok((Entry::Vacant(entry), caption)) => {
-                entry.insert(caption);
-                continue;
-            }
-            Ok((Entry::Occupied(entry), _)) => (entry.key().clone(), ProblemKind::Duplicate),
-            Err(problem) => problem,
-        };
-        problems.push(Problem { name: problem.0, kind: problem.1 });
+    match path.extension() {
+        Some(extension) if extension == "toml" => list_dataset_config(path),
+        _ => Err(Error::NotAFolder { path: path.into() }),
     }
-    Ok(captions)
-}
-
-/// The images in a folder and below it. Linked folders are not followed: they might lead in a circle.
-fn image_names(folder: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let mut folders = vec![(folder.to_owned(), String::new())];
-    while let Some((folder, prefix)) = folders.pop() {
-        let read_error = |error| Error::Read { path: folder.clone(), error };
-        for entry in fs::read_dir(&folder).map_err(read_error)? {
-            let entry = entry.map_err(read_error)?;
-            let file_name = entry.file_name();
-            let name = format!("{prefix}{}", file_name.to_string_lossy());
-            let extension = Path::new(&file_name).extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-            if file_name.to_string_lossy().starts_with('.') {
-                continue;
-            } else if entry.file_type().map_err(read_error)?.is_dir() {
-                folders.push((entry.path(), name + "/"));
-            } else if EXTENSIONS.contains(&extension.as_str()) {
-                names.push(name);
-            }
-        }
-    }
-    Ok(names)
-}
-
-fn caption_beside(image: &Path) -> Result<Option<String>, ProblemKind> {
-    let path = image.with_extension("txt");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = read_utf8(&path).map_err(|error| ProblemKind::BadCaption(format!("its caption: {error}")))?;
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Ok(Some(lines.join(" ")).filter(|caption| !caption.is_empty()))
 }
 
 /// Decodes each image once, on all processors, and keeps none.

@@ -5,8 +5,11 @@ use std::io::Cursor;
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, Rgb, RgbImage};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, Rgb, RgbImage};
 
 use crate::{Error, Result};
 
@@ -15,7 +18,7 @@ const MAX_SIDE: u32 = 16_384;
 /// Most bytes that a file, or the pixels decoded from it, may take: 12,000 x 9,000 pixels with alpha fit.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// Reads a PNG, JPEG, WebP or BMP; the content decides which, not the extension.
+/// Reads a PNG, JPEG, WebP, BMP, GIF or TIFF; the content decides which, not the extension.
 ///
 /// Pixels become 8-bit RGB: alpha is composited on white, the EXIF orientation is applied, 16-bit and grey images are
 /// converted, of an animation the first frame is taken. Colour profiles are ignored.
@@ -39,8 +42,11 @@ pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(read_error)
 }
 
-/// The image in `bytes`, which messages call `path`; see [`load_image`].
-pub(crate) fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+/// The image in the bytes of a file, which messages call `path`.
+///
+/// # Errors
+/// As [`load_image`], for what is in the file.
+pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     let refused = |reason: String| Error::BadImage { path: path.into(), reason };
     if bytes.is_empty() {
         return Err(refused("the file is empty".into()));
@@ -49,13 +55,23 @@ pub(crate) fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     let reader = reader.with_guessed_format().map_err(|error| Error::Read { path: path.into(), error })?;
     match reader.format() {
         Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => return Err(refused("the JPEG is cut off before its end".into())),
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp) => {}
-        _ => return Err(refused("not an image that is read; expected PNG, JPEG, WebP or BMP".into())),
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp | ImageFormat::Gif | ImageFormat::Tiff) => {}
+        _ => return Err(refused(format!("{}; expected PNG, JPEG, WebP, BMP, GIF or TIFF", kind_unread(bytes)))),
     }
     decode(reader).map_err(|error| match error {
         ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded", MAX_BYTES >> 20)),
         error => refused(error.to_string()),
     })
+}
+
+/// What bytes are of which no image is made.
+fn kind_unread(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', ..] => "an AVIF, which is not read",
+        [_, _, _, _, b'f', b't', b'y', b'p', b'h' | b'm', ..] => "a HEIF, which is not read",
+        [0xff, 0x0a, ..] | [0, 0, 0, 0x0c, b'J', b'X', b'L', ..] => "a JPEG XL, which is not read",
+        _ => "not an image that is read",
+    }
 }
 
 fn decode(mut reader: ImageReader<Cursor<&[u8]>>) -> ImageResult<RgbImage> {
@@ -68,6 +84,32 @@ fn decode(mut reader: ImageReader<Cursor<&[u8]>>) -> ImageResult<RgbImage> {
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
     Ok(if image.color().has_alpha() { on_white(&image) } else { image.into_rgb8() })
+}
+
+/// Whether every decoder makes the pixels of [`load_image`] of a file: it is a PNG or a JPEG, still, upright, with 8 bits of red, green and
+/// blue and nothing else. Decoders disagree on the rest: some ignore the EXIF orientation, some composite alpha on black.
+pub fn is_plain_rgb(bytes: &[u8]) -> bool {
+    fn upright_rgb(mut decoder: impl ImageDecoder) -> bool {
+        decoder.color_type() == ColorType::Rgb8 && matches!(decoder.orientation(), Ok(Orientation::NoTransforms))
+    }
+    match image::guess_format(bytes) {
+        Ok(ImageFormat::Jpeg) => jpeg_components(bytes) == Some(3) && JpegDecoder::new(Cursor::new(bytes)).is_ok_and(upright_rgb),
+        Ok(ImageFormat::Png) => {
+            let Ok(decoder) = PngDecoder::new(Cursor::new(bytes)) else { return false };
+            // A palette of plain colours decodes to RGB, and so does what every viewer shows.
+            !decoder.is_apng().unwrap_or(true) && upright_rgb(decoder)
+        }
+        _ => false,
+    }
+}
+
+/// Colours per pixel of a JPEG: 1 is grey, 3 are colours, 4 are those of print (CMYK).
+fn jpeg_components(bytes: &[u8]) -> Option<u8> {
+    jpeg_segments(bytes).find_map(|(marker, segment)| {
+        // Start of frame; the others of these numbers hold tables.
+        let is_frame = matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc);
+        is_frame.then(|| segment.get(7).copied()).flatten()
+    })
 }
 
 fn on_white(image: &DynamicImage) -> RgbImage {
@@ -83,17 +125,24 @@ fn on_white(image: &DynamicImage) -> RgbImage {
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     const START_OF_SCAN: u8 = 0xda;
     const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
-    // Segments before the scan may hold a whole thumbnail with an end marker of its own, so they are stepped over.
+    let scan = jpeg_segments(bytes).find(|(marker, _)| *marker == START_OF_SCAN);
+    scan.is_some_and(|(_, rest)| rest.windows(2).any(|pair| pair == END_OF_IMAGE))
+}
+
+/// The segments of a JPEG up to the first scan: each one's marker, and everything from its length on. Segments before the scan may hold a
+/// whole thumbnail with markers of its own, so they are stepped over.
+fn jpeg_segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    const FILL: u8 = 0xff;
     let mut at = 2;
-    while let [0xff, marker, rest @ ..] = bytes.get(at..).unwrap_or_default() {
-        match (marker, rest) {
-            (&START_OF_SCAN, _) => return rest.windows(2).any(|pair| pair == END_OF_IMAGE),
-            (0xff, _) => at += 1,
-            (_, [high, low, ..]) => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
-            _ => return false,
+    std::iter::from_fn(move || {
+        while let [0xff, FILL, ..] = bytes.get(at..)? {
+            at += 1;
         }
-    }
-    false
+        let [0xff, marker, rest @ ..] = bytes.get(at..)? else { return None };
+        let [high, low, ..] = rest else { return None };
+        at += 2 + usize::from(u16::from_be_bytes([*high, *low]));
+        Some((*marker, rest))
+    })
 }
 
 /// A batch of equally large images as a tensor.
@@ -220,7 +269,7 @@ mod tests {
     #[test]
     fn every_format_is_read_by_its_content() {
         let image = DynamicImage::from(gradient(20, 10));
-        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp] {
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff] {
             assert_eq!(load("misnamed.jpg", &encoded(&image, format)).unwrap(), gradient(20, 10), "{format:?}");
         }
         assert_eq!(load("a.jpg", &encoded(&image, ImageFormat::Jpeg)).unwrap().dimensions(), (20, 10));
@@ -228,6 +277,18 @@ mod tests {
         assert_eq!(load("a.png", &encoded(&grey, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [9; 3]);
         let deep = DynamicImage::from(ImageBuffer::<Luma<u16>, _>::from_pixel(2, 2, Luma([0xffff])));
         assert_eq!(load("a.png", &encoded(&deep, ImageFormat::Png)).unwrap().get_pixel(1, 1).0, [255; 3]);
+    }
+
+    /// Of an animation the first frame, with white where it is clear.
+    #[test]
+    fn a_gif_is_its_first_frame() {
+        let frame = |level: u8| image::Frame::new(RgbaImage::from_fn(4, 3, |x, _| Rgba([level, 0, 0, if x == 0 { 0 } else { 255 }])));
+        let mut bytes = Vec::new();
+        image::codecs::gif::GifEncoder::new(&mut bytes).encode_frames([frame(200), frame(10)]).unwrap();
+        let image = load("a.jpg", &bytes).unwrap();
+        assert_eq!((image.dimensions(), image.get_pixel(0, 1).0), ((4, 3), [255; 3]));
+        let red = image.get_pixel(2, 1).0;
+        assert!(red[0].abs_diff(200) < 4 && red[1] < 4, "{red:?}");
     }
 
     #[test]
@@ -239,24 +300,48 @@ mod tests {
     }
 
     /// EXIF orientation 6: the camera was turned, the picture must be rotated by 90 degrees clockwise.
+    const TURNED: &[u8] = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+
     #[test]
     fn exif_orientation_is_applied() {
-        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let image = RgbImage::from_fn(32, 16, |x, _| Rgb([if x < 16 { 0 } else { 255 }; 3]));
         let mut bytes = encoded(&image.into(), ImageFormat::Jpeg);
-        bytes.splice(2..2, exif.iter().copied());
+        bytes.splice(2..2, TURNED.iter().copied());
         let image = load("a.jpg", &bytes).unwrap();
         assert_eq!(image.dimensions(), (16, 32));
         assert!(image.get_pixel(8, 4).0[0] < 30 && image.get_pixel(8, 28).0[0] > 225);
     }
 
     #[test]
+    fn plain_files_are_those_that_nobody_reads_otherwise() {
+        let rgb = DynamicImage::from(gradient(20, 10));
+        let (png, jpeg) = (encoded(&rgb, ImageFormat::Png), encoded(&rgb, ImageFormat::Jpeg));
+        assert!(is_plain_rgb(&png) && is_plain_rgb(&jpeg));
+        let alpha = encoded(&RgbaImage::new(2, 2).into(), ImageFormat::Png);
+        let deep = encoded(&ImageBuffer::<Rgb<u16>, _>::new(2, 2).into(), ImageFormat::Png);
+        let grey = encoded(&GrayImage::new(20, 10).into(), ImageFormat::Jpeg);
+        for other in [alpha, deep, grey, encoded(&rgb, ImageFormat::WebP), encoded(&rgb, ImageFormat::Bmp), b"no image".to_vec()] {
+            assert!(!is_plain_rgb(&other), "{:?}", image::guess_format(&other));
+        }
+        let mut turned = jpeg.clone();
+        turned.splice(2..2, TURNED.iter().copied());
+        assert!(!is_plain_rgb(&turned));
+        // Four components in the frame header, as a file for print has.
+        let mut print = jpeg;
+        let frame = print.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        print[frame + 9] = 4;
+        assert_eq!(jpeg_components(&print), Some(4));
+        assert!(!is_plain_rgb(&print));
+    }
+
+    #[test]
     fn broken_images_are_refused() {
         refuses(b"", "empty");
-        refuses(b"these are words", "expected PNG, JPEG, WebP or BMP");
-        refuses(b"GIF89a\x01\0\x01\0\0\0\0;", "expected PNG, JPEG, WebP or BMP");
+        refuses(b"these are words", "not an image that is read; expected PNG, JPEG, WebP, BMP, GIF or TIFF");
+        refuses(b"\0\0\0\x20ftypavif\0\0\0\0", "an AVIF, which is not read; expected PNG");
+        refuses(b"GIF89a\x01\0\x01\0\0\0\0;", "");
         let image = DynamicImage::from(gradient(64, 64));
-        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp] {
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff] {
             let bytes = encoded(&image, format);
             for kept in [bytes.len() / 3, bytes.len() / 2, bytes.len() * 9 / 10] {
                 assert!(load("bad.png", &bytes[..kept]).is_err(), "{format:?} cut to {kept} of {} bytes", bytes.len());

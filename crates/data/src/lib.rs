@@ -13,13 +13,16 @@
 //! - [`open_dataset`] reads ImageReward, ImageRewardDB, HPD v2, Pick-a-Pic and image folders as records, with their images in files, zip
 //!   or parquet; [`validate`](validate()) decodes every one.
 
+mod csv_rows;
 mod dataset;
 mod error;
 mod export;
 mod image_folder;
+mod image_listing;
 mod image_source;
 mod images;
 mod json_list;
+mod kohya;
 mod manifest;
 mod near_duplicates;
 mod order;
@@ -38,14 +41,14 @@ mod utf8;
 mod validate;
 mod zip_file;
 
-pub use dataset::{Dataset, Format, ReadRecords, Records, open_dataset};
+pub use dataset::{Dataset, Format, ReadRecords, Records, UsableRecords, open_dataset};
 pub use error::{Error, Result};
 pub use export::{to_imagereward, write_pairs};
 pub use image::RgbImage;
 pub use image::imageops::flip_horizontal;
 pub use image_folder::{ImageEntry, ImageFolder, ImageFolderOptions, OnProblem, Problem, ProblemKind, check_images};
 pub use image_source::{INSIDE, ImageSource};
-pub use images::{center_crop_resize, from_tensor, grid, load_image, to_tensor};
+pub use images::{center_crop_resize, decode_image, from_tensor, grid, is_plain_rgb, load_image, to_tensor};
 pub use manifest::read_manifest;
 pub use near_duplicates::{NearDuplicate, near_duplicates};
 pub use order::ShuffledOrder;

@@ -198,6 +198,23 @@ impl Default for AspectWeights {
     }
 }
 
+impl Record {
+    /// Leaves out the completions that `keep` refuses, and the comparisons with them.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Completion) -> bool) {
+        let kept: Vec<bool> = self.completions.iter().map(keep).collect();
+        let place = |index: usize| kept.get(index).is_some_and(|kept| *kept).then(|| kept[..index].iter().filter(|kept| **kept).count());
+        self.comparisons.retain_mut(|comparison| match comparison.shown.map(place) {
+            [Some(first), Some(second)] => {
+                comparison.shown = [first, second];
+                true
+            }
+            _ => false,
+        });
+        let mut kept = kept.iter();
+        self.completions.retain(|_| kept.next().is_some_and(|kept| *kept));
+    }
+}
+
 impl AspectWeights {
     /// In the order of [`Aspect::ALL`].
     pub fn as_array(&self) -> [f64; 4] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 
 use crate::images::decode_image;
-use crate::{Error, Format, ImageSource, Problem, ProblemKind, Result, open_dataset};
+use crate::{Dataset, Error, Format, ImageSource, Problem, ProblemKind, Result, open_dataset};
 
 /// How many encoded images are in memory at a time.
 const AT_ONCE: usize = 32;
@@ -58,30 +58,38 @@ pub fn validate(path: impl AsRef<Path>) -> Result<Validation> {
     Ok(found)
 }
 
-impl Validation {
-    /// Reads images one after the other, as archives are fastest read, and decodes them side by side.
-    fn decode(&mut self, sources: Vec<(Result<ImageSource>, String)>) {
-        let read =
-            |(source, name): (Result<ImageSource>, String)| (source.and_then(|source| Ok((source.bytes()?, source.to_string()))), name);
-        let encoded: Vec<_> = sources.into_iter().map(read).collect();
-        let decode = |(encoded, name): &(Result<(Vec<u8>, String)>, String)| {
-            let kind = |error: &Error| match error {
-                Error::BadImage { reason, .. } => ProblemKind::Broken(reason.clone()),
-                error => ProblemKind::Broken(error.to_string()),
-            };
-            let decoded =
-                encoded.as_ref().map_err(kind).and_then(|(bytes, path)| decode_image(bytes, Path::new(path)).map_err(|error| kind(&error)));
-            decoded.err().map(|kind| Problem { name: name.clone(), kind })
+/// The images of `names` in a set that cannot be decoded, and why; a few dozen are in memory at a time.
+pub(crate) fn undecodable(dataset: &Dataset, names: Vec<&str>) -> Vec<Problem> {
+    let of_some = |names: &[&str]| decode(names.iter().map(|name| (dataset.image(name), (*name).to_owned())).collect());
+    names.chunks(AT_ONCE).flat_map(of_some).flatten().collect()
+}
+
+/// Reads images one after the other, as archives are fastest read, and decodes them side by side: what is wrong with each.
+fn decode(sources: Vec<(Result<ImageSource>, String)>) -> Vec<Option<Problem>> {
+    let read = |(source, name): (Result<ImageSource>, String)| (source.and_then(|source| Ok((source.bytes()?, source.to_string()))), name);
+    let encoded: Vec<_> = sources.into_iter().map(read).collect();
+    let decode = |(encoded, name): &(Result<(Vec<u8>, String)>, String)| {
+        let kind = |error: &Error| match error {
+            Error::BadImage { reason, .. } => ProblemKind::Broken(reason.clone()),
+            error => ProblemKind::Broken(error.to_string()),
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let parts: Vec<_> = encoded.chunks(encoded.len().div_ceil(threads).max(1)).collect();
-        let findings = thread::scope(|scope| {
-            let workers: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || part.iter().map(decode).collect::<Vec<_>>())).collect();
-            workers.into_iter().flat_map(|worker| worker.join().expect("decoding an image does not panic")).collect::<Vec<_>>()
-        });
-        let problems: Vec<Problem> = findings.iter().flatten().cloned().collect();
-        self.images += findings.len() - problems.len();
-        self.problems.extend(problems);
+        let decoded =
+            encoded.as_ref().map_err(kind).and_then(|(bytes, path)| decode_image(bytes, Path::new(path)).map_err(|error| kind(&error)));
+        decoded.err().map(|kind| Problem { name: name.clone(), kind })
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let parts: Vec<_> = encoded.chunks(encoded.len().div_ceil(threads).max(1)).collect();
+    thread::scope(|scope| {
+        let workers: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || part.iter().map(decode).collect::<Vec<_>>())).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("decoding an image does not panic")).collect::<Vec<_>>()
+    })
+}
+
+impl Validation {
+    fn decode(&mut self, sources: Vec<(Result<ImageSource>, String)>) {
+        let findings = decode(sources);
+        self.images += findings.iter().filter(|finding| finding.is_none()).count();
+        self.problems.extend(findings.into_iter().flatten());
     }
 }
 

@@ -43,6 +43,14 @@ pub enum Error {
         /// How many words the text encoder has embeddings for.
         embeddings: usize,
     },
+    /// What scores the images is a server or another program, and it did not.
+    #[error("reward {reward}: {reason}")]
+    NoScores {
+        /// The reward's registered name.
+        reward: &'static str,
+        /// Which server or program, and what became of the request.
+        reason: String,
+    },
     /// The tensor is not a batch of RGB images.
     #[error("reward {reward}: expected images of shape [b, 3, h, w], at least one, found {found:?}")]
     NotImages {

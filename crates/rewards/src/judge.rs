@@ -10,10 +10,10 @@
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_data::{Aspect, AspectWeights, RgbImage, from_tensor};
+use vp_data::{Aspect, AspectWeights, RgbImage};
 use vp_shapes::{Description, Verdict, judge};
 
-use crate::{Build, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs};
+use crate::{Build, Result, Reward, Scored, ScoredRgb, Warning, check_pairs, pixels};
 
 const NAME: &str = "judge";
 
@@ -86,24 +86,7 @@ impl Reward for Judge {
 
     /// The terms are the aspects, and `pass`: 1 where every claim of the prompt holds, else 0.
     fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
-        let [b, ..] = check_batch(NAME, &images, prompts)?;
-        let images = images.without_autodiff();
-        let device = images.device();
-        let is_nan: Vec<bool> = {
-            let means = images.clone().mean_dims(&[1, 2, 3]).reshape([b]);
-            means.to_data().iter::<f32>().map(f32::is_nan).collect()
-        };
-        // An image with a NaN is scored NaN below; the judge needs some image in its place.
-        let finite = images.clone().mask_fill(images.is_nan(), 0.0).clamp(0.0, 1.0);
-        let pixels = from_tensor(finite).expect("a batch was checked to be of images, and is finite");
-        let rated = Self::rate_all(&pixels, prompts);
-        let tensor = |values: Vec<f64>| {
-            let value = |(value, nan): (f64, &bool)| if *nan { f32::NAN } else { value as f32 };
-            let values: Vec<f32> = values.into_iter().zip(&is_nan).map(value).collect();
-            Tensor::<1>::from_data(values.as_slice(), &device)
-        };
-        let ScoredRgb { scores, terms } = self.weigh(&rated);
-        Ok(Scored { scores: tensor(scores), terms: terms.into_iter().map(|(name, values)| (name, tensor(values))).collect() })
+        pixels::scored(NAME, images, prompts, |images, prompts| Ok(self.weigh(&Self::rate_all(images, prompts))))
     }
 
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {

@@ -6,27 +6,35 @@
 //! A new reward is one file (a config that is [`Build`] and [`Validate`], a type that is [`Reward`]) and one line in the table below.
 
 mod aesthetic;
+mod batch_json;
 mod brightness;
 mod clip_score;
+mod command;
 mod error;
 mod hps_v2;
+mod http;
 mod jpeg;
 mod judge;
 mod kind;
+mod pixels;
 mod ranking;
 mod saturation;
+mod vlm;
 mod vp_score;
 mod weighted_sum;
 
 pub use aesthetic::{Aesthetic, AestheticConfig};
 pub use brightness::{Brightness, BrightnessConfig};
 pub use clip_score::{ClipScore, ClipScoreConfig};
+pub use command::{CommandConfig, CommandReward};
 pub use error::{Error, Result};
 pub use hps_v2::HpsV2Config;
+pub use http::{HttpConfig, HttpReward};
 pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
 pub use judge::{Judge, JudgeConfig};
 pub use ranking::{pair_losses, ranking_loss, tie_losses};
 pub use saturation::{Saturation, SaturationConfig};
+pub use vlm::{Vlm, VlmConfig};
 pub use vp_score::{VpScore, VpScoreConfig};
 pub use weighted_sum::{Term, WeightedSum, WeightedSumConfig};
 
@@ -174,6 +182,9 @@ pub trait Build: Validate {
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         Vec::new()
     }
+
+    /// Blanks the keys that say where and how fast the reward is computed, not what it is: a run may be resumed with others.
+    fn blank_connection(&mut self) {}
 }
 
 vp_core::registry! {
@@ -199,6 +210,12 @@ vp_core::registry! {
         Judge = "judge" => JudgeConfig,
         /// Other rewards, each normalised and weighed; differentiable if all of them are.
         WeightedSum = "weighted_sum" => WeightedSumConfig,
+        /// A server of one's own: images and prompts to a URL, scores back; not differentiable.
+        Http = "http" => HttpConfig,
+        /// A program of one's own, which reads images and prompts as JSON lines and answers with scores; not differentiable.
+        Command = "command" => CommandConfig,
+        /// A multimodal language model behind an OpenAI-compatible server, which rates four aspects; not differentiable.
+        Vlm = "vlm" => VlmConfig,
     }
 }
 

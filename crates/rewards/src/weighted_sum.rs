@@ -97,6 +97,10 @@ impl Build for WeightedSumConfig {
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         self.terms.iter_mut().flat_map(|term| term.reward.chosen_mut().weights_mut()).collect()
     }
+
+    fn blank_connection(&mut self) {
+        self.terms.iter_mut().for_each(|term| term.reward.chosen_mut().blank_connection());
+    }
 }
 
 /// A reward that adds `factor · score + offset` to the sum.

@@ -1,5 +1,8 @@
 //! What every registered reward promises.
 
+#[path = "contract/server.rs"]
+mod server;
+
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
@@ -23,6 +26,12 @@ fn every_config() -> Vec<RewardConfig> {
                  [[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.vp_score]\nweights = '{}'",
                 weights("vp_score").display()
             ),
+            "http" => format!("[http]\nurl = '{}'\nbatch_size = 2", server::address()),
+            // Weights of which no two sums are alike.
+            "vlm" => {
+                format!("[vlm.openai]\nmodel = 'm'\nbase_url = '{}/v1'\n[vlm.aspects]\naesthetic = 5.1\nfidelity = 26.3", server::address())
+            }
+            "command" => format!("[command]\nprogram = ['/bin/sh', '-c', '{CHECKSUM}']\nbatch_size = 1"),
             name if RewardConfig::names_with_weights().any(|with_weights| with_weights == name) => {
                 format!("[{name}]\nweights = '{}'", weights(name).display())
             }
@@ -35,6 +44,9 @@ fn every_config() -> Vec<RewardConfig> {
     };
     RewardConfig::ENTRIES.iter().map(config).collect()
 }
+
+/// Scores a line by its checksum, as a number below one.
+const CHECKSUM: &str = r#"while read -r line; do sum=$(printf %s "$line" | cksum); printf "[0.%09d]\n" $((${sum%% *} % 1000000000)); done"#;
 
 fn golden_models() -> Vec<PathBuf> {
     let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));

@@ -264,7 +264,8 @@ impl TrainConfig {
     }
 
     /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
-    /// Previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change.
+    /// Previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change, and where
+    /// and how fast a reward outside the program is asked.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
         const FREE: [&str; 10] = [
             "vae.slicing",
@@ -280,7 +281,8 @@ impl TrainConfig {
         ];
         // A section that is absent has its defaults.
         let json = |config: &Self| {
-            let config = Self { vae: Some(config.vae.clone().unwrap_or_default()), ..config.clone() };
+            let mut config = Self { vae: Some(config.vae.clone().unwrap_or_default()), ..config.clone() };
+            config.reward.iter_mut().chain(&mut config.watch).for_each(|reward| reward.chosen_mut().blank_connection());
             serde_json::to_value(config).expect("a config is JSON")
         };
         // A key that an earlier version did not know has its default.
@@ -403,6 +405,25 @@ mod tests {
         assert_eq!(with(VaeSection { slicing: true, ..Default::default() }), [""; 0]);
         let tiled = with(VaeSection { tiling: "64".parse().unwrap(), ..Default::default() });
         assert_eq!(tiled, ["vae.tiling is 64, but the run was started with false"]);
+    }
+
+    /// A server may have moved; another reward is another run.
+    #[test]
+    fn the_address_of_a_reward_may_change_on_resume() {
+        let with = |reward: &str| TrainConfig {
+            reward: Some(vp_core::config::parse(reward, "a reward", &[]).unwrap()),
+            ..TrainConfig::with_steps(AlgorithmConfig::Ddpo(Default::default()), 10)
+        };
+        let differences = |now: &str, then: &str| with(now).differences(&serde_json::to_value(with(then)).unwrap());
+        let server = "[http]\nurl = \"http://127.0.0.1:1/score\"";
+        assert_eq!(differences(&server.replace(":1/", ":2/"), &format!("{server}\nbatch_size = 3")), [""; 0]);
+        let term = |reward: &str| format!("[[weighted_sum.terms]]\nweight = 1.0\n[weighted_sum.terms.reward.http]\nurl = \"{reward}\"");
+        assert_eq!(differences(&term("http://a"), &term("http://b")), [""; 0]);
+        let asked = |model: &str, url: &str| format!("[vlm.openai]\nmodel = \"{model}\"\nbase_url = \"{url}\"");
+        assert_eq!(differences(&asked("m", "http://a"), &asked("m", "http://b")), [""; 0]);
+        assert_eq!(differences(&asked("m", "http://a"), &asked("n", "http://a")).len(), 1);
+        let program = |word: &str| format!("[command]\nprogram = [\"{word}\"]");
+        assert_eq!(differences(&program("a"), &program("b")).len(), 1);
     }
 
     #[test]

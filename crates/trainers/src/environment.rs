@@ -149,14 +149,16 @@ impl<D: Denoiser> Environment<D> {
         preview
     }
 
-    /// Draws the preview of the model that a run begins with: the base, or the base with the LoRA that is trained further. Does nothing in a
-    /// resumed run.
+    /// Draws the preview of the model that a run begins with: the base, or the base with the LoRA that is trained further. A resumed run draws
+    /// the preview in which a reward failed, if that is why it ended, and nothing else.
     ///
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
             run.record_preview(&self.draw_preview(&run.tuned(), 0)?)?;
+        } else if let Some(step) = run.owed_preview() {
+            run.record_preview(&self.draw_preview(&run.tuned(), step)?)?;
         }
         Ok(())
     }

@@ -95,6 +95,14 @@ pub enum Error {
         /// The deviation of the ratio: |ratio − 1|.
         deviation: f64,
     },
+    /// A reward failed in the middle of a run. What was trained before is saved.
+    #[error("{source}\n  the run is saved in {}; --resume goes on from there once the reward works again", checkpoint.display())]
+    RewardFailed {
+        /// What the reward says.
+        source: Box<vp_rewards::Error>,
+        /// The checkpoint to resume from.
+        checkpoint: PathBuf,
+    },
     /// A value in a preview or a validation is not finite.
     #[error("after update {step}: {what} is not finite in the preview or the validation")]
     NonFinitePreview {

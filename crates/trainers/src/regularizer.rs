@@ -150,6 +150,12 @@ impl Regularizer {
         })
     }
 
+    /// What was left out or passed over of the image folder, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let Self::Images { folder, .. } = self else { return Vec::new() };
+        folder.skipped.iter().map(|problem| format!("left out: {problem}")).chain(folder.notes.iter().cloned()).collect()
+    }
+
     /// The checksum of the images' names and captions; `None` for a regulariser without images.
     pub fn fingerprint(&self) -> Option<String> {
         let Self::Images { folder, .. } = self else { return None };

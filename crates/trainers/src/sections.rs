@@ -246,7 +246,8 @@ impl LoraSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// Folder of the images, with captions in `metadata.jsonl` or in a `.txt` file beside each image.
+    /// Folder of the images, with captions in a `metadata.jsonl` or `metadata.csv`, or in a `.txt` or `.caption` file beside each image; or the
+    /// `.toml` of a dataset config as kohya's tools have it.
     pub folder: PathBuf,
     /// Probability that a caption is replaced by the empty one, so that the model can be used with classifier-free guidance; 0 to 1 (0).
     #[serde(default)]

@@ -8,8 +8,10 @@
 //! ```
 //!
 //! A refusal, an empty reply or one that was cut off is not shown to the model again; the question is asked afresh. A server that rejects
-//! `response_format` is asked without it from then on. Everything is in one user message, because some chat templates have no system role.
+//! `response_format` is asked without it from then on, and one that wants `max_completion_tokens` in place of `max_tokens` gets that.
+//! Everything is in one user message, because some chat templates have no system role.
 
+mod content;
 mod reply;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +22,9 @@ use serde_json::{Map, Value, json};
 use vp_core::config::Validate;
 use vp_data::Ratings;
 
+use self::content::Content;
 use crate::picture::fitted;
-use crate::server::client::{Client, Connection, Failure, Prices, Reply};
+use crate::server::client::{Client, Connection, Failure, Prices, RefusedMember, Reply, Sending};
 use crate::{
     Annotator, Answered, ApiKey, Ask, Build, BuildContext, Choice, Estimate, Picture, Polished, Result, Task, Unanswered, Unusable, rubric,
 };
@@ -29,6 +32,8 @@ use crate::{
 const NAME: &str = "openai";
 /// Seeds of questions that are asked afresh lie this far apart, so that they never equal those of repeats.
 const SEED_STRIDE: u64 = 1_000_003;
+/// The newer name of `max_tokens`; OpenAI's reasoning models take no other.
+const MAX_COMPLETION_TOKENS: &str = "max_completion_tokens";
 
 /// The `[annotator.openai]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,16 +41,19 @@ const SEED_STRIDE: u64 = 1_000_003;
 pub struct OpenAiConfig {
     /// The model's name, as the server knows it.
     pub model: String,
-    /// The address without `/chat/completions`.
+    /// The address without `/chat/completions`; it may have a query, such as Azure's `?api-version=…`.
     #[serde(default = "OpenAiConfig::base_url")]
     pub base_url: String,
     /// The name of the environment variable that holds the key; never the key itself. The variable may be missing if the server wants no key.
     #[serde(default = "OpenAiConfig::api_key_env")]
     pub api_key_env: String,
+    /// The header that holds the key, such as Azure's `api-key`; if not set, the key is sent as `Authorization: Bearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_header: Option<String>,
     /// Sampling temperature. 0 asks for the most probable answer; use more with repeats.
     #[serde(default)]
     pub temperature: f64,
-    /// The longest reply, in tokens.
+    /// The longest reply, in tokens; sent as `max_completion_tokens` to a server that asks for it.
     #[serde(default = "OpenAiConfig::max_tokens")]
     pub max_tokens: u64,
     /// If set, this plus the repeat's number is sent as the seed.
@@ -60,7 +68,7 @@ pub struct OpenAiConfig {
     /// Members of the request that this server does not take: `temperature`, `max_tokens`, `seed`, `response_format`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub omit: Vec<String>,
-    /// Further members of the request, such as `max_completion_tokens` or `reasoning_effort`.
+    /// Further members of the request, such as `top_p` or `reasoning_effort`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
     /// How often a question is asked afresh after unusable replies.
@@ -130,6 +138,16 @@ impl OpenAiConfig {
         !self.omit.iter().any(|name| name == member)
     }
 
+    /// Where questions go: `/chat/completions` is added to the path of `base_url`, unless it is there, and the query stays behind it.
+    fn address(&self) -> String {
+        let (path, query) = match self.base_url.split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (self.base_url.as_str(), String::new()),
+        };
+        let path = path.trim_end_matches('/');
+        format!("{}/chat/completions{query}", path.strip_suffix("/chat/completions").unwrap_or(path))
+    }
+
     /// Tokens of an image. OpenAI's rule for GPT-4o: 85 at low detail; else it is shrunk into 2048 x 2048, then to a shorter side of 768,
     /// and costs 85 and 170 for each tile of 512 x 512 (platform.openai.com/docs/guides/images-vision). Other models count otherwise.
     fn tokens_of(&self, picture: &Picture) -> u64 {
@@ -150,9 +168,16 @@ impl OpenAiConfig {
 
 impl Validate for OpenAiConfig {
     fn findings(&self, findings: &mut Vec<String>) {
+        self.findings_in("annotator.openai", findings);
+    }
+}
+
+impl OpenAiConfig {
+    /// As [`findings`](Validate::findings), for a section of another name.
+    pub fn findings_in(&self, section: &str, findings: &mut Vec<String>) {
         let mut check = |holds: bool, finding: String| {
             if !holds {
-                findings.push(format!("annotator.openai.{finding}"));
+                findings.push(format!("{section}.{finding}"));
             }
         };
         check(!self.model.trim().is_empty(), "model is empty: expected a name that the server knows".into());
@@ -167,6 +192,11 @@ impl Validate for OpenAiConfig {
         check(
             name_like,
             "api_key_env is not the name of an environment variable: put the key into an environment variable, and the variable's name here".into(),
+        );
+        let is_header = |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        check(
+            self.key_header.as_ref().is_none_or(is_header),
+            "key_header is not the name of a header: expected one such as api-key".into(),
         );
         check(self.temperature >= 0.0 && self.temperature.is_finite(), format!("temperature = {}: expected at least 0", self.temperature));
         check(self.timeout_s > 0.0 && self.timeout_s <= 86_400.0, format!("timeout_s = {}: expected seconds, above 0", self.timeout_s));
@@ -203,6 +233,8 @@ pub struct OpenAi {
     config: OpenAiConfig,
     client: Client,
     without_response_format: AtomicBool,
+    /// The server wants `max_completion_tokens`.
+    completion_tokens: AtomicBool,
 }
 
 /// What is asked, as the server wants it.
@@ -234,9 +266,13 @@ impl OpenAi {
     /// The model that `config` names, asked with this key.
     pub fn new(config: OpenAiConfig, key: ApiKey, clock: crate::Clock) -> Self {
         let client = Client::new(Connection {
-            url: format!("{}/chat/completions", config.base_url.trim_end_matches('/')),
+            url: config.address(),
+            url_name: "base_url",
+            not_found: "check base_url (most servers want it to end in /v1) and model",
+            answer: "choices",
             key,
             key_variable: config.api_key_env.clone(),
+            key_header: config.key_header.clone(),
             timeout: Duration::from_secs_f64(config.timeout_s),
             max_attempts: config.max_attempts,
             requests_per_minute: config.requests_per_minute,
@@ -245,7 +281,7 @@ impl OpenAi {
             clock,
         });
         let without_response_format = AtomicBool::new(!config.sends("response_format"));
-        Self { config, client, without_response_format }
+        Self { config, client, without_response_format, completion_tokens: AtomicBool::new(false) }
     }
 
     /// Asks, asks for a repair, and asks afresh, until `read` finds an answer.
@@ -260,11 +296,11 @@ impl OpenAi {
             let attempt = Attempt { repair, fresh, number: unusable.len() };
             let reply = self.request(message, &attempt, ask)?;
             let is_repair = repair.is_some();
-            match self.check(&reply).and_then(|text| read(text).map_err(|findings| (true, findings))) {
+            let content = Content::of(&reply.body);
+            match self.check(&reply, &content).and_then(|()| content.read(&read)) {
                 Ok(value) => return Ok(Answered { value, usage: reply.usage, repaired: is_repair }),
                 Err((repairable, findings)) => {
-                    let text = content_of(&reply).unwrap_or_default().to_owned();
-                    let one = Unusable { repair: is_repair, reply: text, findings, repairable };
+                    let one = Unusable { repair: is_repair, reply: content.text, findings, repairable };
                     (ask.keep)(&one, reply.usage).map_err(Unanswered::Fatal)?;
                     unusable.push(one);
                 }
@@ -272,43 +308,56 @@ impl OpenAi {
         }
     }
 
-    /// Sends one request, without `response_format` if the server does not take it.
+    /// Sends one request; again without a member, or with another in its place, if the server does not take it.
     fn request(&self, message: &Message, attempt: &Attempt, ask: &Ask) -> Result<Reply, Unanswered> {
-        let request_id = format!("{}-{}", ask.key, attempt.number);
+        let request_id = &format!("{}-{}", ask.key, attempt.number);
         let seed = u64::from(ask.repeat) + SEED_STRIDE * u64::from(attempt.fresh);
+        let sending = Sending { request_id, estimate: &message.estimate, budget: ask.budget, stopped: ask.stopped };
         loop {
-            let without = self.without_response_format.load(Ordering::Relaxed);
-            let body = self.body(message, attempt.repair, seed, without);
-            match self.client.post(&body, &request_id, &message.estimate, ask) {
+            let without_format = self.without_response_format.load(Ordering::Relaxed);
+            let completion_tokens = self.completion_tokens.load(Ordering::Relaxed);
+            let body = self.body(message, attempt.repair, seed);
+            match self.client.post(&body, &sending) {
                 Ok(reply) => return Ok(reply),
-                Err(Failure::Unanswered(unanswered)) => return Err(unanswered),
-                Err(Failure::NoResponseFormat) if without => {
-                    return Err(Unanswered::Rejected("the server complains of response_format, which was not sent".into()));
+                Err(Failure::Refuses { member: RefusedMember::ResponseFormat, .. }) if !without_format => {
+                    self.without_response_format.store(true, Ordering::Relaxed);
                 }
-                Err(Failure::NoResponseFormat) => self.without_response_format.store(true, Ordering::Relaxed),
+                Err(Failure::Refuses { member: RefusedMember::MaxTokens, .. }) if !completion_tokens && self.sends_limit() => {
+                    self.completion_tokens.store(true, Ordering::Relaxed);
+                }
+                Err(Failure::Refuses { said, .. } | Failure::Unanswered(Unanswered::Rejected(said))) => {
+                    let way_out = "if it dislikes a member of the request, list it under omit, or set another with extra";
+                    return Err(Unanswered::Rejected(format!("{said} ({way_out})")));
+                }
+                Err(Failure::Unanswered(unanswered)) => return Err(unanswered),
             }
         }
     }
 
-    fn body(&self, message: &Message, repair: Option<&Unusable>, seed: u64, without_response_format: bool) -> Value {
+    /// Whether `max_tokens` is sent, under either name. Who sets the newer name under `extra` means it in place of the older one.
+    fn sends_limit(&self) -> bool {
+        self.config.sends("max_tokens") && !self.config.extra.contains_key(MAX_COMPLETION_TOKENS)
+    }
+
+    fn body(&self, message: &Message, repair: Option<&Unusable>, seed: u64) -> Value {
         let mut messages = vec![json!({ "role": "user", "content": message.content })];
         if let Some(unusable) = repair {
             messages.push(json!({ "role": "assistant", "content": unusable.reply }));
             messages.push(json!({ "role": "user", "content": rubric::repair(&unusable.findings) }));
         }
         let mut body = json!({ "model": self.config.model, "messages": messages });
-        let mut set = |member: &str, value: Value| {
-            if self.config.sends(member) {
-                body[member] = value;
-            }
-        };
-        set("temperature", json!(self.config.temperature));
-        set("max_tokens", json!(self.config.max_tokens));
-        if let Some(base) = self.config.seed {
-            set("seed", json!(base.wrapping_add(seed)));
+        if self.config.sends("temperature") {
+            body["temperature"] = json!(self.config.temperature);
         }
-        if !without_response_format {
-            set("response_format", rubric::response_format(message.task));
+        if self.sends_limit() {
+            let name = if self.completion_tokens.load(Ordering::Relaxed) { MAX_COMPLETION_TOKENS } else { "max_tokens" };
+            body[name] = json!(self.config.max_tokens);
+        }
+        if let Some(base) = self.config.seed.filter(|_| self.config.sends("seed")) {
+            body["seed"] = json!(base.wrapping_add(seed));
+        }
+        if !self.without_response_format.load(Ordering::Relaxed) {
+            body["response_format"] = rubric::response_format(message.task);
         }
         for (member, value) in &self.config.extra {
             body[member] = value.clone();
@@ -316,21 +365,20 @@ impl OpenAi {
         body
     }
 
-    /// The text of a reply, or why there is none and whether the model can repair that.
-    fn check<'a>(&self, reply: &'a Reply) -> Result<&'a str, (bool, Vec<String>)> {
-        let choice = &reply.body["choices"][0];
-        if let Some(refusal) = choice["message"]["refusal"].as_str().filter(|text| !text.is_empty()) {
-            return Err((false, vec![format!("the model refused: {refusal}")]));
+    /// Why there is no whole text in a reply, and that the model cannot repair that.
+    fn check(&self, reply: &Reply, content: &Content) -> Result<(), (bool, Vec<String>)> {
+        let unusable = |finding: String| Err((false, vec![finding]));
+        if let Some(refusal) = &content.refusal {
+            return unusable(format!("the model refused: {refusal}"));
         }
-        match choice["finish_reason"].as_str() {
-            Some("content_filter") => return Err((false, vec!["the server's content filter stopped the reply".into()])),
+        match reply.body["choices"][0]["finish_reason"].as_str() {
+            Some("content_filter") => unusable("the server's content filter stopped the reply".into()),
             Some("length") => {
                 let limit = self.config.max_tokens;
-                return Err((false, vec![format!("the reply was cut off at max_tokens = {limit}; allow for more")]));
+                unusable(format!("the reply was cut off at max_tokens = {limit}; allow for more"))
             }
-            _ => {}
+            _ => Ok(()),
         }
-        content_of(reply).filter(|text| !text.trim().is_empty()).ok_or_else(|| (false, vec!["the reply is empty".into()]))
     }
 
     /// Instructions, then the images one by one, then the prompt.
@@ -360,10 +408,6 @@ impl OpenAi {
         let input = tokens_in(rubric::instructions(task)) + tokens_in(prompt) + pictures + 12;
         Estimate { requests: 1, usage: self.client.prices().usage(input, output.min(self.config.max_tokens)) }
     }
-}
-
-fn content_of(reply: &Reply) -> Option<&str> {
-    reply.body["choices"][0]["message"]["content"].as_str()
 }
 
 /// First the question, then at most one repair, then the question afresh as often as allowed.
@@ -466,13 +510,24 @@ mod tests {
     }
 
     #[test]
+    fn questions_go_to_the_path_and_queries_stay_behind_it() {
+        let address = |base_url: &str| config(&format!("model = \"m\"\nbase_url = \"{base_url}\"")).address();
+        assert_eq!(address("http://a/v1"), "http://a/v1/chat/completions");
+        assert_eq!(address("http://a/v1//"), "http://a/v1/chat/completions");
+        assert_eq!(address("http://a/v1/chat/completions"), "http://a/v1/chat/completions");
+        assert_eq!(address("http://a/gpt?api-version=2024-10-21"), "http://a/gpt/chat/completions?api-version=2024-10-21");
+        assert_eq!(address("http://a/gpt/?to=http://b/v1/"), "http://a/gpt/chat/completions?to=http://b/v1/");
+        assert_eq!(address("http://a/v1/chat/completions?k=v"), "http://a/v1/chat/completions?k=v");
+    }
+
+    #[test]
     fn configs_are_checked() {
         let mut findings = Vec::new();
         config("model = \"m\"").findings(&mut findings);
         assert_eq!(findings, [""; 0]);
-        let text = "model = \"\"\nbase_url = \"localhost\"\napi_key_env = \"sk-12345678\"\ntemperature = -1\nmax_attempts = 0\nomit = [\"top_p\"]\n[extra]\nstream = true";
+        let text = "model = \"\"\nbase_url = \"localhost\"\napi_key_env = \"sk-12345678\"\ntemperature = -1\nmax_attempts = 0\nomit = [\"top_p\"]\nkey_header = \"api key\"\n[extra]\nstream = true";
         config(text).findings(&mut findings);
-        assert_eq!(findings.len(), 7, "{findings:#?}");
+        assert_eq!(findings.len(), 8, "{findings:#?}");
         assert!(!findings.join("").contains("sk-12345678"));
         assert!(toml::from_str::<OpenAiConfig>("model = \"m\"\napi_key = \"sk\"").is_err());
     }

@@ -4,5 +4,6 @@ pub(crate) mod budget;
 pub(crate) mod client;
 pub(crate) mod clock;
 mod limiter;
+mod reported_error;
 mod retry;
 pub(crate) mod secret;

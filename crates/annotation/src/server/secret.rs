@@ -13,9 +13,17 @@ const LEAST_SECRET: usize = 8;
 pub struct ApiKey(Option<String>);
 
 impl ApiKey {
-    /// The value of the environment variable `name`; none if it is not set or blank.
+    /// The value of the environment variable `name`; none if it is not set or blank. A leading `Bearer`, copied along with the key, is left out.
     pub fn from_env(name: &str) -> Self {
-        Self(env::var(name).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty()))
+        Self::of(&env::var(name).unwrap_or_default())
+    }
+
+    fn of(text: &str) -> Self {
+        let key = match text.trim().split_once(char::is_whitespace) {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key,
+            _ => text,
+        };
+        Self(Some(key.trim().to_owned()).filter(|key| !key.is_empty()))
     }
 
     /// Whether there is one.
@@ -23,9 +31,10 @@ impl ApiKey {
         self.0.is_some()
     }
 
-    /// The value of an `Authorization` header.
-    pub(crate) fn bearer(&self) -> Option<String> {
-        self.0.as_ref().map(|key| format!("Bearer {key}"))
+    /// The name and the value of the header that shows the key: the bare key in `header`, or `Authorization: Bearer`.
+    pub(crate) fn header<'a>(&self, header: Option<&'a str>) -> Option<(&'a str, String)> {
+        let key = self.0.as_ref()?;
+        Some(header.map_or_else(|| ("authorization", format!("Bearer {key}")), |name| (name, key.clone())))
     }
 
     /// `text` with the key redacted, because messages of a server may quote it. Keys under 8 bytes are left.
@@ -48,11 +57,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_key_is_sent_once_whatever_was_copied_with_it() {
+        let sent = |text: &str| ApiKey::of(text).header(None);
+        for text in ["sk-1", " sk-1\n", "Bearer sk-1", "bearer  sk-1 "] {
+            assert_eq!(sent(text), Some(("authorization", "Bearer sk-1".into())), "{text:?}");
+        }
+        assert_eq!(sent(" "), None);
+        assert_eq!(ApiKey::of("Bearer sk-1").header(Some("api-key")), Some(("api-key", "sk-1".into())));
+    }
+
+    #[test]
     fn a_key_is_never_shown() {
         let key = ApiKey(Some("sk-very-secret".into()));
         assert_eq!(format!("{key:?}"), "ApiKey(set)");
         assert_eq!(key.redact("Incorrect key sk-very-secret, I said sk-very-secret."), "Incorrect key [api key], I said [api key].");
         assert_eq!(ApiKey(Some("x".into())).redact("max_tokens"), "max_tokens");
-        assert_eq!(ApiKey::from_env("VP_NO_SUCH_VARIABLE").bearer(), None);
+        assert_eq!(ApiKey::from_env("VP_NO_SUCH_VARIABLE").header(None), None);
     }
 }

@@ -67,7 +67,7 @@ pub struct ConvertArgs {
     /// Do not copy images; their paths stay as they are
     #[arg(long)]
     pub without_images: bool,
-    /// Leave out records that cannot be used instead of refusing the set
+    /// Leave out records and images that cannot be used instead of refusing the set
     #[arg(long)]
     pub skip_problems: bool,
     /// The weight of an aspect in the overall order, e.g. --weight harmlessness=0 (repeatable) [default: 1 each]

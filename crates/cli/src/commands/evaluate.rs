@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use vp_data::{ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, read_prompts, write_png};
+use vp_data::{
+    ImageEntry, ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, read_prompts, write_png,
+};
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::{ModelFolder, ModelOptions};
@@ -21,7 +23,7 @@ use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling, default_guidance_scale};
 use crate::named_rewards::{self, NamedReward};
-use crate::terminal::{say, warn_of_some};
+use crate::terminal::{say, warn, warn_of_some};
 use crate::{device, embedded};
 
 /// How many leaks are shown.
@@ -104,7 +106,7 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
                 let folder = folder.with_context(|| format!("model {}", path.display()))?;
                 folder.check(folder.default_size(), guidance_scale)?;
             }
-            Source::Images(folder) => drop(entries(folder)?),
+            Source::Images(folder) => check_names(folder, &prompts)?,
         }
     }
     let mut training = Vec::new();
@@ -198,19 +200,54 @@ fn distinct(mut sides: Vec<Side>) -> Vec<Side> {
 
 /// The captions of an image folder, in the order of its names.
 fn captions(folder: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let entries = entries(folder)?;
-    Ok(entries.into_iter().map(|entry| Prompt { id: Some(entry.file_name), ..Prompt::new(entry.caption) }).collect())
+    prompts_of(opened(folder)?.entries, folder)
 }
 
-fn entries(folder: &Path) -> anyhow::Result<Vec<vp_data::ImageEntry>> {
+/// The captions as prompts, with the images' names as their ids: names without their extension tell the images of a folder apart.
+fn prompts_of(entries: Vec<ImageEntry>, folder: &Path) -> anyhow::Result<Vec<Prompt>> {
+    let mut names: Vec<&str> = entries.iter().map(|entry| plain_name(&entry.file_name)).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("{}: two images are called {}, and names without their extension tell images apart; rename one", folder.display(), pair[0]);
+    }
+    let prompt = |entry: ImageEntry| Prompt { id: Some(plain_name(&entry.file_name).to_owned()), ..Prompt::new(entry.caption) };
+    Ok(entries.into_iter().map(prompt).collect())
+}
+
+/// Every image of the first side must be on the others too, under the same name but for its extension.
+fn check_names(folder: &Path, prompts: &[Prompt]) -> anyhow::Result<()> {
+    let ImageFolder { entries, notes, .. } = opened(folder)?;
+    notes.iter().for_each(|note| warn(format_args!("{}: {note}", folder.display())));
+    let named = prompts_of(entries, folder)?;
+    let has = |id: &str| named.iter().any(|prompt| prompt.id.as_deref() == Some(id));
+    let missing: Vec<&str> = prompts.iter().filter_map(|prompt| prompt.id.as_deref()).filter(|id| !has(id)).collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        [one] => bail!("{} has no image called {one}, which the other side has", folder.display()),
+        [first, more @ ..] => bail!("{} has no image called {first}, nor {} more of the other side", folder.display(), more.len()),
+    }
+}
+
+/// A name within a folder, without the extension.
+fn plain_name(file_name: &str) -> &str {
+    let start = file_name.rfind('/').map_or(0, |at| at + 1);
+    file_name[start..].rfind('.').filter(|at| *at > 0).map_or(file_name, |at| &file_name[..start + at])
+}
+
+fn opened(folder: &Path) -> anyhow::Result<ImageFolder> {
     let options = ImageFolderOptions { on_problem: OnProblem::Refuse, min_size: 1, captions: true };
-    Ok(ImageFolder::open(folder, &options)?.entries)
+    Ok(ImageFolder::open(folder, &options)?)
 }
 
 impl EvaluationPlan {
     fn seeds(&self) -> Vec<u64> {
-        let count = if self.args.base_images.is_some() { 1 } else { self.args.seeds as u64 };
+        let count = if self.draws() { self.args.seeds as u64 } else { 1 };
         (0..count).map(|seed| self.args.seed.wrapping_add(seed)).collect()
+    }
+
+    /// Whether the images are drawn here, and not given.
+    fn draws(&self) -> bool {
+        self.args.base_images.is_none()
     }
 
     /// Everything that the results depend on: results of anything else are not added to.
@@ -228,8 +265,8 @@ impl EvaluationPlan {
             "sides": self.sides.iter().map(|side| [side.name.clone(), source(side)]).collect::<Vec<_>>(),
             "prompts": self.prompts.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(),
             "seeds": self.seeds(),
-            "steps": self.args.steps,
-            "guidance_scale": self.guidance_scale,
+            "steps": self.draws().then_some(self.args.steps),
+            "guidance_scale": self.draws().then_some(self.guidance_scale),
             "rewards": rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>(),
             "checksums": self.checksums,
         });
@@ -270,7 +307,7 @@ impl Evaluation<'_> {
                 };
                 Pictures::Drawn(Box::new(ImageGenerator::open(path, loras, &sampling, device)?))
             }
-            Source::Images(folder) => Pictures::There(entries(folder)?),
+            Source::Images(folder) => Pictures::There(opened(folder)?.entries),
         };
         // Whole prompts, as many as fill a batch.
         let at_once = (plan.args.batch_size / plan.seeds().len()).max(1);
@@ -317,7 +354,7 @@ impl Evaluation<'_> {
 /// Where a side's images come from.
 enum Pictures {
     Drawn(Box<ImageGenerator>),
-    There(Vec<vp_data::ImageEntry>),
+    There(Vec<ImageEntry>),
 }
 
 impl Pictures {
@@ -327,7 +364,7 @@ impl Pictures {
             Self::There(entries) => {
                 let load = |index: &usize| {
                     let wanted = plan.prompts[*index].id.as_deref();
-                    let entry = entries.iter().find(|entry| Some(entry.file_name.as_str()) == wanted);
+                    let entry = entries.iter().find(|entry| Some(plain_name(&entry.file_name)) == wanted);
                     let entry = entry.with_context(|| format!("{} is missing on one of the two sides", wanted.unwrap_or_default()))?;
                     Ok(vec![vp_data::load_image(&entry.path)?])
                 };

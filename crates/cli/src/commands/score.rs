@@ -24,6 +24,7 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     if let Some(path) = &args.records {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
+        let records = dataset.usable(records, OnProblem::Refuse).with_context(|| format!("--records {}", path.display()))?.records;
         let rewards = named_rewards::build(configs, &device)?;
         return agree(&rewards, &dataset, &records, &args, &device).map_err(Failure::run);
     }

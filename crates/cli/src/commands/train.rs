@@ -88,7 +88,7 @@ fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, 
     plan.say(&assembled.outline().arithmetic);
     plan.check_device(CASES)?;
     let Some(mut run) = plan.begin(&assembled, start)? else { return Ok(plan.output) };
-    assembled.train(&mut run).map_err(ended)?;
+    assembled.train(&mut run).map_err(|error| ended(run.secured(error)))?;
     let exported = assembled.export(&run).map_err(Failure::run)?;
     finish::finish(&run, &exported, &plan.config);
     Ok(plan.output)

@@ -14,6 +14,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
+use vp_data::Problem;
 use vp_models::blip::BlipReward;
 use vp_models::clip::{ClipModel, is_clip};
 use vp_models::pipeline::{Formats, LoadedDenoiser, ModelFolder, Pipeline, Trainable};
@@ -35,6 +36,8 @@ pub type Resolve<'a> = &'a dyn Fn(&Path) -> Result<PathBuf, Error>;
 
 /// How many warnings about cut prompts or captions are shown before the rest are counted.
 const SHOWN: usize = 3;
+/// How many records or images that were left out are shown.
+const LEFT_OUT: usize = 10;
 
 /// A run that is ready to begin, by the kind of data that its algorithm learns from.
 pub enum Assembly {
@@ -215,6 +218,11 @@ fn some(warnings: impl Iterator<Item = String>, shown: usize, more: &str) -> Vec
         warnings.push(format!("… and {left_out} {more}"));
     }
     warnings
+}
+
+/// What was left out of a data set, in so many lines.
+fn left_out(skipped: &[Problem], more: &str) -> Vec<String> {
+    some(skipped.iter().map(|problem| format!("left out: {problem}")), LEFT_OUT, more)
 }
 
 /// Adds to an error the section of the config that it belongs to.

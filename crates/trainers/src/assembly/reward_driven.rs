@@ -7,7 +7,7 @@ use vp_data::read_prompts;
 use vp_models::pipeline::{LoadedDenoiser, Pipeline, Trainable};
 use vp_rewards::{Reward, RewardConfig};
 
-use super::{Assembled, InSection, Outline, Parts, SHOWN, some};
+use super::{Assembled, InSection, LEFT_OUT, Outline, Parts, SHOWN, some};
 use crate::Error;
 use crate::algorithm::{Driver, RewardDriven};
 use crate::config::{AlgorithmConfig, TrainConfig};
@@ -66,6 +66,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     let mut outline = parts.outline();
     outline.arithmetic = algorithm.arithmetic(config);
     outline.warnings.extend(cut_prompts(&pipeline, &*reward, &texts));
+    outline.warnings.extend(some(regularizer.warnings().into_iter(), LEFT_OUT, "more images are left out of the regularizer's"));
     outline.files.extend(reward_config.weights());
     let prompts = Prompts::new(texts, noise);
     outline.lists.insert("the list of prompts".into(), prompts.checksum());

@@ -9,7 +9,7 @@ use vp_models::blip::BlipReward;
 use vp_models::clip::ClipModel;
 use vp_models::parameters::named_parameters;
 
-use super::{Assembled, InSection, Outline, Parts};
+use super::{Assembled, InSection, Outline, Parts, left_out};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::rankings::{RankedImages, Rankings};
@@ -127,6 +127,7 @@ fn outline(parts: &Parts<'_>, reward_model: &RewardModel, data: &Rankings, base:
     // The best weights so far, which are at most all of them.
     outline.memory_bytes = named_parameters(base).iter().map(|parameter| 4 * parameter.values.dims()[0] as u64).sum();
     outline.arithmetic = arithmetic(parts.config, reward_model, data);
+    outline.warnings = left_out(&data.skipped, "more records or images are left out");
     if parts.config.model.trainable.is_none() {
         (outline.settings.trainable, outline.what_trains) = (trainable, "whole weights, as fix_rate says".into());
     }

@@ -7,7 +7,7 @@ use vp_models::pipeline::{Anew, LoadedDenoiser, ModelFolder, Pipeline, Trainable
 use vp_models::vae::AutoencoderKL;
 use vp_schedulers::build_sampler;
 
-use super::{Assembled, InSection, Outline, Parts, SHOWN, some};
+use super::{Assembled, InSection, Outline, Parts, SHOWN, left_out, some};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
@@ -17,9 +17,6 @@ use crate::run::export::{ExportKind, Exported, export_tuned, export_vae};
 use crate::supervised::dpo::{Dpo, Frozen};
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
-
-/// How many of the images or pairs that are left out are named before the rest are counted.
-const NAMED: usize = 10;
 
 /// The parts of a run on captioned images.
 pub struct CaptionsRun {
@@ -105,7 +102,7 @@ pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     let mut outline = parts.outline();
     outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());
-    outline.warnings.extend(some(pairs.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more pairs are left out"));
+    outline.warnings.extend(left_out(&pairs.skipped, "more pairs are left out"));
     let cut = pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt));
     outline.warnings.extend(some(cut, SHOWN, "more prompts are cut"));
     let counts = Counts { batch_size: dpo.batch_size, training: pairs.training.len(), held_out: pairs.validation.len(), size };
@@ -218,8 +215,9 @@ fn check_preview(config: &TrainConfig, folder: &ModelFolder, size: [usize; 2]) -
 /// Adds to the outline what concerns a folder of images: its checksum, warnings and arithmetic.
 fn outline_images(outline: &mut Outline, config: &TrainConfig, batch_size: usize, images: &CaptionedImages) {
     outline.lists.insert("the list of images and captions".into(), images.fingerprint());
-    outline.warnings.extend(some(images.skipped.iter().map(|problem| format!("left out: {problem}")), NAMED, "more images are left out"));
-    let (training, held_out) = (images.training.len(), images.validation.len());
+    outline.warnings.extend(left_out(&images.skipped, "more images are left out"));
+    outline.warnings.extend(images.notes.iter().cloned());
+    let (training, held_out) = (images.per_epoch(), images.validation.len());
     outline.arithmetic = Counts { batch_size, training, held_out, size: images.size }.arithmetic(config, "images", "images");
 }
 

@@ -1,5 +1,7 @@
 //! Captioned images for supervised training: the split into training and held-out images, the order, and random variation.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 use vp_core::noise::{Noise, Purpose};
@@ -19,11 +21,15 @@ pub struct CaptionedImages {
     pub validation: Vec<ImageEntry>,
     /// The images that were left out because they cannot be used.
     pub skipped: Vec<Problem>,
+    /// What was passed over, and which images count more than once, a sentence each.
+    pub notes: Vec<String>,
     /// Height and width in pixels, to which every image is cropped and resized.
     pub size: [usize; 2],
     /// Whether latents are to be kept in memory.
     pub cache_latents: bool,
     variation: Variation,
+    /// The training image at each place of an epoch; those that are repeated have several.
+    places: Vec<usize>,
     order: ShuffledOrder,
     device: Device,
 }
@@ -82,23 +88,38 @@ impl CaptionedImages {
     /// When the folder cannot be used, holds unusable images that are to be refused, or leaves nothing to train on.
     pub fn open(section: &DataSection, captions: bool, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
         let options = ImageFolderOptions { on_problem: section.on_problem, min_size: section.min_size, captions };
-        let ImageFolder { entries, skipped } = ImageFolder::open(&section.folder, &options)?;
-        let (training, validation) = split(entries, section.validation_fraction, |entry| &entry.file_name);
+        let ImageFolder { entries, repeats, skipped, mut notes } = ImageFolder::open(&section.folder, &options)?;
+        notes.extend(repeated(&entries, &repeats));
+        let entries: Vec<(ImageEntry, usize)> = entries.into_iter().zip(repeats).collect();
+        let (training, validation) = split(entries, section.validation_fraction, |(entry, _)| &entry.file_name);
+        let validation: Vec<ImageEntry> = validation.into_iter().map(|(entry, _)| entry).collect();
+        let (training, repeats): (Vec<ImageEntry>, Vec<usize>) = training.into_iter().unzip();
         if training.is_empty() {
             let (folder, held_out) = (section.folder.display(), validation.len());
             return Err(Error::Config(format!(
                 "{folder}: all {held_out} images are held out; add images, or lower data.validation_fraction"
             )));
         }
-        let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
+        let places: Vec<usize> = repeats.iter().enumerate().flat_map(|(entry, count)| std::iter::repeat_n(entry, *count)).collect();
+        let order = ShuffledOrder::new(places.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
         let cache_latents = section.cache_latents;
-        Ok(Self { training, validation, skipped, size, cache_latents, variation, order, device: device.clone() })
+        Ok(Self { training, validation, skipped, notes, size, cache_latents, variation, places, order, device: device.clone() })
     }
 
     /// The checksum of the images' names and captions, on which the order of a run and the meaning of its validation losses depend.
     pub fn fingerprint(&self) -> String {
-        fingerprint(self.training.iter().chain(&self.validation))
+        let of_images = fingerprint(self.training.iter().chain(&self.validation));
+        if self.places.len() == self.training.len() {
+            return of_images;
+        }
+        let places: Vec<String> = self.places.iter().map(usize::to_string).collect();
+        text_checksum(std::iter::once(of_images.as_str()).chain(places.iter().map(String::as_str)))
+    }
+
+    /// Images per epoch: each training image as often as it is repeated.
+    pub fn per_epoch(&self) -> usize {
+        self.places.len()
     }
 
     /// The `count` images of a batch, in the shuffled order. Some are mirrored and some captions dropped, as the section says.
@@ -114,6 +135,7 @@ impl CaptionedImages {
     pub fn draw(&mut self, batch: Batch, count: usize) -> (Vec<Drawn>, Vec<String>) {
         let entries = self.order.entries(batch.index * count as u64, count);
         let one = |(entry, sample): (usize, u64)| {
+            let entry = self.places[entry];
             let caption = self.variation.caption(batch, sample, &self.training[entry].caption);
             (Drawn { entry, mirrored: self.variation.mirrors(batch, sample) }, caption)
         };
@@ -147,6 +169,16 @@ impl CaptionedImages {
         let [height, width] = self.size;
         Ok(entry.load((width as u32, height as u32))?)
     }
+}
+
+/// A sentence for each folder whose images count more than once.
+fn repeated(entries: &[ImageEntry], repeats: &[usize]) -> Vec<String> {
+    let mut folders: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    for (entry, count) in entries.iter().zip(repeats).filter(|(_, count)| **count > 1) {
+        let folder = entry.file_name.rsplit_once('/').map_or(".", |(folder, _)| folder);
+        *folders.entry((folder, *count)).or_default() += 1;
+    }
+    folders.iter().map(|((folder, repeats), images)| format!("{folder}: {images} images, each {repeats} times per epoch")).collect()
 }
 
 /// Splits entries into (training, held out) by a hash of each entry's key, so that entries with the same key stay together, and adding
@@ -216,6 +248,25 @@ mod tests {
             |batch: &ImageBatch| batch.images.clone().narrow(1, 0, 1).narrow(2, 0, 1).narrow(3, 0, 1).into_data().iter::<f64>().collect();
         let mirrored = batches.iter().flat_map(|batch| -> Vec<f64> { edges(batch) }).filter(|left| *left > 0.5).count();
         assert!((25..=55).contains(&dropped) && (25..=55).contains(&mirrored), "{dropped} and {mirrored} of 80");
+    }
+
+    #[test]
+    fn repeated_images_fill_an_epoch_in_proportion() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["3_red fox/a.png", "3_red fox/b.png", "plain/c.png"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            vp_data::write_png::<&str, &str>(&path, &RgbImage::new(16, 16), &[]).unwrap();
+        }
+        std::fs::write(dir.path().join("plain/c.txt"), "a cat").unwrap();
+        let section: DataSection = serde_json::from_value(serde_json::json!({ "folder": dir.path(), "validation_fraction": 0.0 })).unwrap();
+        let mut images = CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
+        assert_eq!((images.training.len(), images.per_epoch()), (3, 7));
+        assert_eq!(images.notes, ["3_red fox: 2 images, each 3 times per epoch"]);
+        let (mut drawn, captions) = images.draw(Batch { index: 0, begins_update: true }, 7);
+        drawn.sort_by_key(|drawn| drawn.entry);
+        assert_eq!(drawn.iter().map(|drawn| drawn.entry).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1, 2]);
+        assert_eq!(captions.iter().filter(|caption| *caption == "red fox").count(), 6);
     }
 
     #[test]

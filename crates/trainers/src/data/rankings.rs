@@ -8,7 +8,10 @@ use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::{Aggregation, Aspect, AspectWeights, ImageSource, OnProblem, Record, RgbImage, ShuffledOrder, flip_horizontal, open_dataset};
+use vp_data::{
+    Aggregation, Aspect, AspectWeights, Dataset, ImageSource, OnProblem, Problem, ReadRecords, Record, RgbImage, ShuffledOrder,
+    UsableRecords, flip_horizontal, open_dataset,
+};
 
 use crate::Error;
 use crate::data::images::{Variation, split};
@@ -44,6 +47,9 @@ pub struct RankingsSection {
     /// Whether all images of a prompt are mirrored half of the time (false). "left" and "right" then change places in the prompt.
     #[serde(default)]
     pub horizontal_flip: bool,
+    /// What to do about records and images that cannot be used: `refuse` (the default) or `skip`.
+    #[serde(default)]
+    pub on_problem: OnProblem,
 }
 
 fn one_in_ten() -> f64 {
@@ -119,21 +125,24 @@ pub struct Rankings {
     pub training: Vec<RankedImages>,
     /// The held-out prompts, for validation.
     pub validation: Vec<RankedImages>,
+    /// The records and images that were left out because they cannot be used.
+    pub skipped: Vec<Problem>,
     ignore_prompts: bool,
     variation: Variation,
     order: ShuffledOrder,
 }
 
 impl Rankings {
-    /// Reads the records and splits them by prompt. Records without a strict pair teach nothing and are left out.
+    /// Reads the records, decodes their images once, and splits them by prompt. Records without a strict pair teach nothing and are left out.
     ///
     /// # Errors
-    /// When a file cannot be used, an image is missing, or nothing is left to train on.
+    /// When a file cannot be used, an image is missing or broken and is to be refused, or nothing is left to train on.
     pub fn open(section: &RankingsSection, noise: Noise) -> Result<Self, Error> {
-        let all = ranked(&section.files, &section.aggregation())?;
+        let mut skipped = Vec::new();
+        let all = ranked(&section.files, section, &mut skipped)?;
         let (training, validation) = match &section.validation_files[..] {
             [] => split(all, section.validation_fraction, |ranked| &ranked.prompt),
-            files => (all, ranked(files, &section.aggregation())?),
+            files => (all, ranked(files, section, &mut skipped)?),
         };
         if training.is_empty() {
             let (files, held_out) = (&section.files, validation.len());
@@ -144,7 +153,7 @@ impl Rankings {
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
         let variation = Variation { caption_dropout: 0.0, horizontal_flip: section.horizontal_flip, noise };
-        Ok(Self { training, validation, ignore_prompts: section.ignore_prompts, variation, order })
+        Ok(Self { training, validation, skipped, ignore_prompts: section.ignore_prompts, variation, order })
     }
 
     /// The checksum of prompts, images, orders and ratings, on which the order of a run and the meaning of its validation depend.
@@ -174,6 +183,26 @@ impl Rankings {
 }
 
 impl RankedImages {
+    fn of(record: &Record, dataset: &Dataset, aggregation: &Aggregation) -> Result<Self, Error> {
+        let images = record.completions.iter().map(|completion| dataset.image(&completion.image_path));
+        let images: Vec<ImageSource> = images.collect::<Result<_, _>>()?;
+        let rating = |aspect| record.completions.iter().map(move |completion| Some(completion.annotations.get(&aspect)?.rating));
+        let ratings = Aspect::ALL.map(|aspect| rating(aspect).collect::<Option<Vec<f64>>>());
+        let of = |aspect: Aspect| match ratings[aspect as usize] {
+            Some(_) => Order::of(record, &Aggregation::only(aspect)),
+            None => Order::default(),
+        };
+        Ok(Self {
+            prompt: record.prompt.clone(),
+            images,
+            mirrored: false,
+            overall: Order::of(record, aggregation),
+            ranks: record.ranks(aggregation),
+            aspects: Aspect::ALL.map(of),
+            ratings: ratings.map(Option::unwrap_or_default),
+        })
+    }
+
     /// Reads the images, and mirrors them if they are to be mirrored.
     ///
     /// # Errors
@@ -203,37 +232,29 @@ fn with_sides_exchanged(prompt: &str) -> String {
     SIDES.replace_all(prompt, other).into_owned()
 }
 
-/// The records of some data sets, without those that have no strict pair. Each annotator's ratings are a record of their own.
-fn ranked(paths: &[PathBuf], aggregation: &Aggregation) -> Result<Vec<RankedImages>, Error> {
-    let (mut found, mut missing) = (Vec::new(), Vec::new());
+/// The records of some data sets, without those that have no strict pair. Each annotator's ratings are a record of their own. What cannot be
+/// used is refused or goes to `skipped`, as the section says.
+fn ranked(paths: &[PathBuf], section: &RankingsSection, skipped: &mut Vec<Problem>) -> Result<Vec<RankedImages>, Error> {
+    let (aggregation, on_problem) = (&section.aggregation(), section.on_problem);
+    let is_ranked = |record: &Record| !Order::of(record, aggregation).pairs.is_empty();
+    let mut found = Vec::new();
     for path in paths {
         let dataset = open_dataset(path)?;
-        for record in dataset.read(OnProblem::Refuse)?.records {
-            let overall = Order::of(&record, aggregation);
-            if overall.pairs.is_empty() {
-                continue;
-            }
-            let images = record.completions.iter().map(|completion| dataset.image(&completion.image_path));
-            let images: Vec<ImageSource> = images.collect::<Result<_, _>>()?;
-            missing.extend(images.iter().filter(|image| image.path().is_some_and(|path| !path.is_file())).map(ImageSource::to_string));
-            let rating = |aspect| record.completions.iter().map(move |completion| Some(completion.annotations.get(&aspect)?.rating));
-            let ratings = Aspect::ALL.map(|aspect| rating(aspect).collect::<Option<Vec<f64>>>());
-            let of = |aspect: Aspect| match ratings[aspect as usize] {
-                Some(_) => Order::of(&record, &Aggregation::only(aspect)),
-                None => Order::default(),
-            };
-            let (ranks, aspects) = (record.ranks(aggregation), Aspect::ALL.map(of));
-            let ratings = ratings.map(Option::unwrap_or_default);
-            found.push(RankedImages { prompt: record.prompt.clone(), images, mirrored: false, overall, ranks, aspects, ratings });
+        let ReadRecords { mut records, skipped: bad, .. } = dataset.read(on_problem)?;
+        records.retain(is_ranked);
+        let usable = dataset.usable(records, on_problem).map_err(|error| {
+            let way_out = "restore them, or leave them out with rankings.on_problem = \"skip\"";
+            Error::Config(format!("{}: {error}\n  {way_out}", path.display()))
+        })?;
+        let UsableRecords { mut records, skipped: broken } = usable;
+        skipped.extend(bad.into_iter().chain(broken));
+        // Without its broken images a record may have nothing left to teach.
+        records.retain(is_ranked);
+        for record in &records {
+            found.push(RankedImages::of(record, &dataset, aggregation)?);
         }
     }
-    match missing.first() {
-        Some(first) => Err(Error::Config(format!(
-            "{} images of the records are missing, the first of them {first}; restore them, or remove their records",
-            missing.len()
-        ))),
-        None => Ok(found),
-    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -274,6 +295,7 @@ mod tests {
             margin: 0.0,
             ignore_prompts: false,
             horizontal_flip,
+            on_problem: OnProblem::Refuse,
         };
         let is_mirrored = |ranked: &RankedImages| {
             let image = &ranked.load().unwrap()[0];

@@ -39,6 +39,9 @@ pub struct State {
     pub observed: Vec<(String, Vec<f64>)>,
     /// Updates left out because a value was not finite.
     pub skipped: u64,
+    /// Whether a reward failed in the preview of this step, which is therefore still to be drawn.
+    #[serde(default)]
+    pub preview_is_owed: bool,
     /// The factor of the loss in the backward pass, in runs that have one.
     #[serde(default)]
     pub loss_scale: Option<LossScale>,
@@ -311,6 +314,7 @@ mod tests {
             cursor: Cursor { step, micro },
             observed,
             skipped: 1,
+            preview_is_owed: true,
             first_preview: vec![],
             last_preview: vec![],
             best: Some((0.3, 2)),

@@ -17,6 +17,11 @@ impl<M: Module> Run<M> {
     /// When the run's folder cannot be written.
     pub fn record_preview(&mut self, preview: &Preview) -> Result<(), Error> {
         let step = self.state.cursor.step;
+        self.previewed = Some(step);
+        if std::mem::take(&mut self.state.preview_is_owed) {
+            // The checkpoint on disk says otherwise.
+            self.saved = None;
+        }
         if preview.images.is_empty() && preview.scores.is_empty() {
             return Ok(());
         }

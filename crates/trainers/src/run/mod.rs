@@ -11,6 +11,7 @@ pub mod journal;
 mod looks;
 mod observed;
 pub mod preview;
+mod reward_failure;
 pub mod sentinel;
 
 use std::collections::BTreeMap;
@@ -126,6 +127,8 @@ pub struct Run<M> {
     /// The trained parameters before the first update, if a sentinel watches; empty otherwise.
     first_weights: NamedTensors,
     state: State,
+    /// The update after which the last preview was drawn.
+    previewed: Option<u64>,
     /// Observed since the last update, and not yet read from the device.
     pending: Observed,
     checkpoints: Checkpoints,
@@ -162,6 +165,7 @@ impl<M: Module> Run<M> {
             cursor: Cursor::default(),
             observed: Vec::new(),
             skipped: 0,
+            preview_is_owed: false,
             loss_scale: settings.loss_scaling.then(LossScale::default),
             first_preview: Vec::new(),
             last_preview: Vec::new(),
@@ -187,6 +191,7 @@ impl<M: Module> Run<M> {
         };
         // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
         let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1);
+        let previewed = saved.filter(|_| !state.preview_is_owed).map(|cursor: Cursor| cursor.step);
         let journal = journal(4 * copies * num_trainable as u64 + start.memory_bytes)?;
         Ok(Self {
             noise: Noise::new(settings.run.seed),
@@ -205,6 +210,7 @@ impl<M: Module> Run<M> {
             began: Instant::now(),
             images: 0,
             memory,
+            previewed,
             journal,
             settings,
             model,

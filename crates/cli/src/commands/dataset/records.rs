@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use vp_core::atomic;
-use vp_data::{Dataset, OnProblem, Record, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records};
+use vp_data::{
+    Dataset, OnProblem, Record, UsableRecords, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records,
+};
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
 use crate::failure::Failure;
 use crate::image_copies::copy_images;
 use crate::terminal::{print, say, warn, warn_of_some};
+
+/// How many of the records, and of the images, that are left out are shown.
+const SHOWN: usize = 5;
 
 /// Reads every record and decodes every image, and fails if anything is wrong.
 pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
@@ -51,10 +56,22 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
         Some(folder) => dataset.with_images(folder),
         None => dataset,
     };
-    let found = dataset.read(if args.skip_problems { OnProblem::Skip } else { OnProblem::Refuse })?;
-    warn_of_some(found.skipped.iter().map(|problem| format!("left out: {problem}")), 5, "more records are left out");
+    let on_problem = if args.skip_problems { OnProblem::Skip } else { OnProblem::Refuse };
+    let found = dataset.read(on_problem)?;
+    warn_of_some(found.skipped.iter().map(|problem| format!("left out: {problem}")), SHOWN, "more records are left out");
+    // Images that are not copied may be anywhere.
+    let records = if args.without_images { found.records } else { with_images(&dataset, found.records, on_problem)? };
     fs::create_dir_all(&args.output).with_context(|| format!("create {}", args.output.display()))?;
-    write(&dataset, found.records, args).map_err(Failure::run)
+    write(&dataset, records, args).map_err(Failure::run)
+}
+
+/// The records without the images that cannot be decoded.
+fn with_images(dataset: &Dataset, records: Vec<Record>, on_problem: OnProblem) -> anyhow::Result<Vec<Record>> {
+    let way_out = "restore them, or leave them out with --skip-problems";
+    let UsableRecords { records, skipped } =
+        dataset.usable(records, on_problem).with_context(|| format!("{}: {way_out}", dataset.path().display()))?;
+    warn_of_some(skipped.iter().map(|problem| format!("left out: {problem}")), SHOWN, "more images are left out");
+    Ok(records)
 }
 
 fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> anyhow::Result<()> {

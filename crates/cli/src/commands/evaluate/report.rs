@@ -76,13 +76,16 @@ fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResul
     let extremes = extremes.iter().filter_map(|(model, index, seed)| pair((model, *index, *seed)).transpose());
     let extremes = extremes.collect::<anyhow::Result<Vec<_>>>()?;
     let (base, tuned) = (&plan.sides[0].name, plan.sides[1..].iter().map(|side| side.name.as_str()).collect::<Vec<_>>().join(", "));
-    let about = format!(
-        "{tuned} against {base}: {} prompts, {} seeds each, the same noise on both sides, {} steps, guidance scale {}.",
-        plan.prompts.len(),
-        plan.seeds().len(),
-        plan.args.steps,
-        plan.guidance_scale
-    );
+    let count = plan.prompts.len();
+    let about = match plan.draws() {
+        true => format!(
+            "{tuned} against {base}: {count} prompts, {} seeds each, the same noise on both sides, {} steps, guidance scale {}.",
+            plan.seeds().len(),
+            plan.args.steps,
+            plan.guidance_scale
+        ),
+        false => format!("{tuned} against {base}: {count} images on each side, which were given; how they were drawn is not known."),
+    };
     let held_out: Vec<String> = plan.prompts.iter().map(|prompt| prompt.text.clone()).collect();
     Ok(Report {
         title: format!("{tuned} against {base}"),
