@@ -230,7 +230,7 @@ impl Shapes {
     fn of(weights: &Weights) -> std::result::Result<Self, String> {
         let size = |name: &str, axis: usize| {
             let found = weights.shape(name).and_then(|shape| shape.get(axis)).copied();
-            found.ok_or_else(|| format!("lacks {name}, as an open_clip checkpoint of a ViT has it"))
+            found.ok_or_else(|| format!("is an open_clip checkpoint, but lacks {name}, which one of a ViT has"))
         };
         let encoder = |width: usize, blocks: &str| {
             let layers = (0..).take_while(|i| weights.shape(&format!("{blocks}.{i}.ln_1.weight")).is_some()).count();
