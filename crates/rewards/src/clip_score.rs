@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::NumberFormat;
-use vp_models::clip::{ClipCheckpoint, ClipModel, ClipNames, ClipSource, OpenClipDefaults};
+use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel, ClipNames, ClipSource, OpenClipDefaults};
 use vp_models::resize::{Antialias, Preprocessing};
 use vp_models::reward_files::find_weights;
-use vp_models::tokenizer::{ClipTokenizer, Encoding, OpenClipTokenizer};
+use vp_models::tokenizer::{ClipTokenizer, Encoding, OpenClipTokenizer, published};
 
 use crate::kind::{self, Kind};
 use crate::{Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, checked_format};
@@ -92,15 +92,16 @@ impl ClipFiles<'_> {
     /// What is wrong with the files, as far as it shows without reading weights.
     pub fn findings(&self, findings: &mut Vec<String>) {
         let Self { reward, weights, .. } = self;
-        if let Err(error) = ClipSource::open(weights, self.defaults) {
+        let source = ClipSource::open(weights, self.defaults);
+        let has_published = source.as_ref().is_ok_and(|source| self.has_published_vocabulary(&source.config));
+        if let Err(error) = source {
             findings.push(format!("reward.{reward}.weights: {error}"));
         }
-        let folder = self.tokenizer_folder();
-        if !has_vocabulary(&folder) {
+        if !has_vocabulary(&self.tokenizer_folder()) && !has_published {
             let of = self.tokenizer.map_or_else(|| format!("beside {}", weights.display()), |folder| format!("in {}", folder.display()));
             findings.push(format!(
                 "reward.{reward}: there is no tokenizer {of}; put vocab.json and merges.txt of openai/clip-vit-large-patch14 there (every \
-                 CLIP has the same), or set reward.{reward}.tokenizer to the folder that has them"
+                 published CLIP has the same), or set reward.{reward}.tokenizer to the folder that has them"
             ));
         }
     }
@@ -127,8 +128,19 @@ impl ClipFiles<'_> {
         self.tokenizer.map_or_else(beside, Path::to_path_buf)
     }
 
-    fn load_tokenizer(&self, names: ClipNames, config: &vp_models::clip::ClipConfig) -> Result<Tokenizer> {
+    /// Whether no tokenizer is named and the text encoder knows as many tokens as every published CLIP, whose vocabulary is part of the program.
+    fn has_published_vocabulary(&self, config: &ClipConfig) -> bool {
+        self.tokenizer.is_none() && config.text.vocab_size == published::VOCAB_SIZE
+    }
+
+    fn load_tokenizer(&self, names: ClipNames, config: &ClipConfig) -> Result<Tokenizer> {
         let (folder, text) = (self.tokenizer_folder(), &config.text);
+        if !has_vocabulary(&folder) && self.has_published_vocabulary(config) {
+            return Ok(match names {
+                ClipNames::Transformers => Tokenizer::Transformers(published::tokenizer(published::END_OF_TEXT)),
+                ClipNames::OpenClip => Tokenizer::OpenClip(published::open_clip(text.max_position_embeddings)?),
+            });
+        }
         let tokenizer = match names {
             ClipNames::Transformers => Tokenizer::Transformers(ClipTokenizer::from_folder(&folder)?),
             ClipNames::OpenClip => Tokenizer::OpenClip(OpenClipTokenizer::from_folder(&folder, text.max_position_embeddings)?),

@@ -16,6 +16,7 @@ use crate::clip::ClipTextConfig;
 use crate::family::Family;
 use crate::layers::Activation;
 use crate::parameters::parameter_names;
+use crate::tokenizer::published::END_OF_TEXT;
 use crate::unet::UNetConfig;
 use crate::vae;
 use crate::weights::{LoadError, Weights, corrupt};
@@ -68,7 +69,7 @@ impl Layout {
 
     /// The token with which a text encoder's prompts are padded.
     pub fn padding(self, component: &str) -> &'static str {
-        if self.text_encoder(component).open_clip { "!" } else { "<|endoftext|>" }
+        if self.text_encoder(component).open_clip { "!" } else { END_OF_TEXT }
     }
 
     /// The pipeline that such a file is loaded into.

@@ -37,7 +37,7 @@ impl OpenClipTokenizer {
         vocabulary.check().and_then(|()| Self::build(vocabulary, length)).map_err(|found| crate::weights::corrupt(&origin, &found))
     }
 
-    fn build(Vocabulary { vocab, merges, .. }: Vocabulary, length: usize) -> Result<Self, String> {
+    pub(super) fn build(Vocabulary { vocab, merges, .. }: Vocabulary, length: usize) -> Result<Self, String> {
         if length < 2 {
             return Err(format!("rows of {length} ids have no room for start and end"));
         }

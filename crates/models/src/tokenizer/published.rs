@@ -2,18 +2,23 @@
 //!
 //! Source: OpenAI CLIP `clip/simple_tokenizer.py` (`bytes_to_unicode`, and how the vocabulary follows from the merges).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 
 use serde_json::json;
 use tokenizers::models::bpe::Merges;
 
-use super::clip::{ClipTokenizer, read_merge};
+use super::OpenClipTokenizer;
+use super::clip::{ClipTokenizer, Vocabulary, read_merge};
 use super::special_tokens;
+use crate::weights::{LoadError, corrupt};
 
 /// The merges of the golden cases, which are the published ones.
 const MERGES: &str = include_str!("../../../../tests/golden/tokenizers/clip/merges.txt");
+
+/// The token that ends a text, and with which CLIP-L's texts are padded.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The number of tokens.
 pub const VOCAB_SIZE: usize = 49408;
@@ -45,6 +50,15 @@ pub fn tokenizer(pad: &str) -> ClipTokenizer {
     ClipTokenizer::build(vocab(), merges(), special).expect("the published vocabulary fits its merges; a test builds it")
 }
 
+/// The tokenizer of open_clip's text encoders, whose rows have `length` ids.
+///
+/// # Errors
+/// When `length` has no room for start and end.
+pub fn open_clip(length: usize) -> Result<OpenClipTokenizer, LoadError> {
+    let vocabulary = Vocabulary { vocab: vocab(), merges: merges(), added: BTreeMap::new() };
+    OpenClipTokenizer::build(vocabulary, length).map_err(|found| corrupt(Path::new("the published tokenizer"), &found))
+}
+
 /// Writes the same tokenizer as a folder that transformers opens.
 ///
 /// # Errors
@@ -52,8 +66,7 @@ pub fn tokenizer(pad: &str) -> ClipTokenizer {
 pub fn write(folder: &Path, pad: &str) -> io::Result<()> {
     let mut vocab = serde_json::Map::new();
     vocab.extend(tokens().into_iter().zip(0..).map(|(token, id): (String, u32)| (token, id.into())));
-    let end = "<|endoftext|>";
-    let special = json!({ "bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": pad });
+    let special = json!({ "bos_token": "<|startoftext|>", "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": pad });
     let mut config = json!({ "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": true });
     config.as_object_mut().expect("written as one").extend(special.as_object().expect("written as one").clone());
     std::fs::write(folder.join("vocab.json"), serde_json::Value::Object(vocab).to_string())?;
@@ -84,6 +97,12 @@ mod tests {
                 assert_eq!(ours.encode(text), read.encode(text));
             }
             assert_eq!(ours.encode("").ids[76], if pad == "!" { 0 } else { 49407 });
+            let (ours, read) = (open_clip(77).unwrap(), OpenClipTokenizer::from_folder(folder.path(), 77).unwrap());
+            assert_eq!(
+                ours.encode("A \u{201c}red\u{201d} fox &amp; <end_of_text>"),
+                read.encode("A \u{201c}red\u{201d} fox &amp; <end_of_text>")
+            );
+            assert!(open_clip(1).is_err());
         }
     }
 }
