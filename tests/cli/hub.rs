@@ -63,15 +63,18 @@ fn answer(stream: TcpStream, log: &Asked, cut: &mut Option<usize>) {
     let range = header("range");
     log.lock().unwrap().push([path.clone(), range.clone(), header("authorization")]);
     let mut stream = stream;
-    if path == "/api/models/org/tiny/revision/main" || path == format!("/api/models/org/tiny/revision/{SHA}") {
-        let mut siblings: Vec<_> = all_files().into_iter().map(|name| json!({ "rfilename": name })).collect();
+    let asked = |prefix: &str| ["tiny", "reward"].into_iter().find(|name| path.starts_with(&format!("{prefix}/org/{name}/")));
+    let is_known = ["main", SHA].iter().any(|revision| path.ends_with(&format!("/revision/{revision}")));
+    if let Some(name) = asked("/api/models").filter(|_| is_known) {
+        let mut siblings: Vec<_> = all_files(folder(name)).into_iter().map(|name| json!({ "rfilename": name })).collect();
         siblings.extend(["v1-5.ckpt", "safety_checker/model.safetensors", "../../evil"].map(|name| json!({ "rfilename": name })));
         let body = json!({ "sha": SHA, "siblings": siblings }).to_string();
         let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
         return;
     }
-    let file = path.split("/resolve/").nth(1).and_then(|rest| rest.split_once('/')).map(|(_, file)| root().join(MODEL).join(file));
-    let Some(bytes) = file.and_then(|file| std::fs::read(file).ok()).filter(|_| path.starts_with("/org/tiny/")) else {
+    let file = path.split("/resolve/").nth(1).and_then(|rest| rest.split_once('/')).map(|(_, file)| file);
+    let bytes = asked("").and_then(|name| std::fs::read(root().join(folder(name)).join(file?)).ok());
+    let Some(bytes) = bytes else {
         let status = if path.contains("gated") { "401 Unauthorized" } else { "404 Not Found" };
         let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         return;
@@ -97,9 +100,14 @@ fn answer(stream: TcpStream, log: &Asked, cut: &mut Option<usize>) {
     }
 }
 
-/// The paths of the model's files within its folder.
-fn all_files() -> Vec<String> {
-    let model = root().join(MODEL);
+/// The folder with the files of a model on the hub.
+fn folder(name: &str) -> &'static str {
+    if name == "tiny" { MODEL } else { "tests/golden/blip_reward_tiny/model" }
+}
+
+/// The paths of a model's files within its folder.
+fn all_files(folder: &str) -> Vec<String> {
+    let model = root().join(folder);
     let mut all = Vec::new();
     for path in files(&model) {
         let inside = if path.is_dir() { files(&path) } else { vec![path] };
@@ -116,8 +124,12 @@ struct Client<'a> {
 
 impl Client<'_> {
     fn sample(&self, model: &str, output: &Path) -> Output {
+        self.run(&["sample", "--model", model, "-p", "a fox", "--steps", "1", "-o", output.to_str().unwrap()])
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_visionprefer"));
-        command.current_dir(root()).args(["sample", "--model", model, "-p", "a fox", "--steps", "1", "-o"]).arg(output);
+        command.current_dir(root()).args(args);
         command.env("HF_HOME", self.home).env("HF_ENDPOINT", self.endpoint).env("HF_TOKEN", TOKEN).env_remove("HF_HUB_CACHE");
         if self.offline {
             command.env("HF_HUB_OFFLINE", "1");
@@ -159,6 +171,24 @@ fn a_model_is_downloaded_once_and_found_again() {
     assert_eq!(images.len(), 5);
     images.dedup();
     assert_eq!(images.len(), 1);
+}
+
+/// As `--reward` and in a config, where a run's plan is made before anything of the reward is known.
+#[test]
+fn a_reward_may_be_a_models_id_too() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = Hub::start(None);
+    let client = Client { home: home.path(), endpoint: &hub.endpoint, offline: false };
+    let scored = client.run(&["score", "-r", "org/reward", "-p", "a fox", "checkpoints/tiny-images/00.png"]);
+    assert!(scored.status.success(), "{}", told(&scored));
+    let local = client.run(&["score", "-r", folder("reward"), "-p", "a fox", "checkpoints/tiny-images/00.png"]);
+    let number = |output: &Output| String::from_utf8_lossy(&output.stdout).split_whitespace().find_map(|word| word.parse::<f64>().ok());
+    assert!(number(&scored).is_some() && number(&scored) == number(&local));
+    let run = home.path().join("run");
+    let set = "reward={vp_score={weights=\"org/reward\"}}";
+    let plan = ["train", "--config", "configs/refl/tiny.toml", "--set", set, "--dry-run", "-o", run.to_str().unwrap()];
+    let planned = client.run(&plan);
+    assert!(planned.status.success(), "{}", told(&planned));
 }
 
 #[test]

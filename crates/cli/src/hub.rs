@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use vp_models::hub_id::{HubId, WEIGHTS};
 use vp_models::weights::chosen_weights;
 
 use crate::terminal::{complain, warn};
@@ -15,41 +16,9 @@ use crate::terminal::{complain, warn};
 /// The folders of a pipeline that are read. A safety checker, among others, is not.
 const COMPONENTS: [&str; 7] = ["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"];
 
-/// The endings of files of weights.
-const WEIGHTS: [&str; 5] = [".safetensors", ".ckpt", ".bin", ".pt", ".pth"];
-
-/// A model on the hub, `ORG/NAME[/FILE][@REVISION]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct HubId {
-    /// `ORG/NAME`.
-    repo: String,
-    /// A file of weights within, if it is named.
-    file: Option<String>,
-    /// A branch, a tag or a commit.
-    revision: Option<String>,
-}
-
-impl HubId {
-    fn parse(given: &str) -> Option<Self> {
-        let (path, revision) = given.split_once('@').map_or((given, None), |(path, revision)| (path, Some(revision.to_string())));
-        let plain = |part: &&str| {
-            !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        let parts: Vec<&str> = path.split('/').collect();
-        let is_weights = |file: &str| WEIGHTS.iter().any(|end| file.ends_with(end));
-        match parts[..] {
-            _ if !parts.iter().all(|part| plain(&part)) || revision.as_deref() == Some("") => None,
-            [owner, name] if !is_weights(name) => Some(Self { repo: format!("{owner}/{name}"), file: None, revision }),
-            [owner, name, .., last] if is_weights(last) => {
-                Some(Self { repo: format!("{owner}/{name}"), file: Some(parts[2..].join("/")), revision })
-            }
-            _ => None,
-        }
-    }
-
-    fn handle(&self) -> Repo {
-        Repo::with_revision(self.repo.clone(), RepoType::Model, self.revision.clone().unwrap_or_else(|| "main".into()))
-    }
+/// The model and its revision, as the client names them.
+fn handle(id: &HubId) -> Repo {
+    Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone().unwrap_or_else(|| "main".into()))
 }
 
 /// `path` itself if it is there or is no hub id; else the folder (or file) in the cache, with what was missing downloaded.
@@ -57,8 +26,7 @@ impl HubId {
 /// # Errors
 /// When the hub does not give the model, or cannot be reached and the cache does not have it.
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
-    let id = path.to_str().and_then(HubId::parse).filter(|_| !path.exists());
-    let Some(id) = id else { return Ok(path.to_path_buf()) };
+    let Some(id) = HubId::of(path) else { return Ok(path.to_path_buf()) };
     let cached = cached(&id);
     if is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE") {
         return cached.with_context(|| {
@@ -85,7 +53,7 @@ fn cache() -> Cache {
 
 /// What the cache has of the model.
 fn cached(id: &HubId) -> Option<PathBuf> {
-    let repo = cache().repo(id.handle());
+    let repo = cache().repo(handle(id));
     match &id.file {
         Some(file) => repo.get(file).or_else(|| of_commit(id).map(|folder| folder.join(file)).filter(|file| file.is_file())),
         None => ["model_index.json", "config.json", "open_clip_config.json"]
@@ -98,7 +66,7 @@ fn cached(id: &HubId) -> Option<PathBuf> {
 
 /// The snapshot of a revision that is a commit: no reference names it.
 fn of_commit(id: &HubId) -> Option<PathBuf> {
-    let folder = cache().repo(id.handle()).pointer_path(id.revision.as_deref()?);
+    let folder = cache().repo(handle(id)).pointer_path(id.revision.as_deref()?);
     folder.is_dir().then_some(folder)
 }
 
@@ -118,9 +86,9 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
     };
     let builder = if token.is_some() { builder.with_token(token) } else { builder };
     let api: Api = builder.with_progress(true).with_retries(3).with_user_agent("visionprefer", env!("CARGO_PKG_VERSION")).build()?;
-    let repo = api.repo(id.handle());
+    let repo = api.repo(handle(id));
     let info = repo.info().map_err(|error| explained(id, error))?;
-    let snapshot = cache().repo(id.handle()).pointer_path(&info.sha);
+    let snapshot = cache().repo(handle(id)).pointer_path(&info.sha);
     let listed: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| is_plain(name)).collect();
     let needed = match &id.file {
         Some(file) if listed.contains(file) => vec![file.clone()],
@@ -249,20 +217,6 @@ fn explained(id: &HubId, error: ApiError) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_and_paths_are_told_apart() {
-        let id = |given: &str| HubId::parse(given).map(|id| (id.repo, id.file, id.revision));
-        let some =
-            |repo: &str, file: Option<&str>, revision: Option<&str>| Some((repo.into(), file.map(Into::into), revision.map(Into::into)));
-        assert_eq!(id("org/sd-1.5"), some("org/sd-1.5", None, None));
-        assert_eq!(id("org/sd@fp16"), some("org/sd", None, Some("fp16")));
-        assert_eq!(id("org/sd/v1-5.safetensors@main"), some("org/sd", Some("v1-5.safetensors"), Some("main")));
-        for path in ["./models/sd15", "/models/sd15", "models", "../sd15", "a/b/c", "models/x.safetensors", "a/b@", "a b/c", "org/.hidden"]
-        {
-            assert_eq!(id(path), None, "{path}");
-        }
-    }
 
     #[test]
     fn only_what_is_read_is_needed() {

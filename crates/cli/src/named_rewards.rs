@@ -99,7 +99,7 @@ fn config(name: &str) -> anyhow::Result<RewardConfig> {
         let section: Result<RewardConfig, toml::de::Error> = toml::from_str(&format!("[{name}]"));
         return section.map_err(|error| needs_more(name, error.message()));
     }
-    let path = Path::new(name);
+    let path = &embedded::resolve(Path::new(name))?;
     if is_config(path) {
         return read_config(path);
     }

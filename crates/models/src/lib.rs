@@ -11,6 +11,7 @@ pub mod denoiser;
 mod error;
 mod family;
 mod gradient_checkpointing;
+pub mod hub_id;
 pub mod layers;
 pub mod ldm;
 pub mod lora;

@@ -84,6 +84,9 @@ impl AestheticConfig {
 
 impl Validate for AestheticConfig {
     fn findings(&self, findings: &mut Vec<String>) {
+        if kind::is_found_later(&self.weights) {
+            return;
+        }
         match kind::finding(NAME, &self.weights, |kind| kind == Kind::Aesthetic) {
             Some(finding) => findings.push(finding),
             None => findings.extend(self.clip_finding()),

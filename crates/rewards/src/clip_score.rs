@@ -58,6 +58,9 @@ impl ClipScoreConfig {
 
 impl Validate for ClipScoreConfig {
     fn findings(&self, findings: &mut Vec<String>) {
+        if kind::is_found_later(&self.weights) {
+            return;
+        }
         match kind::finding(NAME, &self.weights, |kind| matches!(kind, Kind::Clip | Kind::OpenClip { .. })) {
             Some(finding) => findings.push(finding),
             None => self.files().findings(findings),

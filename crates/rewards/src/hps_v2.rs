@@ -72,6 +72,9 @@ impl HpsV2Config {
 
 impl Validate for HpsV2Config {
     fn findings(&self, findings: &mut Vec<String>) {
+        if kind::is_found_later(&self.weights) {
+            return;
+        }
         match kind::finding(NAME, &self.weights, |kind| kind == Kind::OpenClip { is_hps_v2: true }) {
             Some(finding) => findings.push(finding),
             None => self.files().findings(findings),

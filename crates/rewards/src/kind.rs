@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use vp_models::clip::{is_open_clip, without_prefix};
+use vp_models::hub_id::HubId;
 use vp_models::reward_files::find_weights;
 use vp_models::weights::{LoadError, Weights};
 
@@ -121,13 +122,13 @@ pub(crate) fn finding(name: &str, path: &Path, expected: impl Fn(Kind) -> bool) 
     }
 }
 
-/// That there is nothing at `path`, and what to do if it is a hub id.
+/// That there is nothing at `path`.
 pub(crate) fn missing(path: &Path) -> String {
-    let missing = format!("there is no file or folder {}", path.display());
-    let looks_like_a_hub_id = path.is_relative() && path.components().count() == 2 && path.extension().is_none();
-    if looks_like_a_hub_id {
-        missing + "; nothing is downloaded here: if this is a hub id, download its files and give their folder"
-    } else {
-        missing
-    }
+    format!("there is no file or folder {}", path.display())
+}
+
+/// Whether `path` names what the program itself will find: a model inside it, or one of the hub. It replaces the name by a path before it
+/// builds the reward, so that what lies there is checked then.
+pub(crate) fn is_found_later(path: &Path) -> bool {
+    path.to_str().is_some_and(|name| name.starts_with("embedded:")) || HubId::of(path).is_some()
 }

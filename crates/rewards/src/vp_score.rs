@@ -75,8 +75,8 @@ impl VpScoreConfig {
 
 impl Validate for VpScoreConfig {
     fn findings(&self, findings: &mut Vec<String>) {
-        if self.weights.to_str().is_some_and(|name| name.starts_with("embedded:")) {
-            // A model inside the program; the program replaces the name by a path before it builds the reward.
+        if kind::is_found_later(&self.weights) {
+            // What is beside it is not known yet.
         } else if let Some(finding) = kind::finding(NAME, &self.weights, |kind| kind == Kind::Blip) {
             findings.push(finding);
         } else {

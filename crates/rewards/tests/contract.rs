@@ -190,9 +190,11 @@ fn terms_leave_the_scores_as_they_are() {
 
 #[test]
 fn every_finding_comes_before_a_byte_of_weights() {
-    let section = "[vp_score]\nweights = 'THUDM/ImageReward'\nvocab = 'no/vocab.txt'\nstd = 0.0\nmean = nan\n";
+    let section = "[vp_score]\nweights = 'no/such/ImageReward'\nvocab = 'no/vocab.txt'\nstd = 0.0\nmean = nan\n";
     let message = vp_core::config::parse::<RewardConfig>(section, "refl.toml", &[]).unwrap_err().to_string();
-    for part in ["hub id", "reward.vp_score.vocab", "reward.vp_score.std = 0", "reward.vp_score.mean = NaN"] {
+    for part in
+        ["there is no file or folder no/such/ImageReward", "reward.vp_score.vocab", "reward.vp_score.std = 0", "reward.vp_score.mean = NaN"]
+    {
         assert!(message.contains(part), "{part} is not in: {message}");
     }
     let message = vp_core::config::parse::<RewardConfig>("[jpeg_compressibility]\nquality = 0", "x", &[]).unwrap_err().to_string();
