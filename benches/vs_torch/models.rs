@@ -77,7 +77,7 @@ fn sd15_unet() -> UNetConfig {
     UNetConfig {
         in_channels: 4,
         out_channels: 4,
-        sample_size: Some(64),
+        sample_size: Some([64, 64]),
         center_input_sample: false,
         flip_sin_to_cos: true,
         freq_shift: 0.0,

@@ -30,7 +30,7 @@ impl HubId {
         let parts: Vec<&str> = path.split('/').collect();
         let is_weights = |file: &str| WEIGHTS.iter().any(|end| file.ends_with(end));
         match parts[..] {
-            _ if !parts.iter().all(|part| plain(&part)) || revision.as_deref() == Some("") => None,
+            _ if !parts.iter().all(plain) || revision.as_deref() == Some("") => None,
             [owner, name] if !is_weights(name) => Some(Self { repo: format!("{owner}/{name}"), file: None, revision }),
             [owner, name, .., last] if is_weights(last) => {
                 Some(Self { repo: format!("{owner}/{name}"), file: Some(parts[2..].join("/")), revision })

@@ -110,7 +110,7 @@ fn open_legacy(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>
             let Some(size) = sizes.get(&**key) else {
                 return Err(corrupt(path, &format!("storage {key} is of no tensor, so its type is not known")));
             };
-            let bytes = u64::from_le_bytes(count).checked_mul(*size as u64).unwrap_or(u64::MAX);
+            let bytes = u64::from_le_bytes(count).saturating_mul(*size as u64);
             let start = reader.stream_position().map_err(io_error(path))?;
             if bytes > len.saturating_sub(start) {
                 return Err(corrupt(
@@ -163,40 +163,42 @@ fn tensors(path: &Path, root: &Value, values: &Pickle, locate: &mut Locate<'_>) 
         let found = format!("{what} where a dictionary of tensors is expected; in Python, torch.save(model.state_dict(), FILE) writes one");
         return Err(corrupt(path, &found));
     };
-    let mut found = BTreeMap::new();
-    collect(path, "", root, values, locate, &mut found, 0)?;
-    Ok(found)
+    let mut collect = Collect { path, values, locate, found: BTreeMap::new() };
+    collect.add("", root, 0)?;
+    Ok(collect.found)
 }
 
-fn collect(
-    path: &Path,
-    name: &str,
-    value: &Value,
-    values: &Pickle,
-    locate: &mut Locate<'_>,
-    found: &mut BTreeMap<String, StoredTensor>,
-    depth: usize,
-) -> Result<(), LoadError> {
-    match value {
-        Value::Tensor(tensor) => {
-            if let Some(stored) = stored(path, name, tensor, locate)? {
-                found.insert(name.into(), stored);
+struct Collect<'a, 'b> {
+    path: &'a Path,
+    values: &'a Pickle,
+    locate: &'a mut Locate<'b>,
+    found: BTreeMap<String, StoredTensor>,
+}
+
+impl Collect<'_, '_> {
+    fn add(&mut self, name: &str, value: &Value, depth: usize) -> Result<(), LoadError> {
+        match value {
+            Value::Tensor(tensor) => {
+                if let Some(stored) = stored(self.path, name, tensor, self.locate)? {
+                    self.found.insert(name.into(), stored);
+                }
             }
-        }
-        Value::Dict(place) if depth < DEEPEST => {
-            for (key, value) in values.dict(*place) {
-                let key = match key {
-                    Value::Text(key) => key.to_string(),
-                    Value::Int(key) => key.to_string(),
-                    _ => continue,
-                };
-                let name = if name.is_empty() { key } else { format!("{name}.{key}") };
-                collect(path, &name, value, values, locate, found, depth + 1)?;
+            Value::Dict(place) if depth < DEEPEST => {
+                let values = self.values;
+                for (key, value) in values.dict(*place) {
+                    let key = match key {
+                        Value::Text(key) => key.to_string(),
+                        Value::Int(key) => key.to_string(),
+                        _ => continue,
+                    };
+                    let name = if name.is_empty() { key } else { format!("{name}.{key}") };
+                    self.add(&name, value, depth + 1)?;
+                }
             }
+            _ => {}
         }
-        _ => {}
+        Ok(())
     }
-    Ok(())
 }
 
 /// A tensor with its place in the file; none if its type is not one that is ever read.
