@@ -2,6 +2,7 @@
 
 mod annotate;
 mod annotate_servers;
+mod bounds;
 mod browser;
 mod crash;
 mod dataset;

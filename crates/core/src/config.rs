@@ -67,19 +67,43 @@ pub fn read<T: DeserializeOwned + Validate>(path: &Path, overrides: &[String]) -
     parse(&text, &path.display().to_string(), overrides)
 }
 
+/// The largest whole number that a config may have, seeds apart: products of two such numbers can be counted.
+const LARGEST: i64 = 1_000_000_000;
+
+/// One sentence for every whole number that is out of range, by its dotted key.
+fn out_of_range(value: &Value, key: &str, findings: &mut Vec<String>) {
+    match value {
+        Value::Integer(number) if number.saturating_abs() > LARGEST && !key.ends_with("seed") => {
+            findings.push(format!("{key} = {number} is out of range; expected at most {LARGEST}"));
+        }
+        Value::Array(items) => items.iter().for_each(|item| out_of_range(item, key, findings)),
+        Value::Table(table) => table.iter().for_each(|(name, value)| {
+            out_of_range(value, &if key.is_empty() { name.clone() } else { format!("{key}.{name}") }, findings);
+        }),
+        _ => {}
+    }
+}
+
 /// Deserialises and validates `text` after merging `overrides` (`a.b=value`, later ones win).
 ///
 /// # Errors
 /// On anything that is not TOML, not a `T`, or fails [`Validate`]; `origin` names the text in every message.
 pub fn parse<T: DeserializeOwned + Validate>(text: &str, origin: &str, overrides: &[String]) -> Result<T, ConfigError> {
     let from_text = || toml::from_str::<T>(text).map_err(|e| ConfigError::Parse { origin: origin.into(), message: explain(&e) });
+    let bounded = |table: &Table| {
+        let mut findings = Vec::new();
+        table.iter().for_each(|(key, value)| out_of_range(value, key, &mut findings));
+        if findings.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { origin: origin.into(), findings }) }
+    };
     let config = if overrides.is_empty() {
+        text.parse::<Table>().map_or(Ok(()), |table| bounded(&table))?;
         from_text()?
     } else {
         let mut table: Table = text.parse().map_err(|e| ConfigError::Parse { origin: origin.into(), message: explain(&e) })?;
         for flag in overrides {
             set(&mut table, flag)?;
         }
+        bounded(&table)?;
         match table.try_into() {
             Ok(config) => config,
             Err(error) => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::bounds;
 use crate::error::{Error, Result};
 
 /// The largest height and width of images and latents, in pixels. Larger ones are slips: their attention alone would need terabytes.
@@ -28,7 +29,9 @@ impl ConfigJson {
     }
 
     pub(crate) fn parse(path: &str, text: &str) -> Result<Self> {
-        let fields = serde_json::from_str(text).map_err(|e| Error::Config { path: path.into(), message: e.to_string() })?;
+        let wrong = |message: String| Error::Config { path: path.into(), message };
+        let fields = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        bounds::check(&fields).map_err(wrong)?;
         Ok(Self { path: path.into(), fields })
     }
 

@@ -5,6 +5,7 @@
 
 pub mod blip;
 pub mod blocks;
+mod bounds;
 pub mod clip;
 mod config_json;
 pub mod denoiser;

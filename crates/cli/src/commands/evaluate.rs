@@ -66,6 +66,9 @@ struct Evaluation<'a> {
     journal: &'a Journal,
 }
 
+/// The most images per prompt and model.
+const MOST_SEEDS: usize = 100_000;
+
 /// The top-level entry point for `evaluate`.
 pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
@@ -91,6 +94,9 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
         if value == 0 {
             bail!("{flag} is 0; expected at least 1");
         }
+    }
+    if args.seeds > MOST_SEEDS {
+        bail!("--seeds {} is out of range; expected at most {MOST_SEEDS} images per prompt", args.seeds);
     }
     let sides = sides(&args)?;
     let prompts = match (&args.prompts, &args.base_images) {

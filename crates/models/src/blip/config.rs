@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vp_core::config::Validate;
 
+use crate::bounds;
 use crate::layers::Activation;
 use crate::weights::{LoadError, Weights};
 
@@ -128,11 +129,12 @@ impl BlipConfig {
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
-        let mut config: Self = serde_json::from_str(&text)
-            .map_err(|e| LoadError::Corrupt { path: name.clone(), found: format!("not the config of a BLIP reward: {e}") })?;
+        let wrong = |found: String| LoadError::Corrupt { path: name.clone(), found };
+        let mut config: Self = serde_json::from_str(&text).map_err(|e| wrong(format!("not the config of a BLIP reward: {e}")))?;
+        let stated: Map<String, Value> = serde_json::from_str(&text).expect("it was an object");
+        bounds::check(&stated).map_err(wrong)?;
         if config.mlp_activation.is_some() {
             let published = Self::cycle_reward();
-            let stated: Map<String, Value> = serde_json::from_str(&text).expect("it was an object");
             config.mean = if stated.contains_key("mean") { config.mean } else { published.mean };
             config.std = if stated.contains_key("std") { config.std } else { published.std };
             config.max_length = if stated.contains_key("max_length") { config.max_length } else { published.max_length };

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{ClipEncoder, ClipEncoderLayer, ClipTextConfig, ClipTextModel};
+use crate::bounds;
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, parameter};
 use crate::number_format::{NumberFormat, in_format};
@@ -117,6 +118,7 @@ impl ClipConfig {
 
     pub(super) fn parse(text: &str) -> std::result::Result<Self, String> {
         let raw: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        bounds::check(&raw)?;
         if let Some(found) = raw.get("model_type").filter(|found| **found != "clip") {
             return Err(format!("model_type is {found}; expected \"clip\", of a CLIPModel with both encoders"));
         }

@@ -115,6 +115,10 @@ pub fn attach<M: Module>(module: M, lora: &Lora, noise: &Noise) -> Result<M> {
             examples.join(", ")
         )));
     }
+    let most = targets.values().map(|layer| layer.shape[0].min(layer.shape[1..].iter().product())).max().unwrap_or_default();
+    if lora.rank > most {
+        return Err(Error::Request(format!("lora.rank is {}, larger than any layer it is for; expected at most {most}", lora.rank)));
+    }
     Ok(module.apply_reparameterization(Attach { lora, noise, targets }))
 }
 

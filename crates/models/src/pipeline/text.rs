@@ -11,9 +11,9 @@ use vp_core::profile::{self, Stage};
 use super::Anew;
 use super::embeddings::{Embeddings, Encoded};
 use super::folder::ModelFolder;
-use crate::clip::{ClipTextModel, ClipTextOutput};
+use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput};
 use crate::denoiser::{AddedConditioning, Conditioning};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::Family;
 use crate::number_format::NumberFormat;
 use crate::parameters::{initialize, load};
@@ -69,6 +69,8 @@ impl TextEncoder {
     fn load(folder: &ModelFolder, component: &'static str, device: &Device, anew: Option<Anew<'_>>) -> Result<Self> {
         let model = folder.text_config(component).init(device);
         let tokenizer = folder.tokenizer(component)?;
+        fits(&tokenizer, folder.text_config(component))
+            .map_err(|message| Error::Config { path: folder.path().join(component).display().to_string(), message })?;
         let model = match anew.filter(|anew| anew.includes(component, &model)) {
             Some(anew) => initialize(model, anew.noise),
             None => {
@@ -82,6 +84,25 @@ impl TextEncoder {
     fn tokenize(&self, prompts: &[String]) -> Vec<Vec<u32>> {
         prompts.iter().map(|prompt| self.tokenizer.encode(prompt).ids).collect()
     }
+}
+
+/// Checks that every row that a tokenizer makes is one that the encoder reads.
+fn fits(tokenizer: &ClipTokenizer, config: &ClipTextConfig) -> std::result::Result<(), String> {
+    let (tokens, known) = (tokenizer.vocab_size(), config.vocab_size);
+    if tokens > known {
+        return Err(format!(
+            "its tokenizer has {tokens} tokens, special ones among them, and its table of embeddings {known}: one of the tokenizer's files \
+             (special_tokens_map.json, tokenizer_config.json, added_tokens.json) names a token that is not in its vocabulary"
+        ));
+    }
+    let (length, positions) = (tokenizer.length(), config.max_position_embeddings);
+    if length > positions {
+        return Err(format!(
+            "its tokenizer makes rows of {length} tokens (model_max_length in tokenizer_config.json), and it has {positions} positions \
+             (max_position_embeddings in config.json)"
+        ));
+    }
+    Ok(())
 }
 
 impl TextEncoders {

@@ -332,7 +332,7 @@ impl Ddpo {
                 "{epoch}, which an update of {update} (algo.ddpo.train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide; change one of them",
                 self.train_batch_size
             ));
-        } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs * images != update {
+        } else if self.objective == Objective::ScoreFunction && self.num_inner_epochs.saturating_mul(images) != update {
             findings.push(format!(
                 "algo.ddpo.objective score_function allows one update per rollout, and there are {}: {epoch}, an update takes {update}; raise \
                  optimizer.gradient_accumulation_steps, or choose importance_sampling",

@@ -86,6 +86,9 @@ pub fn transition<D: Denoiser>(denoiser: &D, scheduler: &dyn Scheduler, guidance
     scheduler.transition(noise_pred, &batch.steps, batch.sample.clone())
 }
 
+/// The most images per epoch. Published recipes have a few hundred.
+const MOST_IMAGES: usize = 1_000_000;
+
 /// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is printed before a run.
 #[derive(Debug, Clone, Copy)]
 struct EpochKnobs<'a> {
@@ -105,7 +108,13 @@ struct EpochKnobs<'a> {
 impl EpochKnobs<'_> {
     /// Appends a message for each knob that is out of range, and one if the scheduler is deterministic.
     fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
-        let Self { algo, counts, guidance_scale, timestep_fraction, .. } = *self;
+        let Self { algo, counts, guidance_scale, timestep_fraction, num_images, .. } = *self;
+        if num_images > MOST_IMAGES {
+            findings.push(format!(
+                "algo.{algo}: an epoch has {num_images} images (sample_batch_size x num_batches_per_epoch), all kept until they are trained on; \
+                 expected at most {MOST_IMAGES}"
+            ));
+        }
         let zeros = counts.iter().filter(|(_, count)| *count == 0);
         findings.extend(zeros.map(|(name, _)| format!("algo.{algo}.{name} is 0; expected at least 1")));
         if let Some(scheduler) = &config.scheduler {
