@@ -30,13 +30,17 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     let cached = cached(&id);
     if is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE") {
         return cached.with_context(|| {
-            format!("{}: no such path here, and the hub's cache does not have it (HF_HUB_OFFLINE forbids to ask the hub)", path.display())
+            format!("{}: no such path here, and the hub's cache does not have it (HF_HUB_OFFLINE forbids asking the hub)", path.display())
         });
     }
     match (download(&id), cached) {
         (Ok(folder), _) => Ok(folder),
         (Err(error), Some(folder)) if cannot_connect(&error) => {
-            warn(format_args!("{}: the hub cannot be reached; the copy in the cache is used ({})", path.display(), folder.display()));
+            warn(format_args!(
+                "{}: the hub cannot be reached ({error}); the copy in the cache is used, {}",
+                path.display(),
+                folder.display()
+            ));
             Ok(folder)
         }
         (Err(error), _) => Err(error).with_context(|| format!("{}: no such path here; as a hub id", path.display())),
@@ -56,12 +60,17 @@ fn cached(id: &HubId) -> Option<PathBuf> {
     let repo = cache().repo(handle(id));
     match &id.file {
         Some(file) => repo.get(file).or_else(|| of_commit(id).map(|folder| folder.join(file)).filter(|file| file.is_file())),
-        None => ["model_index.json", "config.json", "open_clip_config.json"]
-            .iter()
-            .find_map(|file| repo.get(file))
-            .and_then(|file| Some(file.parent()?.to_path_buf()))
-            .or_else(|| of_commit(id)),
+        None => of_reference(id).or_else(|| of_commit(id)),
     }
+}
+
+/// The snapshot that a branch or a tag had when it was downloaded.
+fn of_reference(id: &HubId) -> Option<PathBuf> {
+    let (cache, handle) = (cache(), handle(id));
+    let reference = cache.path().join(handle.folder_name()).join("refs").join(handle.revision());
+    let commit = std::fs::read_to_string(reference).ok()?;
+    let folder = cache.repo(handle).pointer_path(commit.trim());
+    folder.is_dir().then_some(folder)
 }
 
 /// The snapshot of a revision that is a commit: no reference names it.
@@ -72,8 +81,7 @@ fn of_commit(id: &HubId) -> Option<PathBuf> {
 
 fn cannot_connect(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<ApiError>() {
-        Some(ApiError::RequestError(error)) => !matches!(**error, ureq::Error::StatusCode(_)),
-        Some(ApiError::TooManyRetries(_) | ApiError::IoError(_)) => true,
+        Some(ApiError::RequestError(error)) => !matches!(**error, ureq::Error::StatusCode(..500)),
         _ => false,
     }
 }

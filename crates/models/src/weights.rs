@@ -209,8 +209,8 @@ impl Weights {
         let mut merged = Self { origin: index.display().to_string(), tensors: BTreeMap::new(), metadata: HashMap::new() };
         let mut shards: BTreeMap<&str, Weights> = BTreeMap::new();
         for (name, file) in &weight_map {
-            if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(corrupt(index, &format!("shard {file:?} of {name} is not a plain file name")));
+            if Path::new(file).file_name() != Some(file.as_ref()) || file.ends_with(".index.json") {
+                return Err(corrupt(index, &format!("shard {file:?} of {name} is not the name of a file of tensors")));
             }
             if !shards.contains_key(file.as_str()) {
                 shards.insert(file, Self::open(&index.with_file_name(file))?);
@@ -282,7 +282,9 @@ impl Weights {
 
     /// Replaces a tensor by equal parts of its rows, one for each of `parts`, if it is there and can be divided so.
     pub fn split_rows(&mut self, name: &str, parts: &[String]) {
-        let Some(whole) = self.tensors.get(name).filter(|whole| whole.shape.first().is_some_and(|rows| rows % parts.len() == 0)) else {
+        let Some(whole) =
+            self.tensors.get(name).filter(|whole| whole.shape.first().is_some_and(|rows| *rows > 0 && rows % parts.len() == 0))
+        else {
             return;
         };
         let (whole, count) = (whole.clone(), whole.shape[0] / parts.len());

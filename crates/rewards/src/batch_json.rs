@@ -39,7 +39,8 @@ pub(crate) fn scores(reply: &Value, count: usize) -> Result<Vec<f64>, String> {
     let number = |(index, value): (usize, &Value)| {
         value
             .as_f64()
-            .filter(|score| score.is_finite())
+            // It becomes an f32.
+            .filter(|score| (*score as f32).is_finite())
             .ok_or_else(|| format!("{expected}, but score {index} is {}", cut(&value.to_string())))
     };
     list.iter().enumerate().map(number).collect()

@@ -7,9 +7,9 @@
 //!
 //! Its standard error is the command's own. It ends when its input does. `examples/reward_command.py` is such a program.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,8 +24,11 @@ use crate::{Build, Error, Result, Reward, Scored, ScoredRgb, batch_json, check_p
 const NAME: &str = "command";
 /// How long a program may take to end once its input has.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has.
+/// How often to check.
 const SLICE: Duration = Duration::from_millis(10);
+
+/// Bytes of an answer, at most.
+const LONGEST_ANSWER: u64 = 1 << 24;
 
 /// What a program answers, or why it does not.
 type Answered<T> = std::result::Result<T, String>;
@@ -98,7 +101,7 @@ impl Program {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
         let (stdin, stdout) = (child.stdin.take().expect("it is piped"), child.stdout.take().expect("it is piped"));
-        let ((lines, to_write), (from_read, answers)) = (channel(), channel());
+        let ((lines, to_write), (from_read, answers)) = (channel(), sync_channel(1));
         thread::spawn(move || write_lines(stdin, &to_write));
         thread::spawn(move || read_lines(stdout, &from_read));
         Ok(Self { child, lines: Some(lines), answers })
@@ -106,6 +109,10 @@ impl Program {
 
     /// Sends a line, and waits for the answer.
     fn ask(&mut self, line: String, timeout: Duration) -> Answered<String> {
+        if let Ok(Ok(surplus)) = self.answers.try_recv() {
+            let found = batch_json::cut(&surplus);
+            return Err(format!("it wrote more lines than it was asked for: {found:?}; one line answers one line"));
+        }
         // If the program has gone, the answers tell.
         let _ = self.lines.as_ref().map(|lines| lines.send(line));
         match self.answers.recv_timeout(timeout) {
@@ -149,9 +156,20 @@ fn write_lines(mut stdin: ChildStdin, lines: &Receiver<String>) {
     }
 }
 
-fn read_lines(stdout: ChildStdout, answers: &Sender<std::io::Result<String>>) {
-    for line in BufReader::new(stdout).lines() {
-        if answers.send(line).is_err() {
+/// The program waits while its last answer has not been taken, however much it writes.
+fn read_lines(stdout: ChildStdout, answers: &SyncSender<std::io::Result<String>>) {
+    let mut reader = BufReader::new(stdout);
+    loop {
+        let mut line = Vec::new();
+        let read = reader.by_ref().take(LONGEST_ANSWER).read_until(b'\n', &mut line);
+        let answer = match read {
+            Ok(0) => return,
+            Ok(_) if line.len() as u64 == LONGEST_ANSWER => Err(std::io::Error::other("a line of more than 16 MiB")),
+            Ok(_) => String::from_utf8(line).map(|line| line.trim_end().into()).map_err(std::io::Error::other),
+            Err(error) => Err(error),
+        };
+        let ends = answer.is_err();
+        if answers.send(answer).is_err() || ends {
             return;
         }
     }

@@ -68,7 +68,7 @@ impl Kind {
         }
         let weights = without_prefix(weights);
         if is_open_clip(&weights) {
-            let width = weights.shape("visual.conv1.weight").map_or(0, |shape| shape[0]);
+            let width = weights.shape("visual.conv1.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
             return Self::OpenClip { is_hps_v2: !NOT_VIT_H.contains(&width) };
         }
         let has = |encoder: &str| weights.names().any(|name| name.starts_with(encoder));

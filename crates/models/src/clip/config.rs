@@ -72,7 +72,7 @@ impl NetworkConfig for ClipTextConfig {
         if config.num_hidden_layers == 0 {
             return Err(json.error("num_hidden_layers is 0"));
         }
-        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+        if config.hidden_size == 0 || config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let (width, heads) = (config.hidden_size, config.num_attention_heads);
             return Err(json.error(format!("hidden_size {width} is not divisible by num_attention_heads {heads}")));
         }

@@ -115,13 +115,13 @@ struct Level {
 
 /// `unet/config.json`.
 pub fn unet(weights: &Weights, layout: Layout, v_prediction: bool) -> Config {
-    let shapes = Shapes { weights, prefix: "model.diffusion_model.".into() };
+    let shapes = Shapes { weights, prefix: super::UNET.into() };
     let depth = |place: &str| shapes.count(|block| format!("{place}.1.transformer_blocks.{block}.norm1.weight"));
     let (mut levels, mut level) = (Vec::new(), Level::default());
     for n in 1.. {
         let place = format!("input_blocks.{n}");
         if let Some(shape) = shapes.find(&format!("{place}.0.out_layers.3.weight")) {
-            level = Level { channels: shape[0], layers: level.layers + 1, depth: depth(&place) };
+            level = Level { channels: shape.first().copied().unwrap_or(0), layers: level.layers + 1, depth: depth(&place) };
         } else if shapes.find(&format!("{place}.0.op.weight")).is_some() {
             levels.push(std::mem::take(&mut level));
         } else {

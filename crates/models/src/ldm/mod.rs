@@ -153,8 +153,8 @@ impl SingleFile {
         let TextLayout { prefix, open_clip } = self.layout.text_encoder(component);
         let mut weights = self.weights.split_off(prefix);
         if !open_clip {
-            weights.ignore(&["embeddings.position_ids"]);
-            // Beside `text_model` where a trainer saved a projection; nothing of 1.x and XL's first encoder reads it.
+            // A projection beside the encoder is of a whole CLIP; nothing here reads it.
+            weights.ignore(&["embeddings.position_ids", "text_projection.weight"]);
             return weights;
         }
         for layer in 0..config.num_hidden_layers {

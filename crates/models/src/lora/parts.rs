@@ -249,7 +249,7 @@ impl Reader<'_> {
         };
         let scale = self.scale(down.rows);
         let down = match self.parts.matrix(Part::Mid)? {
-            Some(mid) if mid.columns == down.rows * window => mid.folded(&down),
+            Some(mid) if mid.columns == down.rows * window && down.columns * window == rest => mid.folded(&down),
             Some(_) => return Err(misfit()),
             None => down,
         };
@@ -275,14 +275,15 @@ impl Reader<'_> {
 
     /// Two factors whose product is `[out, in · k · k]`. Beside a core, both have the rank in front.
     fn pair(&mut self, [up, down, core]: [Part; 3], misfit: &dyn Fn() -> Unfit) -> Result<[Matrix; 2], Unfit> {
-        let [_, _, window] = self.sides();
+        let [out, rest, window] = self.sides();
         let (up, down) = (self.parts.needed(up, self.target)?, self.parts.needed(down, self.target)?);
         let [up, down] = match self.parts.matrix(core)? {
             None => [up, down],
-            Some(core) if core.columns == down.rows * window => [up.transposed(), core.folded(&down)],
+            Some(core) if core.columns == down.rows * window && down.columns * window <= rest => [up.transposed(), core.folded(&down)],
             Some(_) => return Err(misfit()),
         };
-        if up.columns == down.rows { Ok([up, down]) } else { Err(misfit()) }
+        // Held against the layer before they are multiplied: the product of two small factors may fill any memory.
+        if up.columns == down.rows && up.rows <= out && down.columns <= rest { Ok([up, down]) } else { Err(misfit()) }
     }
 
     fn kronecker(&mut self, misfit: &dyn Fn() -> Unfit) -> Result<Delta, Unfit> {
@@ -293,7 +294,7 @@ impl Reader<'_> {
             None => {
                 let (a, b) = (self.parts.needed(Part::LokrW1A, self.target)?, self.parts.needed(Part::LokrW1B, self.target)?);
                 rank = Some(b.rows);
-                if a.columns == b.rows { a.times(&b) } else { return Err(misfit()) }
+                if a.columns == b.rows && a.rows <= out && b.columns <= rest { a.times(&b) } else { return Err(misfit()) }
             }
         };
         let second = match self.parts.matrix(Part::LokrW2)? {

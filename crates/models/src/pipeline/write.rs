@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
+use std::path::{Component as PathPart, Path};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -60,8 +60,10 @@ impl ModelFolder {
         }
         .map_err(io(&index))?;
         // A component that is [null, null] in the index has no folder; one that we do not read (a safety checker) is carried along.
+        // A name that leads elsewhere is no component's.
+        let is_name = |name: &str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [PathPart::Normal(_)]);
         let is_component = |name: &&String| match self.files {
-            Files::Folder => self.path.join(name).is_dir(),
+            Files::Folder => is_name(name) && self.path.join(name).is_dir(),
             Files::Single(_) => self.index[*name].get(0).is_some_and(|library| !library.is_null()),
         };
         for name in self.index.keys().filter(is_component) {

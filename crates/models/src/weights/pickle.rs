@@ -46,8 +46,6 @@ pub struct Storage {
     pub kind: String,
     /// Its name in the archive.
     pub key: String,
-    /// Elements.
-    pub len: usize,
 }
 
 /// A value on the stack. Lists, tuples and dictionaries are places in the arena, since the pickle fills them after it has named them.
@@ -102,11 +100,22 @@ fn is_known(module: &str, name: &str) -> bool {
     }
 }
 
+/// The most operations of a pickle. One of a thousand tensors, with a trainer's state beside them, has some hundred thousand.
+const MOST_STEPS: u64 = 1 << 23;
+/// The most dimensions of a tensor, as in PyTorch.
+const MOST_DIMENSIONS: usize = 64;
+/// The most arguments of a call that is looked at.
+const MOST_ARGUMENTS: usize = 16;
+/// How often a tensor may be wrapped in another type.
+const MOST_WRAPPERS: usize = 4;
+
 /// The values of a pickle that has been read.
 #[derive(Debug, Default)]
 pub struct Pickle {
     sequences: Vec<Vec<Value>>,
     dicts: Vec<Vec<(Value, Value)>>,
+    /// The element types of all storages that it names, by key.
+    pub storages: HashMap<String, String>,
 }
 
 impl Pickle {
@@ -144,13 +153,14 @@ impl Pickle {
 /// When it is cut short, or has an operation or a name that no checkpoint needs.
 pub fn read(reader: &mut impl BufRead) -> Result<(Value, Pickle)> {
     let mut machine = Machine { reader, stack: Vec::new(), memo: HashMap::new(), pickle: Pickle::default() };
-    loop {
+    for _ in 0..MOST_STEPS {
         let op = machine.byte()?;
         if op == b'.' {
             return Ok((machine.pop()?, machine.pickle));
         }
         machine.step(op)?;
     }
+    unexpected(format!("its pickle has more than {MOST_STEPS} operations"))
 }
 
 struct Machine<'a, R> {
@@ -382,8 +392,20 @@ impl<R: BufRead> Machine<'_, R> {
     /// What calling a function gives, as far as it is needed.
     fn result_of(&mut self, callee: &Value, arguments: &Value) -> Result<Value> {
         let Value::Name(name) = callee else { return Ok(Value::Opaque(name_of(callee))) };
-        let arguments = self.pickle.items(arguments)?.to_vec();
-        match (&**name, &arguments[..]) {
+        let (mut name, mut arguments) = (name.clone(), self.pickle.items(arguments)?);
+        // A tensor of another type, which a subclass makes: the call that is inside.
+        for _ in 0..MOST_WRAPPERS {
+            match (&*name, arguments) {
+                ("torch._tensor._rebuild_from_type_v2", [Value::Name(inner), _, of, ..]) => {
+                    (name, arguments) = (inner.clone(), self.pickle.items(of)?);
+                }
+                _ => break,
+            }
+        }
+        if arguments.len() > MOST_ARGUMENTS {
+            return Ok(Value::Opaque(name));
+        }
+        match (&*name, &arguments.to_vec()[..]) {
             ("collections.OrderedDict" | "builtins.dict" | "__builtin__.dict", []) => Ok(self.pickle.add_dict(Vec::new())),
             ("torch.Size", [sizes]) => Ok(sizes.clone()),
             ("torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor", [storage, offset, shape, strides, ..]) => {
@@ -393,7 +415,6 @@ impl<R: BufRead> Machine<'_, R> {
                 self.tensor(storage, offset, shape, strides, Some(kind))
             }
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [tensor, ..]) => Ok(tensor.clone()),
-            ("torch._tensor._rebuild_from_type_v2", [function, _, arguments, ..]) => self.result_of(function, arguments),
             _ => Ok(Value::Opaque(name.clone())),
         }
     }
@@ -403,7 +424,10 @@ impl<R: BufRead> Machine<'_, R> {
             Value::Int(size) if *size >= 0 => Ok(*size as usize),
             other => unexpected(format!("{other:?} as a tensor's size")),
         };
-        let sizes = |value: &Value| self.pickle.items(value)?.iter().map(size).collect::<Result<Vec<usize>>>();
+        let sizes = |value: &Value| match self.pickle.items(value)? {
+            sizes if sizes.len() > MOST_DIMENSIONS => unexpected(format!("a tensor of {} dimensions", sizes.len())),
+            sizes => sizes.iter().map(size).collect::<Result<Vec<usize>>>(),
+        };
         let Value::Storage(storage) = storage else { return unexpected(format!("a tensor in {storage:?}")) };
         let (offset, shape, strides) = (size(offset)?, sizes(shape)?, sizes(strides)?);
         let mut storage = (**storage).clone();
@@ -417,11 +441,12 @@ impl<R: BufRead> Machine<'_, R> {
     }
 
     /// `("storage", type, key, location, elements, …)`.
-    fn storage(&self, id: &Value) -> Result<Value> {
+    fn storage(&mut self, id: &Value) -> Result<Value> {
         match self.pickle.items(id)? {
-            [Value::Text(tag), Value::Name(kind), Value::Text(key), _, Value::Int(len), ..] if &**tag == "storage" && *len >= 0 => {
-                let kind = kind.rsplit('.').next().unwrap_or(kind).to_string();
-                Ok(Value::Storage(Rc::new(Storage { kind, key: key.to_string(), len: *len as usize })))
+            [Value::Text(tag), Value::Name(kind), Value::Text(key), ..] if &**tag == "storage" => {
+                let storage = Storage { kind: kind.rsplit('.').next().unwrap_or(kind).to_string(), key: key.to_string() };
+                self.pickle.storages.insert(storage.key.clone(), storage.kind.clone());
+                Ok(Value::Storage(Rc::new(storage)))
             }
             other => unexpected(format!("{} values where a storage is described", other.len())),
         }
@@ -473,6 +498,13 @@ mod tests {
         let (value, pickle) = parse(b"\x80\x02}(cpytorch_lightning.a\nThing\nK\x01X\x01\x00\x00\x00acnumpy\nscalar\n)Ru.").unwrap();
         let Value::Dict(place) = value else { panic!("{value:?}") };
         assert!(matches!(pickle.dict(place), [(Value::Name(_), Value::Int(1)), (Value::Text(_), Value::Opaque(_))]));
+    }
+
+    /// `_rebuild_from_type_v2(itself, …)`: arguments that hold themselves.
+    #[test]
+    fn a_call_within_itself_ends() {
+        let bytes = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00](h\x00Nq\x01h\x01e0h\x00]q\x02(h\x00Nh\x02eR.";
+        assert!(matches!(parse(bytes).map(|(value, _)| value), Ok(Value::Opaque(_)) | Err(_)));
     }
 
     #[test]

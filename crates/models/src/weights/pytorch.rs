@@ -16,6 +16,9 @@ use super::{LoadError, corrupt, io as io_error};
 /// A pickle larger than this describes more than any checkpoint's tensors.
 const LARGEST_PICKLE: u64 = 1 << 29;
 
+/// The bytes of all names together, at most.
+const MOST_NAMED: usize = 1 << 26;
+
 /// Dictionaries within dictionaries, at most.
 const DEEPEST: usize = 16;
 
@@ -50,6 +53,7 @@ pub fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
 
 fn open_zip(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
     let wrong = |found: String| corrupt(path, &found);
+    let len = file.metadata().map_err(io_error(path))?.len();
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| wrong(format!("not a whole zip archive: {e}")))?;
     let is_pickle = |name: &str| name == "data.pkl" || name.ends_with("/data.pkl");
     let Some(pickle) = archive.file_names().flatten().map(|name| name.into_owned()).find(|name| is_pickle(name)) else {
@@ -77,6 +81,9 @@ fn open_zip(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>, L
         let entry = archive.by_name(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
         let start = entry.data_start().filter(|_| entry.compression() == CompressionMethod::Stored);
         let start = start.ok_or_else(|| wrong(format!("{name} is compressed, which torch.save does not do")))?;
+        if start.checked_add(entry.size()).is_none_or(|end| end > len) {
+            return Err(wrong(format!("cut short: {name} should have {} bytes", entry.size())));
+        }
         found.insert(storage.key.clone(), (start, entry.size()));
         Ok((start, entry.size()))
     };
@@ -99,18 +106,16 @@ fn open_legacy(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>
     }
     let ((root, values), (keys, order)) = (next()?, next()?);
     // The values of each storage, behind their number.
-    let mut sizes = HashMap::new();
-    collect_sizes(&root, &values, &mut sizes, 0);
     let mut places = HashMap::new();
     if let Value::Sequence(place) = keys {
         for key in order.sequence(place) {
             let Value::Text(key) = key else { continue };
             let mut count = [0; 8];
             reader.read_exact(&mut count).map_err(io_error(path))?;
-            let Some(size) = sizes.get(&**key) else {
-                return Err(corrupt(path, &format!("storage {key} is of no tensor, so its type is not known")));
+            let Some(size) = values.storages.get(&**key).and_then(|kind| dtype(kind)).map(|dtype| dtype.bitsize() as u64 / 8) else {
+                return Err(corrupt(path, &format!("storage {key} is of a type that is not read")));
             };
-            let bytes = u64::from_le_bytes(count).saturating_mul(*size as u64);
+            let bytes = u64::from_le_bytes(count).saturating_mul(size);
             let start = reader.stream_position().map_err(io_error(path))?;
             if bytes > len.saturating_sub(start) {
                 return Err(corrupt(
@@ -126,24 +131,6 @@ fn open_legacy(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>
         places.get(&storage.key).copied().ok_or_else(|| corrupt(path, &format!("storage {} is not in the file", storage.key)))
     };
     tensors(path, &root, &values, &mut locate)
-}
-
-/// Bytes per element of every storage that a tensor anywhere in the pickle is a view of.
-fn collect_sizes(value: &Value, values: &Pickle, sizes: &mut HashMap<String, usize>, depth: usize) {
-    match value {
-        Value::Tensor(tensor) => {
-            if let Some(dtype) = dtype(&tensor.storage.kind) {
-                sizes.insert(tensor.storage.key.clone(), dtype.bitsize() / 8);
-            }
-        }
-        Value::Dict(place) if depth < DEEPEST => {
-            values.dict(*place).iter().for_each(|(_, value)| collect_sizes(value, values, sizes, depth + 1));
-        }
-        Value::Sequence(place) if depth < DEEPEST => {
-            values.sequence(*place).iter().for_each(|value| collect_sizes(value, values, sizes, depth + 1));
-        }
-        _ => {}
-    }
 }
 
 fn refused(path: &Path, error: PickleError) -> LoadError {
@@ -163,7 +150,7 @@ fn tensors(path: &Path, root: &Value, values: &Pickle, locate: &mut Locate<'_>) 
         let found = format!("{what} where a dictionary of tensors is expected; in Python, torch.save(model.state_dict(), FILE) writes one");
         return Err(corrupt(path, &found));
     };
-    let mut collect = Collect { path, values, locate, found: BTreeMap::new() };
+    let mut collect = Collect { path, values, locate, found: BTreeMap::new(), budget: MOST_NAMED };
     collect.add("", root, 0)?;
     Ok(collect.found)
 }
@@ -173,6 +160,8 @@ struct Collect<'a, 'b> {
     values: &'a Pickle,
     locate: &'a mut Locate<'b>,
     found: BTreeMap<String, StoredTensor>,
+    /// Bytes of names that may still be made: a dictionary may be in itself, or in others many times.
+    budget: usize,
 }
 
 impl Collect<'_, '_> {
@@ -192,6 +181,8 @@ impl Collect<'_, '_> {
                         _ => continue,
                     };
                     let name = if name.is_empty() { key } else { format!("{name}.{key}") };
+                    let left = self.budget.checked_sub(name.len() + 1);
+                    self.budget = left.ok_or_else(|| corrupt(self.path, "its dictionaries hold each other too often"))?;
                     self.add(&name, value, depth + 1)?;
                 }
             }
@@ -254,6 +245,9 @@ impl StoredTensor {
     /// # Errors
     /// When the file cannot be read.
     pub fn read(&self) -> io::Result<Vec<u8>> {
+        if self.span == 0 {
+            return Ok(Vec::new());
+        }
         let size = self.dtype.bitsize() / 8;
         let mut span = vec![0; self.span * size];
         let mut file = File::open(&self.path)?;
