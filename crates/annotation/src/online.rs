@@ -49,8 +49,9 @@ impl OnlineRater {
                 cache.store(&JournalLine { key: key.clone(), item: String::new(), task: Task::Rate, said, usage, repaired })?;
                 Ok(value.into_iter().next().ok_or_else(|| "the reply rates no image".into()))
             }
-            Err(Unanswered::SetAside(reason)) => Ok(Err(reason)),
-            Err(Unanswered::Rejected(reason) | Unanswered::Unreachable(reason)) => Err(Error::NoAnswer { reason }),
+            // A request that the server rejects, as a filter of contents does, is about this image.
+            Err(Unanswered::SetAside(reason) | Unanswered::Rejected(reason)) => Ok(Err(reason)),
+            Err(Unanswered::Unreachable(reason)) => Err(Error::NoAnswer { reason }),
             Err(Unanswered::BudgetSpent(limit)) => Err(Error::NoAnswer { reason: format!("{limit}; raise it to go on") }),
             Err(Unanswered::Stopped) => Err(Error::NoAnswer { reason: "stopped".into() }),
             Err(Unanswered::Fatal(error)) => Err(error),

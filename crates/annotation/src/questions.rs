@@ -73,7 +73,7 @@ pub(crate) fn of_records<'a>(items: &'a [Record], images_root: &Path, options: &
     questions
 }
 
-/// The question how good one image of `prompt` is, which is looked at beside the question.
+/// The question of how good one image of `prompt` is, which is looked at beside the question.
 pub(crate) fn of_image(prompt: &str) -> Question<'_> {
     Question { item: 0, id: "", prompt, task: Task::Rate, repeat: 0, shown: vec![0], paths: Vec::new() }
 }

@@ -186,7 +186,7 @@ pub struct SampleArgs {
     /// A diffusers folder, a single-file checkpoint, a hub id (ORG/NAME[@REVISION]), or the model inside this program
     #[arg(long, value_name = "MODEL", default_value = embedded::SHAPES)]
     pub model: PathBuf,
-    /// What is said of the model's files.
+    /// Options for the model's files.
     #[command(flatten)]
     pub files: ModelArgs,
     /// A LoRA file or the folder of an adapter, added with this weight [default: 1] (repeatable)
@@ -271,7 +271,7 @@ impl From<VaeArgs> for Splitting {
     }
 }
 
-/// What is said of a model's files beyond its path.
+/// Options for a model's files beyond its path.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub struct ModelArgs {
     /// Another autoencoder: a file, or a folder with its config
@@ -367,7 +367,7 @@ pub struct EvaluateArgs {
     /// The base model: a diffusers folder, a single-file checkpoint, a hub id, or the model that is part of this program
     #[arg(long, value_name = "MODEL", default_value = embedded::SHAPES)]
     pub base: PathBuf,
-    /// What is said of the base model's files.
+    /// Options for the base model's files.
     #[command(flatten)]
     pub files: ModelArgs,
     /// A tuned model (repeatable)
@@ -457,7 +457,7 @@ pub struct ExportArgs {
     /// The model that the LoRA was made for: a diffusers folder, a single-file checkpoint or a hub id
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// What is said of the model's files.
+    /// Options for the model's files.
     #[command(flatten)]
     pub files: ModelArgs,
     /// A LoRA file or the folder of an adapter, with this weight [default: 1] (repeatable with --merge and --format ldm)

@@ -34,7 +34,7 @@ pub struct Sampling<'a> {
     pub steps: usize,
     /// Every guidance scale that will be asked for.
     pub guidance_scales: &'a [f64],
-    /// What is said of the model's files.
+    /// Options for the model's files.
     pub files: ModelOptions,
     /// The parts in which images are decoded.
     pub splitting: Splitting,

@@ -62,6 +62,9 @@ struct Subset<'a> {
     levels: [&'a Table; 3],
 }
 
+/// How often an image may count, as in the names of folders.
+const MOST_REPEATS: usize = 1000;
+
 impl Subset<'_> {
     fn value(&self, key: &str) -> Option<&Value> {
         self.levels.iter().find_map(|level| level.get(key))
@@ -81,8 +84,8 @@ impl Subset<'_> {
             Some(value) => value
                 .as_integer()
                 .and_then(|repeats| usize::try_from(repeats).ok())
-                .filter(|repeats| *repeats > 0)
-                .ok_or_else(|| format!("num_repeats is {value}; expected a whole number above 0")),
+                .filter(|repeats| (1..=MOST_REPEATS).contains(repeats))
+                .ok_or_else(|| format!("num_repeats is {value}; expected a whole number from 1 to {MOST_REPEATS}")),
         }
     }
 }

@@ -130,7 +130,8 @@ impl Aesthetic {
         let head = RewardHead::from_weights(head, &device)?;
         let encoder = match (clip, section.clip()) {
             (Some(weights), config) => {
-                let config = config.map(|folder| ClipConfig::read(&folder.join("config.json"))).transpose()?;
+                let config = config.map(|path| path.join("config.json")).filter(|path| path.is_file());
+                let config = config.map(|path| ClipConfig::read(&path)).transpose()?;
                 ClipImageEncoder::from_weights(weights, config.as_ref().map(|config| &config.vision), &device)?
             }
             (None, Some(clip)) => openai(&clip)?.load_image_encoder(&device)?,

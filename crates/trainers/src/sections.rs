@@ -118,7 +118,7 @@ pub struct ModelSection {
 }
 
 impl ModelSection {
-    /// What is said of the model's files.
+    /// Options for the model's files.
     pub fn files(&self) -> ModelOptions {
         let Self { vae, config, ema, prediction_type, .. } = self.clone();
         ModelOptions { vae, config, ema, prediction_type }

@@ -334,7 +334,7 @@ impl OpenAi {
         }
     }
 
-    /// Whether `max_tokens` is sent, under either name. Who sets the newer name under `extra` means it in place of the older one.
+    /// Whether `max_tokens` is sent, under either name. A config that sets the newer name under `extra` means it in place of the older one.
     fn sends_limit(&self) -> bool {
         self.config.sends("max_tokens") && !self.config.extra.contains_key(MAX_COMPLETION_TOKENS)
     }

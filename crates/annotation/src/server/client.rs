@@ -62,12 +62,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The address for messages. A query is left out, for it may hold a token.
+    /// The address for messages. A query and a user's name and password are left out, for they may be secret.
     fn shown_url(&self) -> String {
-        match self.url.split_once('?') {
-            Some((path, _)) => format!("{path}?…"),
-            None => self.url.clone(),
-        }
+        let (path, query) = self.url.split_once('?').map_or((&*self.url, ""), |(path, _)| (path, "?…"));
+        let (scheme, rest) = path.split_once("://").map_or(("", path), |(scheme, rest)| (scheme, rest));
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = host.rsplit_once('@').map_or(host.to_string(), |(_, host)| format!("…@{host}"));
+        let separator = if scheme.is_empty() { "" } else { "://" };
+        format!("{scheme}{separator}{host}{path}{query}")
     }
 }
 

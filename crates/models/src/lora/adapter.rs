@@ -41,7 +41,7 @@ pub struct Adapter {
 
 impl Adapter {
     /// Reads a file in any published form, or the one in a folder: LoRA, LoCon with two or three factors, LoHa, LoKr, full differences, and
-    /// DoRA on any of them, under the names of kohya, diffusers of all ages, PEFT, LyCORIS, OneTrainer, SimpleTuner and ComfyUI. Where alpha
+    /// DoRA on any of them, under the names of kohya, every version of diffusers, PEFT, LyCORIS, OneTrainer, SimpleTuner and ComfyUI. Where alpha
     /// is told neither beside the factors nor in the metadata nor in an `adapter_config.json` beside the file, it is the rank: scale 1.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub struct ModelFolder {
     pub scheduler_config: SchedulerConfig,
 }
 
-/// What a user may say of a model's files beyond their path.
+/// Options for a model's files beyond their path.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelOptions {
     /// Another autoencoder: a file, a folder with `config.json`, or a model's folder, whose `vae/` is taken.

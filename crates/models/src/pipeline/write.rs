@@ -43,7 +43,9 @@ impl ModelFolder {
         let (temporary, old) = (temporary_beside(destination), temporary_beside(destination));
         let written = self.write_to(&temporary, replaced).and_then(|()| {
             let moved = if destination.exists() { fs::rename(destination, &old) } else { Ok(()) };
-            moved.and_then(|()| fs::rename(&temporary, destination)).map_err(io(destination))
+            // What an earlier export left is put back if the new one cannot take its place.
+            let taken = moved.and_then(|()| fs::rename(&temporary, destination).inspect_err(|_| drop(fs::rename(&old, destination))));
+            taken.map_err(io(destination))
         });
         for left_over in [&temporary, &old] {
             let _ = fs::remove_dir_all(left_over);

@@ -105,8 +105,14 @@ pub(super) fn cleaned(text: &str) -> String {
 
 /// What `ftfy.fix_text` does to one line, less the repair of mojibake: it begins again until nothing changes.
 fn fixed(line: &str, html: bool) -> String {
-    let once = fixed_once(line, html);
-    if once == line { once } else { fixed(&once, html) }
+    let mut line = line.to_string();
+    loop {
+        let once = fixed_once(&line, html);
+        if once == line {
+            return once;
+        }
+        line = once;
+    }
 }
 
 fn fixed_once(line: &str, html: bool) -> String {
