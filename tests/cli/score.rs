@@ -123,7 +123,7 @@ fn what_cannot_be_scored_is_refused_by_name() {
         &["-r", "nothing", "-p", "x", image],
         &["known: brightness, saturation, jpeg_compressibility, jpeg_incompressibility, judge; or the"],
     );
-    refused(&["-r", "THUDM/ImageReward", "-p", "x", image], &["THUDM/ImageReward", "nothing is downloaded"]);
+    refused(&["-r", "no/such/ImageReward", "-p", "x", image], &["there is no file or folder no/such/ImageReward"]);
     refused(&["-r", "docs", "-p", "x", image], &["docs: no weights found"]);
     refused(&["-r", "brightness", "-r", "brightness", "-p", "x", image], &["given twice"]);
     refused(&["-r", "brightness", "--batch-size", "0", "-p", "x", image], &["--batch-size"]);

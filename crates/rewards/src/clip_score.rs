@@ -33,8 +33,7 @@ pub struct ClipScoreConfig {
     /// of weights in it.
     pub weights: PathBuf,
     /// The folder with CLIP's vocabulary (`tokenizer.json`, or `vocab.json` and `merges.txt`). Default: where the weights are, or `tokenizer`
-    /// there; else
-    /// the published one, which is part of the program.
+    /// there; else the published one, which is part of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
     /// Whether cosines are multiplied by the learnt temperature (about 100). PickScore does; CLIP score does not.

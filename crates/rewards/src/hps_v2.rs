@@ -34,8 +34,7 @@ pub struct HpsV2Config {
     /// `HPS_v2.1_compressed.pt`, `HPS_v2_compressed.pt`, imscore's safetensors copy, or a folder with nothing else of the kind.
     pub weights: PathBuf,
     /// The folder with CLIP's vocabulary (`tokenizer.json`, or `vocab.json` and `merges.txt`). Default: where the weights are, or `tokenizer`
-    /// there; else
-    /// the published one, which is part of the program.
+    /// there; else the published one, which is part of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
     /// Whether images are resized with antialiasing, as torchvision 0.17 and later do; the published scores were made without.
