@@ -18,12 +18,14 @@ mod memory;
 mod named_rewards;
 mod out_of_memory;
 mod output_folder;
+mod panics;
 mod presets;
 mod report;
 mod score_table;
 mod seen_devices;
 mod shapes_dataset;
 mod shard;
+mod shown;
 mod signals;
 mod terminal;
 
@@ -32,8 +34,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    match commands::run(args::Args::parse()) {
+    panics::caught(|| match commands::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    })
 }

@@ -12,6 +12,7 @@
 
 pub mod atomic;
 pub mod config;
+pub mod containment;
 pub mod noise;
 pub mod profile;
 mod registry;
