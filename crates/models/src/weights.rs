@@ -146,6 +146,10 @@ impl Weights {
             [.., b'{'] if read == 9 => Self::open_safetensors(path),
             // A zip archive, or a bare pickle (protocol 2 and up).
             [b'P', b'K', ..] | [0x80, ..] => Self::open_pytorch(path),
+            b"version h" => Err(corrupt(path, "a pointer of Git LFS, not the file itself; `git lfs pull` in its repository gets it")),
+            [b'<', ..] => {
+                Err(corrupt(path, "a page of a website, not a file of weights: the download failed, or the address was that of a page"))
+            }
             [b'G', b'G', b'U', b'F', ..] => {
                 Err(corrupt(path, "a GGUF file (quantised weights), which is not read; expected the same model as .safetensors or .ckpt"))
             }

@@ -207,6 +207,20 @@ pub fn vae(weights: &Weights, layout: Layout) -> Config {
     })))
 }
 
+/// `vae/config.json` of the published models, for a file without an autoencoder.
+pub fn published_vae(layout: Layout) -> Map<String, Value> {
+    object(json!({
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "down_block_types": vec!["DownEncoderBlock2D"; 4],
+        "up_block_types": vec!["UpDecoderBlock2D"; 4],
+        "sample_size": if layout.version == Version::Xl { 1024 } else { 512 },
+        "scaling_factor": if layout.version == Version::Xl { 0.13025 } else { 0.18215 },
+    }))
+}
+
 /// `text_encoder/config.json` or `text_encoder_2/config.json`.
 pub fn text_encoder(weights: &Weights, layout: Layout, component: &str) -> Config {
     let encoder = layout.text_encoder(component);

@@ -21,7 +21,7 @@ use crate::unet::UNetConfig;
 use crate::vae;
 use crate::weights::{LoadError, Weights, corrupt};
 
-pub use configs::{model_index, scheduler, text_encoder, unet, vae as autoencoder};
+pub use configs::{model_index, published_vae as published_autoencoder, scheduler, text_encoder, unet, vae as autoencoder};
 pub use names::unet_name;
 pub use write::tensors;
 

@@ -142,7 +142,12 @@ impl ModelFolder {
             return Some(format!("cross_attention_dim is {:?}, the text encoders give {width} channels", unet.cross_attention_dim));
         }
         let Some(Addition::TextTime(time)) = unet.addition else { return None };
-        let pooled = self.text_configs.last().filter(|config| config.with_projection)?.projection_dim;
+        let Some(last) = self.text_configs.last().filter(|config| config.with_projection) else {
+            return Some(
+                "text_encoder_2 has no projection (architectures: CLIPTextModelWithProjection); are the two encoders swapped?".into(),
+            );
+        };
+        let pooled = last.projection_dim;
         let (sizes, expected) = (time.addition_time_embed_dim, time.projection_class_embeddings_input_dim);
         // Six numbers: original size, crop, target size.
         let given = sizes.checked_mul(6).and_then(|sizes| sizes.checked_add(pooled));
@@ -328,6 +333,9 @@ fn snapshot(path: &Path) -> Option<PathBuf> {
 
 fn configs_of_folder(path: &Path) -> Result<Configs> {
     let not_a_folder = |message: String| Error::NotAFolder { given: path.display().to_string(), message };
+    if !path.is_dir() {
+        return Err(not_a_folder("no such folder".into()));
+    }
     let index_path = path.join("model_index.json");
     if !index_path.is_file() {
         return Err(not_a_folder(without_index(path)));
@@ -395,7 +403,9 @@ fn configs_of_single_file(path: &Path, file: &SingleFile, options: &ModelOptions
     if let Some(folder) = &options.config {
         let configs = configs_of_folder(folder)?;
         if configs.family != layout.family() {
-            let message = format!("{} is of the family {:?}, the file {:?}", folder.display(), configs.family, layout.family());
+            let name = |family| if family == Family::StableDiffusionXl { "an XL model's" } else { "a model's of 1.x or 2.x" };
+            let (found, expected) = (name(configs.family), name(layout.family()));
+            let message = format!("the configs in {} are {found}, the file is {expected}", folder.display());
             return Err(Error::Config { path: path.display().to_string(), message });
         }
         return Ok(configs);
@@ -409,6 +419,11 @@ fn configs_of_single_file(path: &Path, file: &SingleFile, options: &ModelOptions
         },
         other => other,
     };
+    let has_vae = weights.names().any(|name| name.starts_with("first_stage_model."));
+    if !has_vae && options.vae.is_none() {
+        return Err(refused("it holds no autoencoder (first_stage_model.*); give one by model.vae or --vae".into()));
+    }
+    let vae = if has_vae { ldm::autoencoder(weights, layout) } else { Ok(ldm::published_autoencoder(layout)) };
     let json = |config: Result<Map<String, Value>, String>| Ok::<_, Error>(Value::from(config.map_err(refused)?).to_string());
     let text = layout
         .family()
@@ -420,7 +435,7 @@ fn configs_of_single_file(path: &Path, file: &SingleFile, options: &ModelOptions
         family: layout.family(),
         scheduler: SchedulerConfig::try_from(ldm::scheduler(layout, file.v_prediction, file.zero_terminal_snr))?,
         unet: UNetConfig::parse(&origin, &json(ldm::unet(weights, layout, file.v_prediction))?).map_err(help)?,
-        vae: AutoencoderConfig::parse(&origin, &json(ldm::autoencoder(weights, layout))?).map_err(help)?,
+        vae: AutoencoderConfig::parse(&origin, &json(vae)?).map_err(help)?,
         text: text.collect::<Result<_>>()?,
     })
 }

@@ -67,6 +67,24 @@ pub enum Value {
     Opaque(Rc<str>),
 }
 
+impl Value {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Mark => "a mark",
+            Self::None => "None",
+            Self::Bool => "a truth value",
+            Self::Int(_) => "a number",
+            Self::Text(_) => "a text",
+            Self::Name(_) => "a name",
+            Self::Sequence(_) => "a list",
+            Self::Dict(_) => "a dictionary",
+            Self::Storage(_) => "a storage",
+            Self::Tensor(_) => "a tensor",
+            Self::Opaque(_) => "an object",
+        }
+    }
+}
+
 /// Modules whose classes and functions published checkpoints carry beside their tensors. They are passed over.
 const KNOWN_MODULES: [&str; 18] = [
     "torch",
@@ -142,7 +160,7 @@ impl Pickle {
     fn items(&self, value: &Value) -> Result<&[Value]> {
         match value {
             Value::Sequence(place) => Ok(&self.sequences[*place]),
-            other => unexpected(format!("{other:?} where a tuple is expected")),
+            other => unexpected(format!("{} where a tuple is expected", other.kind())),
         }
     }
 }
@@ -330,7 +348,7 @@ impl<R: BufRead> Machine<'_, R> {
             (b'a' | b'e' | 0x90, Value::Sequence(place)) => self.pickle.sequences[place].extend(values),
             // Items of an object that is passed over.
             (_, Value::Opaque(_)) => {}
-            (_, other) => return unexpected(format!("items for {other:?}")),
+            (_, other) => return unexpected(format!("items for {}", other.kind())),
         }
         Ok(())
     }
@@ -363,7 +381,7 @@ impl<R: BufRead> Machine<'_, R> {
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => named(&module, &name).and_then(|name| self.push(name)),
-                other => unexpected(format!("a name made of {other:?}")),
+                (name, module) => unexpected(format!("a name made of {} and {}", module.kind(), name.kind())),
             },
             // The state of what was made before: nothing that is needed.
             b'b' => self.pop().map(drop),
@@ -422,13 +440,14 @@ impl<R: BufRead> Machine<'_, R> {
     fn tensor(&self, storage: &Value, offset: &Value, shape: &Value, strides: &Value, kind: Option<&Value>) -> Result<Value> {
         let size = |value: &Value| match value {
             Value::Int(size) if *size >= 0 => Ok(*size as usize),
-            other => unexpected(format!("{other:?} as a tensor's size")),
+            Value::Int(size) => unexpected(format!("a tensor of size, stride or offset {size}")),
+            other => unexpected(format!("{} as a tensor's size", other.kind())),
         };
         let sizes = |value: &Value| match self.pickle.items(value)? {
             sizes if sizes.len() > MOST_DIMENSIONS => unexpected(format!("a tensor of {} dimensions", sizes.len())),
             sizes => sizes.iter().map(size).collect::<Result<Vec<usize>>>(),
         };
-        let Value::Storage(storage) = storage else { return unexpected(format!("a tensor in {storage:?}")) };
+        let Value::Storage(storage) = storage else { return unexpected(format!("a tensor in {}", storage.kind())) };
         let (offset, shape, strides) = (size(offset)?, sizes(shape)?, sizes(strides)?);
         let mut storage = (**storage).clone();
         if let Some(Value::Name(kind)) = kind {
