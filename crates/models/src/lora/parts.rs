@@ -161,6 +161,9 @@ pub(super) fn change(target: Target<'_>, mut parts: Parts, settings: &Settings) 
         parts.0.iter().filter(|(part, _)| **part != Part::Alpha).map(|(_, stored)| format!("{:?}", stored.shape())).collect();
     let misfit = || Unfit::Fault(format!("{name} has the shape {shape:?}, which tensors of the shapes {} do not fit", shapes.join(", ")));
     let alpha = match parts.0.remove(&Part::Alpha) {
+        Some(alpha) if alpha.shape().iter().product::<usize>() != 1 => {
+            return Err(Unfit::Fault(format!("{name} has an alpha of the shape {:?}, expected one number", alpha.shape())));
+        }
         Some(alpha) => alpha.read_number()?,
         None => None,
     };
