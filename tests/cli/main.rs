@@ -10,7 +10,6 @@ mod doctor;
 mod dpo;
 mod embedded;
 mod evaluate;
-mod hostile_text;
 mod hub;
 mod image_folders;
 mod list;

@@ -18,14 +18,12 @@ mod memory;
 mod named_rewards;
 mod out_of_memory;
 mod output_folder;
-mod panics;
 mod presets;
 mod report;
 mod score_table;
 mod seen_devices;
 mod shapes_dataset;
 mod shard;
-mod shown;
 mod signals;
 mod terminal;
 
@@ -34,8 +32,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    panics::caught(|| match commands::run(args::Args::parse()) {
+    match commands::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    })
+    }
 }

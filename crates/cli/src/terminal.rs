@@ -11,8 +11,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vp_core::profile;
 use vp_trainers::run::journal::{Voice, clock};
 
-use crate::shown;
-
 /// Prints `text` as it is to standard output, for commands whose output is the point.
 ///
 /// # Errors
@@ -46,7 +44,7 @@ pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: 
 
 /// One line on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
 pub fn complain(label: &str, line: Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{label}: {}", shown::message(&line.to_string()));
+    let _ = writeln!(std::io::stderr(), "{label}: {line}");
 }
 
 /// With `--profile`, where the time went.

@@ -12,7 +12,6 @@
 
 pub mod atomic;
 pub mod config;
-pub mod containment;
 pub mod noise;
 pub mod profile;
 mod registry;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -14,7 +15,6 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
-use vp_core::containment::contained;
 
 use crate::json_list::{Fields, Placed};
 use crate::{Error, Problem, ProblemKind, Result};
@@ -145,7 +145,7 @@ fn open_reader(path: &Path) -> Result<SerializedFileReader<File>> {
 
 /// What `read` reads. The parquet crate meets some kinds of damage with a panic; behind one, what it was reading is not used again.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
-    contained(read).unwrap_or_else(|_| Err(ParquetError::General("it is damaged".into())))
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(ParquetError::General("it is damaged".into())))
 }
 
 fn refused(path: &Path, error: &ParquetError) -> Error {

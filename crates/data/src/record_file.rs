@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use crate::manifest::name_within;
@@ -69,51 +69,12 @@ pub(crate) fn write_lines<T: serde::Serialize>(path: &Path, values: &[T]) -> Res
 
 /// The lines of a file as records, one in memory at a time; what the types cannot say is not checked yet.
 pub(crate) fn record_lines(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
-    let refused = |error| Error::Read { path: path.into(), error };
-    let file = File::open(path).map_err(refused)?;
-    if file.metadata().map_err(refused)?.is_dir() {
-        return Err(refused(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; expected a file of records")));
-    }
-    let lines = Lines { reader: BufReader::new(file), ended: false }.enumerate();
+    let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let lines = BufReader::new(file).split(b'\n').enumerate();
     Ok(lines.filter_map(|(index, line)| {
         let record = record_of(line, index == 0).transpose()?.map(Some);
         Some(ParsedRecord { place: format!("line {}", index + 1), record })
     }))
-}
-
-/// The longest line of a file of records: a record has some kilobytes.
-const LONGEST_LINE: u64 = 1 << 26;
-
-/// The lines of a file without their ends. What cannot be read, or never ends, ends them.
-struct Lines<R> {
-    reader: R,
-    ended: bool,
-}
-
-impl<R: BufRead> Iterator for Lines<R> {
-    type Item = io::Result<Vec<u8>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let mut line = Vec::new();
-        match self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
-            Ok(0) => None,
-            Ok(_) if line.len() as u64 == LONGEST_LINE => {
-                self.ended = true;
-                Some(Err(io::Error::other("longer than 64 MiB; expected a line per record")))
-            }
-            Ok(_) => {
-                line.truncate(line.strip_suffix(b"\n").map_or(line.len(), <[u8]>::len));
-                Some(Ok(line))
-            }
-            Err(error) => {
-                self.ended = true;
-                Some(Err(error))
-            }
-        }
-    }
 }
 
 /// The record of a line; none if it is blank.

@@ -1,13 +1,11 @@
 //! Parameters by name: walking a module, loading into it, choosing what trains, initialising from scratch.
 
-use std::path::Path;
-
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 
-use crate::weights::{LoadError, Weights, corrupt};
+use crate::weights::{LoadError, Weights};
 
 /// Field names that Rust forbids, and the keys they stand for.
 const RENAMED: &[(&str, &str)] = &[
@@ -230,11 +228,6 @@ pub fn load<M: Module>(module: M, weights: Weights) -> Result<M, LoadError> {
                 return param;
             }
             match stored.read() {
-                Ok(values) if values.iter().any(|value| !value.is_finite()) => {
-                    let found = format!("{key} holds a value that is not finite; is the file damaged, or was it written in too few bits?");
-                    self.unreadable.get_or_insert(corrupt(Path::new(self.weights.origin()), &found));
-                    param
-                }
                 Ok(values) => {
                     let value = Tensor::from_data(TensorData::new(values, expected), &param.lazy_device());
                     let id = param.id;

@@ -9,7 +9,7 @@ use ureq::http::{HeaderMap, Uri};
 
 use super::limiter::Limiter;
 use super::reported_error::{reported_error, said, status_of};
-use super::retry::{Advice, LONGEST_ASKED, advice, backoff, jitter, told};
+use super::retry::{Advice, advice, backoff, jitter};
 use crate::{ApiKey, Budget, Clock, Error, Estimate, Unanswered, Usage};
 
 /// Larger than any reply; an endless one is cut off here.
@@ -178,14 +178,6 @@ impl Client {
                     advice
                 }
             };
-            if let Some(pause) = advice.retry_after.max(advice.exhausted_for).filter(|pause| *pause > LONGEST_ASKED) {
-                return Err(Failure::Unanswered(Unanswered::Unreachable(format!(
-                    "{}: the server asks to wait {}, more than the {} that are waited at most; because: {last_reason}",
-                    self.connection.shown_url(),
-                    told(pause),
-                    told(LONGEST_ASKED)
-                ))));
-            }
             if attempt + 1 < self.connection.max_attempts {
                 let wait = backoff(attempt, jitter()).max(advice.retry_after.unwrap_or_default());
                 if !self.connection.clock.wait_until(self.connection.clock.now() + wait, sending.stopped) {
@@ -214,7 +206,7 @@ impl Client {
         budget.close(reserved, usd);
         self.limiter.correct(ticket, tokens);
         if let Attempt::Retry { advice, .. } = &attempt
-            && let Some(pause) = advice.retry_after.max(advice.exhausted_for).filter(|pause| *pause <= LONGEST_ASKED)
+            && let Some(pause) = advice.retry_after.max(advice.exhausted_for)
         {
             // Whoever sent it: the server's allowance is one for all threads.
             self.limiter.quiet_for(pause);
