@@ -25,6 +25,7 @@ mod sample;
 mod score;
 mod scripted_server;
 mod sentinel;
+mod shown;
 mod supervised;
 mod train;
 mod util;
