@@ -26,6 +26,7 @@ mod sample;
 mod score;
 mod scripted_server;
 mod sentinel;
+mod shown;
 mod supervised;
 mod train;
 mod util;

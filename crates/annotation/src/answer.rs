@@ -123,6 +123,8 @@ pub struct Ask<'a> {
     pub repeat: u32,
     /// Tells whether to give up waiting; called often.
     pub stopped: &'a dyn Fn() -> bool,
+    /// Is called with what somebody who watches should know, such as a long wait.
+    pub notice: &'a dyn Fn(&str),
     /// Every request is announced here before it is sent.
     pub budget: &'a Budget,
     /// Unusable replies to this question from an earlier run, in order: they are not asked for again.

@@ -42,7 +42,7 @@ impl OnlineRater {
         }
         // There is no journal, so unusable replies are forgotten; the budget has counted them.
         let keep = |_: &crate::Unusable, _: Usage| Ok(());
-        let ask = Ask { key: &key, repeat: 0, stopped, budget: &self.budget, unusable: &[], keep: &keep };
+        let ask = Ask { key: &key, repeat: 0, stopped, notice: &|_| {}, budget: &self.budget, unusable: &[], keep: &keep };
         match self.annotator.rate(prompt, picture, &ask) {
             Ok(Answered { value, usage, repaired }) => {
                 let said = Outcome::Rated(value.clone());

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, ImageReader};
 use sha2::{Digest, Sha256};
+use vp_core::input_file;
 use vp_data::{RgbImage, decode_image, is_plain_rgb};
 
 /// How a JPEG begins.
@@ -33,7 +34,8 @@ impl Picture {
     /// # Errors
     /// When it cannot be read.
     pub fn read(path: &Path) -> vp_data::Result<Self> {
-        let bytes = fs::read(path).map_err(|error| vp_data::Error::Read { path: path.into(), error })?;
+        let read = || input_file::expect_regular(path).and_then(|()| fs::read(path));
+        let bytes = read().map_err(|error| vp_data::Error::Read { path: path.into(), error })?;
         let hash = hex_digest(&bytes);
         Ok(Self { path: path.into(), bytes, hash })
     }

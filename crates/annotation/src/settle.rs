@@ -28,7 +28,7 @@ pub enum Event<'a> {
         /// Spent by this run so far.
         usd: f64,
     },
-    /// Something worth showing once.
+    /// Something worth showing, such as a long wait.
     Notice(&'a str),
 }
 
@@ -242,7 +242,16 @@ impl QuestionQueue<'_> {
             self.append(line(Outcome::Unusable(unusable.clone()), usage, false))
         };
         let stopped = || self.stopped();
-        let ask = Ask { key, repeat: question.repeat, stopped: &stopped, budget: &self.budget, unusable: &unusable, keep: &keep };
+        let notice = |line: &str| (self.progress)(Event::Notice(line));
+        let ask = Ask {
+            key,
+            repeat: question.repeat,
+            stopped: &stopped,
+            notice: &notice,
+            budget: &self.budget,
+            unusable: &unusable,
+            keep: &keep,
+        };
         match self.put(question, pictures, &ask) {
             Ok(Answered { value, usage, repaired }) => {
                 let line = line(value, usage, repaired);

@@ -9,6 +9,7 @@ mod device_check;
 mod documented;
 mod embedded;
 mod failure;
+mod fault;
 mod hub;
 mod image_copies;
 mod image_generator;
@@ -32,8 +33,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    match commands::run(args::Args::parse()) {
+    fault::told(|| match commands::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    })
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use burn::tensor::Device;
 use serde::Deserialize;
 use vp_core::config::Validate;
+use vp_core::input_file;
 use vp_core::suggest::did_you_mean;
 use vp_data::{ImageEntry, RgbImage};
 use vp_rewards::{Reward, RewardConfig};
@@ -88,7 +89,7 @@ fn is_config(path: &Path) -> bool {
 }
 
 fn read_config(path: &Path) -> anyhow::Result<RewardConfig> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let text = input_file::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let RewardOfConfig { reward } = toml::from_str(&text).with_context(|| format!("{}: expected a [reward.<name>]", path.display()))?;
     Ok(reward)
 }

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
+use vp_core::shown;
 use vp_data::ImageEntry;
+
+/// How much of a prompt or a file's name is shown, in characters.
+const LONGEST: usize = 400;
 
 /// The images of each prompt, best first by the first reward.
 pub struct ScoreTable<'a> {
@@ -42,16 +46,21 @@ impl ScoreTable<'_> {
     }
 }
 
+/// What was read, as part of a line.
+fn read(text: &str) -> String {
+    shown::cut(&shown::one_line(text), LONGEST).into()
+}
+
 impl fmt::Display for ScoreTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |score: f64| format!("{score:.4}");
         for group in self.groups() {
-            writeln!(f, "{}", self.images[group[0]].caption)?;
+            writeln!(f, "{}", read(&self.images[group[0]].caption))?;
             self.line(f, "rank", self.rewards.iter().map(|name| name.to_string()), "file")?;
             for &i in &group {
                 // Equal scores share a rank.
                 let rank = 1 + group.iter().filter(|other| self.rows[**other][0] > self.rows[i][0]).count();
-                self.line(f, &rank.to_string(), self.rows[i].iter().copied().map(show), &self.images[i].file_name)?;
+                self.line(f, &rank.to_string(), self.rows[i].iter().copied().map(show), &read(&self.images[i].file_name))?;
             }
             writeln!(f)?;
         }
@@ -65,6 +74,14 @@ impl fmt::Display for ScoreTable<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_is_one_line_whatever_it_holds() {
+        let images = [ImageEntry { path: "a".into(), file_name: "a\u{1b}[2J".into(), caption: format!("two\nlines {}", "x".repeat(9000)) }];
+        let table = ScoreTable { rewards: vec!["first"], images: &images, rows: &[vec![0.5]] }.to_string();
+        assert!(table.starts_with("two\\u{a}lines xxx") && table.contains("  a\\u{1b}[2J\n"), "{table}");
+        assert!(table.lines().count() == 5 && table.lines().all(|line| line.chars().count() <= LONGEST), "{table}");
+    }
 
     #[test]
     fn images_are_ranked_within_their_prompt() {

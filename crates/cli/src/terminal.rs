@@ -1,5 +1,5 @@
 //! The only place that writes to standard output and standard error: plain lines for files and pipes, and one progress bar where somebody
-//! watches.
+//! watches. What a terminal would obey is escaped here, for names and texts from files and servers may hold it.
 
 use std::ffi::OsString;
 use std::fmt::Arguments;
@@ -8,14 +8,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use vp_core::profile;
+use vp_core::{profile, shown};
 use vp_trainers::run::journal::{Voice, clock};
 
-/// Prints `text` as it is to standard output, for commands whose output is the point.
+/// The longest line of a warning or an error, in characters: what a message quotes may be of any length.
+const LONGEST_LINE: usize = 500;
+
+/// Prints `text` to standard output, for commands whose output is the point.
 ///
 /// # Errors
 /// When the output cannot be written, as on a full disk. A reader that went away (`| head`) is not an error.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    write_out(&shown::lines(text))
+}
+
+/// Prints JSON to standard output: as [`print`], but escaped as JSON is, so that it means the same.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json(json: &str) -> anyhow::Result<()> {
+    write_out(&shown::json(json))
+}
+
+fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
@@ -25,7 +40,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// One line on standard output that tells how a command is going. A reader that went away (`| head`) is not a reason to lose the work.
 pub fn say(line: Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string()));
 }
 
 /// One line on standard error, with `warning: ` before it.
@@ -42,9 +57,15 @@ pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: 
     }
 }
 
-/// One line on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
+/// One message on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
 pub fn complain(label: &str, line: Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{label}: {line}");
+    let _ = writeln!(std::io::stderr(), "{}", told(label, &line.to_string()));
+}
+
+/// A message with its label, each line of which is fit to be shown.
+fn told(label: &str, message: &str) -> String {
+    let message = format!("{label}: {message}");
+    shown::lines(&message).lines().map(|line| shown::cut(line, LONGEST_LINE)).collect::<Vec<_>>().join("\n")
 }
 
 /// With `--profile`, where the time went.
@@ -219,6 +240,18 @@ mod tests {
     fn terminal(options: Options) -> (Terminal, Screen) {
         let screen = Screen::default();
         (Terminal::on(ProgressDrawTarget::term_like(Box::new(screen.clone())), options), screen)
+    }
+
+    #[test]
+    fn a_message_shows_what_a_terminal_would_obey_and_cuts_long_lines() {
+        assert_eq!(told("error", "a\u{1b}[2J\n  \u{202e}b\n"), "error: a\\u{1b}[2J\n  \\u{202e}b");
+        let long = told("warning", &format!("p.tsv: {}; the way out\nshort", "x".repeat(90_000)));
+        let lines: Vec<&str> = long.lines().collect();
+        assert!(
+            lines[0].starts_with("warning: p.tsv: xxx") && lines[0].ends_with("xxx; the way out") && lines[0].chars().count() == 500,
+            "{long}"
+        );
+        assert_eq!(lines[1], "short");
     }
 
     #[test]

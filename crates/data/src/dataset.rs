@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+use vp_core::{input_file, shown};
 
 use crate::image_listing::{TABLES, list};
 use crate::image_source::Archives;
@@ -254,6 +255,8 @@ fn unknown<T>(path: &Path, reason: impl Into<String>) -> Result<T> {
 
 fn format_of_file(path: &Path) -> Result<Format> {
     let mut start = [0; 4];
+    // It is read more than once, which a pipe cannot be.
+    input_file::expect_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let mut file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let read = file.read(&mut start).map_err(|error| Error::Read { path: path.into(), error })?;
     match &start[..read] {
@@ -272,7 +275,7 @@ fn format_of_table(path: &Path) -> Result<Format> {
     } else if has(&["image_path", "prompt_id"]) {
         Ok(Format::ImageRewardDb)
     } else {
-        unknown(path, format!("a parquet table with the columns {columns:?}"))
+        unknown(path, format!("a parquet table with the columns {}", shown::names(columns.iter().copied())))
     }
 }
 
@@ -319,7 +322,7 @@ fn format_of_list(path: &Path) -> Result<Format> {
     } else if has("image_path") && (has("rank") || has("raw_annotations")) {
         Ok(Format::HpdTest)
     } else {
-        unknown(path, format!("a JSON list whose entries have {:?}", entry.keys().collect::<Vec<_>>()))
+        unknown(path, format!("a JSON list whose entries have {}", shown::names(entry.keys().map(String::as_str))))
     }
 }
 

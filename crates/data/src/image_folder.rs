@@ -8,6 +8,7 @@ use std::thread;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use vp_core::shown;
 
 use crate::image_listing::{ListedImage, Listing, list};
 use crate::kohya::list_dataset_config;
@@ -116,9 +117,14 @@ pub enum ProblemKind {
     },
 }
 
+/// How many characters of a finding are shown; what it names and quotes was read.
+const LONGEST: usize = 400;
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.kind)
+        // An error that is the reason here may have lines of its own.
+        let told = format!("{}: {}", self.name, self.kind).lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        f.write_str(&shown::cut(&shown::one_line(&told), LONGEST))
     }
 }
 

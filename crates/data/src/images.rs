@@ -10,6 +10,7 @@ use image::codecs::png::PngDecoder;
 use image::imageops::{self, FilterType};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits, Rgb, RgbImage};
+use vp_core::input_file;
 
 use crate::{Error, Result};
 
@@ -34,6 +35,8 @@ pub fn load_image(path: impl AsRef<Path>) -> Result<RgbImage> {
 /// The bytes of an image file, if they are not too many.
 pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>> {
     let read_error = |error| Error::Read { path: path.into(), error };
+    // A pipe that somebody put into a folder of images would be waited for without end.
+    input_file::expect_regular(path).map_err(read_error)?;
     let size = fs::metadata(path).map_err(read_error)?.len();
     if size > MAX_BYTES {
         let reason = format!("the file takes {} MiB, more than the {} that are read", size >> 20, MAX_BYTES >> 20);

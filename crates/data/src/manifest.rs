@@ -3,6 +3,7 @@
 use std::path::{Component, Path};
 
 use serde_json::Value;
+use vp_core::shown;
 
 use crate::csv_rows::{Row, rows};
 use crate::utf8::read_utf8;
@@ -74,7 +75,7 @@ fn csv_table(text: &str) -> Result<Vec<TableRow>, String> {
     let header = rows.next().map(|row| row.fields).unwrap_or_default();
     let column = |names: &[&str]| names.iter().find_map(|name| header.iter().position(|field| field.trim().eq_ignore_ascii_case(name)));
     let Some(file_name) = column(&["file_name"]) else {
-        return Err(format!("expected a header with file_name and text, caption or prompt, found {:?}", header.join(",")));
+        return Err(format!("expected a header with file_name and text, caption or prompt, found {:?}", shown::value(&header.join(","))));
     };
     let caption = column(&CAPTIONS);
     let one = |Row { line, fields }: Row| {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
+use vp_core::{contained, input_file, shown};
 
 use crate::json_list::{Fields, Placed};
 use crate::{Error, Problem, ProblemKind, Result};
@@ -80,7 +80,7 @@ impl ParquetFile {
     pub(crate) fn bytes(&self, column: &str, row: usize) -> Result<Vec<u8>, String> {
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let at = (0..schema.num_columns()).find(|&index| schema.column(index).path().parts() == [column]);
-        let at = at.ok_or_else(|| format!("no column {column}; there are {:?}", self.columns()))?;
+        let at = at.ok_or_else(|| format!("no column {column}; there are {}", shown::names(self.columns())))?;
         let descriptor = schema.column(at);
         if descriptor.physical_type() != Physical::BYTE_ARRAY || descriptor.max_rep_level() > 0 {
             return Err(format!("column {column} holds no bytes"));
@@ -139,13 +139,14 @@ impl std::fmt::Debug for ParquetFile {
 }
 
 fn open_reader(path: &Path) -> Result<SerializedFileReader<File>> {
-    let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let read = || input_file::expect_regular(path).and_then(|()| File::open(path));
+    let file = read().map_err(|error| Error::Read { path: path.into(), error })?;
     guarded(|| SerializedFileReader::new(file)).map_err(|error| refused(path, &error))
 }
 
 /// What `read` reads. The parquet crate meets some kinds of damage with a panic; behind one, what it was reading is not used again.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(ParquetError::General("it is damaged".into())))
+    contained::contain(read).unwrap_or_else(|_| Err(ParquetError::General("it is damaged".into())))
 }
 
 fn refused(path: &Path, error: &ParquetError) -> Error {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use vp_core::shown;
 
 use crate::json_list::Placed;
 use crate::parquet_file::ParquetFile;
@@ -113,7 +114,10 @@ fn parse_tsv(text: &str) -> Parsed<Vec<Prompt>> {
     let columns: Vec<String> = header.split('\t').map(|name| name.trim().to_lowercase()).collect();
     let column = |wanted: &str| columns.iter().position(|name| name == wanted);
     let Some(prompt) = PROMPT_COLUMNS.into_iter().find_map(column) else {
-        let reason = format!("expected a header with a column named Prompt, found {header:?}; prompts without a header go in a .txt file");
+        let reason = format!(
+            "expected a header with a column named Prompt, found {:?}; prompts without a header go in a .txt file",
+            shown::value(header)
+        );
         return malformed(&format!("line {}", index + 1), reason);
     };
     let (id, category) = (column("id"), column("category"));
@@ -137,8 +141,10 @@ fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
     let columns = file.columns();
     let column = |wanted: &str| columns.iter().copied().find(|name| name.eq_ignore_ascii_case(wanted));
     let Some(text) = PROMPT_COLUMNS.into_iter().find_map(column) else {
-        let reason =
-            format!("expected a column named prompt, text or caption, found {columns:?}; rename the column that holds the prompts");
+        let reason = format!(
+            "expected a column named prompt, text or caption, found {}; rename the column that holds the prompts",
+            shown::names(columns.iter().copied())
+        );
         return Err(refused(Malformed { place: "columns".into(), reason }));
     };
     let (id, category) = (column("id"), column("category").or_else(|| column("tag")));
@@ -166,8 +172,8 @@ fn prompt_of(entry: &Value, place: &str) -> Parsed<Prompt> {
         other => return malformed(place, format!("expected a string or an object, found {}", kind(other))),
     };
     let Some((key, text)) = ["prompt", "text", "caption"].into_iter().find_map(|key| object.get_key_value(key)) else {
-        let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-        return malformed(place, format!("expected a key named prompt, text or caption, found {keys:?}"));
+        let keys = shown::names(object.keys().map(String::as_str));
+        return malformed(place, format!("expected a key named prompt, text or caption, found {keys}"));
     };
     let Some(text) = text.as_str() else {
         return malformed(place, format!("expected {key:?} to be a string, found {}", kind(text)));

@@ -2,12 +2,17 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+
+use vp_core::input_file::InputFile;
 
 use crate::manifest::name_within;
 use crate::parsed_record::ParsedRecord;
 use crate::{Aspect, Error, Problem, ProblemKind, Record, Result};
+
+/// A longer line is not a record; without a bound, a file of zeros would be one that never ends.
+const LONGEST_LINE: usize = 64 << 20;
 
 /// Reads preference records, one [`Record`] per line. Blank lines are passed over, and no image is opened: see [`validate`].
 ///
@@ -69,12 +74,31 @@ pub(crate) fn write_lines<T: serde::Serialize>(path: &Path, values: &[T]) -> Res
 
 /// The lines of a file as records, one in memory at a time; what the types cannot say is not checked yet.
 pub(crate) fn record_lines(path: &Path) -> Result<impl Iterator<Item = ParsedRecord> + use<>> {
-    let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
-    let lines = BufReader::new(file).split(b'\n').enumerate();
-    Ok(lines.filter_map(|(index, line)| {
+    let file = InputFile::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    Ok(lines(BufReader::new(file), LONGEST_LINE).enumerate().filter_map(|(index, line)| {
         let record = record_of(line, index == 0).transpose()?.map(Some);
         Some(ParsedRecord { place: format!("line {}", index + 1), record })
     }))
+}
+
+/// The lines of a file without their ends, up to the first that cannot be read or has more than `longest` bytes.
+fn lines(mut file: impl BufRead, longest: usize) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    let mut ended = false;
+    std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        let read = if ended { Ok(0) } else { file.by_ref().take(longest as u64 + 1).read_until(b'\n', &mut line) };
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        // What cannot be read once, such as a failing disk, cannot be read ever after.
+        ended = read.is_err() || line.len() > longest;
+        match read {
+            Ok(0) => None,
+            Ok(_) if ended => Some(Err(io::Error::other(format!("it has more than {} MiB", longest >> 20)))),
+            Ok(_) => Some(Ok(line)),
+            Err(error) => Some(Err(error)),
+        }
+    })
 }
 
 /// The record of a line; none if it is blank.
@@ -302,6 +326,26 @@ mod tests {
         }
         assert!(matches!(read(b"\n"), Err(Error::NoRecords { .. })));
         assert!(matches!(read_records("nowhere/records.jsonl"), Err(Error::Read { .. })));
+    }
+
+    /// A reader that fails as often as it is asked.
+    struct Failing;
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("no more"))
+        }
+    }
+
+    #[test]
+    fn lines_end_at_the_first_that_cannot_be_read() {
+        let read =
+            |text: &[u8]| lines(BufReader::new(text.chain(Failing)), 4).map(|line| line.map_err(|e| e.to_string())).collect::<Vec<_>>();
+        assert_eq!(read(b"one\n\nfour\n"), [Ok(b"one".to_vec()), Ok(b"".to_vec()), Ok(b"four".to_vec()), Err("no more".to_owned())]);
+        assert_eq!(read(b"12345\nx\n"), [Err("it has more than 0 MiB".to_owned())]);
+        assert_eq!(lines(BufReader::new(&b"a\nb"[..]), 4).map(Result::unwrap).collect::<Vec<_>>(), [b"a", b"b"]);
+        let folder = tempfile::tempdir().unwrap();
+        let message = read_records(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("it is a folder; expected a file"), "{message}");
     }
 
     #[test]

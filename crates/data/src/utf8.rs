@@ -1,13 +1,14 @@
 //! Text files, whole and in UTF-8.
 
-use std::fs;
 use std::path::Path;
+
+use vp_core::input_file;
 
 use crate::{Error, Result};
 
 /// Reads a UTF-8 file and drops its byte order mark, if it has one.
 pub(crate) fn read_utf8(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let bytes = input_file::read(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let (offset, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
         let line = 1 + bytes[..offset].iter().filter(|&&byte| byte == b'\n').count();

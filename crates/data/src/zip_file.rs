@@ -6,6 +6,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use vp_core::input_file;
 use zip::ZipArchive;
 
 use crate::{Error, Problem, ProblemKind, Result};
@@ -28,7 +29,8 @@ impl ZipFile {
     /// # Errors
     /// A file that is not a zip, and every entry with an absolute name, a `..` in it, a link, a password or too large a size, at once.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+        let read = || input_file::expect_regular(path).and_then(|()| File::open(path));
+        let file = read().map_err(|error| Error::Read { path: path.into(), error })?;
         let refused = |problems| Error::BadArchive { path: path.into(), problems };
         let whole = |reason: String| refused(vec![Problem { name: "the file".into(), kind: ProblemKind::Broken(reason) }]);
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| whole(format!("not a zip that can be read: {error}")))?;

@@ -156,7 +156,7 @@ impl HttpReward {
     fn score_batch(&self, images: &[RgbImage], prompts: &[String], stopped: &dyn Fn() -> bool) -> Result<Vec<f64>> {
         let failed = |reason: String| Error::NoScores { reward: NAME, reason };
         let request_id = &format!("batch-{}", self.sent.fetch_add(1, Ordering::Relaxed));
-        let sending = Sending { request_id, estimate: &Estimate::default(), budget: &self.budget, stopped };
+        let sending = Sending { request_id, estimate: &Estimate::default(), budget: &self.budget, stopped, notice: &|_| {} };
         let url = self.client.address();
         let reply = self.client.post(&batch_json::request(images, prompts), &sending).map_err(|failure| match failure {
             Failure::Unanswered(Unanswered::Unreachable(reason)) => failed(reason),

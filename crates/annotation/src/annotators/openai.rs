@@ -312,7 +312,7 @@ impl OpenAi {
     fn request(&self, message: &Message, attempt: &Attempt, ask: &Ask) -> Result<Reply, Unanswered> {
         let request_id = &format!("{}-{}", ask.key, attempt.number);
         let seed = u64::from(ask.repeat) + SEED_STRIDE * u64::from(attempt.fresh);
-        let sending = Sending { request_id, estimate: &message.estimate, budget: ask.budget, stopped: ask.stopped };
+        let sending = Sending { request_id, estimate: &message.estimate, budget: ask.budget, stopped: ask.stopped, notice: ask.notice };
         loop {
             let without_format = self.without_response_format.load(Ordering::Relaxed);
             let completion_tokens = self.completion_tokens.load(Ordering::Relaxed);

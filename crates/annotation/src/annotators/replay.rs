@@ -1,12 +1,12 @@
 //! `replay`: answers from a file of earlier records, found by the prompt and the content of the image files, wherever the files lie now.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use vp_core::config::Validate;
+use vp_core::input_file;
 use vp_data::{Ratings, Record};
 
 use crate::picture::hex_digest;
@@ -52,7 +52,7 @@ impl Replay {
     /// When the file or an image cannot be read, a line is not a record, or a comparison names images that are not in its record.
     pub fn read(config: &ReplayConfig) -> Result<Self> {
         let path = &config.records;
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = input_file::read_to_string(path).map_err(Error::io("read", path))?;
         let content = hex_digest(text.as_bytes());
         let mut replay = Self { content, annotator: config.annotator.clone(), ratings: Answers::new(), choices: Answers::new() };
         let mut hashes = HashMap::new();

@@ -1,13 +1,13 @@
 //! `reward`: pseudo-labels. A reward's score becomes one of the five bands by four thresholds, given as scores or as quantiles of a list of
 //! reference scores. Every aspect that it is used for gets the same rating, because the score is one number.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use vp_core::config::Validate;
+use vp_core::input_file;
 use vp_data::{Aspect, Preferred, Rating, Ratings, RgbImage};
 
 use crate::{Annotator, Answered, Ask, Build, BuildContext, Choice, Error, Picture, Result, Unanswered};
@@ -50,7 +50,7 @@ impl RewardBandsConfig {
         match (self.thresholds, self.quantiles, &self.reference_scores) {
             (Some(thresholds), ..) => Ok(thresholds),
             (None, Some(quantiles), Some(path)) => {
-                let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+                let text = input_file::read_to_string(path).map_err(Error::io("read", path))?;
                 let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
                 let score = |(index, line): (usize, &str)| match line.trim().parse::<f64>() {
                     Ok(score) if score.is_finite() => Ok(score),

@@ -1,6 +1,7 @@
 //! Requests to a server that speaks JSON over HTTP. One that fails is sent again as long as that may help.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -9,11 +10,13 @@ use ureq::http::{HeaderMap, Uri};
 
 use super::limiter::Limiter;
 use super::reported_error::{reported_error, said, status_of};
-use super::retry::{Advice, advice, backoff, jitter};
+use super::retry::{Advice, LONGEST_ASKED, advice, backoff, jitter, spelt_out};
 use crate::{ApiKey, Budget, Clock, Error, Estimate, Unanswered, Usage};
 
 /// Larger than any reply; an endless one is cut off here.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
+/// Longer waits are announced.
+const SILENT_WAIT: Duration = Duration::from_secs(10);
 
 /// USD per million tokens.
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,6 +87,8 @@ pub struct Sending<'a> {
     pub budget: &'a Budget,
     /// Tells whether to give up waiting; called often.
     pub stopped: &'a dyn Fn() -> bool,
+    /// Long waits are announced here.
+    pub notice: &'a dyn Fn(&str),
 }
 
 /// Sends requests; shared by all threads.
@@ -91,6 +96,8 @@ pub struct Client {
     connection: Connection,
     agent: Agent,
     limiter: Limiter,
+    /// Until when everybody knows that there is a wait.
+    announced_until: Mutex<Duration>,
 }
 
 /// A reply with status 200.
@@ -149,7 +156,7 @@ impl Client {
             config = config.proxy(None);
         }
         let limiter = Limiter::new(connection.requests_per_minute, connection.tokens_per_minute, connection.clock.clone());
-        Self { agent: config.build().into(), limiter, connection }
+        Self { agent: config.build().into(), limiter, connection, announced_until: Mutex::default() }
     }
 
     /// Where requests go, for messages: a query is left out, for it may hold a token.
@@ -174,12 +181,16 @@ impl Client {
                 Attempt::Reply(reply) => return Ok(reply),
                 Attempt::Failed(failure) => return Err(failure),
                 Attempt::Retry { reason, advice, .. } => {
+                    if let Some(wait) = advice.longest().filter(|wait| *wait > LONGEST_ASKED) {
+                        return Err(self.asked_too_much(wait, &reason));
+                    }
                     last_reason = reason;
                     advice
                 }
             };
             if attempt + 1 < self.connection.max_attempts {
                 let wait = backoff(attempt, jitter()).max(advice.retry_after.unwrap_or_default());
+                self.announce(wait.max(advice.exhausted_for.unwrap_or_default()), &last_reason, sending);
                 if !self.connection.clock.wait_until(self.connection.clock.now() + wait, sending.stopped) {
                     return Err(Failure::Unanswered(Unanswered::Stopped));
                 }
@@ -189,6 +200,24 @@ impl Client {
         Err(Failure::Unanswered(Unanswered::Unreachable(format!(
             "{url}: no reply in {attempts} attempt(s), the last one because: {last_reason}"
         ))))
+    }
+
+    /// The question stays open: nobody wants to watch a program that does nothing for hours.
+    fn asked_too_much(&self, wait: Duration, reason: &str) -> Failure {
+        let (url, wait, longest) = (self.connection.shown_url(), spelt_out(wait), spelt_out(LONGEST_ASKED));
+        Failure::Unanswered(Unanswered::Unreachable(format!(
+            "{url}: the server asks to wait {wait}, and more than {longest} are not waited for; run the same command again then ({reason})"
+        )))
+    }
+
+    /// Says once, whichever thread it is, that nothing is sent for a while.
+    fn announce(&self, wait: Duration, reason: &str, sending: &Sending) {
+        let now = self.connection.clock.now();
+        let mut until = self.announced_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if wait > SILENT_WAIT && *until <= now {
+            *until = now + wait;
+            (sending.notice)(&format!("{}: waiting {} ({reason})", self.connection.shown_url(), spelt_out(wait)));
+        }
     }
 
     /// Waits for its turn, asks the budget, sends, and reports the true cost to both.
@@ -206,7 +235,7 @@ impl Client {
         budget.close(reserved, usd);
         self.limiter.correct(ticket, tokens);
         if let Attempt::Retry { advice, .. } = &attempt
-            && let Some(pause) = advice.retry_after.max(advice.exhausted_for)
+            && let Some(pause) = advice.longest().filter(|pause| *pause <= LONGEST_ASKED)
         {
             // Whoever sent it: the server's allowance is one for all threads.
             self.limiter.quiet_for(pause);
@@ -234,13 +263,13 @@ impl Client {
             }
         };
         match status {
-            200 => self.accepted(&body, advice, sending.estimate),
+            200 => self.accepted(&body, advice, sending),
             _ => self.refused(status, &body, advice),
         }
     }
 
     /// What a body with status 200 means: a reply, or an error all the same.
-    fn accepted(&self, body: &str, advice: Advice, estimate: &Estimate) -> Attempt {
+    fn accepted(&self, body: &str, advice: Advice, sending: &Sending) -> Attempt {
         let value: Value = match serde_json::from_str(body) {
             Ok(value @ (Value::Object(_) | Value::Array(_))) => value,
             _ => return Attempt::Retry { reason: format!("the reply is not a JSON object: {}", said(body)), advice, lost: true },
@@ -256,14 +285,16 @@ impl Client {
         if value.is_object() && value[answer].is_null() && value["usage"].is_null() {
             return self.unreached(&format!("the reply has no {answer:?}: {}", said(body)));
         }
-        if let Some(pause) = advice.exhausted_for {
+        // If the allowance comes back later than that, the server says so again to whoever asks next.
+        if let Some(pause) = advice.exhausted_for.filter(|pause| *pause <= LONGEST_ASKED) {
             self.limiter.quiet_for(pause);
+            self.announce(pause, "the server's allowance is used up", sending);
         }
         let tokens = |name: &str| value["usage"][name].as_u64();
         let usage = match (tokens("prompt_tokens"), tokens("completion_tokens")) {
             (Some(input), Some(output)) => self.connection.prices.usage(input, output),
             // Servers need not count.
-            _ => estimate.usage,
+            _ => sending.estimate.usage,
         };
         Attempt::Reply(Reply { body: value, usage })
     }

@@ -9,7 +9,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 /// The longest pause that a server may ask for.
-const LONGEST_ASKED: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(600);
 
 /// Exponential backoff with full jitter: `unit · min(60 s, 2^retry · 1 s)`, `unit` uniform in `[0, 1)`, `retry` from 0.
 /// Clients that were cut off together do not come back together (Brooker, "Exponential Backoff And Jitter", 2015).
@@ -33,6 +33,21 @@ pub(crate) struct Advice {
     pub(crate) exhausted_for: Option<Duration>,
 }
 
+impl Advice {
+    /// The longer of both pauses.
+    pub(crate) fn longest(&self) -> Option<Duration> {
+        self.retry_after.max(self.exhausted_for)
+    }
+}
+
+/// A duration in the largest unit of which it has two: `90 seconds`, `31 years`.
+pub(crate) fn spelt_out(duration: Duration) -> String {
+    const UNITS: [(u64, &str); 4] = [(365 * 24 * 3600, "years"), (24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
+    let seconds = duration.as_secs();
+    let unit = UNITS.into_iter().find(|(unit, _)| seconds >= 2 * unit);
+    unit.map_or_else(|| format!("{seconds} seconds"), |(unit, name)| format!("{} {name}", seconds / unit))
+}
+
 /// Reads `retry-after` (seconds, or an HTTP date), `retry-after-ms`, and `x-ratelimit-{remaining,reset}-{requests,tokens}`.
 pub(crate) fn advice<'a>(header: impl Fn(&str) -> Option<&'a str>, now: SystemTime) -> Advice {
     let milliseconds = || header("retry-after-ms")?.trim().parse().ok().map(|ms: f64| ms / 1000.0).and_then(seconds);
@@ -46,7 +61,7 @@ pub(crate) fn advice<'a>(header: impl Fn(&str) -> Option<&'a str>, now: SystemTi
 }
 
 fn seconds(value: f64) -> Option<Duration> {
-    Duration::try_from_secs_f64(value).ok().map(|duration| duration.min(LONGEST_ASKED))
+    Duration::try_from_secs_f64(value).ok()
 }
 
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
@@ -55,7 +70,7 @@ fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     }
     let date = DateTimeParser::new().relaxed_weekday(true).parse_zoned(text).ok()?;
     let date = SystemTime::from(date.timestamp());
-    Some(date.duration_since(now).unwrap_or_default().min(LONGEST_ASKED))
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// `6m0s`, `1h30m`, `59.56s`, `20ms` as OpenAI writes them, or plain seconds.
@@ -107,10 +122,18 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_spelt_out_in_the_largest_unit() {
+        let told = [10, 119, 120, 3 * 3600, 50 * 3600, 1_000_000_000].map(|seconds| spelt_out(Duration::from_secs(seconds)));
+        assert_eq!(told, ["10 seconds", "119 seconds", "2 minutes", "3 hours", "2 days", "31 years"]);
+        let asked = advised(&[("retry-after", "1000000000")], 0).0;
+        assert_eq!(asked, Some(1e9));
+    }
+
+    #[test]
     fn an_allowance_that_is_used_up_is_waited_for() {
         let used_up = |reset| [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", reset)];
         for (text, seconds) in
-            [("6m0s", 360.0), ("0h59m", 3540.0), ("30h", 3600.0), ("59.5s", 59.5), ("20ms", 0.02), ("2m1.5s", 121.5), ("7", 7.0)]
+            [("6m0s", 360.0), ("0h59m", 3540.0), ("30h", 108_000.0), ("59.5s", 59.5), ("20ms", 0.02), ("2m1.5s", 121.5), ("7", 7.0)]
         {
             assert_eq!(advised(&used_up(text), 0).1, Some(seconds), "{text}");
         }

@@ -42,9 +42,25 @@ fn a_busy_server_is_left_alone_as_long_as_it_asks() {
     let scene = Scene::new(1, 1);
     let clock = Clock::simulated();
     let server = Server::with(|asked| if asked.before == 0 { Fault::Busy(500) } else { Fault::None }, false, Duration::ZERO, clock.clone());
-    scene.run(&openai(&server.base_url, ""), &RunOptions::default(), "out", clock).0.unwrap();
+    let (summary, notices) = scene.run(&openai(&server.base_url, ""), &RunOptions::default(), "out", clock);
     let times: Vec<u64> = server.seen().iter().map(|seen| seen.at.as_secs()).collect();
-    assert_eq!(times, [0, 500]);
+    assert_eq!((times, summary.unwrap().asked), (vec![0, 500], 1));
+    assert!(notices.len() == 1 && notices[0].contains("waiting 8 minutes (429 Too Many Requests: Slow down.)"), "{notices:?}");
+}
+
+#[test]
+fn a_server_that_asks_for_years_is_asked_again_by_the_next_run() {
+    let scene = Scene::new(2, 1);
+    let clock = Clock::simulated();
+    let server = Server::with(|_| Fault::Busy(1_000_000_000), false, Duration::ZERO, clock.clone());
+    let (summary, notices) = scene.run(&openai(&server.base_url, ""), &RunOptions::default(), "out", clock.clone());
+    let summary = summary.unwrap();
+    assert_eq!((summary.open, summary.unreached.len(), server.seen().len(), notices.len()), (2, 2, 2, 0), "{notices:?}");
+    assert_eq!(clock.now(), Duration::ZERO);
+    let reason = &summary.unreached[0].reason;
+    assert!(reason.contains("the server asks to wait 31 years, and more than 10 minutes are not waited for"), "{reason}");
+    let server = Server::start(|_| Fault::None);
+    assert_eq!(scene.runs(&openai(&server.base_url, ""), &RunOptions::default(), "out").asked, 2);
 }
 
 const PRICES: &str = "usd_per_million_input = 10.0\nusd_per_million_output = 100.0\nimage_tokens = 100";

@@ -12,7 +12,7 @@ use crate::device;
 use crate::failure::Failure;
 use crate::named_rewards::{self, NamedReward};
 use crate::score_table::ScoreTable;
-use crate::terminal::{print, warn_of_some};
+use crate::terminal::{print, print_json, warn_of_some};
 
 /// The top-level entry point for `score`.
 pub fn run(args: ScoreArgs) -> Result<(), Failure> {
@@ -43,7 +43,7 @@ fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, devic
         for (i, image) in batch.iter().enumerate() {
             let scores: Vec<f64> = scores.iter().map(|scores| scores[i]).collect();
             if args.json {
-                print_json(rewards, image, &scores)?;
+                print_scores(rewards, image, &scores)?;
             }
             rows.push(scores);
         }
@@ -79,7 +79,7 @@ fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &
         let accuracies = by_every_protocol(ranked);
         if args.json {
             let line = serde_json::json!({ "reward": reward.name, "records": dataset.path(), "accuracies": accuracies });
-            print(&format!("{line}\n"))?;
+            print_json(&format!("{line}\n"))?;
             continue;
         }
         print(&format!("{}: {} prompts\n", reward.name, ranked.len()))?;
@@ -100,10 +100,10 @@ fn headings(rewards: &[NamedReward]) -> Vec<&str> {
 }
 
 /// Prints one object per reward as soon as an image is scored.
-fn print_json(rewards: &[NamedReward], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
+fn print_scores(rewards: &[NamedReward], image: &ImageEntry, scores: &[f64]) -> anyhow::Result<()> {
     for (reward, score) in rewards.iter().zip(scores) {
         let line = serde_json::json!({ "file": image.file_name, "prompt": image.caption, "score": score, "reward": reward.name });
-        print(&format!("{line}\n"))?;
+        print_json(&format!("{line}\n"))?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use vp_evaluation::correlation::kendall_tau_b;
 
 use crate::args::AgreementArgs;
 use crate::failure::Failure;
-use crate::terminal::print;
+use crate::terminal::{print, print_json};
 
 /// The confidence level of every interval.
 const LEVEL: f64 = 0.95;
@@ -75,8 +75,10 @@ pub fn run(args: &AgreementArgs) -> Result<(), Failure> {
         }
     }
     let report = report(&records);
-    let text = if args.json { serde_json::to_string(&report).context("write JSON")? + "\n" } else { table(&report) };
-    Ok(print(&text)?)
+    if args.json {
+        return Ok(print_json(&(serde_json::to_string(&report).context("write JSON")? + "\n"))?);
+    }
+    Ok(print(&table(&report))?)
 }
 
 /// The name of an annotator, the same for all of its repeats.

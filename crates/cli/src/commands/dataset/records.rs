@@ -12,7 +12,7 @@ use vp_data::{
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
 use crate::failure::Failure;
 use crate::image_copies::copy_images;
-use crate::terminal::{print, say, warn, warn_of_some};
+use crate::terminal::{print, print_json, say, warn, warn_of_some};
 
 /// How many of the records, and of the images, that are left out are shown.
 const SHOWN: usize = 5;
@@ -34,7 +34,7 @@ pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
     let mut records = dataset.records()?;
     let found = stats(records.by_ref().filter_map(|record| record.map_err(|problem| problems.push(problem)).ok()));
     if args.json {
-        return Ok(print(&(serde_json::to_string(&found).context("write JSON")? + "\n"))?);
+        return Ok(print_json(&(serde_json::to_string(&found).context("write JSON")? + "\n"))?);
     }
     print(&format!("{}: {}\n{found}\n", args.path.display(), dataset.format()))?;
     if records.unlabelled() > 0 {
