@@ -235,13 +235,18 @@ fn a_finished_run_is_made_longer() {
     assert!(config(&cosine).contains("num_train_steps = 2"));
 }
 
-/// Writes NaN over the middle of one tensor of a safetensors file.
+/// Writes NaN over the first value of one tensor of a safetensors file.
 pub(crate) fn poison(path: &Path, name: &str) {
+    overwrite(path, name, f32::NAN);
+}
+
+/// Writes another first value into one tensor of a safetensors file.
+pub(crate) fn overwrite(path: &Path, name: &str, value: f32) {
     let mut bytes = std::fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
     let start = 8 + header_len + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    bytes[start..start + 4].copy_from_slice(&value.to_le_bytes());
     std::fs::write(path, bytes).unwrap();
 }
 

@@ -15,6 +15,7 @@ mod image_folders;
 mod list;
 mod lora;
 mod model_files;
+mod outputs;
 mod own_rewards;
 mod policy_gradient;
 mod precision;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use vp_core::atomic::temporary_beside;
+use vp_core::atomic::{self, TemporaryFolder};
 use vp_rewards::RewardConfig;
 use vp_shapes::Split;
 
@@ -77,19 +77,19 @@ fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
 /// The folder of this name below `cache`, filled when it is first asked for. It appears complete or not at all.
 fn once(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let folder = cache.join(name);
+    atomic::sweep(cache);
     if folder.is_dir() {
         return Ok(folder);
     }
     fs::create_dir_all(cache).with_context(|| format!("create {} (XDG_CACHE_HOME names another place)", cache.display()))?;
-    let temporary = temporary_beside(&folder);
-    let filled = fill(&temporary);
-    // Another process may have been faster; what it wrote is the same.
-    if filled.is_err() || fs::rename(&temporary, &folder).is_err() {
-        let _ = fs::remove_dir_all(&temporary);
+    let write = || format!("write {}", folder.display());
+    let temporary = TemporaryFolder::beside(&folder).with_context(write)?;
+    fill(temporary.path())?;
+    match temporary.rename() {
+        // Another process may have been faster; what it wrote is the same.
+        Err(error) if !folder.is_dir() => Err(error).with_context(write),
+        _ => Ok(folder),
     }
-    filled?;
-    anyhow::ensure!(folder.is_dir(), "cannot write {}", folder.display());
-    Ok(folder)
 }
 
 #[cfg(not(feature = "embedded"))]
@@ -109,6 +109,9 @@ mod files {
 
     use anyhow::Context;
     use sha2::{Digest, Sha256};
+    use vp_core::atomic;
+
+    use crate::terminal::warn;
 
     macro_rules! shapes {
         ($($name:literal),+ $(,)?) => {
@@ -136,17 +139,29 @@ mod files {
         "vp-score/vocab.txt",
     ];
 
-    /// The model's folder below `cache`, named by its content.
+    /// The model's folder below `cache`, named by its content. A file in it that is no longer what was embedded is written anew: the sum of
+    /// the 3 MB is in the folder's name, and to compare them is as fast as to add them up again.
     pub fn unpack_into(cache: &Path) -> anyhow::Result<PathBuf> {
-        super::once(cache, &format!("shapes-{}", content()), |folder| {
-            for (name, bytes) in FILES {
-                let path = folder.join(name);
-                fs::create_dir_all(path.parent().expect("a file lies in a folder"))
-                    .with_context(|| format!("create {}", path.display()))?;
-                fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        let folder = super::once(cache, &format!("shapes-{}", content()), |folder| write_changed(folder).map(drop))?;
+        for path in write_changed(&folder)? {
+            warn(format_args!("{} was not what this program holds and is written anew", path.display()));
+        }
+        Ok(folder)
+    }
+
+    /// Writes those files that are not there or hold something else; their paths.
+    fn write_changed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+        let mut changed = Vec::new();
+        for (name, bytes) in FILES {
+            let path = folder.join(name);
+            if fs::read(&path).is_ok_and(|found| found == *bytes) {
+                continue;
             }
-            Ok(())
-        })
+            fs::create_dir_all(path.parent().expect("a file lies in a folder")).with_context(|| format!("create {}", path.display()))?;
+            atomic::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+            changed.push(path);
+        }
+        Ok(changed)
     }
 
     /// A hash of what the files hold.
@@ -172,6 +187,24 @@ mod files {
                 assert!(fs::read(folder.join(name)).unwrap() == *bytes, "{name}");
             }
             assert_eq!(unpack_into(cache.path()).unwrap(), folder);
+            assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+        }
+
+        #[test]
+        fn a_changed_or_lost_file_is_written_anew() {
+            let cache = tempfile::tempdir().unwrap();
+            let folder = unpack_into(cache.path()).unwrap();
+            let [weights, config] = ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"].map(|name| folder.join(name));
+            let mut bytes = fs::read(&weights).unwrap();
+            bytes[200_000] ^= 1;
+            fs::write(&weights, bytes).unwrap();
+            fs::remove_file(&config).unwrap();
+            fs::create_dir(cache.path().join(".shapes-0.tmp-1-0")).unwrap();
+            unpack_into(cache.path()).unwrap();
+            for (name, bytes) in FILES {
+                assert!(fs::read(folder.join(name)).unwrap() == *bytes, "{name}");
+            }
+            assert!(write_changed(&folder).unwrap().is_empty());
             assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
         }
 

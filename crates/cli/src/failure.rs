@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::terminal;
+use crate::terminal::{self, Unwritten};
 
 /// Why a command failed, and whose fault it was.
 #[derive(Debug)]
@@ -17,10 +17,12 @@ pub enum Failure {
     Halted(anyhow::Error),
 }
 
-/// Anything that fails before the work begins is the fault of the input. Failures of the work itself are made with [`Failure::run`].
+/// Anything that fails before the work begins is the fault of the input, unless it is standard output. Failures of the work itself are made
+/// with [`Failure::run`].
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Input(error.into())
+        let error = error.into();
+        if error.is::<Unwritten>() { Self::Run(error) } else { Self::Input(error) }
     }
 }
 

@@ -10,11 +10,13 @@ use vp_data::{Dataset, INSIDE, Record};
 /// The folder of the copies, below the one that is written to.
 const FOLDER: &str = "images";
 
-/// Links or copies the images of all `records` below `output/images`, and makes their paths start from `output`.
+/// Links or copies the images of all `records` below `output/images`, and makes their paths start from `output`. What a killed command left
+/// half written there is removed.
 ///
 /// # Errors
 /// As [`copy_image`].
 pub fn copy_images(dataset: &Dataset, records: &mut [Record], output: &Path) -> anyhow::Result<()> {
+    atomic::sweep(&output.join(FOLDER));
     for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
         completion.image_path = copy_image(dataset, &completion.image_path, output)?;
     }

@@ -28,13 +28,25 @@ mod shard;
 mod signals;
 mod terminal;
 
-use clap::Parser;
 use std::process::ExitCode;
+
+use clap::Parser;
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    fault::told(|| match commands::run(args::Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+    fault::told(|| {
+        let ended = match args::Args::try_parse() {
+            Ok(args) => commands::run(args),
+            Err(told) if told.use_stderr() => told.exit(),
+            // --help and --version.
+            Err(told) => {
+                terminal::remember(told.print());
+                Ok(())
+            }
+        };
+        match ended.and_then(|()| Ok(terminal::finish()?)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        }
     })
 }

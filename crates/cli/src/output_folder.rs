@@ -11,11 +11,13 @@ use vp_core::atomic;
 /// At most this many characters of a value are shown in a message.
 const SHOWN: usize = 80;
 
-/// Creates `folder` and writes `made_from` into its `file`; or finds the folder there, made from the same.
+/// Creates `folder` and writes `made_from` into its `file`; or finds the folder there, made from the same. What a killed command left half
+/// written in it is removed.
 ///
 /// # Errors
 /// When the folder was made from something else, holds other files and no `file`, or cannot be written.
 pub fn create_or_continue(folder: &Path, file: &str, made_from: &Value) -> anyhow::Result<()> {
+    atomic::sweep(folder);
     let path = folder.join(file);
     let place = folder.display();
     match fs::read_to_string(&path) {

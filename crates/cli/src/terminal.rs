@@ -4,9 +4,9 @@
 use std::ffi::OsString;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vp_core::{profile, shown};
 use vp_trainers::run::journal::{Voice, clock};
@@ -17,7 +17,7 @@ const LONGEST_LINE: usize = 500;
 /// Prints `text` to standard output, for commands whose output is the point.
 ///
 /// # Errors
-/// When the output cannot be written, as on a full disk. A reader that went away (`| head`) is not an error.
+/// [`Unwritten`] when the output cannot be written, as on a full disk. A reader that went away (`| head`) is not an error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     write_out(&shown::lines(text))
 }
@@ -33,14 +33,48 @@ pub fn print_json(json: &str) -> anyhow::Result<()> {
 fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Unwritten(error).into()),
         _ => Ok(()),
     }
 }
 
-/// One line on standard output that tells how a command is going. A reader that went away (`| head`) is not a reason to lose the work.
+/// What was to be told on standard output is lost.
+#[derive(Debug)]
+pub struct Unwritten(std::io::Error);
+
+impl std::fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot write to standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unwritten {}
+
+/// The first line of [`say`] that was lost.
+static LOST: Mutex<Option<Unwritten>> = Mutex::new(None);
+
+/// One line on standard output that tells how a command is going. A full disk is not a reason to lose the work: [`finish`] tells of it. A
+/// reader that went away (`| head`) is none at all.
 pub fn say(line: Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string()));
+    remember(writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string())));
+}
+
+/// Ends the output of a command.
+///
+/// # Errors
+/// [`Unwritten`] when something that was said could not be written.
+pub fn finish() -> Result<(), Unwritten> {
+    remember(std::io::stdout().flush());
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+}
+
+/// Keeps the error of something that was written to standard output for [`finish`].
+pub fn remember(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(Unwritten(error));
+    }
 }
 
 /// One line on standard error, with `warning: ` before it.

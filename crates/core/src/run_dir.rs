@@ -72,7 +72,7 @@ impl RunDir {
         Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)? })
     }
 
-    /// Opens the folder of an earlier run, to continue it.
+    /// Opens the folder of an earlier run, to continue it. What was half written when the run was killed is removed.
     ///
     /// # Errors
     /// When there is no run in it, or it cannot be written.
@@ -80,8 +80,10 @@ impl RunDir {
         if !root.join("config.toml").is_file() {
             return Err(RunDirError::NoRun { path: root.display().to_string() });
         }
+        atomic::sweep(root);
         let samples = root.join("samples");
         fs::create_dir_all(&samples).map_err(io("create folder", &samples))?;
+        atomic::sweep(&samples);
         Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)? })
     }
 

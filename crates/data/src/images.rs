@@ -63,8 +63,16 @@ pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     }
     decode(reader).map_err(|error| match error {
         ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded", MAX_BYTES >> 20)),
-        error => refused(error.to_string()),
+        error => refused(plain(&error.to_string())),
     })
+}
+
+/// A decoder's message without the names of its own types.
+fn plain(message: &str) -> String {
+    if message.contains("CRC error") {
+        return "it is damaged: the checksum of a part is wrong".into();
+    }
+    message.split(" while decoding ChunkType {").next().unwrap_or(message).into()
 }
 
 /// What bytes are of which no image is made.

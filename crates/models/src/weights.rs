@@ -12,6 +12,7 @@ use serde::Deserialize;
 use vp_core::atomic;
 
 mod component;
+mod finite;
 mod numbers;
 mod pickle;
 mod pytorch;
@@ -63,6 +64,16 @@ pub enum LoadError {
     AdaptersAttached {
         /// The path of the file.
         path: String,
+    },
+    /// A tensor that is to be written holds what a reader cannot use.
+    #[error("{path}: {name} holds {reason}")]
+    NotFinite {
+        /// The path of the file.
+        path: String,
+        /// The tensor.
+        name: String,
+        /// The value, why it cannot be written, and the way out.
+        reason: String,
     },
     /// The tensors are not those of the network.
     #[error(
@@ -478,6 +489,8 @@ pub enum SaveType {
     F32,
     /// Half precision (IEEE binary16), two bytes per value.
     F16,
+    /// Single precision for the state of a run, which must come back as it was: infinities and NaNs are kept.
+    State,
 }
 
 /// Writes a safetensors file under a temporary name, one tensor at a time, and renames it.
@@ -485,13 +498,13 @@ pub enum SaveType {
 /// `tensors` are (name, shape, values); `metadata` goes into the header, with `format = pt` as Python's loaders expect.
 ///
 /// # Errors
-/// When the file cannot be written; nothing is left behind then.
+/// When a value is not finite, or is not in half precision ([`SaveType::State`] takes all), and when the file cannot be written; nothing is
+/// left behind then.
 pub fn save_safetensors<'a, I>(path: &Path, tensors: I, metadata: &[(&str, &str)], kind: SaveType) -> Result<(), LoadError>
 where
     I: IntoIterator<Item = (&'a str, &'a [usize], Box<dyn FnOnce() -> Vec<f32> + 'a>)>,
 {
-    let size = if kind == SaveType::F32 { 4 } else { 2 };
-    let dtype = if kind == SaveType::F32 { "F32" } else { "F16" };
+    let (size, dtype) = if kind == SaveType::F16 { (2, "F16") } else { (4, "F32") };
     let tensors: Vec<_> = tensors.into_iter().collect();
     let mut header = serde_json::Map::new();
     let mut about: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
@@ -507,19 +520,27 @@ where
     // The format asks for data aligned to eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    atomic::replace(path, |file| {
+    let mut unfit = None;
+    let written = atomic::replace(path, |file| {
         let mut file = BufWriter::new(file);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        for (_, _, values) in tensors {
+        for (name, _, values) in tensors {
             let values = values();
+            if let Err(error) = kind.check(path, name, &values) {
+                unfit = Some(error);
+                return Err(std::io::ErrorKind::InvalidData.into());
+            }
             let bytes: Vec<u8> = match kind {
-                SaveType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                SaveType::F32 | SaveType::State => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                 SaveType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
             };
             file.write_all(&bytes)?;
         }
         file.flush()
-    })
-    .map_err(io(path))
+    });
+    match unfit {
+        Some(error) => Err(error),
+        None => written.map_err(io(path)),
+    }
 }

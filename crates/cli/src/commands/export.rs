@@ -18,7 +18,8 @@ use crate::{device, embedded};
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
     let device = device::parse("cpu")?;
     let folder = ModelFolder::open_with(&embedded::resolve(&args.model)?, (&args.files).into())?;
-    if args.output.exists() {
+    // Devices and pipes are there to be written to, where the output is a file.
+    if args.output.is_file() || args.output.is_dir() || (args.format.is_none() && args.output.exists()) {
         return Err(anyhow::anyhow!("--output {}: it exists already; name a new one", args.output.display()).into());
     }
     match args.format {
@@ -30,7 +31,7 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
+fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> Result<(), Failure> {
     let (pipeline, unet) = Pipeline::load(folder, device)?;
     let model = with_loras(&pipeline, unet, &args.loras)?;
     let mut components = model.components();
@@ -40,18 +41,31 @@ fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Res
         components.extend(untouched.map(|encoder| Component::text_encoder(encoder.component, &encoder.model)));
         components = components.into_iter().map(|component| component.with_save_type(SaveType::F16)).collect();
     }
-    Ok(pipeline.folder.export(&args.output, &components)?)
+    pipeline.folder.export(&args.output, &components).map_err(Failure::run)
 }
 
 /// The whole model with LoRAs in the layout of the original code.
-fn single_file(args: &ExportArgs, folder: ModelFolder, device: &Device) -> anyhow::Result<()> {
+fn single_file(args: &ExportArgs, folder: ModelFolder, device: &Device) -> Result<(), Failure> {
     let (pipeline, unet) = Pipeline::load(folder, device)?;
     let model: Trainable<_> = with_loras(&pipeline, unet, &args.loras)?;
     let save_type = if args.half { SaveType::F16 } else { SaveType::F32 };
-    Ok(pipeline.export_single_file(&model, &args.output, save_type)?)
+    pipeline.export_single_file(&model, &args.output, save_type).map_err(Failure::run)
 }
 
-fn convert(args: &ExportArgs, folder: ModelFolder, format: ExportFormat, device: &Device) -> anyhow::Result<()> {
+fn convert(args: &ExportArgs, folder: ModelFolder, format: ExportFormat, device: &Device) -> Result<(), Failure> {
+    let dialect = dialect(args, format)?;
+    // Names and shapes alone: no weights are read.
+    let names = folder.lora_names(device);
+    let adapter = Adapter::read(&args.loras[0].path, &names).context("--lora")?;
+    adapter.warning().iter().for_each(|warning| warn(format_args!("{warning}")));
+    let factors = adapter.into_factors()?;
+    let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    factors.save(&args.output, dialect, &names, &[]).map_err(Failure::run)
+}
+
+/// The dialect of a format, if the other arguments ask for one LoRA as it is.
+fn dialect(args: &ExportArgs, format: ExportFormat) -> anyhow::Result<Dialect> {
     if args.half {
         bail!("--half is for models (--merge, --format ldm); a LoRA is written in single precision");
     }
@@ -59,18 +73,10 @@ fn convert(args: &ExportArgs, folder: ModelFolder, format: ExportFormat, device:
     if *weight != 1.0 {
         bail!("--lora {}:{weight}: --format writes a LoRA as it is; the weight is for --merge and sample", path.display());
     }
-    let dialect = match format {
+    Ok(match format {
         ExportFormat::Kohya => Dialect::Kohya,
         ExportFormat::Diffusers => Dialect::Diffusers,
         ExportFormat::Peft => Dialect::Peft,
         ExportFormat::Ldm => bail!("ldm is a format of whole models"),
-    };
-    // Names and shapes alone: no weights are read.
-    let names = folder.lora_names(device);
-    let adapter = Adapter::read(path, &names).context("--lora")?;
-    adapter.warning().iter().for_each(|warning| warn(format_args!("{warning}")));
-    let factors = adapter.into_factors()?;
-    let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    Ok(factors.save(&args.output, dialect, &names, &[])?)
+    })
 }

@@ -1,10 +1,9 @@
 //! `init`: a shipped config to start from.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
+use vp_core::atomic;
 
 use crate::args::InitArgs;
 use crate::failure::Failure;
@@ -28,11 +27,10 @@ pub fn run(args: InitArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a file that must not exist yet. A file that cannot be finished is removed.
-fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = File::create_new(path).with_context(|| format!("create {} (an existing file is not overwritten)", path.display()))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("write {}", path.display())).inspect_err(|_| {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(path);
-    })
+/// Writes a file that must not exist yet. It appears whole or not at all, so that the command can be given again.
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    if path.is_file() || path.is_dir() {
+        return Err(anyhow::anyhow!("{} exists; an existing file is not overwritten", path.display()).into());
+    }
+    atomic::write(path, text.as_bytes()).with_context(|| format!("write {}", path.display())).map_err(Failure::run)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use burn::tensor::{Device, Tensor, TensorData};
+use vp_core::atomic;
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_data::{Parameters, from_tensor, read_prompts, write_png};
@@ -56,7 +57,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
     if let Some(path) = &plan.args.save_latents {
-        profile::time(Stage::Io, || save_latents(path, &plan.latents_of(0, plan.num_images, &pipeline)))?;
+        profile::time(Stage::Io, || save_latents(path, &plan.latents_of(0, plan.num_images, &pipeline))).map_err(Failure::run)?;
     }
     draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)?;
     say_where_time_went();
@@ -185,10 +186,12 @@ fn warn_of_cut_prompts(pipeline: &Pipeline, prompts: &[String]) {
     }
 }
 
-/// Creates the folder and makes sure that files can be written to it, before anything is drawn.
+/// Creates the folder and makes sure that files can be written to it, before anything is drawn. What a killed command left half written in it
+/// is removed.
 fn prepare_output(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create output folder {}", folder.display()))?;
-    let probe = folder.join(format!(".probe-{}", std::process::id()));
+    atomic::sweep(folder);
+    let probe = atomic::temporary_beside(&folder.join("probe"));
     fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).with_context(|| format!("write to output folder {}", folder.display()))
 }
 

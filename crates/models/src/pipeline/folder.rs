@@ -109,6 +109,10 @@ impl ModelFolder {
         let scheduler_config = as_the_pipeline_runs_it(scheduler, family);
         let folder = Self { path, files, options, index, family, unet_config: unet, vae_config: vae, text_configs: text, scheduler_config };
         folder.check_unet()?;
+        if let Some(side) = folder.default_size().into_iter().find(|side| *side > MAX_SIDE) {
+            let message = format!("sample_size makes images of {side} pixels; expected at most {MAX_SIDE}");
+            return Err(Error::Config { path: folder.path.join("unet/config.json").display().to_string(), message });
+        }
         Ok(folder)
     }
 

@@ -7,7 +7,7 @@ use std::path::{Component as PathPart, Path};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
-use vp_core::atomic::temporary_beside;
+use vp_core::atomic::TemporaryFolder;
 use vp_schedulers::PredictionType;
 
 use super::folder::{Files, ModelFolder};
@@ -21,7 +21,7 @@ use crate::ldm::{self, Layout, Version};
 use crate::parameters::{NamedParameter, named_parameters};
 use crate::tokenizer::published;
 use crate::vae::AutoencoderKL;
-use crate::weights::{SaveType, Stored, Weights, component_file, save_safetensors};
+use crate::weights::{LoadError, SaveType, Stored, Weights, component_file, save_safetensors};
 
 impl ModelFolder {
     /// Writes the folder again under `destination`, with `replaced` components' weights in place of the old ones. Everything is
@@ -29,7 +29,7 @@ impl ModelFolder {
     /// is replaced.
     ///
     /// # Errors
-    /// When `destination` exists and is not a model folder, or cannot be written.
+    /// When `destination` exists and is not a model folder, or cannot be written, and when a weight is not finite.
     pub fn export(&self, destination: &Path, replaced: &[Component]) -> Result<()> {
         if destination.exists() && !destination.join("model_index.json").is_file() {
             return Err(Error::Request(format!(
@@ -40,17 +40,9 @@ impl ModelFolder {
         if let Some(parent) = destination.parent() {
             fs::create_dir_all(parent).map_err(io(parent))?;
         }
-        let (temporary, old) = (temporary_beside(destination), temporary_beside(destination));
-        let written = self.write_to(&temporary, replaced).and_then(|()| {
-            let moved = if destination.exists() { fs::rename(destination, &old) } else { Ok(()) };
-            // What an earlier export left is put back if the new one cannot take its place.
-            let taken = moved.and_then(|()| fs::rename(&temporary, destination).inspect_err(|_| drop(fs::rename(&old, destination))));
-            taken.map_err(io(destination))
-        });
-        for left_over in [&temporary, &old] {
-            let _ = fs::remove_dir_all(left_over);
-        }
-        written
+        let temporary = TemporaryFolder::beside(destination).map_err(io(destination))?;
+        self.write_to(temporary.path(), replaced).map_err(|error| named(error, temporary.path(), destination))?;
+        temporary.replace().map_err(io(destination))
     }
 
     fn write_to(&self, folder: &Path, replaced: &[Component]) -> Result<()> {
@@ -170,6 +162,14 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     move |source| Error::Io { path, source }
 }
 
+/// The error of a file in a temporary folder, told of the folder that it was to be in.
+fn named(mut error: Error, temporary: &Path, destination: &Path) -> Error {
+    if let Error::Io { path, .. } | Error::Weights(LoadError::Io { path, .. } | LoadError::NotFinite { path, .. }) = &mut error {
+        *path = path.replace(&*temporary.to_string_lossy(), &destination.to_string_lossy());
+    }
+    error
+}
+
 /// The values as f32. Frozen weights may have fewer bits.
 fn on_host(values: &Tensor<1>) -> Box<dyn FnOnce() -> Vec<f32> + '_> {
     Box::new(|| values.to_data().convert::<f32>().try_to_vec().expect("converted to f32"))
@@ -228,12 +228,14 @@ fn copy_weights(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// Copies the file that would be loaded under the name without a variant, so that the folder opens without `variant=`, if it is a
-/// safetensors file whose names need no change.
+/// safetensors file whose names need no change. Its weights must be finite like all that are written.
 fn copy_safetensors(from: &Path, to: &Path, stem: &str) -> Result<bool> {
     let file = component_file(from, stem)?;
     let is_plain = file.extension().is_some_and(|end| end == "safetensors") && !Weights::has_wrapped_names(&file)?;
     if is_plain {
-        fs::copy(&file, to.join(format!("{stem}.safetensors"))).map_err(io(&file))?;
+        let copy = to.join(format!("{stem}.safetensors"));
+        fs::copy(&file, &copy).map_err(io(&file))?;
+        Weights::open(&copy)?.check_finite()?;
     }
     Ok(is_plain)
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use vp_core::atomic;
+use vp_core::atomic::{self, TemporaryFolder};
 use vp_evaluation::sentinel::Look;
 use vp_models::weights::{LoadError, SaveType, Weights, save_safetensors};
 
@@ -114,29 +114,22 @@ impl Checkpoints {
         let Cursor { step, micro } = checkpoint.state.cursor;
         let suffix = if micro == 0 { String::new() } else { format!("-micro-{micro:04}") };
         let path = self.folder.join(format!("step-{step:06}{suffix}"));
-        let temporary = atomic::temporary_beside(&path);
-        let written = self.write(&temporary, checkpoint).and_then(|()| {
-            // The same position was saved before, by a run that was resumed and stopped at once; the new checkpoint is equal to the old
-            // one.
-            let _ = fs::remove_dir_all(&path);
-            fs::rename(&temporary, &path).map_err(io(&path))
-        });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        atomic::sync_folder_of(&path);
-        written.map(|()| path)
+        fs::create_dir_all(&self.folder).map_err(io(&self.folder))?;
+        let temporary = TemporaryFolder::beside(&path).map_err(io(&path))?;
+        self.write(temporary.path(), checkpoint)?;
+        // A run that was resumed and stopped at once saves the same position again; the new checkpoint is equal to the old one.
+        temporary.replace().map_err(io(&path))?;
+        Ok(path)
     }
 
     fn write(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<(), Error> {
-        fs::create_dir_all(folder).map_err(io(folder))?;
         for (name, tensors) in &checkpoint.tensors {
             let shapes: Vec<[usize; 1]> = tensors.values().map(Tensor::dims).collect();
             let entries = tensors.iter().zip(&shapes).map(|((name, tensor), shape)| {
                 let values: Box<dyn FnOnce() -> Vec<f32>> = Box::new(|| tensor.to_data().try_to_vec().expect("checkpoint tensors are f32"));
                 (name.as_str(), shape.as_slice(), values)
             });
-            save_safetensors(&folder.join(format!("{name}.safetensors")), entries, &[], SaveType::F32).map_err(|error| match error {
+            save_safetensors(&folder.join(format!("{name}.safetensors")), entries, &[], SaveType::State).map_err(|error| match error {
                 LoadError::Io { path, source } => Error::Io { path, source },
                 other => Error::Model(other.into()),
             })?;
@@ -184,11 +177,7 @@ impl Checkpoints {
 
     /// Removes the half-written checkpoints of killed processes.
     pub fn clean(&self) {
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().contains(".tmp-") {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
+        atomic::sweep(&self.folder);
     }
 }
 

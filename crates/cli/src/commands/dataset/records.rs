@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use vp_core::atomic;
+use anyhow::{Context, bail};
+use vp_core::atomic::{self, Begun, TemporaryFolder, begun};
 use vp_data::{
     Dataset, OnProblem, Record, UsableRecords, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records,
 };
@@ -48,9 +48,7 @@ pub fn say_stats(args: &StatsArgs) -> Result<(), Failure> {
 
 /// Writes a set in another format, with the images beside it.
 pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
-    if args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(anyhow::anyhow!("{} is not empty; choose another --output", args.output.display()).into());
-    }
+    clear(&args.output)?;
     let dataset = open_dataset(&args.path)?;
     let dataset = match &args.images {
         Some(folder) => dataset.with_images(folder),
@@ -62,7 +60,42 @@ pub fn convert(args: &ConvertArgs) -> Result<(), Failure> {
     // Images that are not copied may be anywhere.
     let records = if args.without_images { found.records } else { with_images(&dataset, found.records, on_problem)? };
     fs::create_dir_all(&args.output).with_context(|| format!("create {}", args.output.display()))?;
-    write(&dataset, records, args).map_err(Failure::run)
+    let begun = TemporaryFolder::beside(&args.output.join(BEGUN)).with_context(|| format!("write to {}", args.output.display()))?;
+    write(&dataset, records, args, begun.path()).map_err(Failure::run)
+}
+
+/// The folder within the output in which a set is written before its parts are moved to their places, the records last. While it is there,
+/// what lies beside it is of a conversion that was killed.
+const BEGUN: &str = "conversion";
+/// The images' folder.
+const IMAGES: &str = "images";
+/// The files of the three formats.
+const WRITTEN: [&str; 3] = ["records.jsonl", "imagereward.json", "pairs.jsonl"];
+
+/// Removes what a killed conversion left in the output.
+///
+/// # Errors
+/// When there is anything else in it.
+fn clear(output: &Path) -> anyhow::Result<()> {
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(output).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| !name.starts_with('.')).collect()
+    };
+    // The mark goes last, so that this can be interrupted too.
+    if begun(output, BEGUN) == Begun::LeftOver {
+        let names = names();
+        if names.iter().all(|name| name == IMAGES || WRITTEN.contains(&name.as_str())) {
+            for path in names.iter().map(|name| output.join(name)) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        atomic::sweep(output);
+    }
+    if output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{} is not empty; choose another --output", output.display());
+    }
+    Ok(())
 }
 
 /// The records without the images that cannot be decoded.
@@ -74,31 +107,34 @@ fn with_images(dataset: &Dataset, records: Vec<Record>, on_problem: OnProblem) -
     Ok(records)
 }
 
-fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs) -> anyhow::Result<()> {
+/// Writes into the folder `begun`, then moves it all into the output.
+fn write(dataset: &Dataset, mut records: Vec<Record>, args: &ConvertArgs, begun: &Path) -> anyhow::Result<()> {
     if !args.without_images {
-        copy_images(dataset, &mut records, &args.output)?;
+        copy_images(dataset, &mut records, begun)?;
     }
     let aggregation = args.aggregation();
-    let (path, count) = match args.to {
+    let (name, count) = match args.to {
         ConvertTo::Records => {
-            let path = args.output.join("records.jsonl");
-            write_records(&path, &records)?;
-            (path, format!("{} records", records.len()))
+            write_records(begun.join("records.jsonl"), &records)?;
+            ("records.jsonl", format!("{} records", records.len()))
         }
         ConvertTo::Imagereward => {
             let entries = records.iter().map(|record| to_imagereward(record, &aggregation)).collect::<Result<Vec<_>, _>>()?;
-            let path = args.output.join("imagereward.json");
+            let path = begun.join("imagereward.json");
             let text = serde_json::to_string_pretty(&entries).context("write JSON")? + "\n";
             atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
-            (path, format!("{} entries", entries.len()))
+            ("imagereward.json", format!("{} entries", entries.len()))
         }
         ConvertTo::Pairs => {
-            let path = args.output.join("pairs.jsonl");
-            let pairs = write_pairs(&path, &records, &aggregation, &args.output)?;
-            (path, format!("{pairs} pairs"))
+            let pairs = write_pairs(begun.join("pairs.jsonl"), &records, &aggregation, begun)?;
+            ("pairs.jsonl", format!("{pairs} pairs"))
         }
     };
-    say(format_args!("{}: {count}", path.display()));
+    for part in [IMAGES, name].into_iter().filter(|part| begun.join(part).exists()) {
+        let path = args.output.join(part);
+        fs::rename(begun.join(part), &path).with_context(|| format!("write {}", path.display()))?;
+    }
+    say(format_args!("{}: {count}", args.output.join(name).display()));
     Ok(())
 }
 

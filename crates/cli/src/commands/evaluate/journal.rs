@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vp_core::atomic;
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
@@ -38,6 +39,7 @@ impl Journal {
         output_folder::create_or_continue(folder, EVALUATION, description)?;
         for name in ["results", "images"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
+            atomic::sweep(&folder.join(name));
         }
         Ok(Self { folder: folder.to_path_buf() })
     }
