@@ -204,9 +204,12 @@ fn leftovers_in(folder: &Path) -> Vec<(String, PathBuf)> {
     entries.filter_map(leftover).collect()
 }
 
+/// What killed processes left in a folder: the name of what they were writing, and the path of what is left of it.
+type Leftovers = Vec<(String, PathBuf)>;
+
 /// Removes what killed processes left of `path`. A folder is looked through at the first call, for it may be written to many times.
 fn remove_leftovers_of(path: &Path) {
-    static FOUND: Mutex<Option<HashMap<PathBuf, Vec<(String, PathBuf)>>>> = Mutex::new(None);
+    static FOUND: Mutex<Option<HashMap<PathBuf, Leftovers>>> = Mutex::new(None);
     let Some(name) = path.file_name().map(|name| name.to_string_lossy()) else { return };
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder_of(path);
