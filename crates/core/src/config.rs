@@ -382,6 +382,7 @@ mod tests {
         let drawn: Vec<&str> = message.lines().collect();
         let mark = drawn[3].chars().position(|mark| mark == '^').unwrap();
         assert_eq!(drawn[2].chars().nth(mark), Some('='), "{message}");
+        assert!(drawn[2].starts_with("2 | …yyy"), "{message}");
         assert!(error(TEXT, &[&format!("steps={long}")]).chars().count() < 500);
         assert!(error(TEXT, &[&format!("{long}=1")]).chars().count() < 500);
     }
