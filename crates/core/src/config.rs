@@ -13,6 +13,8 @@ use crate::{input_file, shown};
 
 /// Longer lines of a file, and longer messages, are shown in part.
 const LINE: usize = 300;
+/// How much is shown of a message that quotes a longer value.
+const QUOTED: usize = 160;
 /// How much of a value is shown.
 const VALUE: usize = 100;
 /// How wide a list of known names is.
@@ -123,7 +125,8 @@ pub fn parse<T: DeserializeOwned + Validate>(text: &str, origin: &str, overrides
         return Err(refused(&of_file));
     }
     let flags = at_fault::<T>(text, overrides, error.message()).map_or_else(|| overrides.join(" --set "), str::to_owned);
-    Err(ConfigError::OverrideRefused { flags: shown::value(&flags).into(), message: explain_override(&error) })
+    let message = explain_override(&error, &flags);
+    Err(ConfigError::OverrideRefused { flags: shown::value(&flags).into(), message })
 }
 
 /// The configuration with all overrides in it. A section that takes one choice holds, of the file's and that of an override, the latter.
@@ -203,8 +206,8 @@ fn place(error: &toml::de::Error) -> Option<String> {
     Some(text.trim_end().strip_prefix(error.message())?.trim_start().strip_prefix("in `")?.strip_suffix('`')?.to_owned())
 }
 
-/// What is wrong with an override: the key, what was expected and what was found.
-fn explain_override(error: &toml::de::Error) -> String {
+/// What is wrong with the override `flag`: the key, what was expected and what was found.
+fn explain_override(error: &toml::de::Error, flag: &str) -> String {
     let message = error.message();
     let mismatch = || message.strip_prefix("invalid type: ")?.rsplit_once(", expected ");
     let message = mismatch().map_or_else(
@@ -219,7 +222,11 @@ fn explain_override(error: &toml::de::Error) -> String {
             format!("expected {expected}, found {}", shown::cut(found, VALUE))
         },
     );
-    let place = place(error).map_or_else(String::new, |place| format!("{}: ", shown::cut(&place, VALUE)));
+    let key = flag.split('=').next().unwrap_or_default().trim();
+    let is_key = |place: &String| place.rsplit('.').next() == key.rsplit('.').next();
+    // serde leaves the names of choices out of the place.
+    let place = place(error).map(|place| if is_key(&place) { key.to_owned() } else { place });
+    let place = place.map_or_else(String::new, |place| format!("{}: ", shown::cut(&place, VALUE)));
     format!("{place}{message}{}", nearest_known(error.message()))
 }
 
@@ -256,7 +263,7 @@ fn shortened(message: &str) -> String {
     if message.len() <= LINE {
         return message.to_owned();
     }
-    let Some((found, known)) = message.rsplit_once(", expected one of ") else { return shown::cut(message, LINE).into() };
+    let Some((found, known)) = message.rsplit_once(", expected one of ") else { return shown::cut(message, QUOTED).into() };
     let mut told = format!("{}, expected one of", shown::cut(found, VALUE));
     let mut room = 0;
     for name in known.split(", ") {
@@ -382,6 +389,8 @@ mod tests {
         // The file lacks what was given in another type.
         let message = scheduled("[schedule.constant]\n", &["folder=[\"a\"]"]).unwrap_err();
         assert_eq!(message, "--set folder=[\"a\"]: folder: expected a path, found a list");
+        let message = scheduled("folder = \"a\"\n[schedule.cosine]\nwarmup = 1\n", &["schedule.cosine.warmup=a"]).unwrap_err();
+        assert_eq!(message, "--set schedule.cosine.warmup=a: schedule.cosine.warmup: expected usize, found string \"a\"");
         // The file lacks it, and so do the overrides.
         assert!(scheduled("[schedule.constant]\n", &["other=1"]).unwrap_err().starts_with("config toy.toml: "));
     }
@@ -400,6 +409,7 @@ mod tests {
         let drawn: Vec<&str> = message.lines().collect();
         let mark = drawn[3].chars().position(|mark| mark == '^').unwrap();
         assert_eq!(drawn[2].chars().nth(mark), Some('='), "{message}");
+        assert!(drawn[2].starts_with("2 | …yyy"), "{message}");
         assert!(error(TEXT, &[&format!("steps={long}")]).chars().count() < 500);
         assert!(error(TEXT, &[&format!("{long}=1")]).chars().count() < 500);
     }

@@ -125,7 +125,10 @@ fn fenced(out: &mut String, language: &str, text: &str) {
     }
     let longest = text.split(|character| character != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
-    out.push_str(&format!("\n{fence}{language}\n{}\n{fence}\n", text.trim_end_matches('\n')));
+    // As everywhere else, but the lines of a block are its own.
+    let unfit = |character: char| is_turning(character) || character.is_control() && !"\n\t".contains(character);
+    let text = text.trim_end_matches('\n').replace(unfit, " ");
+    out.push_str(&format!("\n{fence}{language}\n{text}\n{fence}\n"));
 }
 
 /// On one line, with every sign that means something to Markdown or HTML taken literally.
@@ -163,5 +166,8 @@ mod tests {
         out.clear();
         fenced(&mut out, "sh", "ls");
         assert_eq!(out, "\n```sh\nls\n```\n");
+        out.clear();
+        fenced(&mut out, "sh", "a\u{1b}[2J\n\tb\u{202e}");
+        assert_eq!(out, "\n```sh\na [2J\n\tb \n```\n");
     }
 }
