@@ -171,7 +171,7 @@ mod tests {
         assert!(told("[general]").contains("expected [[datasets]] with [[datasets.subsets]] in it"));
         assert!(told("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2").contains("a subset has no image_dir"));
         let subset = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'fox'\n";
-        assert!(told(&format!("{subset}num_repeats = 0")).contains("fox: num_repeats is 0; expected a whole number above 0"));
+        assert!(told(&format!("{subset}num_repeats = 0")).contains("fox: num_repeats is 0; expected a whole number from 1 to 1000"));
         assert!(told("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'no/such'").contains("no/such"));
         let listing = listed(&format!("{subset}is_reg = true")).1.unwrap();
         assert!(listing.problems[0].to_string().contains("[regularizer.images]"), "{:?}", listing.problems);
