@@ -40,7 +40,7 @@ impl OnlineRater {
         if let Some(JournalLine { said: Outcome::Rated(ratings), .. }) = cache.find(&key)? {
             return Ok(ratings.into_iter().next().ok_or_else(|| "the cache holds no rating of it".into()));
         }
-        // There is no journal, so unusable replies are forgotten; the budget has counted them.
+        // Without a journal, an unusable reply is not kept. The budget has already counted it.
         let keep = |_: &crate::Unusable, _: Usage| Ok(());
         let ask = Ask { key: &key, repeat: 0, stopped, notice: &|_| {}, budget: &self.budget, unusable: &[], keep: &keep };
         match self.annotator.rate(prompt, picture, &ask) {

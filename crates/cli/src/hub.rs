@@ -21,7 +21,7 @@ fn handle(id: &HubId) -> Repo {
     Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone().unwrap_or_else(|| "main".into()))
 }
 
-/// `path` itself if it is there or is no hub id; else the folder (or file) in the cache, with what was missing downloaded.
+/// Returns `path` itself if it exists or is not a hub id. Otherwise returns the folder or file in the cache, after downloading what is missing.
 ///
 /// # Errors
 /// When the hub does not give the model, or cannot be reached and the cache does not have it.

@@ -259,7 +259,7 @@ fn folder_of(path: &Path) -> &Path {
 enum Target {
     /// A device, a pipe or an open descriptor.
     Stream(File),
-    /// A file or folder, there or not, that is no link.
+    /// The path of a file or folder that is not a link. It may not exist yet.
     Name(PathBuf),
 }
 

@@ -445,11 +445,6 @@ fn read_span(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> 
     Ok(bytes)
 }
 
-/// The names a component's weights may have, in the order they are looked for.
-pub fn component_files(stem: &str) -> Vec<String> {
-    ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"].map(|end| format!("{stem}.{end}")).into()
-}
-
 /// The header of a safetensors file (where its data begins, and what it holds), checked against the file's length.
 fn read_header(path: &Path) -> Result<(usize, Metadata), LoadError> {
     let mut file = File::open(path).map_err(io(path))?;

@@ -365,7 +365,7 @@ impl OpenAi {
         body
     }
 
-    /// Why there is no whole text in a reply, and that the model cannot repair that.
+    /// Why a reply has no complete text. Asking the model to repair it would not help.
     fn check(&self, reply: &Reply, content: &Content) -> Result<(), (bool, Vec<String>)> {
         let unusable = |finding: String| Err((false, vec![finding]));
         if let Some(refusal) = &content.refusal {

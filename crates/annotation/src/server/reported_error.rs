@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(error(json!({ "error": "no such model" })), of("no such model", None));
         assert_eq!(error(json!({ "object": "error", "message": "bad", "code": 400 })), of("bad", Some(400)));
         assert_eq!(error(json!({ "choices": [{ "error": { "message": "cut", "code": 502 } }] })), of("cut", Some(502)));
-        // A code that is no status, such as a provider's own, is none.
+        // A code that is not an HTTP status, such as a provider's own, is ignored.
         assert_eq!(error(json!({ "error": { "message": "odd", "code": 1302 } })), of("odd", None));
         for answer in [json!({ "choices": [{ "message": {} }], "error": null }), json!({ "choices": [{}], "error": "" }), json!({})] {
             assert_eq!(error(answer), None);

@@ -177,7 +177,7 @@ impl Annotation<'_> {
 fn records(path: &Path, args: &AnnotateArgs) -> anyhow::Result<(Vec<Record>, PathBuf)> {
     let dataset = open_dataset(path).with_context(|| format!("--records {}", path.display()))?;
     let mut records = dataset.read(OnProblem::Refuse)?.records;
-    // The parent of a bare file name is empty, which is no path to the system.
+    // The parent of a bare file name is the empty path, which the system cannot open.
     let folder = if path.is_dir() { path } else { path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")) };
     let is_beside = std::path::absolute(folder)? == std::path::absolute(&args.output)?;
     let in_archive = || records.iter().flat_map(|record| &record.completions).any(|completion| completion.image_path.contains(INSIDE));

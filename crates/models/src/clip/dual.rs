@@ -2,7 +2,7 @@
 //!
 //! Source: transformers `models/clip/modeling_clip.py`; PickScore (arXiv 2305.01569) and HPS v2 (arXiv 2306.09341) are weights of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, parameter};
 use crate::number_format::{NumberFormat, in_format};
 use crate::parameters::{load, named_parameters};
-use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
+use crate::weights::{SaveType, Weights, save_safetensors};
 
 /// The key of the only scalar among the parameters.
 pub(super) const LOGIT_SCALE: &str = "logit_scale";
@@ -301,13 +301,6 @@ pub fn is_clip(folder: &Path) -> bool {
     config.get("model_type").is_some_and(|kind| kind == "clip")
 }
 
-/// Where the weights of a CLIP folder are, if there are any.
-fn clip_weights(folder: &Path) -> Option<PathBuf> {
-    let mut names = crate::weights::component_files("model");
-    names.push("pytorch_model.bin".into());
-    names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
-}
-
 impl ClipCheckpoint {
     /// Reads a folder as transformers writes it: `config.json`, and `model.safetensors` or `pytorch_model.bin`.
     ///
@@ -315,9 +308,7 @@ impl ClipCheckpoint {
     /// When a file is missing, cannot be read, or does not fit; every tensor at fault is named.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let config = ClipConfig::read(&folder.join("config.json"))?;
-        let no_weights =
-            || LoadError::NoWeights { folder: folder.display().to_string(), looked_for: crate::weights::component_files("model") };
-        let mut weights = Weights::open(&clip_weights(folder).ok_or_else(no_weights)?)?;
+        let mut weights = Weights::open_component(folder, "model")?;
         weights.ignore(&UNUSED);
         weights.unsqueeze_scalar(LOGIT_SCALE);
         Ok(Self { model: load(config.init(device), weights)?, config })

@@ -104,7 +104,7 @@ pub(super) struct Target<'a> {
     pub(super) has_bias: bool,
 }
 
-/// Why there is no change to be had from a layer's tensors.
+/// Why a layer's tensors cannot be turned into a change of its weight.
 #[derive(Debug)]
 pub(super) enum Unfit {
     /// They do not fit the layer or each other.

@@ -294,11 +294,6 @@ impl ModelFolder {
         self.files == Files::Folder && !replaced
     }
 
-    /// The files outside the model's own that are read too.
-    pub fn further_files(&self) -> Vec<PathBuf> {
-        self.options.vae.iter().chain(&self.options.config).cloned().collect()
-    }
-
     /// The path of the folder or file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -9,13 +9,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::published::END_OF_TEXT;
 use crate::weights::{LoadError, corrupt, io};
 
 /// In the order in which transformers adds them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// The token that ends a text, and in most folders pads it.
-const END: &str = "<|endoftext|>";
 
 /// CLIP's own context, for folders that do not say.
 const CLIP_MAX_LENGTH: usize = 77;
@@ -86,7 +84,7 @@ pub(super) fn read(folder: &Path, listed: BTreeMap<u64, Written>) -> Result<Spec
             Some(other) => return Err(corrupt(&path, &format!("{side} is {other}; only \"right\" is supported"))),
         }
     }
-    let mut roles = published_roles(END);
+    let mut roles = published_roles(END_OF_TEXT);
     read_roles(&config, &path, false, &mut roles)?;
     let mut extra = read_extra(&config, &path)?;
     let added = match config.get("added_tokens_decoder") {
@@ -117,13 +115,13 @@ pub(super) fn read(folder: &Path, listed: BTreeMap<u64, Written>) -> Result<Spec
 }
 
 fn published_roles(pad: &str) -> BTreeMap<&'static str, Written> {
-    let roles = [("bos_token", "<|startoftext|>"), ("eos_token", END), ("unk_token", END), ("pad_token", pad)];
+    let roles = [("bos_token", "<|startoftext|>"), ("eos_token", END_OF_TEXT), ("unk_token", END_OF_TEXT), ("pad_token", pad)];
     roles.map(|(role, content)| (role, Written::Plain(content.into()))).into()
 }
 
 /// The published special tokens, with another padding token.
 pub(super) fn published(pad: &str) -> SpecialTokens {
-    let [bos, eos, unk] = ["<|startoftext|>", END, END].map(String::from);
+    let [bos, eos, unk] = ["<|startoftext|>", END_OF_TEXT, END_OF_TEXT].map(String::from);
     let added = in_order(Vec::new(), &published_roles(pad), Vec::new());
     SpecialTokens { bos, eos, unk, pad: pad.into(), max_length: CLIP_MAX_LENGTH, added }
 }

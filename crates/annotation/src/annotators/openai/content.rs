@@ -45,7 +45,7 @@ impl Content {
         Self { text, refusal, reasoning }
     }
 
-    /// What `read` makes of the text, or of the reasoning where there is no text.
+    /// The result of `read` on the reply's text, or on its reasoning if the text is empty.
     pub(super) fn read<T>(&self, read: impl Fn(&str) -> Result<T, Vec<String>>) -> Result<T, Unread> {
         if !self.text.trim().is_empty() {
             return read(&self.text).map_err(|findings| (true, findings));
