@@ -14,12 +14,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
 
-use crate::{Build, Error, Result, Reward, Scored, ScoredRgb, batch_json, check_pairs, pixels};
+use crate::pixels::OfPixels;
+use crate::{Build, Error, Result, Reward, ScoredRgb, batch_json};
 
 const NAME: &str = "command";
 /// How long a program may take to end once its input has.
@@ -192,6 +193,10 @@ impl CommandReward {
         })?;
         batch_json::scores(&answer, images.len())
     }
+}
+
+impl OfPixels for CommandReward {
+    const NAME: &'static str = NAME;
 
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         let mut running = self.program.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,29 +212,6 @@ impl CommandReward {
             })?);
         }
         Ok(ScoredRgb { scores, terms: Vec::new() })
-    }
-}
-
-impl Reward for CommandReward {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn differentiable(&self) -> bool {
-        false
-    }
-
-    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.score_with_terms(images, prompts)?.scores)
-    }
-
-    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
-        pixels::scored(NAME, images, prompts, |images, prompts| self.score_pixels(images, prompts))
-    }
-
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
-        check_pairs(NAME, images, prompts)?;
-        self.score_pixels(images, prompts)
     }
 }
 

@@ -10,13 +10,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_annotation::{ApiKey, Budget, Client, Clock, Connection, Estimate, Failure, Prices, Sending, Unanswered, concurrently};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
 
-use crate::{Build, Error, Result, Reward, Scored, ScoredRgb, batch_json, check_pairs, pixels};
+use crate::pixels::OfPixels;
+use crate::{Build, Error, Result, Reward, ScoredRgb, batch_json};
 
 const NAME: &str = "http";
 
@@ -169,6 +170,10 @@ impl HttpReward {
         })?;
         batch_json::scores(&reply.body, images.len()).map_err(|reason| failed(format!("{url}: {reason}")))
     }
+}
+
+impl OfPixels for HttpReward {
+    const NAME: &'static str = NAME;
 
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         let size = self.config.batch_size;
@@ -176,28 +181,5 @@ impl HttpReward {
         let work = |number: usize, stopped: &dyn Fn() -> bool| self.score_batch(batches[number].0, batches[number].1, stopped);
         let scores = concurrently(batches.len(), self.config.concurrency, work)?.concat();
         Ok(ScoredRgb { scores, terms: Vec::new() })
-    }
-}
-
-impl Reward for HttpReward {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn differentiable(&self) -> bool {
-        false
-    }
-
-    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.score_with_terms(images, prompts)?.scores)
-    }
-
-    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
-        pixels::scored(NAME, images, prompts, |images, prompts| self.score_pixels(images, prompts))
-    }
-
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
-        check_pairs(NAME, images, prompts)?;
-        self.score_pixels(images, prompts)
     }
 }

@@ -7,13 +7,14 @@
 //! These are the four aspects of VisionPrefer (arXiv 2404.15100, section 3), which weighs them equally. The judge looks at 8-bit pixels, so
 //! images get no gradient. A prompt that is not a caption of that world cannot be followed: its images get 1 for prompt_following.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::{Aspect, AspectWeights, RgbImage};
 use vp_shapes::{Description, Verdict, judge};
 
-use crate::{Build, Result, Reward, Scored, ScoredRgb, Warning, check_pairs, pixels};
+use crate::pixels::OfPixels;
+use crate::{Build, Result, Reward, ScoredRgb, Warning};
 
 const NAME: &str = "judge";
 
@@ -71,26 +72,11 @@ impl Judge {
     }
 }
 
-impl Reward for Judge {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn differentiable(&self) -> bool {
-        false
-    }
-
-    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.score_with_terms(images, prompts)?.scores)
-    }
+impl OfPixels for Judge {
+    const NAME: &'static str = NAME;
 
     /// The terms are the aspects, and `pass`: 1 where every claim of the prompt holds, else 0.
-    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
-        pixels::scored(NAME, images, prompts, |images, prompts| Ok(self.weigh(&Self::rate_all(images, prompts))))
-    }
-
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
-        check_pairs(NAME, images, prompts)?;
+    fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         Ok(self.weigh(&Self::rate_all(images, prompts)))
     }
 

@@ -1,16 +1,61 @@
 //! Scores of image tensors, for rewards that look at 8-bit pixels alone.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use vp_data::{RgbImage, from_tensor};
 
-use crate::{Result, Scored, ScoredRgb, check_batch};
+use crate::{Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs};
+
+/// A reward without gradient that sees 8-bit pixels, and scores tensors as the images that would be saved of them.
+pub(crate) trait OfPixels: Send {
+    /// The name under which it is registered.
+    const NAME: &'static str;
+
+    /// The scores and terms of images and their prompts, of which there are equally many.
+    ///
+    /// # Errors
+    /// When there are no scores to be had.
+    fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb>;
+
+    /// [`Reward::check_prompts`].
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        let _ = prompts;
+        Vec::new()
+    }
+}
+
+impl<R: OfPixels> Reward for R {
+    fn name(&self) -> &'static str {
+        R::NAME
+    }
+
+    fn differentiable(&self) -> bool {
+        false
+    }
+
+    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
+        Ok(self.score_with_terms(images, prompts)?.scores)
+    }
+
+    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
+        scored(R::NAME, images, prompts, |images, prompts| self.score_pixels(images, prompts))
+    }
+
+    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
+        check_pairs(R::NAME, images, prompts)?;
+        self.score_pixels(images, prompts)
+    }
+
+    fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
+        OfPixels::check_prompts(self, prompts)
+    }
+}
 
 /// The scores of `images` `[b, 3, h, w]` for `prompts`, without gradient: what `score` says of their pixels, rounded to 8 bits. An image with
 /// a NaN in it is not shown to `score`; it and its terms are NaN.
 ///
 /// # Errors
 /// As those of [`Reward::score`](crate::Reward::score), and those of `score`.
-pub(crate) fn scored(
+fn scored(
     reward: &'static str,
     images: Tensor<4>,
     prompts: &[String],

@@ -10,13 +10,14 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_annotation::{ApiKey, Budget, Clock, OnlineRater, OpenAi, OpenAiConfig, Picture};
 use vp_core::config::Validate;
 use vp_data::{Aspect, AspectWeights, Ratings, RgbImage};
 
-use crate::{Build, Error, Result, Reward, Scored, ScoredRgb, check_pairs, pixels};
+use crate::pixels::OfPixels;
+use crate::{Build, Error, Result, Reward, ScoredRgb};
 
 const NAME: &str = "vlm";
 
@@ -100,6 +101,17 @@ pub struct Vlm {
 }
 
 impl Vlm {
+    fn weigh(&self, aspects: &[[f64; 4]]) -> ScoredRgb {
+        let total = self.weights.iter().sum::<f64>();
+        let overall = |aspects: &[f64; 4]| self.weights.iter().zip(aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
+        let term = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), aspects.iter().map(|aspects| aspects[i]).collect());
+        ScoredRgb { scores: aspects.iter().map(overall).collect(), terms: Aspect::ALL.iter().enumerate().map(term).collect() }
+    }
+}
+
+impl OfPixels for Vlm {
+    const NAME: &'static str = NAME;
+
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         let failed = |reason: String| Error::NoScores { reward: NAME, reason };
         let pictures: Vec<Picture> = images.iter().map(|image| Picture::of_pixels(image, "the image")).collect();
@@ -116,40 +128,9 @@ impl Vlm {
         });
         Ok(self.weigh(&aspects.collect::<Result<Vec<_>>>()?))
     }
-
-    fn weigh(&self, aspects: &[[f64; 4]]) -> ScoredRgb {
-        let total = self.weights.iter().sum::<f64>();
-        let overall = |aspects: &[f64; 4]| self.weights.iter().zip(aspects).map(|(weight, aspect)| weight * aspect).sum::<f64>() / total;
-        let term = |(i, aspect): (usize, &Aspect)| (aspect.name().to_string(), aspects.iter().map(|aspects| aspects[i]).collect());
-        ScoredRgb { scores: aspects.iter().map(overall).collect(), terms: Aspect::ALL.iter().enumerate().map(term).collect() }
-    }
 }
 
 /// In the order of [`Aspect::ALL`].
 fn aspects(ratings: &Ratings) -> [f64; 4] {
     Aspect::ALL.map(|aspect| ratings.get(&aspect).map_or(f64::NAN, |rating| rating.rating))
-}
-
-impl Reward for Vlm {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn differentiable(&self) -> bool {
-        false
-    }
-
-    fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>> {
-        Ok(self.score_with_terms(images, prompts)?.scores)
-    }
-
-    /// The terms are the aspects.
-    fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
-        pixels::scored(NAME, images, prompts, |images, prompts| self.score_pixels(images, prompts))
-    }
-
-    fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {
-        check_pairs(NAME, images, prompts)?;
-        self.score_pixels(images, prompts)
-    }
 }
