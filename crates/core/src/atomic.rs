@@ -56,8 +56,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub struct TemporaryFolder {
     path: PathBuf,
     destination: PathBuf,
-    /// Holds the lock that tells others that the folder is in use. Not every file system has locks.
-    _lock: Option<File>,
+    /// Tells others that the folder is in use. Not every file system has locks.
+    _lock: Option<Lock>,
 }
 
 impl TemporaryFolder {
@@ -77,7 +77,7 @@ impl TemporaryFolder {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 made => made?,
             }
-            let lock = File::open(&path).ok().filter(|folder| folder.try_lock().is_ok());
+            let lock = File::open(&path).ok().and_then(Lock::of);
             // Before it was locked, somebody else may have taken it for a leftover.
             if path.exists() {
                 return Ok(Self { path, destination, _lock: lock });
@@ -110,7 +110,7 @@ impl TemporaryFolder {
         }
         // In between no folder bears the name: whoever writes it after a kill at this moment gives the old one its name back.
         let old = beside(&self.destination, OLD);
-        let _lock = File::open(&self.destination).ok().filter(|folder| folder.try_lock().is_ok());
+        let _lock = File::open(&self.destination).ok().and_then(Lock::of);
         fs::rename(&self.destination, &old)?;
         let destination = self.destination.clone();
         self.rename().inspect_err(|_| {
@@ -232,8 +232,26 @@ fn remove_unless_in_use(leftover: &Path) {
     };
 }
 
-/// A file or folder, locked; `None` where another process has locked it, and where there are no locks.
-fn lock(path: &Path) -> Option<File> {
+/// A locked file or folder. It is let go by name: a child process that is being started holds a copy of every open file for a moment, and
+/// with it the lock, if the file is only closed.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    /// `None` where another process has locked it, and where there are no locks.
+    fn of(file: File) -> Option<Self> {
+        file.try_lock().is_ok().then_some(Self(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+/// A file or folder, locked; `None` as in [`Lock::of`].
+fn lock(path: &Path) -> Option<Lock> {
     let kind = fs::symlink_metadata(path).ok()?.file_type();
     let opened = match kind {
         _ if kind.is_dir() => File::open(path),
@@ -241,7 +259,7 @@ fn lock(path: &Path) -> Option<File> {
         _ if kind.is_file() => OpenOptions::new().write(true).open(path),
         _ => return None,
     };
-    opened.ok().filter(|file| file.try_lock().is_ok())
+    opened.ok().and_then(Lock::of)
 }
 
 /// Makes a rename itself durable. Not every file system can do that, and the file is already whole, so a failure is not reported.

@@ -71,7 +71,7 @@ fn what_a_killed_process_left_of_a_name_goes_when_it_is_written_again() {
     in_use.lock().unwrap();
     write(&folder.join("a"), b"whole").unwrap();
     assert_eq!(names(&folder), [".a.tmp-1", ".a.tmp-1-4", ".a.txt.tmp-1-2", ".b.tmp-1-1", "a"]);
-    drop(in_use);
+    in_use.unlock().unwrap();
     sweep(&folder);
     assert_eq!(names(&folder), [".a.tmp-1", "a"]);
     fs::remove_dir_all(folder).unwrap();
