@@ -108,21 +108,17 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// The first signal finishes the batch, saves and exits 130 or 143; resuming ends as the undisturbed run.
+/// The first signal finishes the batch, saves and exits 130, 143 or 129; resuming ends as the undisturbed run.
 #[cfg(unix)]
 #[test]
 fn a_signal_saves_and_the_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let undisturbed = dir.path().join("undisturbed");
     run(&args(&undisturbed, &[])).ok();
-    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (name, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let output = dir.path().join(name);
         let mut child = start(&args(&output, &[]));
-        let began = Instant::now();
-        while checkpoints(&output).is_empty() {
-            assert!(began.elapsed() < Duration::from_secs(30), "no checkpoint appears");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_a_checkpoint(&output);
         signal(&child, name);
         let status = child.wait().unwrap();
         let mut stderr = String::new();
@@ -135,6 +131,54 @@ fn a_signal_saves_and_the_run_goes_on() {
         run(&["train", "--resume", output.to_str().unwrap()]).ok();
         assert_eq!(result(&output), result(&undisturbed));
     }
+}
+
+#[cfg(unix)]
+fn wait_for_a_checkpoint(run: &Path) {
+    let began = Instant::now();
+    while checkpoints(run).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(30), "no checkpoint appears");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `nohup` starts a process that ignores SIGHUP.
+#[cfg(unix)]
+#[test]
+fn a_signal_that_is_ignored_from_the_start_stays_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_visionprefer")]).args(args(&output, &["-q"]));
+    let mut child = command.current_dir(root()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_a_checkpoint(&output);
+    signal(&child, "-HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    result(&output);
+}
+
+/// Two who train into one folder would write over each other's checkpoints.
+#[cfg(unix)]
+#[test]
+fn a_run_that_somebody_is_writing_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let mut child = start(&args(&output, &["--set", "run.num_train_steps=200"]));
+    wait_for_a_checkpoint(&output);
+    let written = std::fs::read_to_string(output.join("config.toml")).unwrap();
+    let path = output.to_str().unwrap();
+    for second in [args(&output, &[]), vec!["train", "--resume", path], vec!["train", "--resume", path, "--set", "run.num_train_steps=300"]]
+    {
+        let told = run(&second).refused();
+        assert!(told.contains(&format!("is being written by process {}; wait for it to end", child.id())), "{told}");
+    }
+    assert_eq!(std::fs::read_to_string(output.join("config.toml")).unwrap(), written);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What holds the lock is the process, not its file.
+    assert!(output.join(".lock").exists());
+    run(&["train", "--resume", path, "--dry-run"]).ok();
+    run(&["report", path]).ok();
 }
 
 /// The second signal ends the process at once; what was saved before stays valid.

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vp_core::folder_lock::FolderLock;
+
 use crate::crash::overwrite;
 use crate::util::{MODEL, copy_dir, files, root, run};
 
@@ -143,6 +145,29 @@ fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = folders.iter().chain(&rest).filter(is_leftover).cloned().collect();
     found.extend(folders.iter().filter(|folder| !is_leftover(folder)).flat_map(|folder| leftovers(folder)));
     found
+}
+
+#[test]
+fn an_annotation_and_an_evaluation_have_one_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    fs::write(here.join("p.txt"), "a red circle\n").unwrap();
+    ok(here, &["dataset", "shapes", "--out", "cand", "--n", "2", "--per-caption", "2"]);
+    let evaluate = ["evaluate", "--tuned", "embedded:shapes", "--prompts", "p.txt", "-r", "brightness", "--steps", "1", "-o", "e"];
+    let annotate = ["annotate", "-a", "judge", "--records", "cand/records.jsonl", "-o", "rated"];
+    for (args, folder) in [(&evaluate[..], "e"), (&annotate, "rated")] {
+        let writer = FolderLock::take(&here.join(folder), "").unwrap();
+        let output = run_in(here, args);
+        let told = format!("error: {folder} is being written by process {}; ", std::process::id());
+        assert!(output.status.code() == Some(2) && stderr(&output).starts_with(&told), "{}", stderr(&output));
+        drop(writer);
+        ok(here, args);
+        assert!(!here.join(folder).join(".lock").exists());
+    }
+    // Several machines share an evaluation, each with its own part.
+    let half = [&evaluate[..], &["--shard", "1/2"]].concat();
+    let _writer = FolderLock::take(&here.join("e"), "2-of-2").unwrap();
+    ok(here, &half);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Folders that a command fills over several runs. What such a folder is made from is written into it first, so that the same command can go
 //! on filling it and another one is refused.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use vp_core::atomic;
+use vp_core::{atomic, folder_lock};
 
 /// At most this many characters of a value are shown in a message.
 const SHOWN: usize = 80;
@@ -29,7 +30,7 @@ pub fn create_or_continue(folder: &Path, file: &str, made_from: &Value) -> anyho
                 bail!("{place} holds another {what} (it was made from {}); choose another --output", difference(found.as_ref(), made_from))
             }
         },
-        Err(_) if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) => {
+        Err(_) if holds_files(folder) => {
             bail!("{place} holds other files and no {file}; choose another --output")
         }
         Err(_) => {
@@ -37,6 +38,12 @@ pub fn create_or_continue(folder: &Path, file: &str, made_from: &Value) -> anyho
             atomic::write(&path, format!("{made_from}\n").as_bytes()).with_context(|| format!("write {}", path.display()))
         }
     }
+}
+
+/// Whether anything is in a folder but locks of those who write it.
+fn holds_files(folder: &Path) -> bool {
+    let is_lock = |name: OsString| name.to_string_lossy().starts_with(folder_lock::FILE);
+    folder.read_dir().is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| !is_lock(entry.file_name()))))
 }
 
 /// The first key whose values differ.

@@ -5,6 +5,7 @@
 //! | [`atomic`] | files replaced whole or not at all |
 //! | [`config`] | TOML in, typed configuration out, every error with its line and column |
 //! | [`contained`] | panics of other people's readers, as errors |
+//! | [`folder_lock`] | one writer per folder |
 //! | [`input_file`] | reading what somebody else named: not folders, and devices up to a bound |
 //! | [`noise`] | the only source of random numbers: keyed by (run seed, purpose, step, sample) |
 //! | [`profile`] | where a run's time goes, by stage |
@@ -16,6 +17,7 @@
 pub mod atomic;
 pub mod config;
 pub mod contained;
+pub mod folder_lock;
 pub mod input_file;
 pub mod noise;
 pub mod profile;

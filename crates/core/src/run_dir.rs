@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::atomic;
+use crate::folder_lock::{FolderLock, FolderLockError};
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum RunDirError {
     /// The folder does not hold a run.
     #[error("{path} does not hold a run (it has no config.toml); expected the folder of an earlier run")]
     NoRun { path: String },
+    /// Another process is writing the run.
+    #[error(transparent)]
+    Locked(#[from] FolderLockError),
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunDirError + use<> {
@@ -47,19 +51,21 @@ fn open_metrics(root: &Path) -> Result<BufWriter<File>, RunDirError> {
     OpenOptions::new().create(true).append(true).open(&path).map(BufWriter::new).map_err(io("open", &path))
 }
 
-/// A run's folder, open for writing.
+/// A run's folder, open for writing. Nobody else can open it meanwhile.
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
     metrics: BufWriter<File>,
+    _lock: FolderLock,
 }
 
 impl RunDir {
     /// Creates the folder and writes the resolved configuration into it.
     ///
     /// # Errors
-    /// When the folder cannot be written or already holds a run.
+    /// When the folder cannot be written, already holds a run, or is being written by somebody else.
     pub fn create(root: &Path, resolved_config: &str) -> Result<Self, RunDirError> {
+        let lock = FolderLock::take(root, "")?;
         for found in ["config.toml", "metrics.jsonl"] {
             if root.join(found).exists() {
                 return Err(RunDirError::Occupied { path: root.display().to_string(), found });
@@ -69,22 +75,23 @@ impl RunDir {
         fs::create_dir_all(&samples).map_err(io("create folder", &samples))?;
         let config = root.join("config.toml");
         atomic::write(&config, resolved_config.as_bytes()).map_err(io("write", &config))?;
-        Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)? })
+        Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)?, _lock: lock })
     }
 
     /// Opens the folder of an earlier run, to continue it. What was half written when the run was killed is removed.
     ///
     /// # Errors
-    /// When there is no run in it, or it cannot be written.
+    /// When there is no run in it, it cannot be written, or somebody else is writing it.
     pub fn open(root: &Path) -> Result<Self, RunDirError> {
         if !root.join("config.toml").is_file() {
             return Err(RunDirError::NoRun { path: root.display().to_string() });
         }
+        let lock = FolderLock::take(root, "")?;
         atomic::sweep(root);
         let samples = root.join("samples");
         fs::create_dir_all(&samples).map_err(io("create folder", &samples))?;
         atomic::sweep(&samples);
-        Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)? })
+        Ok(Self { root: root.to_path_buf(), metrics: open_metrics(root)?, _lock: lock })
     }
 
     /// Keeps the lines of `metrics.jsonl` whose step is at most `step` (none for `None`), and drops a last line that a killed
@@ -164,8 +171,11 @@ mod tests {
         let root = scratch("occupied");
         drop(RunDir::create(&root, "").unwrap());
         assert!(matches!(RunDir::create(&root, ""), Err(RunDirError::Occupied { .. })));
+        let _writer = RunDir::open(&root).unwrap();
+        assert!(matches!(RunDir::open(&root), Err(RunDirError::Locked(FolderLockError::InUse { .. }))));
         fs::remove_dir_all(root).unwrap();
     }
+
     #[test]
     fn a_rewound_run_has_no_later_lines_and_no_half_ones() {
         let root = scratch("rewind");
@@ -183,6 +193,7 @@ mod tests {
         let line = |step: u32, loss: &str| format!("{{\"step\":{step},\"loss\":{loss}}}\n");
         let expected = [line(0, "0.5"), line(1, "0.5"), line(2, "0.5"), line(2, "0.5"), line(3, "0.25")].concat();
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        drop(run);
         // A line cut just before its end of line is whole.
         fs::write(&path, line(1, "0.5").trim_end()).unwrap();
         RunDir::open(&root).unwrap().rewind(Some(2)).unwrap();

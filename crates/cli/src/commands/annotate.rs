@@ -14,6 +14,7 @@ use vp_annotation::{
     Annotator, AnnotatorConfig, BuildContext, Event, Job, RunOptions, SetAside, Stopped, Summary, dry_run, polish, run as annotate,
 };
 use vp_core::config::{self, Validate};
+use vp_core::folder_lock::FolderLock;
 use vp_core::suggest::did_you_mean;
 use vp_data::{INSIDE, OnProblem, Prompt, Record, open_dataset, read_prompts};
 use vp_models::vae::Splitting;
@@ -72,6 +73,8 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     let stop = signals::flag()?;
     let annotator = config.annotator.build(build_context(&config, &device)?).map_err(anyhow::Error::from)?;
     let annotation = Annotation { args: &args, config: &config, annotator: &*annotator, device: &device, stop: &stop };
+    // A dry run writes nothing there.
+    let _lock = if args.dry_run { None } else { Some(FolderLock::take(&args.output, "")?) };
     let (items, root) = annotation.items()?;
     if items.is_empty() {
         return Err(anyhow::anyhow!("there is nothing to annotate: no prompt has an image").into());
@@ -83,7 +86,6 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
         say_what_it_would_cost(&found.map_err(anyhow::Error::from)?);
         return Ok(());
     }
-    create(&args.output)?;
     let summary = annotate(job, &*annotator, &config.questions, &progress(args.quiet), &stop).map_err(Failure::run)?;
     conclude(&args.output.join("records.jsonl"), &summary)
 }
@@ -248,7 +250,7 @@ fn conclude(written: &Path, summary: &Summary) -> Result<(), Failure> {
             Err(Failure::run(anyhow::anyhow!("{open} questions are open: {limit}; raise it and run the same command again")))
         }
         Some(Stopped::Told) => {
-            Err(Failure::Stopped(signals::SIGINT, anyhow::anyhow!("{open} questions are open; run the same command again")))
+            Err(Failure::Stopped(signals::received(), anyhow::anyhow!("{open} questions are open; run the same command again")))
         }
         None if *open > 0 => Err(Failure::run(anyhow::anyhow!("{open} questions are open; run the same command again"))),
         None => Ok(()),

@@ -76,7 +76,7 @@ pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let mut plan = plan(args)?;
     let rewards = named_rewards::open(&plan.args.rewards, &device)?;
     plan.checksums.extend(checksums_of_rewards(&rewards)?);
-    let journal = Journal::open(&plan.args.output, &plan.description(&rewards))?;
+    let journal = Journal::open(&plan.args.output, plan.args.shard, &plan.description(&rewards))?;
     let evaluation = Evaluation { plan: &plan, rewards: &rewards, device: &device, journal: &journal };
     (0..plan.sides.len()).try_for_each(|side| evaluation.evaluate_side(side)).map_err(Failure::run)?;
     let results = journal.read(&plan.sides).map_err(Failure::run)?;

@@ -229,18 +229,18 @@ impl Plan {
     /// Opens or creates the run's folder.
     fn journal(&self, resumed_at: Option<u64>) -> Result<Journal, Error> {
         let resolved = toml::to_string(&self.config).expect("a config that was read from TOML is TOML");
+        let voice = Terminal::new(self.options);
+        let journal = match resumed_at {
+            _ if !self.folder_exists => Journal::new(RunDir::create(&self.output, &resolved)?, voice),
+            Some(step) => Journal::resume(&self.output, step, voice)?,
+            None => Journal::restart(&self.output, voice)?,
+        };
         if self.lengthened {
             // Whoever resumes it next goes on to the new end.
             let path = self.output.join("config.toml");
             atomic::write(&path, resolved.as_bytes()).map_err(|source| Error::Io { path: path.display().to_string(), source })?;
         }
-        if self.folder_exists {
-            return match resumed_at {
-                Some(step) => Journal::resume(&self.output, step, Terminal::new(self.options)),
-                None => Journal::restart(&self.output, Terminal::new(self.options)),
-            };
-        }
-        Ok(Journal::new(RunDir::create(&self.output, &resolved)?, Terminal::new(self.options)))
+        Ok(journal)
     }
 
     /// Refuses to start what the disk cannot hold.

@@ -149,7 +149,7 @@ impl Candidates<'_> {
             for batch in of_scale.chunks(section.batch_size) {
                 if stop.load(Ordering::Relaxed) {
                     let reason = anyhow::anyhow!("stopped while drawing; run the same command again");
-                    return Err(Failure::Stopped(crate::signals::SIGINT, reason));
+                    return Err(Failure::Stopped(crate::signals::received(), reason));
                 }
                 let request = |one: &&&Wanted| ImageRequest { prompt: &prompts[one.prompt].text, seed: one.seed, sample: 0 };
                 let drawn = generator.generate(&batch.iter().map(request).collect::<Vec<_>>(), *scale).map_err(Failure::run)?;

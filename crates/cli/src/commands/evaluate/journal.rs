@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vp_core::atomic;
+use vp_core::folder_lock::FolderLock;
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
@@ -27,21 +28,24 @@ pub struct PromptResult {
     pub distances: Vec<f64>,
 }
 
-/// The folder of an evaluation.
+/// The folder of an evaluation. Nobody else can open it for the same shard meanwhile.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
+    _lock: FolderLock,
 }
 
 impl Journal {
     /// Creates the folder of the evaluation that `description` describes, or goes on with it.
-    pub fn open(folder: &Path, description: &Value) -> anyhow::Result<Self> {
+    pub fn open(folder: &Path, shard: Shard, description: &Value) -> anyhow::Result<Self> {
+        let part = if shard == Shard::WHOLE { String::new() } else { format!("{}-of-{}", shard.index + 1, shard.of) };
+        let lock = FolderLock::take(folder, &part)?;
         output_folder::create_or_continue(folder, EVALUATION, description)?;
         for name in ["results", "images"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("create {}", folder.display()))?;
             atomic::sweep(&folder.join(name));
         }
-        Ok(Self { folder: folder.to_path_buf() })
+        Ok(Self { folder: folder.to_path_buf(), _lock: lock })
     }
 
     /// Where an image lies.
