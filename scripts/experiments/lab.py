@@ -233,12 +233,12 @@ def rows(titles, found):
     return [["base model", *base_row(found[0])], *([title, *row_of(paired)] for title, paired in zip(titles, found))]
 
 
-def table(name, header, rows, note=""):
-    """Writes a table into the page, between its marks; what is said of it there, below, is for a reader to hold against it."""
+def table(name, header, rows, note="", page=PAGE):
+    """Writes a table into a page, between its marks; what is said of it there, below, is for a reader to hold against it."""
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
     text = "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    page = PAGE.read_text()
-    before, after = page[: page.index(begin) + len(begin)], page[page.index(end) :]
-    PAGE.write_text(f"{before}\n{text}\n{after}")
+    written = page.read_text()
+    before, after = written[: written.index(begin) + len(begin)], written[written.index(end) :]
+    page.write_text(f"{before}\n{text}\n{after}")
     print(text)

@@ -53,7 +53,7 @@ pub use manifest::read_manifest;
 pub use near_duplicates::{NearDuplicate, near_duplicates};
 pub use order::ShuffledOrder;
 pub use parameters::Parameters;
-pub use png_file::{read_png_text, write_png};
+pub use png_file::{png_bytes, read_png_text, write_png};
 pub use preferences::{PreferencePair, Preferences};
 pub use prompts::{Prompt, read_prompts};
 pub use published::hpd::records_by_annotator;

@@ -31,6 +31,14 @@ pub fn write_png<K: AsRef<str>, V: AsRef<str>>(path: impl AsRef<Path>, image: &R
     atomic::write(path, &bytes).map_err(|error| Error::Write { path: path.into(), error })
 }
 
+/// An 8-bit RGB PNG without text.
+///
+/// # Errors
+/// When the image has no pixel.
+pub fn png_bytes(image: &RgbImage) -> std::io::Result<Vec<u8>> {
+    Ok(encode::<&str, &str>(image, &[])?)
+}
+
 /// The text chunks of a PNG as (key, text): first the plain ones, then the compressed, then the international.
 ///
 /// # Errors

@@ -1,30 +1,85 @@
 //! Writes the scalars and images of a run to an event file for TensorBoard.
 //!
-//! The `SummaryWriter` of `tensorboard-rs` writes on a thread that panics when the disk fails, and then so does every later call. Its parts
-//! do not, so this file frames events with its `RecordWriter` and makes their contents with its `summary`. An event file is a sequence of
-//! records, each of them a length, a CRC, a serialized `Event` and a CRC.
+//! An event file is a sequence of TFRecords, each of them a length, a CRC, a serialized `Event` and a CRC. The messages are the parts that a
+//! run needs of TensorBoard's `event.proto` and `summary.proto`, with the numbers that their fields have there.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use protobuf::Message;
-use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
-use tensorboard_proto::summary::Summary;
-use tensorboard_rs::record_writer::RecordWriter;
-use tensorboard_rs::summary::{image, scalar};
-use vp_data::RgbImage;
+use prost::{Message, Oneof};
+use vp_data::{RgbImage, png_bytes};
 
-/// An event file that is being written.
-pub struct Events {
-    records: RecordWriter<BufWriter<File>>,
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    /// In seconds.
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    what: Option<What>,
 }
 
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
+#[derive(Clone, PartialEq, Oneof)]
+enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<SummaryValue>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SummaryValue {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(oneof = "Shown", tags = "2, 4")]
+    shown: Option<Shown>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Shown {
+    #[prost(float, tag = "2")]
+    Scalar(f32),
+    #[prost(message, tag = "4")]
+    Image(Image),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    /// The number of channels.
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    png: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `SessionStatus.START`: TensorBoard forgets what older files say of this step and later ones.
+const START: i32 = 1;
+
+/// An event file that is being written.
+#[derive(Debug)]
+pub struct Events {
+    file: File,
 }
 
 impl Events {
@@ -35,16 +90,10 @@ impl Events {
     /// When the file cannot be written.
     pub fn begin(folder: &Path, resumed_at: Option<u64>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let mut events = Self { records: RecordWriter::new(BufWriter::new(new_file(folder)?)) };
-        let mut version = Event::new();
-        version.set_file_version("brain.Event:2".into());
-        events.write(version, 0)?;
+        let mut events = Self { file: new_file(folder)? };
+        events.write(0, What::FileVersion("brain.Event:2".into()))?;
         if let Some(step) = resumed_at {
-            let mut restart = Event::new();
-            let mut log = SessionLog::new();
-            log.set_status(SessionLog_SessionStatus::START);
-            restart.set_session_log(log);
-            events.write(restart, step + 1)?;
+            events.write(step + 1, What::SessionLog(SessionLog { status: START }))?;
         }
         Ok(events)
     }
@@ -54,13 +103,8 @@ impl Events {
     /// # Errors
     /// When the file cannot be written.
     pub fn scalars(&mut self, step: u64, metrics: &[(&str, f64)]) -> io::Result<()> {
-        let mut summary = Summary::new();
-        for (name, value) in metrics {
-            summary.mut_value().extend(scalar(name, *value as f32).take_value());
-        }
-        let mut event = Event::new();
-        event.set_summary(summary);
-        self.write(event, step)
+        let value = |(name, value): &(&str, f64)| SummaryValue { tag: (*name).into(), shown: Some(Shown::Scalar(*value as f32)) };
+        self.write(step, What::Summary(Summary { values: metrics.iter().map(value).collect() }))
     }
 
     /// Writes an image, which must have at least one pixel, under `tag`.
@@ -69,23 +113,21 @@ impl Events {
     /// When the file cannot be written.
     pub fn image(&mut self, tag: &str, step: u64, pixels: &RgbImage) -> io::Result<()> {
         let (width, height) = pixels.dimensions();
-        // The crate encodes dim[1] x dim[2] as width x height, but labels them height and width.
-        let mut summary = image(tag, pixels.as_raw(), &[3, width as usize, height as usize]);
-        let written_down = summary.mut_value()[0].mut_image();
-        written_down.set_width(width as i32);
-        written_down.set_height(height as i32);
-        let mut event = Event::new();
-        event.set_summary(summary);
-        self.write(event, step)
+        let image = Image { height: height as i32, width: width as i32, colorspace: 3, png: png_bytes(pixels)? };
+        self.write(step, What::Summary(Summary { values: vec![SummaryValue { tag: tag.into(), shown: Some(Shown::Image(image)) }] }))
     }
 
-    /// Writes an event and flushes it, so that a killed run has its events up to its last update.
-    fn write(&mut self, mut event: Event, step: u64) -> io::Result<()> {
-        event.set_wall_time(since_epoch());
-        event.set_step(step as i64);
-        self.records.write(&event.write_to_bytes().map_err(io::Error::other)?)?;
-        self.records.flush()
+    /// Writes an event in one piece, so that a killed run has its events up to its last update.
+    fn write(&mut self, step: u64, what: What) -> io::Result<()> {
+        let event = Event { wall_time: since_epoch(), step: step as i64, what: Some(what) }.encode_to_vec();
+        let length = (event.len() as u64).to_le_bytes();
+        self.file.write_all(&[&length[..], &masked_crc(&length), &event, &masked_crc(&event)].concat())
     }
+}
+
+/// The CRC of a TFRecord: CRC-32C, turned and shifted, so that the CRC of data that holds CRCs is still of use.
+fn masked_crc(data: &[u8]) -> [u8; 4] {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
 fn since_epoch() -> f64 {
@@ -121,7 +163,7 @@ mod tests {
         let mut events = Vec::new();
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            events.push(Event::parse_from_bytes(&rest[12..12 + length]).unwrap());
+            events.push(Event::decode(&rest[12..12 + length]).unwrap());
             rest = &rest[16 + length..];
         }
         events
@@ -142,22 +184,27 @@ mod tests {
         };
         let first = files(&folder);
         let written = read(&first[0]);
-        assert_eq!(written[0].get_file_version(), "brain.Event:2");
+        assert_eq!(written[0].what, Some(What::FileVersion("brain.Event:2".into())));
         assert!(written.iter().all(|event| (since_epoch() - event.wall_time).abs() < 60.0));
-        let values = written[1].get_summary().get_value();
-        assert_eq!((written[1].step, values[0].get_tag(), values[0].get_simple_value()), (3, "loss", 0.5));
-        assert!(values[1].get_tag() == "watch/brightness" && values[1].get_simple_value().is_nan());
-        let value = &written[2].get_summary().get_value()[0];
-        let image = value.get_image();
-        assert_eq!((value.get_tag(), image.width, image.height, image.colorspace), ("validation", 5, 2, 3));
-        let size = |at: usize| u32::from_be_bytes(image.get_encoded_image_string()[at..at + 4].try_into().unwrap());
+        let values = |event: &Event| match &event.what {
+            Some(What::Summary(summary)) => summary.values.clone(),
+            other => panic!("{other:?}"),
+        };
+        let scalars = values(&written[1]);
+        assert_eq!((written[1].step, scalars[0].tag.as_str(), &scalars[0].shown), (3, "loss", &Some(Shown::Scalar(0.5))));
+        let not_a_number = matches!(scalars[1].shown, Some(Shown::Scalar(value)) if value.is_nan());
+        assert!(scalars[1].tag == "watch/brightness" && not_a_number);
+        let value = &values(&written[2])[0];
+        let Some(Shown::Image(image)) = &value.shown else { panic!("{value:?}") };
+        assert_eq!((value.tag.as_str(), image.width, image.height, image.colorspace), ("validation", 5, 2, 3));
+        let size = |at: usize| u32::from_be_bytes(image.png[at..at + 4].try_into().unwrap());
         assert_eq!((size(16), size(20)), (5, 2), "the PNG's own width and height");
 
         drop(Events::begin(&folder, Some(7)).unwrap());
         let both = files(&folder);
         assert_eq!((both.len(), &both[0]), (2, &first[0]));
         let restart = &read(&both[1])[1];
-        assert_eq!((restart.step, restart.get_session_log().get_status()), (8, SessionLog_SessionStatus::START));
+        assert_eq!((restart.step, &restart.what), (8, &Some(What::SessionLog(SessionLog { status: START }))));
         fs::remove_dir_all(folder).unwrap();
     }
 }
