@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 pub use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
+use signal_hook::low_level;
+use vp_core::waits;
 use vp_trainers::run::Interrupt;
 
 /// Makes the first SIGINT or SIGTERM set `interrupt`, and the second end the process at once with 128 + its number: a save under
@@ -13,14 +15,14 @@ use vp_trainers::run::Interrupt;
 pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order: at the first signal the condition is still false.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, asked.clone()).context("install a signal handler")?;
-        signal_hook::flag::register(signal, asked.clone()).context("install a signal handler")?;
-        let flag = interrupt.flag();
-        // SAFETY: the action only stores to an atomic, which is async-signal-safe.
-        unsafe { signal_hook::low_level::register(signal, move || flag.store(signal, Ordering::Relaxed)) }
-            .context("install a signal handler")?;
+        let (asked, flag) = (asked.clone(), interrupt.flag());
+        on(signal, move || {
+            end_if_asked_before(signal, &asked);
+            flag.store(signal, Ordering::Relaxed);
+        })?;
     }
+    let flag = interrupt.flag();
+    waits::end_when(move || flag.load(Ordering::Relaxed) != 0);
     ignore_file_size_signal()
 }
 
@@ -28,11 +30,45 @@ pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     let (asked, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, asked.clone()).context("install a signal handler")?;
-        signal_hook::flag::register(signal, asked.clone()).context("install a signal handler")?;
-        signal_hook::flag::register(signal, stop.clone()).context("install a signal handler")?;
+        let (asked, stop) = (asked.clone(), stop.clone());
+        on(signal, move || {
+            end_if_asked_before(signal, &asked);
+            stop.store(true, Ordering::Relaxed);
+        })?;
     }
+    let flag = stop.clone();
+    waits::end_when(move || flag.load(Ordering::Relaxed));
     Ok(stop)
+}
+
+/// For work that the first signal just ends: the programs that rewards have started end with it.
+pub fn end_programs_too() -> anyhow::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        on(signal, move || {
+            end_programs();
+            let _ = low_level::emulate_default_handler(signal);
+        })?;
+    }
+    Ok(())
+}
+
+fn end_if_asked_before(signal: i32, asked: &AtomicBool) {
+    if asked.swap(true, Ordering::Relaxed) {
+        end_programs();
+        low_level::exit(128 + signal);
+    }
+}
+
+/// Programs of rewards have process groups of their own, which a Ctrl-C does not reach.
+fn end_programs() {
+    #[cfg(unix)]
+    vp_rewards::end_programs();
+}
+
+fn on(signal: i32, action: impl Fn() + Send + Sync + 'static) -> anyhow::Result<()> {
+    // SAFETY: the actions above load and store atomics, send signals, and end the process without its clean-up: all async-signal-safe.
+    unsafe { low_level::register(signal, action) }.context("install a signal handler")?;
+    Ok(())
 }
 
 /// A file that may not grow then fails to be written, like one on a full disk, instead of ending the process.

@@ -23,5 +23,6 @@ mod registry;
 pub mod run_dir;
 pub mod shown;
 pub mod suggest;
+pub mod waits;
 
 pub use registry::Entry;
