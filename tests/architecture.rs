@@ -26,6 +26,8 @@ const ROOT_PACKAGE: &str = "visionprefer";
 const GPU_BACKENDS: [&str; 6] = ["cuda", "metal", "rocm", "vulkan", "webgpu", "wgpu"];
 const ROOT_ONLY: [&str; 2] = ["anyhow", "clap"];
 const GPU_SOURCE: &str = "crates/cli/src/device.rs";
+/// A module of the program for its tests alone.
+const TEST_SOURCE: &str = "crates/cli/src/documented.rs";
 const LINES: usize = 600;
 const EMPTY_NAMES: [&str; 6] = ["utils", "common", "helpers", "misc", "manager", "base"];
 
@@ -181,6 +183,24 @@ fn device_choices(sources: &[(String, String)]) -> Vec<String> {
             if path != GPU_SOURCE && GPU_BACKENDS.iter().any(names_gpu) {
                 findings.push(format!("{path}:{number}: only {GPU_SOURCE} names a GPU backend"));
             }
+        }
+    }
+    findings
+}
+
+/// Where a path is opened without a look at what it names: a folder, a device that never ends, a pipe that nobody writes to.
+fn unguarded_reads(sources: &[(String, String)]) -> Vec<String> {
+    let is_code =
+        |path: &str| path.contains("/src/") && !path.starts_with("crates/core/") && !path.ends_with("tests.rs") && path != TEST_SOURCE;
+    let mut findings = Vec::new();
+    for (path, text) in sources.iter().filter(|(path, _)| is_code(path)) {
+        for (number, line) in (1..).zip(text.lines().take_while(|line| !line.trim().starts_with("#[cfg(test)]"))) {
+            let reads = ["fs::read(", "fs::read_to_string(", "File::open("].into_iter().find(|call| {
+                let before = line.split(call).next().and_then(|before| before.chars().last());
+                line.contains(call) && before.is_none_or(|before| !before.is_alphanumeric())
+            });
+            findings
+                .extend(reads.map(|call| format!("{path}:{number}: {call}…) reads whatever is there; vp_core::input_file looks first")));
         }
     }
     findings
@@ -355,6 +375,7 @@ fn sources_follow_the_rules() {
     assert!(sources.iter().any(|(path, _)| path == GPU_SOURCE), "did not find {GPU_SOURCE}");
     assert_none(&long_files(&sources));
     assert_none(&device_choices(&sources));
+    assert_none(&unguarded_reads(&sources));
     assert_none(&namesakes(&sources));
     assert_none(&undocumented_items(&sources));
     TABLES.iter().for_each(|table| assert_none(&listed_entries(&sources, table)));
@@ -473,6 +494,18 @@ fn devices_are_chosen_in_one_file() {
         assert_eq!(device_choices(&sources("crates/models/src/lib.rs", line)).len(), 1, "{line}");
         assert_none(&device_choices(&sources(GPU_SOURCE, line)));
     }
+}
+
+#[test]
+fn files_are_looked_at_before_they_are_read() {
+    let found = |path: &str, line: &str| unguarded_reads(&sources(path, line)).len();
+    let lines = ["let text = std::fs::read_to_string(path)?;", "let bytes = fs::read(&path)?;", "let file = File::open(path)?;"];
+    for line in lines {
+        assert_eq!(found("crates/models/src/lib.rs", line), 1, "{line}");
+        assert_eq!(found("crates/core/src/input_file.rs", line) + found("crates/data/tests/a.rs", line), 0);
+        assert_eq!(found("crates/models/src/lib.rs", &format!("#[cfg(test)]\nmod tests {{\n    {line}\n}}")), 0);
+    }
+    assert_eq!(found("crates/data/src/lib.rs", "let table = ParquetFile::open(path)?;"), 0);
 }
 
 #[test]

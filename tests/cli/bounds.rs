@@ -91,3 +91,52 @@ fn counts_on_the_command_line() {
         assert!(told.contains(&format!("--seeds {seeds} is out of range")) && !output.exists(), "{told}");
     }
 }
+
+/// Nobody writes to these pipes: who opened one would wait for ever.
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_where_files_belong() {
+    let become_pipe = |path: &Path| {
+        std::fs::remove_file(path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    for file in [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "tokenizer/vocab.json",
+        "vae/config.json",
+    ] {
+        let model = tempfile::tempdir().unwrap();
+        copy_dir(&root().join(MODEL), model.path());
+        become_pipe(&model.path().join(file));
+        sample_refused(model.path(), &[file, "a device or a pipe; expected a file"]);
+    }
+    let single = tempfile::tempdir().unwrap();
+    let pipe = single.path().join("model.safetensors");
+    std::fs::write(&pipe, "").unwrap();
+    become_pipe(&pipe);
+    for place in [&pipe, Path::new("/dev/zero")] {
+        sample_refused(place, &[place.to_str().unwrap()]);
+    }
+    let file = "config.json";
+    let reward = tempfile::tempdir().unwrap();
+    copy_dir(&root().join(REWARD), reward.path());
+    become_pipe(&reward.path().join(file));
+    let told = run(&["score", "-r", reward.path().to_str().unwrap(), "-p", "x", "checkpoints/tiny-images/00.png"]).refused();
+    assert!(told.contains(file), "{told}");
+    // Beside an image, or as the table of a folder.
+    for name in ["00.txt", "metadata.jsonl"] {
+        let images = tempfile::tempdir().unwrap();
+        for image in ["00.png", "01.png"] {
+            std::fs::copy(root().join("checkpoints/tiny-images").join(image), images.path().join(image)).unwrap();
+        }
+        std::fs::write(images.path().join("01.txt"), "a fox").unwrap();
+        std::fs::write(images.path().join(name), "").unwrap();
+        become_pipe(&images.path().join(name));
+        let told = run(&["dataset", "validate", images.path().to_str().unwrap()]).refused();
+        assert!(told.contains(name) && told.contains("a device or a pipe; expected a file"), "{told}");
+    }
+}

@@ -279,22 +279,27 @@ fn a_finished_run_is_made_longer() {
     assert!(config(&cosine).contains("num_train_steps = 2"));
 }
 
-/// Writes NaN over the first value of one tensor of a safetensors file.
+/// Makes what a tensor of a safetensors file is for overflow: all its values become the largest finite number.
 pub(crate) fn poison(path: &Path, name: &str) {
-    overwrite(path, name, f32::NAN);
+    change(path, name, |values| values.chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&f32::MAX.to_le_bytes())));
 }
 
 /// Writes another first value into one tensor of a safetensors file.
 pub(crate) fn overwrite(path: &Path, name: &str, value: f32) {
+    change(path, name, |values| values[..4].copy_from_slice(&value.to_le_bytes()));
+}
+
+/// Changes the bytes of one tensor of a safetensors file.
+fn change(path: &Path, name: &str, change: impl FnOnce(&mut [u8])) {
     let mut bytes = std::fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
-    let start = 8 + header_len + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[start..start + 4].copy_from_slice(&value.to_le_bytes());
+    let offset = |i: usize| 8 + header_len + header[name]["data_offsets"][i].as_u64().unwrap() as usize;
+    change(&mut bytes[offset(0)..offset(1)]);
     std::fs::write(path, bytes).unwrap();
 }
 
-/// A NaN in a weight: exit 1, and the first part of the network that it reaches is named.
+/// Weights that overflow: exit 1, and the first part of the network that is not finite is named.
 #[test]
 fn a_poisoned_weight_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -308,7 +313,7 @@ fn a_poisoned_weight_is_named() {
     assert!(checkpoints(&output).is_empty());
 }
 
-/// A NaN in a checkpoint's weights, with the manifest made to agree: the first bad loss stops the run, which keeps what it has.
+/// A reward that overflows: the first bad loss stops the run, which keeps what it has.
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_or_is_left_out() {
     let dir = tempfile::tempdir().unwrap();

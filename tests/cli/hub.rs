@@ -81,6 +81,10 @@ fn answer(stream: TcpStream, log: &Asked, cut: &mut Option<usize>) {
     };
     let (first, last) = range.trim_start_matches("bytes=").split_once('-').unwrap_or(("0", ""));
     let first: usize = first.parse().unwrap_or(0);
+    if first >= bytes.len() {
+        let _ = write!(stream, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return;
+    }
     let end = last.parse::<usize>().map_or(bytes.len(), |last| last + 1);
     let part = &bytes[first.min(bytes.len())..end];
     let etag = path.replace('/', "-");
@@ -199,6 +203,30 @@ fn a_download_that_is_cut_off_goes_on() {
     let output = client.sample("org/tiny", out.path());
     assert!(output.status.success(), "{}", told(&output));
     assert!(hub.asked.lock().unwrap().iter().any(|[_, range, _]| range == "bytes=50000-"));
+}
+
+/// Killed before the last rename, or with something else under the temporary name.
+#[test]
+fn a_download_that_was_complete_is_taken() {
+    let (home, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = Hub::start(None);
+    let client = Client { home: home.path(), endpoint: &hub.endpoint, offline: false };
+    assert!(client.sample("org/tiny", out.path()).status.success());
+    let name = "unet/diffusion_pytorch_model.safetensors";
+    let place = home.path().join(format!("hub/models--org--tiny/snapshots/{SHA}/{name}"));
+    let whole = std::fs::read(root().join(MODEL).join(name)).unwrap();
+    let blob = std::fs::canonicalize(&place).unwrap();
+    let longer = [&whole[..], &whole[..]].concat();
+    for (left, asked) in [(&whole[..], format!("bytes={}-", whole.len() - 1)), (&longer, "bytes=0-".into())] {
+        std::fs::remove_file(&place).unwrap();
+        std::fs::remove_file(&blob).unwrap();
+        std::fs::write(blob.with_extension("part"), left).unwrap();
+        hub.asked.lock().unwrap().clear();
+        let output = client.sample("org/tiny", out.path());
+        assert!(output.status.success(), "{}", told(&output));
+        assert!(std::fs::read(&place).unwrap() == whole, "{} bytes", std::fs::metadata(&place).unwrap().len());
+        assert!(hub.asked.lock().unwrap().iter().any(|[_, range, _]| *range == asked), "{asked}");
+    }
 }
 
 #[test]

@@ -75,21 +75,21 @@ fn a_value_that_cannot_be_held_is_refused_by_name() {
     copy_dir(&root().join(MODEL), &model);
     let lora = root().join("tests/golden/rl_sd15_tiny/kohya_lora.safetensors").display().to_string();
     let merge = ["--merge", "--lora", &lora];
-    let export = |how: &[&str], value: f32, file: &str, name: &str| {
+    let export = |how: &[&str], value: f32, file: &str, name: &str, code: i32| {
         copy_dir(&root().join(MODEL), &model);
         overwrite(&model.join(file), name, value);
         let refused = run_in(dir.path(), &[&["export", "--model", "model", "-o", "exported"], how].concat());
-        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        assert_eq!(refused.status.code(), Some(code), "{}", stderr(&refused));
         assert_eq!(names(dir.path()), ["model"], "{}", stderr(&refused));
         stderr(&refused)
     };
     let (unet, vae) = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors");
-    let said = export(&["--half"], 1e6, unet, "conv_in.weight");
+    let said = export(&["--half"], 1e6, unet, "conv_in.weight", 1);
     assert!(said.contains(&format!("exported/{unet}: conv_in.weight holds 1000000, and half precision ends at 65504")), "{said}");
-    let said = export(&merge, f32::INFINITY, unet, "conv_in.weight");
+    let said = export(&merge, f32::INFINITY, unet, "conv_in.weight", 2);
     assert!(said.contains("conv_in.weight holds inf"), "{said}");
-    // A component that is copied is looked at too.
-    let said = export(&merge, f32::NAN, vae, "decoder.conv_in.bias");
+    // Of a component that is copied too.
+    let said = export(&merge, f32::NAN, vae, "decoder.conv_in.bias", 2);
     assert!(said.contains("decoder.conv_in.bias holds NaN"), "{said}");
 }
 
@@ -110,6 +110,18 @@ fn a_full_standard_output_is_an_error_and_a_closed_pipe_is_not() {
     }
     // The work itself was done.
     assert!(dir.path().join("shapes/metadata.jsonl").is_file());
+    for line in ["visionprefer list", "visionprefer --help", "visionprefer dataset shapes --out others --n 1"] {
+        let output = shell(&format!("{line} >&-"));
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        let told = stderr(&output);
+        assert!(told.contains("cannot write to standard output: it is closed"), "{line}: {told}");
+    }
+    assert!(dir.path().join("others/metadata.jsonl").is_file());
+    // What a shell and what Python open for those who want to hear nothing.
+    for nowhere in ["> /dev/null", "1<> /dev/null"] {
+        let output = shell(&format!("visionprefer list {nowhere}"));
+        assert!(output.status.success(), "{nowhere}: {}", stderr(&output));
+    }
     let closed = shell("(visionprefer list; echo $? >&2) | true");
     assert_eq!(stderr(&closed), "0\n");
 }

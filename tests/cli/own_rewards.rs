@@ -237,6 +237,78 @@ fn a_language_model_drives_a_run_and_is_asked_nothing_twice() {
     assert!(result(&dir.path().join("again")) == expected);
 }
 
+/// A wait that a busy server asks for is told once, with who asks and how long, and a Ctrl-C ends it: the run is saved and goes on later.
+#[cfg(unix)]
+#[test]
+fn a_wait_for_a_busy_server_is_told_and_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let undisturbed = ScriptedServer::start(|seen, _| Some(sizes(seen)));
+    let http = |server: &ScriptedServer| format!("[reward.http]\nurl = \"{}/score\"", server.address);
+    let expected = dir.path().join("undisturbed");
+    train(&config(dir.path(), &http(&undisturbed)), &expected, &[]).ok();
+    // Busy from the second epoch on.
+    let busy = ScriptedServer::start(|seen, before| Some(if before < 3 { sizes(seen) } else { (429, json!("Slow down.")) }));
+    let (config, output) = (config(dir.path(), &http(&busy)), dir.path().join("run"));
+    let sets = SMALL.iter().flat_map(|set| ["--set", set]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_visionprefer"));
+    child.current_dir(root()).args(["train", "--quiet", "--config"]).arg(config).arg("-o").arg(&output).args(sets);
+    let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
+    let told = lines.find(|line| line.contains("waiting")).expect("the wait is told");
+    assert!(told.starts_with(&format!("warning: {}/score: waiting 5 minutes (429 Too Many Requests", busy.address)), "{told}");
+    let asked = std::time::Instant::now();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(asked.elapsed().as_secs() < 60 && !rest.iter().any(|line| line.contains("waiting")), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("stopped by signal 2; saved to") && line.contains("step-000002")), "{rest:?}");
+    let moved = format!("reward.http.url=\"{}/score\"", undisturbed.address);
+    resume(&output, &["--set", &moved]).ok();
+    assert!(result(&output) == result(&expected));
+}
+
+/// The second Ctrl-C of a run, and the first of a command that has nothing to save.
+#[cfg(unix)]
+#[test]
+fn a_signal_that_ends_a_command_ends_the_programs_of_its_rewards() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    // It tells the number of a program that it has started, and never answers.
+    let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", started.display());
+    let reward = format!("[reward.command]\nprogram = [\"/bin/sh\", \"-c\", \"{script}\"]");
+    let path = dir.path().join("reward.toml");
+    fs::write(&path, &reward).unwrap();
+    let (run, path) = (dir.path().join("run"), path.to_str().unwrap());
+    let config = config(dir.path(), &reward);
+    let train = ["train", "--config", config.to_str().unwrap(), "-o", run.to_str().unwrap(), "--set", "run.num_train_steps=1"];
+    let score = ["score", "-r", path, "-p", "a fox", "checkpoints/tiny-images/00.png"];
+    for (args, signals) in [(&train[..], 2), (&score, 1)] {
+        let _ = fs::remove_file(&started);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_visionprefer"));
+        let mut child = child.current_dir(root()).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let wait = |what: &dyn Fn() -> bool| {
+            let began = std::time::Instant::now();
+            while !what() && began.elapsed().as_secs() < 60 {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            what()
+        };
+        assert!(wait(&|| started.exists()), "{args:?}");
+        let pid = fs::read_to_string(&started).unwrap();
+        let is_there = || {
+            let state = Command::new("ps").args(["-o", "stat=", "-p", pid.trim()]).output().unwrap().stdout;
+            state.first().is_some_and(|state| *state != b'Z')
+        };
+        assert!(is_there());
+        for _ in 0..signals {
+            assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        assert!(!child.wait().unwrap().success());
+        assert!(wait(&|| !is_there()), "{args:?} left {pid}");
+    }
+}
+
 /// Each reply costs 0.01 USD, 10 tokens at 1000 USD per million.
 #[test]
 fn a_budget_ends_a_run_that_can_be_resumed() {

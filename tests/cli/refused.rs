@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::crash::overwrite;
 use crate::util::{MODEL, copy_dir, files, root, run};
 
 /// Asserts that `sample` with these arguments is refused in one line that holds `expected`, and writes nothing.
@@ -39,6 +40,53 @@ fn a_truncated_safetensors() {
         let model = dir.path().to_str().unwrap();
         sample_refused(&["--model", model, "-p", "a fox"], &["unet/diffusion_pytorch_model.safetensors", "cut short"]);
     }
+}
+
+/// In every network, whether the command uses it or not, and in every kind of file; before a run folder is begun.
+#[test]
+fn a_weight_that_is_not_finite_is_named_at_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    let said = |file: &str, tensor: &str, value: f32| {
+        format!("{}: {tensor} holds {value}, which nothing can be computed with; get the file anew", place(file).display())
+    };
+    let model = place("model");
+    let drawn = ["--model", model.to_str().unwrap(), "-p", "a fox"];
+    for (file, tensor, value) in [
+        ("model/unet/diffusion_pytorch_model.safetensors", "up_blocks.1.resnets.0.conv1.weight", f32::NAN),
+        ("model/text_encoder/model.safetensors", "text_model.encoder.layers.0.mlp.fc1.bias", f32::INFINITY),
+        // Drawing decodes only.
+        ("model/vae/diffusion_pytorch_model.safetensors", "encoder.conv_in.weight", f32::NEG_INFINITY),
+    ] {
+        copy_dir(&root().join(MODEL), &model);
+        overwrite(&place(file), tensor, value);
+        sample_refused(&drawn, &[&said(file, tensor, value)]);
+        let (path, output) = (format!("model.path={}", model.display()), place("run"));
+        let train = ["train", "--config", "configs/refl/tiny.toml", "--set", &path, "-o", output.to_str().unwrap()];
+        let line = run(&train).refused();
+        assert!(line.contains(&said(file, tensor, value)) && !output.exists(), "{line}");
+    }
+    copy_dir(&root().join(MODEL), &model);
+    let golden = |from: &str, to: &str, tensor: &str| {
+        std::fs::copy(root().join("tests/golden").join(from), place(to)).unwrap();
+        overwrite(&place(to), tensor, f32::NAN);
+    };
+    golden("ldm_sd15_tiny/model.fp16.safetensors", "single.safetensors", "first_stage_model.encoder.conv_in.bias");
+    let (file, config) = (place("single.safetensors"), "tests/golden/ldm_sd15_tiny/pipeline");
+    let prompt = ["-p", "a fox", "-W", "16", "-H", "16", "--model", file.to_str().unwrap(), "--model-config", config];
+    sample_refused(&prompt, &[&said("single.safetensors", "first_stage_model.encoder.conv_in.bias", f32::NAN)]);
+    let [layer, factor] = ["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k", "lora_up.weight"];
+    for tensor in [format!("{layer}.{factor}"), format!("{layer}.alpha")] {
+        golden("rl_sd15_tiny/kohya_lora.safetensors", "lora.safetensors", &tensor);
+        let lora = place("lora.safetensors");
+        sample_refused(&[&drawn[..], &["--lora", lora.to_str().unwrap()]].concat(), &[&said("lora.safetensors", &tensor, f32::NAN)]);
+    }
+    let (reward, tensor) = (place("reward"), "mlp.layers.0.weight");
+    copy_dir(&root().join("tests/golden/blip_reward_tiny/model"), &reward);
+    std::fs::remove_file(reward.join("model.pt")).unwrap();
+    overwrite(&reward.join("model.safetensors"), tensor, f32::NAN);
+    let line = run(&["score", "-r", reward.to_str().unwrap(), "-p", "a fox", "checkpoints/tiny-images/00.png"]).refused();
+    assert!(line.contains(&said("reward/model.safetensors", tensor, f32::NAN)), "{line}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Seen {
     }
 }
 
-/// A status and a body.
+/// A status and a body. With 429 the server asks to come back in five minutes.
 pub type Answer = (u16, Value);
 
 /// It runs until its test ends, or until it has no answer.
@@ -89,7 +89,9 @@ fn read(stream: &TcpStream) -> Option<Seen> {
 
 fn write(mut stream: TcpStream, (status, body): &Answer) -> std::io::Result<()> {
     let body = body.to_string();
-    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}", body.len());
+    let wait = if *status == 429 { "retry-after: 300\r\n" } else { "" };
+    let head =
+        format!("HTTP/1.1 {status} X\r\n{wait}content-type: application/json\r\nconnection: close\r\ncontent-length: {}", body.len());
     stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes())?;
     stream.flush()
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 
 use crate::journal::{JournalLine, Outcome};
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ impl Cache {
     pub(crate) fn find(&self, key: &str) -> Result<Option<JournalLine>> {
         let Some(folder) = &self.0 else { return Ok(None) };
         let path = Self::path(folder, key);
-        match fs::read(&path) {
+        match input_file::read_regular(&path) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(|line: &JournalLine| line.key == key)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", &path)(error)),

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 use vp_data::Ratings;
 
 use crate::{Choice, Error, Polished, Result, Task, Unusable, Usage};
@@ -79,7 +79,7 @@ impl KnownAnswers {
         if !path.exists() {
             return Ok(Self::default());
         }
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = input_file::read_regular(&path).map_err(Error::io("read", &path))?;
         Ok(parse(&path, &bytes)?.0)
     }
 }
@@ -121,7 +121,7 @@ impl Journal {
             // Not every file system can lock; that alone is not a reason to refuse.
             Err(TryLockError::Error(_)) => {}
         }
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = input_file::read_regular(&path).map_err(Error::io("read", &path))?;
         let (known, whole) = parse(&path, &bytes)?;
         let notice = (whole < bytes.len()).then(|| {
             let torn = bytes.len() - whole;

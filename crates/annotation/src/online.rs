@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use vp_core::waits;
 use vp_data::Ratings;
 
 use crate::cache::Cache;
@@ -42,7 +43,8 @@ impl OnlineRater {
         }
         // Without a journal, an unusable reply is not kept. The budget has already counted it.
         let keep = |_: &crate::Unusable, _: Usage| Ok(());
-        let ask = Ask { key: &key, repeat: 0, stopped, notice: &|_| {}, budget: &self.budget, unusable: &[], keep: &keep };
+        let stopped = || stopped() || waits::are_ended();
+        let ask = Ask { key: &key, repeat: 0, stopped: &stopped, notice: &waits::tell, budget: &self.budget, unusable: &[], keep: &keep };
         match self.annotator.rate(prompt, picture, &ask) {
             Ok(Answered { value, usage, repaired }) => {
                 let said = Outcome::Rated(value.clone());

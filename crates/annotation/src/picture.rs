@@ -1,6 +1,5 @@
 //! An image file, identified by its content.
 
-use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -34,8 +33,7 @@ impl Picture {
     /// # Errors
     /// When it cannot be read.
     pub fn read(path: &Path) -> vp_data::Result<Self> {
-        let read = || input_file::expect_regular(path).and_then(|()| fs::read(path));
-        let bytes = read().map_err(|error| vp_data::Error::Read { path: path.into(), error })?;
+        let bytes = input_file::read_regular(path).map_err(|error| vp_data::Error::Read { path: path.into(), error })?;
         let hash = hex_digest(&bytes);
         Ok(Self { path: path.into(), bytes, hash })
     }
@@ -108,6 +106,8 @@ pub(crate) fn fitted(width: u32, height: u32, limit: u32) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn picture(name: &str, width: u32, height: u32) -> (tempfile::TempDir, Picture) {

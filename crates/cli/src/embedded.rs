@@ -109,7 +109,7 @@ mod files {
 
     use anyhow::Context;
     use sha2::{Digest, Sha256};
-    use vp_core::atomic;
+    use vp_core::{atomic, input_file};
 
     use crate::terminal::warn;
 
@@ -154,7 +154,7 @@ mod files {
         let mut changed = Vec::new();
         for (name, bytes) in FILES {
             let path = folder.join(name);
-            if fs::read(&path).is_ok_and(|found| found == *bytes) {
+            if input_file::read_regular(&path).is_ok_and(|found| found == *bytes) {
                 continue;
             }
             fs::create_dir_all(path.parent().expect("a file lies in a folder")).with_context(|| format!("create {}", path.display()))?;

@@ -3,11 +3,14 @@
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are obeyed.
 
 use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use vp_core::input_file;
 use vp_models::hub_id::{HubId, WEIGHTS};
 use vp_models::weights::chosen_weights;
 
@@ -15,6 +18,10 @@ use crate::terminal::{complain, warn};
 
 /// The folders of a pipeline that are read. A safety checker, among others, is not.
 const COMPONENTS: [&str; 7] = ["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"];
+
+/// How often a download is tried again, and the wait before the first time; each further one is twice as long.
+const RETRIES: u32 = 3;
+const WAIT: Duration = Duration::from_millis(500);
 
 /// The model and its revision, as the client names them.
 fn handle(id: &HubId) -> Repo {
@@ -68,7 +75,7 @@ fn cached(id: &HubId) -> Option<PathBuf> {
 fn of_reference(id: &HubId) -> Option<PathBuf> {
     let (cache, handle) = (cache(), handle(id));
     let reference = cache.path().join(handle.folder_name()).join("refs").join(handle.revision());
-    let commit = std::fs::read_to_string(reference).ok()?;
+    let commit = input_file::read_regular_to_string(reference).ok()?;
     let folder = cache.repo(handle).pointer_path(commit.trim());
     folder.is_dir().then_some(folder)
 }
@@ -93,9 +100,12 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
         None => ApiBuilder::from_cache(cache()),
     };
     let builder = if token.is_some() { builder.with_token(token) } else { builder };
-    let api: Api = builder.with_progress(true).with_retries(3).with_user_agent("visionprefer", env!("CARGO_PKG_VERSION")).build()?;
+    let api: Api = builder.with_progress(true).with_user_agent("visionprefer", env!("CARGO_PKG_VERSION")).build()?;
     let repo = api.repo(handle(id));
     let info = repo.info().map_err(|error| explained(id, error))?;
+    if !is_plain(&info.sha) {
+        bail!("its commit is called {:?}, which is no name of a commit", info.sha);
+    }
     let snapshot = cache().repo(handle(id)).pointer_path(&info.sha);
     let listed: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| is_plain(name)).collect();
     let needed = match &id.file {
@@ -103,7 +113,7 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
         Some(file) => bail!("it has no file {file}"),
         None => needed(&listed)?,
     };
-    let source = Source { id, repo: &repo, snapshot: &snapshot };
+    let source = Source { id, api: &api, repo: &repo, snapshot: &snapshot };
     source.fetch(&needed)?;
     for index in needed.iter().filter(|name| name.contains(".index.") && name.ends_with(".json")) {
         source.fetch(&shards(&snapshot, index)?)?;
@@ -114,6 +124,7 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
 /// A model's files on the hub, and the folder in the cache that they are put into.
 struct Source<'a> {
     id: &'a HubId,
+    api: &'a Api,
     repo: &'a ApiRepo,
     snapshot: &'a Path,
 }
@@ -126,19 +137,58 @@ impl Source<'_> {
             complain("hub", format_args!("downloading {} of {} files of {}", missing.len(), files.len(), self.id.repo));
         }
         for file in missing {
-            let path = self.repo.download(file).map_err(|error| explained(self.id, error)).with_context(|| format!("download {file}"))?;
+            let path = self.download(file).with_context(|| format!("download {file}"))?;
             if !path.starts_with(self.snapshot) {
                 bail!("it was changed while it was downloaded; give the command again, or a revision (ORG/NAME@REVISION)");
             }
         }
         Ok(())
     }
+
+    /// Downloads a file; its place in the cache.
+    fn download(&self, file: &str) -> anyhow::Result<PathBuf> {
+        let about = self.api.metadata(&self.repo.url(file)).map_err(|error| explained(self.id, error))?;
+        if !is_plain(about.etag()) {
+            bail!("the hub calls its content {:?}, which is no name of a file", about.etag());
+        }
+        let (blob, size) = (cache().repo(handle(self.id)).blob_path(about.etag()), about.size() as u64);
+        for retry in 0.. {
+            let reason = match prepare(&blob, size).map_err(ApiError::from).and_then(|()| self.repo.download(file)) {
+                Ok(path) if fs::metadata(&path).is_ok_and(|found| found.len() == size) => return Ok(path),
+                Ok(path) => {
+                    // A server that begins anew where it was asked to go on.
+                    fs::remove_file(&blob).and_then(|()| fs::remove_file(path)).ok();
+                    anyhow::anyhow!("what came is not the {size} bytes that the hub speaks of")
+                }
+                Err(error) => explained(self.id, error),
+            };
+            if retry == RETRIES {
+                return Err(reason);
+            }
+            std::thread::sleep(WAIT * 2u32.pow(retry));
+        }
+        unreachable!("the last try returns")
+    }
+}
+
+/// Makes what an earlier process left of a file fit to go on from. A whole file, which was only not renamed any more, loses its last byte: a
+/// server has nothing to send from its end on. What is longer is another file.
+fn prepare(blob: &Path, size: u64) -> std::io::Result<()> {
+    let part = blob.with_extension("part");
+    let Ok(found) = fs::metadata(&part) else { return Ok(()) };
+    // The client's own lock: who holds it is writing the file.
+    let lock = File::create(blob.with_extension("lock"))?;
+    if found.len() >= size && lock.try_lock().is_ok() {
+        let kept = if found.len() == size { size.saturating_sub(1) } else { 0 };
+        OpenOptions::new().write(true).open(part)?.set_len(kept)?;
+    }
+    Ok(())
 }
 
 /// The files of shards that an index names.
 fn shards(snapshot: &Path, index: &str) -> anyhow::Result<Vec<String>> {
     let path = snapshot.join(index);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text = input_file::read_regular_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let index: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
     let names: BTreeSet<&str> =
         index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str()).filter(|name| is_plain(name)).collect();

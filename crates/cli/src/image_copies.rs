@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 use vp_data::{Dataset, INSIDE, Record};
 
 /// The folder of the copies, below the one that is written to.
@@ -36,7 +36,7 @@ fn copy_image(dataset: &Dataset, image_path: &str, output: &Path) -> anyhow::Res
     }
     let target = output.join(&name);
     if target.exists() {
-        let found = fs::read(&target).with_context(|| format!("read {}", target.display()))?;
+        let found = input_file::read_regular(&target).with_context(|| format!("read {}", target.display()))?;
         if found != source.bytes()? {
             bail!("{} is not the same image as {source}; choose another --output", target.display());
         }

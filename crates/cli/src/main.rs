@@ -2,6 +2,7 @@
 
 mod allocator;
 mod args;
+mod closed_output;
 mod commands;
 mod device;
 mod device_check;
@@ -35,12 +36,13 @@ use clap::Parser;
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     fault::told(|| {
+        vp_core::waits::tell_with(|line| terminal::warn(format_args!("{line}")));
         let ended = match args::Args::try_parse() {
             Ok(args) => commands::run(args),
             Err(told) if told.use_stderr() => told.exit(),
             // --help and --version.
             Err(told) => {
-                terminal::remember(told.print());
+                terminal::remember(closed_output::check().and_then(|()| told.print()));
                 Ok(())
             }
         };

@@ -16,7 +16,7 @@ pub struct Memory {
 impl Memory {
     /// That of this machine, where the system tells it.
     pub fn look() -> Option<Self> {
-        parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+        parse(&vp_core::input_file::read_regular_to_string("/proc/meminfo").ok()?)
     }
 }
 

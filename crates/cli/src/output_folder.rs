@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use vp_core::{atomic, folder_lock};
+use vp_core::{atomic, folder_lock, input_file};
 
 /// At most this many characters of a value are shown in a message.
 const SHOWN: usize = 80;
@@ -21,7 +21,7 @@ pub fn create_or_continue(folder: &Path, file: &str, made_from: &Value) -> anyho
     atomic::sweep(folder);
     let path = folder.join(file);
     let place = folder.display();
-    match fs::read_to_string(&path) {
+    match input_file::read_regular_to_string(&path) {
         Ok(text) => match serde_json::from_str::<Value>(&text).ok() {
             Some(found) if found == *made_from => Ok(()),
             found => {

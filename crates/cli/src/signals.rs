@@ -1,10 +1,14 @@
 //! Signals that ask a process to end: Ctrl-C, SIGTERM, and SIGHUP, which comes when its terminal is closed. The first asks, the second ends.
+//!
+//! Signals that the process was started to ignore, as by `nohup`, are still ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level;
+use vp_core::waits;
 use vp_trainers::run::Interrupt;
 
 #[cfg(unix)]
@@ -16,10 +20,12 @@ const ASKING: [i32; 2] = [SIGINT, SIGTERM];
 static RECEIVED: AtomicI32 = AtomicI32::new(SIGINT);
 
 /// Makes the first signal set `interrupt`, and the second end the process at once with 128 + its number: a save under way is then a temporary
-/// folder, and older checkpoints are untouched. Signals that the process was started to ignore, as by `nohup`, are still ignored.
+/// folder, and older checkpoints are untouched.
 pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
     let flag = interrupt.flag();
-    register(move |signal| flag.store(signal, Ordering::Relaxed))?;
+    ask(move |signal| flag.store(signal, Ordering::Relaxed))?;
+    let flag = interrupt.flag();
+    waits::end_when(move || flag.load(Ordering::Relaxed) != 0);
     ignore_file_size_signal()
 }
 
@@ -27,7 +33,9 @@ pub fn install(interrupt: &Interrupt) -> anyhow::Result<()> {
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    register(move |_| flag.store(true, Ordering::Relaxed))?;
+    ask(move |_| flag.store(true, Ordering::Relaxed))?;
+    let flag = stop.clone();
+    waits::end_when(move || flag.load(Ordering::Relaxed));
     Ok(stop)
 }
 
@@ -36,20 +44,38 @@ pub fn received() -> i32 {
     RECEIVED.load(Ordering::Relaxed)
 }
 
-/// `ask` may only do what is async-signal-safe.
-fn register(ask: impl Fn(i32) + Send + Sync + Clone + 'static) -> anyhow::Result<()> {
+/// For work that the first signal just ends: the programs that rewards have started end with it.
+pub fn end_programs_too() -> anyhow::Result<()> {
+    on(|signal| {
+        end_programs();
+        let _ = low_level::emulate_default_handler(signal);
+    })
+}
+
+/// Makes the first signal do `told`, which may only do what is async-signal-safe.
+fn ask(told: impl Fn(i32) + Clone + Send + Sync + 'static) -> anyhow::Result<()> {
     let asked = Arc::new(AtomicBool::new(false));
+    on(move |signal| {
+        if asked.swap(true, Ordering::Relaxed) {
+            end_programs();
+            low_level::exit(128 + signal);
+        }
+        RECEIVED.store(signal, Ordering::Relaxed);
+        told(signal);
+    })
+}
+
+/// Programs of rewards have process groups of their own, which a Ctrl-C does not reach.
+fn end_programs() {
+    #[cfg(unix)]
+    vp_rewards::end_programs();
+}
+
+fn on(action: impl Fn(i32) + Clone + Send + Sync + 'static) -> anyhow::Result<()> {
     for signal in ASKING.into_iter().filter(|signal| !is_ignored(*signal)) {
-        // In this order: at the first signal the condition is still false.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, asked.clone()).context("install a signal handler")?;
-        signal_hook::flag::register(signal, asked.clone()).context("install a signal handler")?;
-        let ask = ask.clone();
-        let action = move || {
-            RECEIVED.store(signal, Ordering::Relaxed);
-            ask(signal);
-        };
-        // SAFETY: the action only stores to atomics, which is async-signal-safe.
-        unsafe { signal_hook::low_level::register(signal, action) }.context("install a signal handler")?;
+        let action = action.clone();
+        // SAFETY: the actions above load and store atomics, send signals, and end the process without its clean-up: all async-signal-safe.
+        unsafe { low_level::register(signal, move || action(signal)) }.context("install a signal handler")?;
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vp_core::{profile, shown};
 use vp_trainers::run::journal::{Voice, clock};
 
+use crate::closed_output;
+
 /// The longest line of a warning or an error, in characters: what a message quotes may be of any length.
 const LONGEST_LINE: usize = 500;
 
@@ -32,7 +34,7 @@ pub fn print_json(json: &str) -> anyhow::Result<()> {
 
 fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match closed_output::check().and_then(|()| out.write_all(text.as_bytes())).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Unwritten(error).into()),
         _ => Ok(()),
     }
@@ -56,7 +58,7 @@ static LOST: Mutex<Option<Unwritten>> = Mutex::new(None);
 /// One line on standard output that tells how a command is going. A full disk is not a reason to lose the work: [`finish`] tells of it. A
 /// reader that went away (`| head`) is none at all.
 pub fn say(line: Arguments<'_>) {
-    remember(writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string())));
+    remember(closed_output::check().and_then(|()| writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string()))));
 }
 
 /// Ends the output of a command.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-/// How much is read of what is not a regular file, and so does not say how large it is.
+/// How much is read of a text, and of what is not a regular file and so does not say how large it is.
 const MOST: u64 = 256 << 20;
 
 /// A file to read once from its beginning.
@@ -63,11 +63,43 @@ pub fn read_to_string(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Refuses what is not a regular file: a pipe that nobody writes to would be waited for without end.
+/// Opens a regular file. Nothing else: a pipe that nobody writes to would be waited for without end.
+///
+/// # Errors
+/// A folder, a device or a pipe, and what cannot be opened.
+pub fn open_regular(path: impl AsRef<Path>) -> Result<File> {
+    expect_regular(&path)?;
+    File::open(path)
+}
+
+/// The bytes of a regular file.
+///
+/// # Errors
+/// As [`open_regular`], and what cannot be read.
+pub fn read_regular(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The text of a regular file that describes something: no config, tokenizer or list of files is larger than 256 MiB.
+///
+/// # Errors
+/// As [`open_regular`], a larger file, and what is not UTF-8.
+pub fn read_regular_to_string(path: impl AsRef<Path>) -> Result<String> {
+    let (file, mut text) = (open_regular(path)?, String::new());
+    if file.metadata()?.len() > MOST {
+        return Err(Error::other(format!("it is larger than {} MiB; expected a smaller file of text", MOST >> 20)));
+    }
+    file.take(MOST).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Refuses what is not a regular file.
 ///
 /// # Errors
 /// A folder, a device or a pipe, and what cannot be looked at.
-pub fn expect_regular(path: &Path) -> Result<()> {
+pub fn expect_regular(path: impl AsRef<Path>) -> Result<()> {
     let found = fs::metadata(path)?;
     match (found.is_file(), found.is_dir()) {
         (true, _) => Ok(()),
@@ -88,6 +120,29 @@ mod tests {
         assert_eq!(read(Path::new("nowhere/at/all")).unwrap_err().kind(), ErrorKind::NotFound);
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         assert!(read_to_string(&own).unwrap().contains("vp-core") && expect_regular(&own).is_ok());
+        assert_eq!(read_regular_to_string(&own).unwrap().into_bytes(), read_regular(&own).unwrap());
+    }
+
+    /// Before a byte of it is read: the file is a hole.
+    #[test]
+    fn a_text_of_any_size_is_not_read() {
+        let hole = std::env::temp_dir().join(format!("vp-core-hole-{}", std::process::id()));
+        File::create(&hole).unwrap().set_len(MOST + 1).unwrap();
+        let refused = read_regular_to_string(&hole).unwrap_err().to_string();
+        fs::remove_file(&hole).unwrap();
+        assert!(refused.contains("larger than 256 MiB"), "{refused}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_not_waited_for_where_a_file_belongs() {
+        let pipe = std::env::temp_dir().join(format!("vp-core-pipe-{}", std::process::id()));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let refused = [read_regular(&pipe).map(drop), read_regular_to_string(&pipe).map(drop)];
+        fs::remove_file(&pipe).unwrap();
+        for refused in refused {
+            assert!(refused.unwrap_err().to_string().contains("it is a device or a pipe; expected a file"));
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -25,5 +25,6 @@ mod registry;
 pub mod run_dir;
 pub mod shown;
 pub mod suggest;
+pub mod waits;
 
 pub use registry::Entry;

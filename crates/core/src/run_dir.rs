@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::atomic;
 use crate::folder_lock::{FolderLock, FolderLockError};
+use crate::{atomic, input_file};
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ impl RunDir {
     /// When the file cannot be read or replaced.
     pub fn rewind(&mut self, step: Option<usize>) -> Result<(), RunDirError> {
         let path = self.root.join("metrics.jsonl");
-        let bytes = fs::read(&path).map_err(io("read", &path))?;
+        let bytes = input_file::read_regular(&path).map_err(io("read", &path))?;
         let stays = |line: &&[u8]| {
             let at = serde_json::from_slice::<Value>(line).ok().and_then(|line| line.get("step")?.as_u64());
             at.is_some_and(|at| step.is_some_and(|step| at <= step as u64))

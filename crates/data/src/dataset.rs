@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -256,8 +256,7 @@ fn unknown<T>(path: &Path, reason: impl Into<String>) -> Result<T> {
 fn format_of_file(path: &Path) -> Result<Format> {
     let mut start = [0; 4];
     // It is read more than once, which a pipe cannot be.
-    input_file::expect_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
-    let mut file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let mut file = input_file::open_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let read = file.read(&mut start).map_err(|error| Error::Read { path: path.into(), error })?;
     match &start[..read] {
         b"PAR1" => format_of_table(path),
@@ -283,7 +282,7 @@ fn format_of_table(path: &Path) -> Result<Format> {
 fn format_of_text(path: &Path) -> Result<Format> {
     const LINES: usize = 100;
     const BYTES: u64 = 16 << 20;
-    let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let file = input_file::open_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
     for line in BufReader::new(file.take(BYTES)).split(b'\n').take(LINES) {
         let line = line.map_err(|error| Error::Read { path: path.into(), error })?;
         let line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line).trim_ascii();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::manifest::{CaptionRow, name_within, table_rows};
-use crate::utf8::read_utf8;
+use crate::utf8::read_found_utf8;
 use crate::{Error, Problem, ProblemKind, Result};
 
 /// Names of files that name images and their captions, as Hugging Face's imagefolder has them; the first counts where both name an image.
@@ -19,6 +19,8 @@ const UNREAD: [&str; 16] =
     ["avif", "avifs", "heic", "heif", "hif", "jxl", "jp2", "svg", "psd", "ico", "tga", "qoi", "exr", "dng", "cr2", "nef"];
 /// Extensions of a caption beside its image, as kohya's tools have them; the first that is there counts.
 const CAPTIONS: [&str; 2] = ["txt", "caption"];
+/// The largest file of a caption, in bytes.
+const LONGEST_CAPTION: u64 = 1 << 20;
 /// The largest number that a folder's name can begin with to be kohya's number of repeats; `2019_holidays` is a year.
 const MOST_REPEATS: usize = 1000;
 /// How many names a note spells out.
@@ -87,7 +89,11 @@ fn repeats(folder: &str) -> Option<(usize, &str)> {
 /// The text of the first of `extensions` that is there, its lines joined by spaces.
 pub(crate) fn caption_beside(image: &Path, extensions: &[&str]) -> Result<Option<String>, ProblemKind> {
     let Some(path) = extensions.iter().map(|extension| image.with_extension(extension)).find(|path| path.exists()) else { return Ok(None) };
-    let text = read_utf8(&path).map_err(|error| ProblemKind::BadCaption(format!("its caption: {error}")))?;
+    let bad = |reason: String| ProblemKind::BadCaption(format!("its caption: {reason}"));
+    if fs::metadata(&path).is_ok_and(|found| found.len() > LONGEST_CAPTION) {
+        return Err(bad(format!("{} is larger than {} MiB; expected a text about the image", path.display(), LONGEST_CAPTION >> 20)));
+    }
+    let text = read_found_utf8(&path).map_err(|error| bad(error.to_string()))?;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     Ok(Some(lines.join(" ")).filter(|caption| !caption.is_empty()))
 }

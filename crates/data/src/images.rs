@@ -42,7 +42,7 @@ pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>> {
         let reason = format!("the file takes {} MiB, more than the {} that are read", size >> 20, MAX_BYTES >> 20);
         return Err(Error::BadImage { path: path.into(), reason });
     }
-    fs::read(path).map_err(read_error)
+    input_file::read_regular(path).map_err(read_error)
 }
 
 /// The image in the bytes of a file, which messages call `path`.
@@ -56,23 +56,43 @@ pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
     }
     let reader = ImageReader::new(Cursor::new(bytes));
     let reader = reader.with_guessed_format().map_err(|error| Error::Read { path: path.into(), error })?;
-    match reader.format() {
+    let format = match reader.format() {
         Some(ImageFormat::Jpeg) if !jpeg_is_complete(bytes) => return Err(refused("the JPEG is cut off before its end".into())),
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp | ImageFormat::Gif | ImageFormat::Tiff) => {}
+        Some(ImageFormat::Png) => "PNG",
+        Some(ImageFormat::Jpeg) => "JPEG",
+        Some(ImageFormat::WebP) => "WebP",
+        Some(ImageFormat::Bmp) => "BMP",
+        Some(ImageFormat::Gif) => "GIF",
+        Some(ImageFormat::Tiff) => "TIFF",
         _ => return Err(refused(format!("{}; expected PNG, JPEG, WebP, BMP, GIF or TIFF", kind_unread(bytes)))),
-    }
-    decode(reader).map_err(|error| match error {
-        ImageError::Limits(_) => refused(format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded", MAX_BYTES >> 20)),
-        error => refused(plain(&error.to_string())),
-    })
+    };
+    decode(reader).map_err(|error| refused(fault(format, &error)))
 }
 
-/// A decoder's message without the names of its own types.
-fn plain(message: &str) -> String {
-    if message.contains("CRC error") {
-        return "it is damaged: the checksum of a part is wrong".into();
+/// What is wrong with an image, and the way out. A decoder's own words are for those who wrote it.
+fn fault(format: &str, error: &ImageError) -> String {
+    let message = error.to_string();
+    match error {
+        // Some decoders have limits of their own.
+        _ if message.contains("too large") => too_large(),
+        ImageError::Limits(_) => too_large(),
+        ImageError::IoError(_) => cut_off(format),
+        ImageError::Unsupported(_) => format!("a {format} of a kind that is not read; save it as a PNG"),
+        _ if message.contains("CRC error") => "it is damaged: the checksum of a part is wrong; get the file anew, or leave it out".into(),
+        _ => damaged(format),
     }
-    message.split(" while decoding ChunkType {").next().unwrap_or(message).into()
+}
+
+fn too_large() -> String {
+    format!("larger than {MAX_SIDE} pixels per side or {} MiB decoded; make it smaller", MAX_BYTES >> 20)
+}
+
+pub(crate) fn cut_off(format: &str) -> String {
+    format!("the {format} is cut off before its end; get the file anew, or leave it out")
+}
+
+pub(crate) fn damaged(format: &str) -> String {
+    format!("it is damaged: a part of the {format} is not what it should be; get the file anew, or leave it out")
 }
 
 /// What bytes are of which no image is made.
@@ -355,9 +375,16 @@ mod tests {
         for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff] {
             let bytes = encoded(&image, format);
             for kept in [bytes.len() / 3, bytes.len() / 2, bytes.len() * 9 / 10] {
-                assert!(load("bad.png", &bytes[..kept]).is_err(), "{format:?} cut to {kept} of {} bytes", bytes.len());
+                let told = load("bad.png", &bytes[..kept]).unwrap_err().to_string();
+                let is_plain = told.contains(" cut off before its end") || told.contains(" is damaged: a part of the ");
+                assert!(is_plain, "{format:?} cut to {kept} of {} bytes: {told}", bytes.len());
             }
         }
+        // A chunk that nobody knows and everybody must, after the header.
+        let mut unknown = encoded(&image, ImageFormat::Png);
+        unknown.splice(33..33, *b"\0\0\0\0IDAt\x0e\xc1\x26\xd6");
+        let told = load("bad.png", &unknown).unwrap_err().to_string();
+        assert!(told.ends_with("leave it out") && !told.contains("Chunk") && !told.contains("Format"), "{told}");
         let mut flipped = encoded(&image, ImageFormat::Png);
         let middle = flipped.len() / 2;
         flipped[middle] ^= 0x10;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use vp_core::shown;
 
 use crate::csv_rows::{Row, rows};
-use crate::utf8::read_utf8;
+use crate::utf8::read_found_utf8;
 use crate::{Error, ImageEntry, Problem, ProblemKind, Result};
 
 /// Reads a list of images and their texts: one object per line with `file_name`, relative to the list's folder, and `text`, `caption`
@@ -62,7 +62,7 @@ const CAPTIONS: [&str; 3] = ["text", "caption", "prompt"];
 /// # Errors
 /// A table that cannot be read. What is wrong with its rows, or with a header, is among them.
 pub(crate) fn table_rows(path: &Path) -> Result<Vec<TableRow>> {
-    let text = read_utf8(path)?;
+    let text = read_found_utf8(path)?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
         return Ok(csv_table(&text).unwrap_or_else(|reason| vec![TableRow { place: "header".into(), row: Err(reason) }]));
     }

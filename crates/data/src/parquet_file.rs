@@ -139,8 +139,7 @@ impl std::fmt::Debug for ParquetFile {
 }
 
 fn open_reader(path: &Path) -> Result<SerializedFileReader<File>> {
-    let read = || input_file::expect_regular(path).and_then(|()| File::open(path));
-    let file = read().map_err(|error| Error::Read { path: path.into(), error })?;
+    let file = input_file::open_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
     guarded(|| SerializedFileReader::new(file)).map_err(|error| refused(path, &error))
 }
 

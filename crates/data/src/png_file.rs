@@ -5,8 +5,9 @@ use std::io::BufReader;
 use std::path::Path;
 
 use image::RgbImage;
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 
+use crate::images::{cut_off, damaged};
 use crate::{Error, Result};
 
 /// Writes an 8-bit RGB PNG with text chunks, such as `("parameters", parameters.to_text())`.
@@ -45,9 +46,12 @@ pub fn png_bytes(image: &RgbImage) -> std::io::Result<Vec<u8>> {
 /// [`Error::Read`] for a missing file, [`Error::BadImage`] for one that is not a PNG or is damaged.
 pub fn read_png_text(path: impl AsRef<Path>) -> Result<Vec<(String, String)>> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    let file = input_file::open_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
     let text = decode_text(BufReader::new(file));
-    text.map_err(|error| Error::BadImage { path: path.into(), reason: error.to_string() })
+    text.map_err(|error| {
+        let reason = if matches!(error, png::DecodingError::IoError(_)) { cut_off("PNG") } else { damaged("PNG") };
+        Error::BadImage { path: path.into(), reason }
+    })
 }
 
 fn check_text(key: &str, text: &str) -> Result<(), &'static str> {

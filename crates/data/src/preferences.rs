@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use vp_core::input_file;
 
 use crate::image_folder::inspect_all;
 use crate::utf8::read_utf8;
@@ -120,7 +121,9 @@ fn problems_of(line: usize, pair: &PreferencePair, findings: &HashMap<PathBuf, P
 /// Whether both files can be read and hold the same.
 fn same_bytes(a: &Path, b: &Path) -> bool {
     let size = |path: &Path| fs::metadata(path).map(|data| data.len()).ok();
-    size(a).is_some() && size(a) == size(b) && matches!((fs::read(a), fs::read(b)), (Ok(a), Ok(b)) if a == b)
+    size(a).is_some()
+        && size(a) == size(b)
+        && matches!((input_file::read_regular(a), input_file::read_regular(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 #[cfg(test)]

@@ -6,6 +6,12 @@ use vp_core::input_file;
 
 use crate::{Error, Result};
 
+/// As [`read_utf8`], for a file that was found in a folder: nobody asked to wait for a pipe there.
+pub(crate) fn read_found_utf8(path: &Path) -> Result<String> {
+    input_file::expect_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
+    read_utf8(path)
+}
+
 /// Reads a UTF-8 file and drops its byte order mark, if it has one.
 pub(crate) fn read_utf8(path: &Path) -> Result<String> {
     let bytes = input_file::read(path).map_err(|error| Error::Read { path: path.into(), error })?;

@@ -29,8 +29,7 @@ impl ZipFile {
     /// # Errors
     /// A file that is not a zip, and every entry with an absolute name, a `..` in it, a link, a password or too large a size, at once.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let read = || input_file::expect_regular(path).and_then(|()| File::open(path));
-        let file = read().map_err(|error| Error::Read { path: path.into(), error })?;
+        let file = input_file::open_regular(path).map_err(|error| Error::Read { path: path.into(), error })?;
         let refused = |problems| Error::BadArchive { path: path.into(), problems };
         let whole = |reason: String| refused(vec![Problem { name: "the file".into(), kind: ProblemKind::Broken(reason) }]);
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| whole(format!("not a zip that can be read: {error}")))?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use vp_core::input_file;
 
 use crate::bounds;
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ pub struct ConfigJson {
 impl ConfigJson {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
+        let text = input_file::read_regular_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
         Self::parse(&name, &text)
     }
 

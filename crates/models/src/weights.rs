@@ -1,7 +1,6 @@
 //! Tensors in files: safetensors (single, sharded, fp16 variants) and PyTorch's zip-pickle, read without executing anything.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 
 mod component;
 mod finite;
@@ -65,14 +64,14 @@ pub enum LoadError {
         /// The path of the file.
         path: String,
     },
-    /// A tensor that is to be written holds what a reader cannot use.
+    /// A tensor holds what nobody can compute with: it is not taken from a file, and not written into one.
     #[error("{path}: {name} holds {reason}")]
     NotFinite {
         /// The path of the file.
         path: String,
         /// The tensor.
         name: String,
-        /// The value, why it cannot be written, and the way out.
+        /// The value, why it is refused, and the way out.
         reason: String,
     },
     /// The tensors are not those of the network.
@@ -117,6 +116,8 @@ pub struct Weights {
 /// One tensor in a file.
 #[derive(Debug, Clone)]
 pub struct Stored {
+    /// Its name in the file, whatever it is called since.
+    name: String,
     shape: Vec<usize>,
     view: View,
     source: Source,
@@ -150,7 +151,7 @@ impl Weights {
             return Self::open_sharded(path);
         }
         let mut start = [0u8; 9];
-        let mut file = File::open(path).map_err(io(path))?;
+        let mut file = input_file::open_regular(path).map_err(io(path))?;
         let read = file.read(&mut start).map_err(io(path))?;
         match &start[..read] {
             // A header length, then JSON; looked for first, since a length may begin with a pickle's first byte.
@@ -208,7 +209,7 @@ impl Weights {
             let (start, end) = info.data_offsets;
             let source =
                 Source::Safetensors { path: path.to_path_buf(), dtype: info.dtype, start: (header + start) as u64, len: end - start };
-            (name, Stored { shape: info.shape.clone(), view: View::Whole, source })
+            (name.clone(), Stored { name, shape: info.shape.clone(), view: View::Whole, source })
         });
         let (tensors, origin) = (tensors.collect(), path.display().to_string());
         Ok(Self { origin, tensors, metadata: metadata.metadata().clone().unwrap_or_default() })
@@ -219,7 +220,7 @@ impl Weights {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).map_err(io(index))?;
+        let text = input_file::read_regular_to_string(index).map_err(io(index))?;
         let Index { weight_map } = serde_json::from_str(&text).map_err(|e| corrupt(index, &e.to_string()))?;
         let mut merged = Self { origin: index.display().to_string(), tensors: BTreeMap::new(), metadata: HashMap::new() };
         let mut shards: BTreeMap<&str, Weights> = BTreeMap::new();
@@ -242,7 +243,7 @@ impl Weights {
     fn open_pytorch(path: &Path) -> Result<Self, LoadError> {
         let tensors = pytorch::open(path)?.into_iter().map(|(name, tensor)| {
             let (shape, source) = (tensor.shape.clone(), Source::Pytorch { path: path.to_path_buf(), tensor });
-            (name, Stored { shape, view: View::Whole, source })
+            (name.clone(), Stored { name, shape, view: View::Whole, source })
         });
         let mut weights = Self { origin: path.display().to_string(), tensors: tensors.collect(), metadata: HashMap::new() };
         // A trainer's file has the weights beside its own state.
@@ -365,6 +366,11 @@ impl Weights {
 }
 
 impl Stored {
+    /// Its name in the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The tensor's shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -391,8 +397,16 @@ impl Stored {
     /// Reads the values as f32, whatever float type the file has.
     ///
     /// # Errors
-    /// When the file cannot be read or the tensor is not of a float type.
+    /// When the file cannot be read, the tensor is not of a float type, or a value is an infinity or a NaN.
     pub fn read(&self) -> Result<Vec<f32>, LoadError> {
+        self.finite(self.read_state()?)
+    }
+
+    /// As [`read`](Self::read), infinities and NaNs too: the state of a run comes back as it was.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the tensor is not of a float type.
+    pub fn read_state(&self) -> Result<Vec<f32>, LoadError> {
         let values = self.read_whole()?;
         Ok(match self.view {
             View::Whole => values,
@@ -411,10 +425,15 @@ impl Stored {
     }
 
     fn read_whole(&self) -> Result<Vec<f32>, LoadError> {
-        let (Source::Safetensors { path, .. } | Source::Pytorch { path, .. }) = &self.source;
-        let float = Float::of(self.dtype())
-            .ok_or_else(|| corrupt(path, &format!("holds a tensor of type {:?} where floats are expected", self.dtype())))?;
+        let wrong = || corrupt(self.path(), &format!("{} is of type {:?} where floats are expected", self.name, self.dtype()));
+        let float = Float::of(self.dtype()).ok_or_else(wrong)?;
         Ok(float.widen(&self.bytes()?))
+    }
+
+    /// The file it is in.
+    fn path(&self) -> &Path {
+        let (Source::Safetensors { path, .. } | Source::Pytorch { path, .. }) = &self.source;
+        path
     }
 
     /// Reads the first value of a tensor that may hold integers, as the alpha of a LoRA does in some files; `None` if it has no values.
@@ -440,14 +459,14 @@ impl Stored {
 /// `len` bytes of a file from `start` on.
 fn read_span(path: &Path, start: u64, len: usize) -> Result<Vec<u8>, LoadError> {
     let mut bytes = vec![0; len];
-    let mut file = File::open(path).map_err(io(path))?;
+    let mut file = input_file::open_regular(path).map_err(io(path))?;
     file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(io(path))?;
     Ok(bytes)
 }
 
 /// The header of a safetensors file (where its data begins, and what it holds), checked against the file's length.
 fn read_header(path: &Path) -> Result<(usize, Metadata), LoadError> {
-    let mut file = File::open(path).map_err(io(path))?;
+    let mut file = input_file::open_regular(path).map_err(io(path))?;
     let file_len = file.metadata().map_err(io(path))?.len();
     let mut prefix = [0u8; 8];
     file.read_exact(&mut prefix).map_err(io(path))?;

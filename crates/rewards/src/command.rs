@@ -5,10 +5,10 @@
 //! its standard output   {"scores": [0.25, …]}                                       a line in answer, before the next batch is sent
 //! ```
 //!
-//! Its standard error is the command's own. It ends when its input does. `examples/reward_command.py` is such a program.
+//! Its standard error is the command's own. It ends when its input does; what it has started, and itself if it does not, is killed then. `examples/reward_command.py` is such a program.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -20,6 +20,8 @@ use vp_core::config::Validate;
 use vp_data::RgbImage;
 
 use crate::pixels::OfPixels;
+#[cfg(unix)]
+use crate::process_group::ProcessGroup;
 use crate::{Build, Error, Result, Reward, ScoredRgb, batch_json};
 
 const NAME: &str = "command";
@@ -88,6 +90,9 @@ impl Build for CommandConfig {
 /// A program that runs, with a thread for each of its pipes: neither side waits for the other to read.
 struct Program {
     child: Child,
+    /// None once it was ended.
+    #[cfg(unix)]
+    group: Option<ProcessGroup>,
     /// Closed before it is waited for.
     lines: Option<Sender<String>>,
     answers: Receiver<std::io::Result<String>>,
@@ -105,7 +110,13 @@ impl Program {
         let ((lines, to_write), (from_read, answers)) = (channel(), sync_channel(1));
         thread::spawn(move || write_lines(stdin, &to_write));
         thread::spawn(move || read_lines(stdout, &from_read));
-        Ok(Self { child, lines: Some(lines), answers })
+        Ok(Self {
+            #[cfg(unix)]
+            group: Some(ProcessGroup::led_by(&child)),
+            child,
+            lines: Some(lines),
+            answers,
+        })
     }
 
     /// Sends a line, and waits for the answer.
@@ -128,14 +139,36 @@ impl Program {
     }
 
     /// How it ended, if it does so soon.
-    fn ended(&mut self) -> Option<std::process::ExitStatus> {
+    fn ended(&mut self) -> Option<ExitStatus> {
         let until = Instant::now() + GRACE;
-        loop {
-            match self.child.try_wait() {
-                Ok(None) if Instant::now() < until => thread::sleep(SLICE),
-                found => return found.ok().flatten(),
+        while !self.has_ended() {
+            if Instant::now() >= until {
+                return None;
             }
+            thread::sleep(SLICE);
         }
+        self.end()
+    }
+
+    #[cfg(unix)]
+    fn has_ended(&mut self) -> bool {
+        self.group.as_ref().is_none_or(ProcessGroup::leader_has_ended)
+    }
+
+    #[cfg(not(unix))]
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|ended| ended.is_some())
+    }
+
+    /// Ends it, and all that it has started.
+    fn end(&mut self) -> Option<ExitStatus> {
+        #[cfg(unix)]
+        if let Some(group) = self.group.take() {
+            group.end();
+        }
+        #[cfg(not(unix))]
+        let _ = self.child.kill();
+        self.child.wait().ok()
     }
 }
 
@@ -143,8 +176,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.lines = None;
         if self.ended().is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.end();
         }
     }
 }
@@ -255,6 +287,25 @@ mod tests {
         let missing = CommandConfig { program: vec!["no/such/program".into()], batch_size: 1, timeout_s: 1.0 };
         let missing = missing.build(&Device::flex()).map(|_| ()).unwrap_err().to_string();
         assert!(missing.starts_with("reward command: no/such/program: cannot be started: "), "{missing}");
+    }
+
+    /// Whether it ends by itself when its input does, or not.
+    #[test]
+    fn what_a_program_has_started_ends_with_it() {
+        for then in ["read -r line", "sleep 600"] {
+            let reward = reward(&format!("sleep 601 & read -r line; echo \"[$!]\"; {then}"), 60.0).unwrap();
+            let pid = score(&*reward, 1).unwrap()[0].to_string();
+            let is_there = || {
+                Command::new("ps").args(["-o", "stat=", "-p", &pid]).output().unwrap().stdout.first().is_some_and(|state| *state != b'Z')
+            };
+            assert!(is_there(), "{pid}");
+            drop(reward);
+            let until = Instant::now() + Duration::from_secs(10);
+            while is_there() && Instant::now() < until {
+                thread::sleep(SLICE);
+            }
+            assert!(!is_there(), "{then}: {pid} is left");
+        }
     }
 
     /// After a failure the answers no longer belong to the questions.

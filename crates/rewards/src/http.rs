@@ -14,6 +14,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use vp_annotation::{ApiKey, Budget, Client, Clock, Connection, Estimate, Failure, Prices, Sending, Unanswered, concurrently};
 use vp_core::config::Validate;
+use vp_core::waits;
 use vp_data::RgbImage;
 
 use crate::pixels::OfPixels;
@@ -157,7 +158,8 @@ impl HttpReward {
     fn score_batch(&self, images: &[RgbImage], prompts: &[String], stopped: &dyn Fn() -> bool) -> Result<Vec<f64>> {
         let failed = |reason: String| Error::NoScores { reward: NAME, reason };
         let request_id = &format!("batch-{}", self.sent.fetch_add(1, Ordering::Relaxed));
-        let sending = Sending { request_id, estimate: &Estimate::default(), budget: &self.budget, stopped, notice: &|_| {} };
+        let stopped = || stopped() || waits::are_ended();
+        let sending = Sending { request_id, estimate: &Estimate::default(), budget: &self.budget, stopped: &stopped, notice: &waits::tell };
         let url = self.client.address();
         let reply = self.client.post(&batch_json::request(images, prompts), &sending).map_err(|failure| match failure {
             Failure::Unanswered(Unanswered::Unreachable(reason)) => failed(reason),

@@ -17,6 +17,8 @@ mod jpeg;
 mod judge;
 mod kind;
 mod pixels;
+#[cfg(unix)]
+mod process_group;
 mod ranking;
 mod saturation;
 mod vlm;
@@ -32,6 +34,8 @@ pub use hps_v2::HpsV2Config;
 pub use http::{HttpConfig, HttpReward};
 pub use jpeg::{JpegCompressibilityConfig, JpegConfig, JpegIncompressibilityConfig, JpegSize};
 pub use judge::{Judge, JudgeConfig};
+#[cfg(unix)]
+pub use process_group::end_programs;
 pub use ranking::{pair_losses, ranking_loss, tie_losses};
 pub use saturation::{Saturation, SaturationConfig};
 pub use vlm::{Vlm, VlmConfig};

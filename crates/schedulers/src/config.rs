@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use vp_core::input_file;
 
 use crate::{
     class::SchedulerClass,
@@ -293,7 +294,7 @@ impl SchedulerConfig {
     /// Each names the file: unreadable, not JSON (line and column), a field of the wrong type, no `_class_name`.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|source| SchedulerError::Read { path: path.into(), source })?;
+        let text = input_file::read_regular_to_string(path).map_err(|source| SchedulerError::Read { path: path.into(), source })?;
         let map: Map<String, Value> =
             serde_json::from_str(&without_negative_infinity(&text)).map_err(|source| SchedulerError::Json { path: path.into(), source })?;
         Self::try_from(map).map_err(|source| SchedulerError::InFile { path: path.into(), source: Box::new(source) })

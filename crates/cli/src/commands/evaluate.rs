@@ -16,13 +16,14 @@ use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::{ModelFolder, ModelOptions};
 use vp_models::vae::Tiling;
-use vp_trainers::run::checkpoint::{checksum, fingerprint};
+use vp_trainers::run::checkpoint::fingerprint;
 
 use self::journal::{Journal, PromptResult};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling, default_guidance_scale};
 use crate::named_rewards::{self, NamedReward};
+use crate::signals;
 use crate::terminal::{say, warn, warn_of_some};
 use crate::{device, embedded};
 
@@ -74,6 +75,7 @@ pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
     let mut plan = plan(args)?;
+    signals::end_programs_too()?;
     let rewards = named_rewards::open(&plan.args.rewards, &device)?;
     plan.checksums.extend(checksums_of_rewards(&rewards)?);
     let journal = Journal::open(&plan.args.output, plan.args.shard, &plan.description(&rewards))?;
@@ -167,8 +169,8 @@ fn checksums(args: &EvaluateArgs, sides: &[Side]) -> anyhow::Result<BTreeMap<Str
             found.extend(fingerprint(vae)?.into_iter().map(|(file, sum)| (format!("{}: vae {file}", side.name), sum)));
         }
         for lora in loras {
-            let bytes = std::fs::read(&lora.path).with_context(|| format!("read {}", lora.path.display()))?;
-            found.insert(format!("{}: {}", side.name, lora.path.display()), checksum(&bytes));
+            let files = fingerprint(&lora.path)?;
+            found.extend(files.into_iter().map(|(file, sum)| (format!("{}: {}: {file}", side.name, lora.path.display()), sum)));
         }
     }
     Ok(found)

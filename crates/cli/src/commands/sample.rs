@@ -219,11 +219,7 @@ fn read_latents(path: &Path, device: &Device) -> anyhow::Result<Tensor<4>> {
             stored.shape()
         )
     })?;
-    let values = stored.read()?;
-    if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
-        bail!("--latents {}: value {bad} is {}", path.display(), values[bad]);
-    }
-    Ok(Tensor::from_data(TensorData::new(values, shape), device))
+    Ok(Tensor::from_data(TensorData::new(stored.read().context("--latents")?, shape), device))
 }
 
 fn save_latents(path: &Path, latents: &Tensor<4>) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use crate::device;
 use crate::failure::Failure;
 use crate::named_rewards::{self, NamedReward};
 use crate::score_table::ScoreTable;
+use crate::signals;
 use crate::terminal::{print, print_json, warn_of_some};
 
 /// The top-level entry point for `score`.
@@ -25,11 +26,13 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
         let records = dataset.usable(records, OnProblem::Refuse).with_context(|| format!("--records {}", path.display()))?.records;
+        signals::end_programs_too()?;
         let rewards = named_rewards::build(configs, &device)?;
         return agree(&rewards, &dataset, &records, &args, &device).map_err(Failure::run);
     }
     let images = images(&args)?;
     check_images(&images)?;
+    signals::end_programs_too()?;
     let rewards = named_rewards::build(configs, &device)?;
     rewards.iter().for_each(|reward| warn_of_cut_prompts(reward, &images));
     score(&rewards, &images, &args, &device).map_err(Failure::run)

@@ -1,10 +1,10 @@
 //! The course of a run: charts of what `metrics.jsonl` holds.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Map, Value};
+use vp_core::input_file;
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::report::{Chart, Series};
 use vp_trainers::config::TrainConfig;
@@ -49,7 +49,7 @@ impl Metrics {
     /// Reads them. A line that a killed process left unfinished is passed over.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("metrics.jsonl");
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = input_file::read_regular_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let line = |line: &str| {
             let line: Map<String, Value> = serde_json::from_str(line).ok()?;
             Some((line.get("step")?.as_u64()?, line))
@@ -161,7 +161,7 @@ mod tests {
     fn lines_become_points_and_half_a_line_none() {
         let dir = tempfile::tempdir().unwrap();
         let text = "{\"step\":0,\"preview/r\":1.5}\n{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":\"NaN\"}\n{\"step\":3,\"lo";
-        fs::write(dir.path().join("metrics.jsonl"), text).unwrap();
+        std::fs::write(dir.path().join("metrics.jsonl"), text).unwrap();
         let metrics = Metrics::read(dir.path()).unwrap();
         assert_eq!((metrics.last_step(), metrics.names()), (2, vec!["step", "preview/r", "loss"]));
         assert_eq!(metrics.points("preview/r"), [(0.0, 1.5)]);

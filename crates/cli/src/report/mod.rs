@@ -6,11 +6,10 @@ mod pairs;
 mod previews;
 pub mod provenance;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use vp_core::{atomic, config};
+use vp_core::{atomic, config, input_file};
 use vp_data::{near_duplicates, read_prompts};
 use vp_evaluation::report::{LeakPanel, Report, SentinelPanel};
 use vp_evaluation::sentinel::findings;
@@ -49,7 +48,7 @@ pub fn of_run(folder: &Path) -> anyhow::Result<Report> {
     if !path.is_file() {
         bail!("{} does not hold a run (it has no config.toml); expected the folder of an earlier run", folder.display());
     }
-    let resolved = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let resolved = input_file::read_regular_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let config: TrainConfig = config::read(&path, &[])?;
     let metrics = curves::Metrics::read(folder)?;
     let previews = Previews::read(folder, metrics.last_step())?;
@@ -96,7 +95,7 @@ fn about(config: &TrainConfig, updates: u64, previews: &Previews) -> String {
 /// What the sentinel looked at; `None` where there was no sentinel.
 fn watch(folder: &Path) -> anyhow::Result<Option<Watch>> {
     let path = folder.join(WATCH);
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
+    let Ok(text) = input_file::read_regular_to_string(&path) else { return Ok(None) };
     let watch = serde_json::from_str(&text).with_context(|| {
         format!("{}: this is not a record of the sentinel; remove the file to write the report without it", path.display())
     })?;

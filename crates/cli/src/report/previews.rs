@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use vp_core::input_file;
 use vp_data::load_image;
 use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
@@ -95,7 +96,7 @@ impl Previews {
         let by_image = ResultsByImage::new(&rows);
         let picture = |row: &ImageResult| {
             let path = if row.model == names[0] { first } else { last }.file(row);
-            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let bytes = input_file::read_regular(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(Picture { model: row.model.clone(), file: path.strip_prefix(run).ok().map(|path| path.display().to_string()), bytes })
         };
         let some = |images: Vec<(usize, u64)>| {
@@ -120,7 +121,7 @@ impl Previews {
 impl Step {
     fn read(step: u64, folder: PathBuf) -> anyhow::Result<Self> {
         let path = folder.join(RESULTS);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = input_file::read_regular_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let line = |(number, line): (usize, &str)| {
             serde_json::from_str(line).with_context(|| format!("{}, line {}: this is not a result of an image", path.display(), number + 1))
         };

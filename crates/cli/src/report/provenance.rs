@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use vp_core::atomic;
+use vp_core::{atomic, input_file};
 use vp_evaluation::report::{Fact, Provenance};
 
 use super::curves::Metrics;
@@ -44,7 +44,8 @@ pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_a
     let path = run.join(FILE);
     let mut now = of_program(device);
     now.hashes = base.iter().map(|(name, sum)| Fact::new(name, sum)).collect();
-    let before = resumed_at.and_then(|step| Some((step, serde_json::from_str::<Provenance>(&fs::read_to_string(&path).ok()?).ok()?)));
+    let before = resumed_at
+        .and_then(|step| Some((step, serde_json::from_str::<Provenance>(&input_file::read_regular_to_string(&path).ok()?).ok()?)));
     let event = match &before {
         Some((step, before)) => {
             now.command = format!("{}\n{}", before.command, now.command);
@@ -60,7 +61,7 @@ pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_a
 
 /// What was noted, and when the run ended. Runs of versions that wrote no notes have the end alone.
 pub fn of_run(run: &Path, metrics: &Metrics) -> Provenance {
-    let noted = fs::read_to_string(run.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let noted = input_file::read_regular_to_string(run.join(FILE)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let mut provenance: Provenance = noted.unwrap_or_default();
     if let Ok(last) = fs::metadata(run.join("metrics.jsonl")).and_then(|metadata| metadata.modified()) {
         provenance.time.push(Fact::new("last logged", date(last)));

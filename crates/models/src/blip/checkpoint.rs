@@ -6,8 +6,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use vp_core::atomic;
 use vp_core::noise::Noise;
+use vp_core::{atomic, input_file};
 
 use super::config::CYCLE_REWARD_LAST;
 use super::{AspectHeads, Blip, BlipConfig, BlipReward, RewardHead};
@@ -56,7 +56,7 @@ impl BlipFiles {
     /// When `path` has no weights.
     pub fn find(path: &Path) -> Result<Self, LoadError> {
         let weights = find_weights(path)?;
-        let beside = |name: &str| Some(weights.with_file_name(name)).filter(|file| file.is_file());
+        let beside = |name: &str| Some(weights.with_file_name(name)).filter(|file| file.exists());
         let stem = weights.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or_default();
         let scale = beside(&format!("{stem}.json")).filter(|file| file.file_name() != Some("config.json".as_ref()));
@@ -169,7 +169,7 @@ fn with_scale(config: BlipConfig, path: &Path) -> Result<BlipConfig, LoadError> 
         std: f64,
     }
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
+    let text = input_file::read_regular_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
     match serde_json::from_str(&text) {
         Ok(Scale { mean, std }) if mean.is_finite() && std.is_finite() && std > 0.0 => Ok(BlipConfig { mean, std, ..config }),
         Ok(Scale { mean, std }) => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vp_core::config::Validate;
+use vp_core::input_file;
 
 use crate::bounds;
 use crate::layers::Activation;
@@ -128,7 +129,7 @@ impl BlipConfig {
     /// When the file cannot be read, lacks a field, has an unknown one, or describes a network that cannot be built.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
+        let text = input_file::read_regular_to_string(path).map_err(|source| LoadError::Io { path: name.clone(), source })?;
         let wrong = |found: String| LoadError::Corrupt { path: name.clone(), found };
         let mut config: Self = serde_json::from_str(&text).map_err(|e| wrong(format!("not the config of a BLIP reward: {e}")))?;
         let stated: Map<String, Value> = serde_json::from_str(&text).expect("it was an object");

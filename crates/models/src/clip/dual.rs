@@ -8,6 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use vp_core::input_file;
 
 use super::{ClipEncoder, ClipEncoderLayer, ClipTextConfig, ClipTextModel};
 use crate::bounds;
@@ -112,7 +113,7 @@ impl ClipConfig {
     /// When the file cannot be read, is another model's, or describes a network that cannot be.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
+        let text = input_file::read_regular_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
         Self::parse(&text).map_err(|message| Error::Config { path: name, message })
     }
 
@@ -296,7 +297,7 @@ pub struct ClipCheckpoint {
 
 /// Whether a folder's `config.json` is a `CLIPModel`'s.
 pub fn is_clip(folder: &Path) -> bool {
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
+    let config = input_file::read_regular_to_string(folder.join("config.json")).unwrap_or_default();
     let config: Value = serde_json::from_str(&config).unwrap_or_default();
     config.get("model_type").is_some_and(|kind| kind == "clip")
 }

@@ -67,7 +67,7 @@ impl ClipSource {
             weights.unsqueeze_scalar(LOGIT_SCALE);
             return Ok(Self { names: ClipNames::Transformers, config, preprocessing, config_file: Some(config_file), weights });
         }
-        let config_file = Some(beside("open_clip_config.json")).filter(|path| path.is_file());
+        let config_file = Some(beside("open_clip_config.json")).filter(|path| path.exists());
         let said = config_file.as_deref().map(OpenClipConfig::read).transpose()?.unwrap_or_default();
         let config = said.network(&weights, defaults)?;
         let preprocessing = said.preprocessing(config.vision.image_size);

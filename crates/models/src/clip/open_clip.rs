@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use vp_core::input_file;
 
 use super::ClipConfig;
 use crate::error::{Error, Result};
@@ -92,7 +93,7 @@ impl OpenClipConfig {
     /// When the file cannot be read, or asks for a part that is not built here.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
+        let text = input_file::read_regular_to_string(path).map_err(|source| Error::Io { path: name.clone(), source })?;
         Self::parse(&text).map_err(|message| Error::Config { path: name, message })
     }
 

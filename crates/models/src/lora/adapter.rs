@@ -319,7 +319,10 @@ mod tests {
         let [down, up] = Names::peft(LAYER);
         let fits: [(&str, &[usize]); 2] = [(&down, &[2, 32]), (&up, &[32, 2])];
         let with = |end: &str, shape: &[usize]| refused(&[&fits[..], &[(&names(end), shape)]].concat());
-        assert!(with("lora_magnitude_vector", &[31]).contains("tensors of the shapes [2, 32], [32, 2], [31] do not fit"));
+        let told = with("lora_magnitude_vector", &[31]);
+        let expected = "has the shape [32, 32]: expected tensors [rank, 32] and [32, rank], of norms [32, 1] or [1, 32]; found lora_A.weight \
+                        [2, 32], lora_B.weight [32, 2], lora_magnitude_vector [31]";
+        assert!(told.contains(LAYER) && told.contains(expected), "{told}");
         assert!(with("diff_b", &[32]).contains("has no bias, which the file changes"));
         assert!(with("hada_w1_a", &[32, 2]).contains("a tensor .hada_w1_a that does not belong to its others"));
         assert!(with("lora.down.weight", &[2, 32]).contains("repeats a tensor that the file has under another name"));
@@ -328,11 +331,61 @@ mod tests {
         assert!(refused(&[(&names("dora_scale"), &[32, 1])]).contains("lacks one of its two factors"));
         let norm = "unet.mid_block.attentions.0.transformer_blocks.0.norm1";
         let told = refused(&[(&format!("{norm}.lora_A.weight"), &[2, 1]), (&format!("{norm}.lora_B.weight"), &[32, 2])]);
-        assert!(told.contains("has the shape [32], which"), "{told}");
+        assert!(told.contains("norm1 has the shape [32]: expected tensors [32]; found lora_A.weight [2, 1]"), "{told}");
         // A handful of names.
         let strays: Vec<String> = (0..50).map(|i| format!("stray_{i}.alpha")).collect();
         let told = refused(&strays.iter().map(|name| (name.as_str(), &[1][..])).collect::<Vec<_>>());
         assert!(told.ends_with("stray_11.alpha belongs to no layer; and 46 more"), "{told}");
+    }
+
+    /// Of as many values as one that would fit, or of as many as broadcast to it.
+    #[test]
+    fn a_tensor_of_other_dimensions_is_refused() {
+        let names = |layer: &str, end: &str| format!("{layer}.{end}");
+        let conv = "unet.mid_block.resnets.0.conv1";
+        let told = |layer: &str, tensors: &[(&str, &[usize])], expected: &str| {
+            let named: Vec<_> = tensors.iter().map(|(end, shape)| (names(layer, end), *shape)).collect();
+            let told = refused(&named.iter().map(|(name, shape)| (name.as_str(), *shape)).collect::<Vec<_>>());
+            let found: Vec<_> = tensors.iter().map(|(end, shape)| format!("{end} {shape:?}")).collect();
+            assert!(told.contains(layer) && told.contains(expected) && found.iter().all(|found| told.contains(found)), "{told}");
+        };
+        let factors = "expected tensors [rank, 32] and [32, rank]; found";
+        told(LAYER, &[("lora_A.weight", &[4, 32]), ("lora_B.weight", &[32, 2, 2])], factors);
+        told(LAYER, &[("lora_down.weight", &[4, 32]), ("lora_up.weight", &[32, 4, 1])], factors);
+        told(LAYER, &[("lora_down.weight", &[2, 4, 2, 4]), ("lora_up.weight", &[32, 2])], factors);
+        told(LAYER, &[("lora_down.weight", &[1, 32]), ("lora_up.weight", &[32])], factors);
+        let factors = "has the shape [32, 32, 3, 3]: expected tensors [rank, 32, 3, 3] and [32, rank]; found";
+        told(conv, &[("lora_down.weight", &[2, 3, 3, 32]), ("lora_up.weight", &[32, 2, 1, 1])], factors);
+        told(conv, &[("lora_down.weight", &[2, 32, 9]), ("lora_up.weight", &[32, 2, 1, 1])], factors);
+        let three = "expected tensors [m, 32, 1, 1], [n, m, 3, 3] and [32, n]; found";
+        let (down, up): ((_, &[usize]), (_, &[usize])) = (("lora_down.weight", &[2, 32, 1, 1]), ("lora_up.weight", &[32, 3, 1, 1]));
+        told(conv, &[down, ("lora_mid.weight", &[3, 2, 9, 1]), up], three);
+        let pair = |end: &str| (format!("hada_w1_{end}"), format!("hada_w2_{end}"));
+        let ((up, other_up), (down, other_down)) = (pair("a"), pair("b"));
+        let sound: [(&str, &[usize]); 3] = [(&up, &[32, 2]), (&down, &[2, 32]), (&other_down, &[2, 32])];
+        let pairs = "expected tensors [32, rank] and [rank, 32], twice; found";
+        told(LAYER, &[&sound[..], &[(&other_up, &[32, 1, 2])]].concat(), pairs);
+        told(LAYER, &[("lokr_w1", &[4, 2, 2]), ("lokr_w2", &[8, 8])], "expected tensors [a, b] and [32 / a, 32 / b], or factors of these");
+        told(conv, &[("lokr_w1", &[4, 4]), ("lokr_w2", &[8, 3, 3, 8])], "[a, b] and [32 / a, 32 / b, 3, 3], or factors");
+        told(LAYER, &[("diff", &[32, 4, 8])], "expected tensors [32, 32]; found");
+        told(conv, &[("diff", &[32, 32, 9])], "expected tensors [32, 32, 3, 3]; found");
+        told(conv, &[("diff", &[32, 32, 3, 3]), ("diff_b", &[4, 8])], ", of a bias [32]; found");
+        told(
+            LAYER,
+            &[("lora_A.weight", &[2, 32]), ("lora_B.weight", &[32, 2]), ("dora_scale", &[4, 8])],
+            "of norms [32, 1] or [1, 32]; found",
+        );
+    }
+
+    /// Each number alone is finite.
+    #[test]
+    fn factors_that_overflow_together_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter_model.safetensors");
+        let [down, up] = Names::peft(LAYER);
+        write(&path, &[(&down, &[2, 32]), (&up, &[32, 2])], &[("lora_adapter_metadata", r#"{ "unet.lora_alpha": 1e39 }"#)]);
+        let told = Adapter::read(&path, &names()).unwrap_err().to_string();
+        assert!(told.contains(LAYER) && told.contains("is changed by inf: its factors or its alpha are too large"), "{told}");
     }
 
     /// The third factor of a convolution, which the dialects that are written do not have.

@@ -45,6 +45,25 @@ pub(super) enum Part {
     DoraScale,
 }
 
+impl Part {
+    /// Whether a tensor of this part may have as many dimensions as `found`, and beyond the second these sizes, beside a weight of the shape
+    /// `layer`. Its values would fill another shape just as well, in another order than was meant.
+    fn may_have(self, found: &[usize], layer: &[usize]) -> bool {
+        use Part::*;
+        let (tail, kernel) = (found.get(2..).unwrap_or_default(), layer.get(2..).unwrap_or_default());
+        // A convolution by one value is a matrix.
+        let is_matrix = tail.is_empty() || tail == [1, 1];
+        match self {
+            Alpha => true,
+            Mid | HadaT1 | HadaT2 | LokrT2 => tail == kernel || (kernel.is_empty() && is_matrix),
+            Diff if layer.len() == 1 => found.len() == 1,
+            Down | HadaW1B | HadaW2B | LokrW2 | LokrW2B | Diff => found.len() > 1 && (is_matrix || tail == kernel),
+            Up | HadaW1A | HadaW2A | LokrW1 | LokrW1A | LokrW1B | LokrW2A => found.len() > 1 && is_matrix,
+            UpBias | DiffB | Magnitude | DoraScale => found.iter().filter(|size| **size != 1).count() <= 1,
+        }
+    }
+}
+
 /// The endings of names in all dialects; the first that fits counts.
 pub(super) const ENDINGS: &[(&str, Part)] = &[
     (".lora_linear_layer.down.weight", Part::Down),
@@ -146,6 +165,34 @@ impl Parts {
     }
 }
 
+/// The shapes of tensors that change a weight of the shape `shape`, in the form that `parts` are of.
+fn expected(parts: &Parts, shape: &[usize]) -> String {
+    use Part::*;
+    let sizes = |sizes: &[usize]| sizes.iter().map(|size| format!(", {size}")).collect::<String>();
+    let (out, rest, inputs) = (shape[0], sizes(&shape[1..]), shape.get(1).copied().unwrap_or(1));
+    let kernel = sizes(shape.get(2..).unwrap_or_default());
+    let mut expected = match () {
+        () if shape.len() == 1 => format!("{shape:?}"),
+        () if parts.has(&[Mid]) => format!("[m, {inputs}, 1, 1], [n, m{kernel}] and [{out}, n]"),
+        () if parts.has(&[Down, Up]) => format!("[rank{rest}] and [{out}, rank]"),
+        () if parts.has(&[HadaT1, HadaT2]) => format!("[rank, {out}], [rank, {inputs}] and [rank, rank{kernel}], twice"),
+        () if parts.has(&[HadaW1A, HadaW1B, HadaW2A, HadaW2B]) => {
+            format!("[{out}, rank] and [rank, {}], twice", shape[1..].iter().product::<usize>())
+        }
+        () if parts.has(&[LokrW1, LokrW1A, LokrW1B, LokrW2, LokrW2A, LokrW2B, LokrT2]) => {
+            format!("[a, b] and [{out} / a, {inputs} / b{kernel}], or factors of these")
+        }
+        () => format!("{shape:?}"),
+    };
+    if parts.has(&[Magnitude, DoraScale]) {
+        expected += &format!(", of norms [{out}, 1] or [1, {inputs}]");
+    }
+    if parts.has(&[UpBias, DiffB]) {
+        expected += &format!(", of a bias [{out}]");
+    }
+    expected
+}
+
 /// The name of a part, for messages.
 fn ending(part: Part) -> &'static str {
     ENDINGS.iter().find(|(_, of)| *of == part).map_or("", |(ending, _)| ending)
@@ -154,12 +201,17 @@ fn ending(part: Part) -> &'static str {
 /// The change that a layer's tensors make.
 ///
 /// # Errors
-/// When a tensor is missing, does not fit, cannot be read, or holds values that are not finite.
+/// When a tensor is missing, does not fit, cannot be read, or holds values that are not finite, alone or multiplied with others.
 pub(super) fn change(target: Target<'_>, mut parts: Parts, settings: &Settings) -> Result<Change, Unfit> {
     let Target { name, shape, .. } = target;
-    let shapes: Vec<String> =
-        parts.0.iter().filter(|(part, _)| **part != Part::Alpha).map(|(_, stored)| format!("{:?}", stored.shape())).collect();
-    let misfit = || Unfit::Fault(format!("{name} has the shape {shape:?}, which tensors of the shapes {} do not fit", shapes.join(", ")));
+    let told =
+        |stored: &Stored| format!("{} {:?}", place(stored.name()).map_or("", |(stem, _)| &stored.name()[stem.len() + 1..]), stored.shape());
+    let found: Vec<String> = parts.0.iter().filter(|(part, _)| **part != Part::Alpha).map(|(_, stored)| told(stored)).collect();
+    let (expected, found) = (expected(&parts, shape), found.join(", "));
+    let misfit = || Unfit::Fault(format!("{name} has the shape {shape:?}: expected tensors {expected}; found {found}"));
+    if parts.0.iter().any(|(part, stored)| !part.may_have(stored.shape(), shape)) {
+        return Err(misfit());
+    }
     let alpha = match parts.0.remove(&Part::Alpha) {
         Some(alpha) if alpha.shape().iter().product::<usize>() != 1 => {
             return Err(Unfit::Fault(format!("{name} has an alpha of the shape {:?}, expected one number", alpha.shape())));
@@ -178,10 +230,22 @@ pub(super) fn change(target: Target<'_>, mut parts: Parts, settings: &Settings) 
         return Err(Unfit::Fault(format!("{name} has a tensor {} that does not belong to its others", ending(*part))));
     }
     let change = Change { shape: shape.to_vec(), weight, magnitude, bias };
-    if values(&change).iter().any(|values| values.iter().any(|value| !value.is_finite())) || alpha.is_some_and(|alpha| !alpha.is_finite()) {
-        return Err(Unfit::Fault(format!("{name} holds values that are not finite")));
+    let numbers = values(&change).into_iter().flatten().copied().chain(scale(&change));
+    match numbers.into_iter().find(|value| !value.is_finite()) {
+        Some(value) => {
+            Err(Unfit::Fault(format!("{name} is changed by {value}: its factors or its alpha are too large for single precision")))
+        }
+        None => Ok(change),
     }
-    Ok(change)
+}
+
+/// What a change's factors are multiplied by.
+fn scale(change: &Change) -> Option<f32> {
+    match change.weight.as_ref()? {
+        Delta::LowRank(factors) => Some((factors.alpha / factors.rank as f64) as f32),
+        Delta::Hadamard { scale, .. } | Delta::Kronecker { scale, .. } => Some(*scale as f32),
+        Delta::Full(_) => None,
+    }
 }
 
 /// All values of a change.

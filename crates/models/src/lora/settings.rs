@@ -7,6 +7,7 @@ use std::path::Path;
 
 use regex::Regex;
 use serde_json::{Map, Value};
+use vp_core::input_file;
 
 use crate::error::{Error, Result};
 use crate::weights::Weights;
@@ -38,10 +39,11 @@ impl Settings {
         let beside = path.with_file_name(CONFIG);
         let is_pefts =
             path.file_stem().is_some_and(|stem| stem == "adapter_model") || weights.names().any(|name| name.starts_with(PEFT_PREFIX));
-        if !is_pefts || !beside.is_file() {
+        if !is_pefts || !beside.exists() {
             return Ok(Self::default());
         }
-        let text = std::fs::read_to_string(&beside).map_err(|source| Error::Io { path: beside.display().to_string(), source })?;
+        let text =
+            input_file::read_regular_to_string(&beside).map_err(|source| Error::Io { path: beside.display().to_string(), source })?;
         Self::parse(&text).map_err(|message| config_error(&beside, &message))
     }
 

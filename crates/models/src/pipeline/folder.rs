@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Map, Value};
+use vp_core::input_file;
 
 use vp_schedulers::{PredictionType, SchedulerConfig};
 
@@ -89,7 +90,8 @@ impl ModelFolder {
             let file = SingleFile::open(&path)?;
             (Files::Single(file.layout), configs_of_single_file(&path, &file, &options)?)
         } else if !path.is_dir() {
-            return Err(not_a_folder("no such file or folder".into()));
+            let what = if path.exists() { "a device or a pipe; expected a file or a folder" } else { "no such file or folder" };
+            return Err(not_a_folder(what.into()));
         } else {
             if let Some(config) = &options.config {
                 return Err(not_a_folder(format!("a folder has configs of its own; {} is for a single file", config.display())));
@@ -319,7 +321,7 @@ fn snapshot(path: &Path) -> Option<PathBuf> {
     if path.join("model_index.json").exists() || !snapshots.is_dir() {
         return None;
     }
-    let main = fs::read_to_string(path.join("refs/main")).ok().map(|commit| snapshots.join(commit.trim()));
+    let main = input_file::read_regular_to_string(path.join("refs/main")).ok().map(|commit| snapshots.join(commit.trim()));
     main.filter(|folder| folder.is_dir()).or_else(|| {
         let found: Vec<PathBuf> = fs::read_dir(&snapshots).ok()?.flatten().map(|entry| entry.path()).collect();
         if let [only] = &found[..] { Some(only.clone()) } else { None }
@@ -332,11 +334,11 @@ fn configs_of_folder(path: &Path) -> Result<Configs> {
         return Err(not_a_folder("no such folder".into()));
     }
     let index_path = path.join("model_index.json");
-    if !index_path.is_file() {
+    if !index_path.exists() {
         return Err(not_a_folder(without_index(path)));
     }
     let name = index_path.display().to_string();
-    let text = fs::read_to_string(&index_path).map_err(|source| Error::Io { path: name.clone(), source })?;
+    let text = input_file::read_regular_to_string(&index_path).map_err(|source| Error::Io { path: name.clone(), source })?;
     let index: Map<String, Value> =
         serde_json::from_str(&text).map_err(|e| Error::Config { path: name.clone(), message: e.to_string() })?;
     let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();

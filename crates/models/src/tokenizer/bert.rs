@@ -8,6 +8,7 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::{AddedToken, Tokenizer};
+use vp_core::input_file;
 
 use super::{Batch, Encoding, Row, starts};
 use crate::weights::{LoadError, corrupt, io};
@@ -32,7 +33,7 @@ impl BertTokenizer {
     /// # Errors
     /// When the file cannot be read, or lacks one of BERT's special tokens.
     pub fn from_vocab(path: &Path) -> Result<Self, LoadError> {
-        let text = std::fs::read_to_string(path).map_err(io(path))?;
+        let text = input_file::read_regular_to_string(path).map_err(io(path))?;
         let refused = |e: tokenizers::Error| corrupt(path, &format!("not a BERT vocabulary: {e}"));
         let vocab = WordPiece::read_bytes(text.as_bytes()).map_err(refused)?;
         let mut tokenizer = Tokenizer::new(WordPiece::builder().vocab(vocab).build().map_err(refused)?);

@@ -13,6 +13,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as Steps;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+use vp_core::input_file;
 
 use super::special_tokens::{self, SpecialTokens, Written};
 use super::{Batch, Encoding, Row, starts};
@@ -41,10 +42,10 @@ impl Vocabulary {
     pub(super) fn of_folder(folder: &Path) -> Result<(PathBuf, Self), LoadError> {
         let json = folder.join("tokenizer.json");
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        if json.is_file() {
+        if json.exists() {
             let vocabulary = read_tokenizer_json(&json)?;
             Ok((json, vocabulary))
-        } else if vocab.is_file() && merges.is_file() {
+        } else if vocab.exists() && merges.exists() {
             let vocabulary = read_vocab_and_merges(&vocab, &merges)?;
             Ok((vocab, vocabulary))
         } else {
@@ -130,9 +131,9 @@ impl ClipTokenizer {
 }
 
 fn read_vocab_and_merges(vocab: &Path, merges: &Path) -> Result<Vocabulary, LoadError> {
-    let text = std::fs::read_to_string(vocab).map_err(io(vocab))?;
+    let text = input_file::read_regular_to_string(vocab).map_err(io(vocab))?;
     let ids = serde_json::from_str(&text).map_err(|e| corrupt(vocab, &format!("not a map of tokens to ids: {e}")))?;
-    let text = std::fs::read_to_string(merges).map_err(io(merges))?;
+    let text = input_file::read_regular_to_string(merges).map_err(io(merges))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"));
     let pairs = lines.map(|(number, line)| {
         read_merge(line).ok_or_else(|| corrupt(merges, &format!("line {}: {line:?} is not two tokens with a space between", number + 1)))
@@ -171,7 +172,7 @@ fn read_tokenizer_json(path: &Path) -> Result<Vocabulary, LoadError> {
         Line(String),
         Pair(String, String),
     }
-    let text = std::fs::read_to_string(path).map_err(io(path))?;
+    let text = input_file::read_regular_to_string(path).map_err(io(path))?;
     let File { model, added_tokens } = serde_json::from_str(&text).map_err(|e| corrupt(path, &format!("not a tokenizer: {e}")))?;
     match model.get("type") {
         None => {}

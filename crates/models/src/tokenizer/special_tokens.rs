@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
+use vp_core::input_file;
 
 use super::published::END_OF_TEXT;
 use crate::weights::{LoadError, corrupt, io};
@@ -200,10 +201,10 @@ fn read_token(value: &Value, what: &str, path: &Path) -> Result<Written, LoadErr
 /// The JSON object in a file, empty when there is no such file.
 fn read_object(folder: &Path, name: &str) -> Result<(PathBuf, Map<String, Value>), LoadError> {
     let path = folder.join(name);
-    if !path.is_file() {
+    if !path.exists() {
         return Ok((path, Map::new()));
     }
-    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+    let text = input_file::read_regular_to_string(&path).map_err(io(&path))?;
     let map = serde_json::from_str(&text).map_err(|e| corrupt(&path, &format!("not a JSON object: {e}")))?;
     Ok((path, map))
 }

@@ -519,11 +519,21 @@ mod tests {
         assert!(matches!(pickle.dict(place), [(Value::Name(_), Value::Int(1)), (Value::Text(_), Value::Opaque(_))]));
     }
 
-    /// `_rebuild_from_type_v2(itself, …)`: arguments that hold themselves.
+    /// `_rebuild_from_type_v2(_rebuild_from_type_v2, None, itself)`: arguments that hold themselves.
     #[test]
     fn a_call_within_itself_ends() {
-        let bytes = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00](h\x00Nq\x01h\x01e0h\x00]q\x02(h\x00Nh\x02eR.";
-        assert!(matches!(parse(bytes).map(|(value, _)| value), Ok(Value::Opaque(_)) | Err(_)));
+        const WRAPPER: &str = "ctorch._tensor\n_rebuild_from_type_v2\n";
+        let wrapper = WRAPPER[1..].trim().replace('\n', ".");
+        let opaque = |parsed: Result<(Value, Pickle)>| matches!(parsed, Ok((Value::Opaque(name), _)) if *name == wrapper);
+        assert!(opaque(parse(format!("{WRAPPER}q\0]q\u{1}(h\0Nh\u{1}eR.").as_bytes())));
+        // As deep as that, the call inside is found.
+        let within = |wrappers: usize| {
+            let inner = "(ccollections\nOrderedDict\nN)t".to_string();
+            let arguments = (1..wrappers).fold(inner, |inner, _| format!("({WRAPPER}N{inner}t"));
+            parse(format!("{WRAPPER}{arguments}R.").as_bytes())
+        };
+        assert!((1..=MOST_WRAPPERS).all(|wrappers| matches!(within(wrappers), Ok((Value::Dict(_), _)))));
+        assert!(opaque(within(MOST_WRAPPERS + 1)));
     }
 
     #[test]

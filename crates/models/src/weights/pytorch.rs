@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
+use vp_core::input_file;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, Pickle, PickleError, PickledTensor, Storage, Value};
@@ -45,7 +46,7 @@ pub struct StoredTensor {
 /// # Errors
 /// When the file is none of these, is cut short, or names what no checkpoint needs.
 pub fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
-    let mut file = File::open(path).map_err(io_error(path))?;
+    let mut file = input_file::open_regular(path).map_err(io_error(path))?;
     let mut start = [0; 2];
     file.read_exact(&mut start).and_then(|()| file.rewind()).map_err(io_error(path))?;
     if start == *b"PK" { open_zip(path, file) } else { open_legacy(path, file) }
@@ -250,7 +251,7 @@ impl StoredTensor {
         }
         let size = self.dtype.bitsize() / 8;
         let mut span = vec![0; self.span * size];
-        let mut file = File::open(&self.path)?;
+        let mut file = input_file::open_regular(&self.path)?;
         file.seek(SeekFrom::Start(self.start))?;
         file.read_exact(&mut span)?;
         if self.span == self.shape.iter().product::<usize>() && self.is_contiguous() {

@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vp_core::atomic::{self, TemporaryFolder};
+use vp_core::input_file;
 use vp_evaluation::sentinel::Look;
 use vp_models::weights::{LoadError, SaveType, Weights, save_safetensors};
 
@@ -190,7 +191,7 @@ fn cursor_of(path: &Path) -> Option<Cursor> {
 
 /// Reads a checkpoint and checks every file against the manifest. The error says which file is wrong, and how.
 fn read(folder: &Path, device: &Device) -> Result<Checkpoint, String> {
-    let text = fs::read(folder.join(MANIFEST)).map_err(|e| format!("{MANIFEST}: {e}"))?;
+    let text = input_file::read_regular(folder.join(MANIFEST)).map_err(|e| format!("{MANIFEST}: {e}"))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| format!("{MANIFEST}: {e}"))?;
     for (name, record) in &manifest.files {
         let (found, bytes) = sha256(&folder.join(name)).map_err(|e| format!("{name}: {e}"))?;
@@ -201,7 +202,7 @@ fn read(folder: &Path, device: &Device) -> Result<Checkpoint, String> {
             return Err(format!("{name}: its checksum differs from the one in the manifest"));
         }
     }
-    let text = fs::read(folder.join(STATE)).map_err(|e| format!("{STATE}: {e}"))?;
+    let text = input_file::read_regular(folder.join(STATE)).map_err(|e| format!("{STATE}: {e}"))?;
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("{STATE}: {e}"))?;
     let mut tensors = BTreeMap::new();
     for name in manifest.files.keys().filter_map(|name| name.strip_suffix(".safetensors")) {
@@ -215,7 +216,7 @@ fn read_tensors(path: &Path, device: &Device) -> Result<NamedTensors, vp_models:
     let names: Vec<String> = weights.names().map(String::from).collect();
     let mut tensors = NamedTensors::new();
     for name in names {
-        let values = weights.take(&name).expect("just listed").read()?;
+        let values = weights.take(&name).expect("just listed").read_state()?;
         let count = values.len();
         tensors.insert(name, Tensor::from_data(TensorData::new(values, [count]), device));
     }
@@ -227,7 +228,7 @@ fn read_tensors(path: &Path, device: &Device) -> Result<NamedTensors, vp_models:
 /// # Errors
 /// When the file cannot be read.
 pub fn sha256(path: &Path) -> std::io::Result<(String, u64)> {
-    let mut file = fs::File::open(path)?;
+    let mut file = input_file::open_regular(path)?;
     let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
     loop {
         let read = file.read(&mut buffer)?;

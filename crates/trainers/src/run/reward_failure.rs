@@ -7,17 +7,19 @@ use crate::run::Run;
 use crate::run::checkpoint::Cursor;
 
 impl<M: Module> Run<M> {
-    /// The error that ends the run, after saving a checkpoint if it is a reward's.
+    /// The error that ends the run, after saving a checkpoint if it is a reward's. One that gave up waiting since a signal came is that signal.
     pub fn secured(&mut self, error: Error) -> Error {
-        let source = match error {
-            Error::Reward(source) if !self.is_at_the_beginning() => source,
-            error => return error,
+        let (signal, source) = match (self.interrupt.signal(), error) {
+            (signal, Error::Reward(source)) if signal.is_some() || !self.is_at_the_beginning() => (signal, source),
+            (_, error) => return error,
         };
         let Cursor { step, micro } = self.state.cursor;
-        self.state.preview_is_owed = micro == 0 && self.preview_is_due(step) && self.previewed != Some(step);
-        match self.save() {
-            Ok(checkpoint) => Error::RewardFailed { source: Box::new(source), checkpoint },
-            Err(error) => {
+        let may_owe = micro == 0 && !self.is_at_the_beginning();
+        self.state.preview_is_owed = may_owe && self.preview_is_due(step) && self.previewed != Some(step);
+        match (self.save(), signal) {
+            (Ok(checkpoint), Some(signal)) => Error::Interrupted { signal, checkpoint },
+            (Ok(checkpoint), None) => Error::RewardFailed { source: Box::new(source), checkpoint },
+            (Err(error), _) => {
                 self.journal.warn(format_args!("no checkpoint of step {step}: {error}"));
                 Error::Reward(source)
             }

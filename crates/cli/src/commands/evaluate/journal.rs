@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vp_core::atomic;
 use vp_core::folder_lock::FolderLock;
+use vp_core::{atomic, input_file};
 use vp_evaluation::comparison::ImageResult;
 
 use super::Side;
@@ -78,7 +78,7 @@ impl Journal {
             let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
             // What a killed process left half written ends here. The file is read only then: it grows with every prompt.
             if ends_torn(&mut file)? {
-                let text = fs::read(&path)?;
+                let text = input_file::read_regular(&path)?;
                 let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
                 file.set_len(whole as u64)?;
             }
@@ -121,7 +121,7 @@ pub fn image_in(folder: &Path, side: usize, index: usize, seed: u64) -> PathBuf 
 
 /// The whole lines of a file.
 fn lines(path: &Path) -> anyhow::Result<Vec<PromptResult>> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let text = input_file::read_regular_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let line = |(index, line): (usize, &str)| {
         serde_json::from_str(line)

@@ -1,10 +1,10 @@
 //! What an evaluation found, as `report.html`, `report.md` and `report.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use vp_core::input_file;
 use vp_data::RgbImage;
 use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
@@ -106,7 +106,7 @@ fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResul
 fn picture(plan: &EvaluationPlan, row: &ImageResult) -> anyhow::Result<Picture> {
     let side = plan.sides.iter().position(|side| side.name == row.model).context("the rows are of these sides")?;
     let path = image_in(&plan.args.output, side, row.index, row.seed);
-    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let bytes = input_file::read_regular(&path).with_context(|| format!("read {}", path.display()))?;
     let file = path.strip_prefix(&plan.args.output).ok().map(|path| path.display().to_string());
     Ok(Picture { model: row.model.clone(), file, bytes })
 }

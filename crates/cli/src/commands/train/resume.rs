@@ -1,12 +1,12 @@
 //! Going on with a run, and the proof that it changes nothing.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use vp_core::config;
+use vp_core::input_file;
 use vp_core::profile::{self, Stage};
 use vp_trainers::Error;
 use vp_trainers::config::TrainConfig;
@@ -138,7 +138,7 @@ fn record(run: &Path) -> anyhow::Result<BTreeMap<String, String>> {
         record.extend(fingerprint(&path)?.into_iter().map(|(file, sum)| (format!("{name}/{file}"), sum)));
     }
     let metrics = run.join("metrics.jsonl");
-    let text = fs::read_to_string(&metrics).with_context(|| format!("read {}", metrics.display()))?;
+    let text = input_file::read_regular_to_string(&metrics).with_context(|| format!("read {}", metrics.display()))?;
     let lines = text.lines().map(|line| {
         let mut line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)?;
         line.retain(|name, _| !name.contains("second"));
