@@ -16,7 +16,7 @@ use std::thread;
 use burn::tensor::{Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
-use vp_annotation::{AnnotatorConfig, Ask, Budget, BuildContext, Clock, Picture};
+use vp_annotation::{AnnotatorConfig, Ask, Budget, BuildContext, Clock, Job, Picture, RunOptions, Score, dry_run};
 use vp_core::config::parse;
 use vp_core::run_dir::RunDir;
 use vp_core::shown;
@@ -87,6 +87,7 @@ pub const TARGETS: &[Target] = &[
             &["tests/golden/lora_peft_tiny/attn_procs/pytorch_lora_weights.bin"],
         ],
     },
+    Target { name: "shards", mutations: 100, read: shards, seeds: &[] },
     Target {
         name: "lora",
         mutations: 60,
@@ -189,6 +190,7 @@ pub const TARGETS: &[Target] = &[
         seeds: &[&["configs/refl/tiny.toml"], &["configs/dpo/tiny.toml"], &["configs/reward_model/shapes.toml"]],
     },
     Target { name: "reply", mutations: 60, read: reply, seeds: &[] },
+    Target { name: "journal", mutations: 100, read: journal, seeds: &[] },
     Target { name: "checkpoint", mutations: 40, read: run_folder, seeds: &[] },
     Target { name: "text", mutations: 200, read: text, seeds: &[] },
 ];
@@ -278,6 +280,14 @@ fn weights(name: &str, input: &[u8]) -> bool {
         let _ = black_box((stored.read_number(), stored.read()));
     }
     true
+}
+
+/// The index of a checkpoint in two files.
+fn shards(input: &[u8]) -> bool {
+    let folder = files(input, &["x.safetensors.index.json"]);
+    link("tests/golden/optim/tensors.safetensors", &folder.path().join("1.safetensors"));
+    link("tests/golden/lora_lycoris_tiny/lokr_full.safetensors", &folder.path().join("2.safetensors"));
+    Weights::open(&folder.path().join("x.safetensors.index.json")).is_ok_and(|weights| black_box(weights.into_names().count()) > 0)
 }
 
 thread_local! {
@@ -510,6 +520,24 @@ fn reply(input: &[u8]) -> bool {
     let reward: RewardConfig = parse(&text, "http", &[]).expect("a config of a reward");
     let reward = reward.build(&Device::flex()).expect("a reward");
     black_box(reward.score_rgb(&[image], &[PROMPT.into()], &Device::flex())).is_ok() | rated | compared | polished
+}
+
+/// What an annotation that goes on reads, and files of the annotators that ask nobody.
+fn journal(input: &[u8]) -> bool {
+    let folder = files(input, &["journal.jsonl", "records.jsonl", "scores.txt"]);
+    link("checkpoints/tiny-images/00.png", &folder.path().join("a.png"));
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let replay = format!("[replay]\nrecords = {:?}\n", path("records.jsonl"));
+    let bands = format!("[reward]\nlabel = \"r\"\nquantiles = [0.1, 0.4, 0.6, 0.9]\nreference_scores = {:?}\n", path("scores.txt"));
+    let build = |text: &str| {
+        let config: AnnotatorConfig = parse(text, "annotator", &[]).expect("a config of an annotator");
+        let score: Score = Box::new(|_, _| Ok(vec![0.5]));
+        config.build(BuildContext { score: Some(score), ..BuildContext::default() })
+    };
+    let (replay, bands) = (build(&replay), build(&bands));
+    let job = Job { items: &[], images_root: folder.path(), output: folder.path() };
+    let known = replay.as_ref().is_ok_and(|replay| black_box(dry_run(job, &**replay, &RunOptions::default())).is_ok());
+    known || bands.is_ok()
 }
 
 /// A run's folder. Its manifest is made for what is there, since no mutation finds a checksum.
