@@ -161,7 +161,7 @@ impl BlipConfig {
         };
         let count = |prefix: &str| {
             let index = |name: &str| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
-            weights.names().filter_map(index).max().map_or(0, |last| last + 1)
+            weights.names().filter_map(index).max().map_or(0, |last| last.saturating_add(1))
         };
         let heads = |channels: usize, of: &str| match channels % HEAD_CHANNELS {
             0 => Ok(channels / HEAD_CHANNELS),
@@ -180,7 +180,7 @@ impl BlipConfig {
         let last = if published.mlp_activation.is_some() { 8 } else { 7 };
         let mlp = [0, 2, 4, 6, last].map(|layer| size(&format!("mlp.layers.{layer}.weight"), 0));
         let config = Self {
-            image_size: patches.isqrt() * patch_size,
+            image_size: patches.isqrt().saturating_mul(patch_size),
             patch_size,
             vision_width,
             vision_depth: count("blip.visual_encoder.blocks."),
@@ -206,7 +206,7 @@ impl BlipConfig {
 
     /// Pixels of the image per pixel of the output of `vision_stem`, along each axis.
     pub fn stem_stride(&self) -> usize {
-        self.vision_stem.iter().map(|[_, stride]| stride).product()
+        self.vision_stem.iter().fold(1, |product: usize, [_, stride]| product.saturating_mul(*stride))
     }
 
     /// Image tokens: the patches and the class token.

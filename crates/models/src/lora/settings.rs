@@ -5,12 +5,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 use vp_core::input_file;
 
 use crate::error::{Error, Result};
 use crate::weights::Weights;
+
+/// The most patterns in all: a model has fewer layers.
+const MOST_PATTERNS: usize = 4096;
+/// What a compiled pattern takes at most, in bytes; repetitions of classes of Unicode may take megabytes each.
+const LARGEST_PATTERN: usize = 128 << 10;
 
 /// The file beside an adapter's weights that holds its settings.
 const CONFIG: &str = "adapter_config.json";
@@ -49,14 +54,18 @@ impl Settings {
 
     fn parse(text: &str) -> Result<Self, String> {
         let values: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let mut patterns = BTreeMap::new();
+        let (mut patterns, mut count) = (BTreeMap::new(), 0);
         for (key, value) in &values {
             if !key.ends_with("alpha_pattern") && !key.ends_with("rank_pattern") {
                 continue;
             }
+            count += value.as_object().map_or(0, Map::len);
+            if count > MOST_PATTERNS {
+                return Err(format!("with {key} there are {count} patterns, expected at most {MOST_PATTERNS}"));
+            }
             let compiled = value.as_object().into_iter().flatten().map(|(pattern, value)| {
                 // `re.match`, from the beginning of the name on.
-                let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
+                let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).size_limit(LARGEST_PATTERN).build();
                 let value = value.as_f64().ok_or_else(|| format!("{key}: {pattern:?} is given {value}; expected a number"))?;
                 Ok((regex.map_err(|_| format!("{key}: {pattern:?} is not a regular expression that can be read here"))?, value))
             });
@@ -119,12 +128,22 @@ mod tests {
     #[test]
     fn a_pattern_is_a_regular_expression_from_the_beginning_of_the_name() {
         let alpha = |pattern: &str| alpha(&format!(r#"{{ "lora_alpha": 6, "alpha_pattern": {{ {pattern:?}: 3 }} }}"#), LAYER);
-        for fits in ["to_q", "attn1.to_q", r"^mid_block\.attentions\.0\..*to_q", "to_k|to_q", ".*q", "attn.\\.to_q"] {
+        for fits in
+            ["to_q", "attn1.to_q", r"^mid_block\.attentions\.0\..*to_q", "to_k|to_q", ".*q", "attn.\\.to_q", r"\w+\.\d+\.attn\d\.to_\w"]
+        {
             assert_eq!(alpha(fits), 3.0, "{fits}");
         }
         for does_not in ["o_q", "attn1", "^attentions.*to_q", "to_k"] {
             assert_eq!(alpha(does_not), 6.0, "{does_not}");
         }
+    }
+
+    #[test]
+    fn patterns_are_bounded_in_size_and_number() {
+        let refused = |patterns: String| Settings::parse(&format!(r#"{{ "alpha_pattern": {{ {patterns} }} }}"#)).unwrap_err();
+        assert!(refused(r#""(?:\\pL{50}){20}": 1"#.into()).contains("is not a regular expression that can be read here"));
+        let many: Vec<String> = (0..5000).map(|number| format!(r#""to_{number}": 1"#)).collect();
+        assert_eq!(refused(many.join(", ")), "with alpha_pattern there are 5000 patterns, expected at most 4096");
     }
 
     #[test]

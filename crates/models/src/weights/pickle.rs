@@ -39,13 +39,13 @@ pub struct PickledTensor {
     pub strides: Vec<usize>,
 }
 
-/// The bytes that tensors are views of, kept outside the pickle.
+/// The bytes that tensors are views of, kept outside the pickle. Its texts are shared: a pickle may name one storage a million times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// The element type's name in torch: `FloatStorage`, or `float8_e4m3fn` where the storage itself has none.
-    pub kind: String,
+    /// The element type's name in Python: `torch.FloatStorage`, or `torch.float8_e4m3fn` where the storage itself has none.
+    pub kind: Rc<str>,
     /// Its name in the archive.
-    pub key: String,
+    pub key: Rc<str>,
 }
 
 /// A value on the stack. Lists, tuples and dictionaries are places in the arena, since the pickle fills them after it has named them.
@@ -126,6 +126,10 @@ const MOST_DIMENSIONS: usize = 64;
 const MOST_ARGUMENTS: usize = 16;
 /// How often a tensor may be wrapped in another type.
 const MOST_WRAPPERS: usize = 4;
+/// The most sizes and strides of all tensors together, where a tensor counts as one more: a million tensors.
+const MOST_SIZES: usize = 1 << 23;
+/// The longest name of a class or function, its module included, in bytes.
+const LONGEST_NAME: usize = 256;
 
 /// The values of a pickle that has been read.
 #[derive(Debug, Default)]
@@ -133,7 +137,9 @@ pub struct Pickle {
     sequences: Vec<Vec<Value>>,
     dicts: Vec<Vec<(Value, Value)>>,
     /// The element types of all storages that it names, by key.
-    pub storages: HashMap<String, String>,
+    pub storages: HashMap<Rc<str>, Rc<str>>,
+    /// Sizes and strides of the tensors so far.
+    sizes: usize,
 }
 
 impl Pickle {
@@ -437,7 +443,7 @@ impl<R: BufRead> Machine<'_, R> {
         }
     }
 
-    fn tensor(&self, storage: &Value, offset: &Value, shape: &Value, strides: &Value, kind: Option<&Value>) -> Result<Value> {
+    fn tensor(&mut self, storage: &Value, offset: &Value, shape: &Value, strides: &Value, kind: Option<&Value>) -> Result<Value> {
         let size = |value: &Value| match value {
             Value::Int(size) if *size >= 0 => Ok(*size as usize),
             Value::Int(size) => unexpected(format!("a tensor of size, stride or offset {size}")),
@@ -451,7 +457,11 @@ impl<R: BufRead> Machine<'_, R> {
         let (offset, shape, strides) = (size(offset)?, sizes(shape)?, sizes(strides)?);
         let mut storage = (**storage).clone();
         if let Some(Value::Name(kind)) = kind {
-            storage.kind = kind.trim_start_matches("torch.").into();
+            storage.kind = kind.clone();
+        }
+        self.pickle.sizes += shape.len() + strides.len() + 1;
+        if self.pickle.sizes > MOST_SIZES {
+            return unexpected(format!("its tensors have more than {MOST_SIZES} sizes and strides"));
         }
         if shape.len() != strides.len() {
             return unexpected(format!("a tensor of {} sizes and {} strides", shape.len(), strides.len()));
@@ -463,7 +473,7 @@ impl<R: BufRead> Machine<'_, R> {
     fn storage(&mut self, id: &Value) -> Result<Value> {
         match self.pickle.items(id)? {
             [Value::Text(tag), Value::Name(kind), Value::Text(key), ..] if &**tag == "storage" => {
-                let storage = Storage { kind: kind.rsplit('.').next().unwrap_or(kind).to_string(), key: key.to_string() };
+                let storage = Storage { kind: kind.clone(), key: key.clone() };
                 self.pickle.storages.insert(storage.key.clone(), storage.kind.clone());
                 Ok(Value::Storage(Rc::new(storage)))
             }
@@ -481,7 +491,7 @@ fn pairs(values: Vec<Value>) -> Result<Vec<(Value, Value)>> {
 }
 
 fn named(module: &str, name: &str) -> Result<Value> {
-    if !is_known(module, name) {
+    if !is_known(module, name) || module.len() + name.len() > LONGEST_NAME {
         // Shown on a terminal, so it must not be long or odd.
         let shown: String = format!("{module}.{name}").chars().take(100).flat_map(char::escape_default).collect();
         return Err(PickleError::Foreign(shown));
@@ -534,6 +544,27 @@ mod tests {
         };
         assert!((1..=MOST_WRAPPERS).all(|wrappers| matches!(within(wrappers), Ok((Value::Dict(_), _)))));
         assert!(opaque(within(MOST_WRAPPERS + 1)));
+    }
+
+    /// What a pickle names once and uses a hundred thousand times is held once: a storage's long key, and the long name of a function.
+    #[test]
+    fn repeated_names_take_no_memory_and_tensors_are_counted() {
+        let key = "k".repeat(100_000);
+        let mut bytes = b"\x80\x02]q\x00ctorch._utils\n_rebuild_tensor_v2\nq\x01((X\x07\0\0\0storagectorch\nFloatStorage\nX".to_vec();
+        bytes.extend((key.len() as u32).to_le_bytes());
+        bytes.extend(key.as_bytes());
+        // The storage; an offset; shape and strides of 40 dimensions.
+        bytes.extend(b"tq\x02QK\x00(");
+        bytes.extend(b"K\x01".repeat(40));
+        bytes.extend(b"tq\x03h\x03tq\x04");
+        let with = |tensors: usize| [&bytes[..], b"0h\x00(", &b"h\x01h\x04R".repeat(tensors), b"e."].concat();
+        let (value, pickle) = parse(&with(100_000)).unwrap();
+        let Value::Sequence(place) = value else { panic!("{value:?}") };
+        let [Value::Tensor(first), .., Value::Tensor(last)] = pickle.sequence(place) else { panic!("no tensors") };
+        assert!(Rc::ptr_eq(&first.storage.key, &last.storage.key) && first.storage.key.len() == key.len());
+        assert!(parse(&with(200_000)).unwrap_err().to_string().contains("more than 8388608 sizes"));
+        let long = format!("ctorch\n{}\n.", "n".repeat(300));
+        assert!(parse(long.as_bytes()).unwrap_err().to_string().contains("its pickle names torch.nnn"));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use super::{LoadError, corrupt, io as io_error};
 /// A pickle larger than this describes more than any checkpoint's tensors.
 const LARGEST_PICKLE: u64 = 1 << 29;
 
-/// The bytes of all names together, at most.
-const MOST_NAMED: usize = 1 << 26;
+/// What tensors and their names may take together, in bytes.
+const LARGEST_TABLE: usize = 1 << 27;
 
 /// Dictionaries within dictionaries, at most.
 const DEEPEST: usize = 16;
@@ -113,7 +113,7 @@ fn open_legacy(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>
             let Value::Text(key) = key else { continue };
             let mut count = [0; 8];
             reader.read_exact(&mut count).map_err(io_error(path))?;
-            let Some(size) = values.storages.get(&**key).and_then(|kind| dtype(kind)).map(|dtype| dtype.bitsize() as u64 / 8) else {
+            let Some(size) = values.storages.get(key).and_then(|kind| dtype(kind)).map(|dtype| dtype.bitsize() as u64 / 8) else {
                 return Err(corrupt(path, &format!("storage {key} is of a type that is not read")));
             };
             let bytes = u64::from_le_bytes(count).saturating_mul(size);
@@ -124,7 +124,7 @@ fn open_legacy(path: &Path, file: File) -> Result<BTreeMap<String, StoredTensor>
                     &format!("cut short: storage {key} should have {bytes} bytes, {} are left", len - start.min(len)),
                 ));
             }
-            places.insert(key.to_string(), (start, bytes));
+            places.insert(key.clone(), (start, bytes));
             reader.seek(SeekFrom::Start(start + bytes)).map_err(io_error(path))?;
         }
     }
@@ -151,7 +151,7 @@ fn tensors(path: &Path, root: &Value, values: &Pickle, locate: &mut Locate<'_>) 
         let found = format!("{what} where a dictionary of tensors is expected; in Python, torch.save(model.state_dict(), FILE) writes one");
         return Err(corrupt(path, &found));
     };
-    let mut collect = Collect { path, values, locate, found: BTreeMap::new(), budget: MOST_NAMED };
+    let mut collect = Collect { path, values, locate, found: BTreeMap::new(), budget: LARGEST_TABLE };
     collect.add("", root, 0)?;
     Ok(collect.found)
 }
@@ -161,14 +161,21 @@ struct Collect<'a, 'b> {
     values: &'a Pickle,
     locate: &'a mut Locate<'b>,
     found: BTreeMap<String, StoredTensor>,
-    /// Bytes of names that may still be made: a dictionary may be in itself, or in others many times.
+    /// Bytes that may still be taken: a dictionary may be in itself, or in others many times, and so may a tensor.
     budget: usize,
 }
 
 impl Collect<'_, '_> {
+    fn spend(&mut self, bytes: usize) -> Result<(), LoadError> {
+        let left = self.budget.checked_sub(bytes).ok_or_else(|| corrupt(self.path, "its dictionaries hold each other too often"));
+        left.map(|left| self.budget = left)
+    }
+
     fn add(&mut self, name: &str, value: &Value, depth: usize) -> Result<(), LoadError> {
         match value {
             Value::Tensor(tensor) => {
+                let numbers = size_of_val(&tensor.shape[..]) + size_of_val(&tensor.strides[..]);
+                self.spend(size_of::<StoredTensor>() + self.path.as_os_str().len() + numbers)?;
                 if let Some(stored) = stored(self.path, name, tensor, self.locate)? {
                     self.found.insert(name.into(), stored);
                 }
@@ -176,14 +183,14 @@ impl Collect<'_, '_> {
             Value::Dict(place) if depth < DEEPEST => {
                 let values = self.values;
                 for (key, value) in values.dict(*place) {
+                    self.spend(1)?;
                     let key = match key {
                         Value::Text(key) => key.to_string(),
                         Value::Int(key) => key.to_string(),
                         _ => continue,
                     };
                     let name = if name.is_empty() { key } else { format!("{name}.{key}") };
-                    let left = self.budget.checked_sub(name.len() + 1);
-                    self.budget = left.ok_or_else(|| corrupt(self.path, "its dictionaries hold each other too often"))?;
+                    self.spend(name.len())?;
                     self.add(&name, value, depth + 1)?;
                 }
             }
@@ -223,7 +230,7 @@ fn stored(path: &Path, name: &str, tensor: &PickledTensor, locate: &mut Locate<'
 }
 
 fn dtype(kind: &str) -> Option<Dtype> {
-    Some(match kind {
+    Some(match kind.rsplit('.').next().unwrap_or(kind) {
         "DoubleStorage" | "float64" => Dtype::F64,
         "FloatStorage" | "float32" => Dtype::F32,
         "HalfStorage" | "float16" => Dtype::F16,
@@ -276,5 +283,50 @@ impl StoredTensor {
             None => bytes.extend(&span[place * size..(place + 1) * size]),
             Some(count) => (0..*count).for_each(|i| self.gather(span, size, axis + 1, place + i * self.strides[axis], bytes)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file from before torch 1.6 with this pickle, and one storage `s` of one float.
+    fn opened(root: &[u8]) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pt");
+        let magic = [b"\x80\x02\x8a\x0a", &MAGIC[..], b"."].concat();
+        let keys = b"\x80\x02]X\x01\0\0\0sa.";
+        let values = [&1u64.to_le_bytes()[..], &1f32.to_le_bytes()].concat();
+        std::fs::write(&path, [&magic[..], b"\x80\x02M\xe9\x03.", b"\x80\x02}.", root, keys, &values].concat()).unwrap();
+        open(&path)
+    }
+
+    /// A tensor of one value in 60 dimensions.
+    fn tensor() -> Vec<u8> {
+        let call = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0stQK\x00(";
+        [&call[..], &b"K\x01".repeat(60), b"tq\x01h\x01tR"].concat()
+    }
+
+    #[test]
+    fn a_tensor_has_its_place_and_type() {
+        let found = opened(&[b"\x80\x02}(K\x07", &tensor()[..], b"X\x04\0\0\0noneNu."].concat()).unwrap();
+        assert_eq!((found.len(), found["7"].dtype, found["7"].shape.len()), (1, Dtype::F32, 60));
+    }
+
+    /// A dictionary that holds itself twice, and much of which nothing is needed: 65,536 times 50,000 entries to look at.
+    #[test]
+    fn dictionaries_in_themselves_take_no_time() {
+        let pickle = [b"\x80\x02", &tensor()[..], b"0}q\x00(K\x01h\x00K\x02h\x00", &b"NN".repeat(50_000)[..], b"u."].concat();
+        let error = opened(&pickle).unwrap_err().to_string();
+        assert!(error.contains("hold each other too often"), "{error}");
+    }
+
+    /// A thousand names for a dictionary of a thousand names for one tensor: a million tensors of a kilobyte each.
+    #[test]
+    fn one_tensor_under_a_million_names_takes_no_memory() {
+        let names = |value: &[u8]| (0..1000u16).flat_map(|name| [b"M", &name.to_le_bytes()[..], value].concat()).collect::<Vec<u8>>();
+        let inner = [b"}(", &names(b"h\x00")[..], b"uq\x020"].concat();
+        let pickle = [b"\x80\x02", &tensor()[..], b"q\x000", &inner, b"}(", &names(b"h\x02"), b"u."].concat();
+        assert!(opened(&pickle).unwrap_err().to_string().contains("hold each other too often"));
     }
 }

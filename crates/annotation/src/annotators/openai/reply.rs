@@ -15,11 +15,14 @@ use crate::{Choice, Polished};
 /// What is wrong with a reply, one sentence per finding.
 type Findings = Vec<String>;
 
+/// How many times the length of a reply is read at most: one of a hundred unclosed objects would be read to its end from each.
+const MOST_READ: usize = 16;
+
 /// The last JSON object in `text` that has `member`.
 fn object_with(text: &str, member: &str) -> Result<Value, Findings> {
     let (mut found, mut found_other) = (None, false);
-    let mut at = 0;
-    while let Some(next) = text[at..].find('{') {
+    let (mut at, mut left) = (0, text.len().saturating_mul(MOST_READ));
+    while let Some(next) = text[at..].find('{').filter(|_| left > 0) {
         at += next;
         let mut values = Deserializer::from_str(&text[at..]).into_iter::<Value>();
         match values.next() {
@@ -30,7 +33,11 @@ fn object_with(text: &str, member: &str) -> Result<Value, Findings> {
                     None => found_other = true,
                 }
             }
-            _ => at += 1,
+            Some(Err(error)) => {
+                left = left.saturating_sub(read_before(&error, &text[at..]));
+                at += 1;
+            }
+            None => at += 1,
         }
     }
     found.ok_or_else(|| {
@@ -39,6 +46,11 @@ fn object_with(text: &str, member: &str) -> Result<Value, Findings> {
             false => "it does not contain a whole JSON object".into(),
         }]
     })
+}
+
+/// How many bytes of `text` were read up to an error.
+fn read_before(error: &serde_json::Error, text: &str) -> usize {
+    text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum::<usize>() + error.column()
 }
 
 /// The ratings of `count` images.
@@ -192,6 +204,15 @@ mod tests {
         assert_eq!(ratings("{\"images\": 3}", 1).unwrap_err(), ["\"images\" is not a list"]);
         assert_eq!(ratings("", 1).unwrap_err(), ["it does not contain a whole JSON object"]);
         assert!(ratings(&"{".repeat(20_000), 1).is_err());
+    }
+
+    /// Objects that hold the next and do not end are each read to the end of the reply: so often, and no more.
+    #[test]
+    fn what_stands_behind_many_unclosed_objects_is_given_up() {
+        let answer = json!({ "images": [entry(1, [5.0; 4])] });
+        let behind = |unclosed: usize| ratings(&format!("{}{}\n{answer}", "{\"a\": [".repeat(unclosed), "0,\n".repeat(10_000)), 1);
+        assert!(behind(8).is_ok());
+        assert_eq!(behind(60).unwrap_err(), ["it does not contain a whole JSON object"]);
     }
 
     #[test]
