@@ -126,7 +126,7 @@ fn pipes_and_devices_where_files_belong() {
     copy_dir(&root().join(REWARD), reward.path());
     become_pipe(&reward.path().join(file));
     let told = run(&["score", "-r", reward.path().to_str().unwrap(), "-p", "x", "checkpoints/tiny-images/00.png"]).refused();
-    assert!(told.contains(file), "{told}");
+    assert!(told.contains(file) && told.contains("a device or a pipe; expected a file"), "{told}");
     // Beside an image, or as the table of a folder.
     for name in ["00.txt", "metadata.jsonl"] {
         let images = tempfile::tempdir().unwrap();
@@ -136,7 +136,8 @@ fn pipes_and_devices_where_files_belong() {
         std::fs::write(images.path().join("01.txt"), "a fox").unwrap();
         std::fs::write(images.path().join(name), "").unwrap();
         become_pipe(&images.path().join(name));
-        let told = run(&["dataset", "validate", images.path().to_str().unwrap()]).refused();
+        let finished = run(&["dataset", "validate", images.path().to_str().unwrap()]);
+        let told = finished.stdout() + &finished.refused();
         assert!(told.contains(name) && told.contains("a device or a pipe; expected a file"), "{told}");
     }
 }

@@ -5,7 +5,8 @@
 //! its standard output   {"scores": [0.25, …]}                                       a line in answer, before the next batch is sent
 //! ```
 //!
-//! Its standard error is the command's own. It ends when its input does; what it has started, and itself if it does not, is killed then. `examples/reward_command.py` is such a program.
+//! Its standard error is the command's own. It ends when its input does; what it has started, and itself if it does not, is killed then.
+//! `examples/reward_command.py` is such a program.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};

@@ -230,8 +230,8 @@ pub(super) fn change(target: Target<'_>, mut parts: Parts, settings: &Settings) 
         return Err(Unfit::Fault(format!("{name} has a tensor {} that does not belong to its others", ending(*part))));
     }
     let change = Change { shape: shape.to_vec(), weight, magnitude, bias };
-    let numbers = values(&change).into_iter().flatten().copied().chain(scale(&change));
-    match numbers.into_iter().find(|value| !value.is_finite()) {
+    let mut numbers = values(&change).into_iter().flatten().copied().chain(scale(&change));
+    match numbers.find(|value| !value.is_finite()) {
         Some(value) => {
             Err(Unfit::Fault(format!("{name} is changed by {value}: its factors or its alpha are too large for single precision")))
         }
