@@ -37,7 +37,7 @@ pub struct Target {
     pub name: &'static str,
     /// Reads an input. Whether it was what it should be, to the end of what the target does with it.
     pub read: fn(&[u8]) -> bool,
-    /// How many mutations of each seed the stable test tries: fewer where an input takes long.
+    /// How many mutations the stable test tries, of all seeds together: fewer where an input takes long.
     pub mutations: u64,
     /// What mutation starts from besides the corpus: files of this repository, those of an input together. Of a name that ends in [`HEADER`], the
     /// header alone.
@@ -69,7 +69,7 @@ const PROMPT: &str = "a Red fox's 3 kits, é🦊 <|endoftext|> [ENC]\0";
 pub const TARGETS: &[Target] = &[
     Target {
         name: "safetensors",
-        mutations: 200,
+        mutations: 600,
         read: |input| weights("x.safetensors", input),
         seeds: &[
             &["tests/golden/lora_peft_tiny/fp8_e4m3.safetensors"],
@@ -79,7 +79,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "pytorch",
-        mutations: 200,
+        mutations: 600,
         read: |input| weights("x.pt", input),
         seeds: &[
             &["tests/golden/aesthetic_tiny/sac+logos+ava1-l14-linearMSE.pth"],
@@ -87,10 +87,10 @@ pub const TARGETS: &[Target] = &[
             &["tests/golden/lora_peft_tiny/attn_procs/pytorch_lora_weights.bin"],
         ],
     },
-    Target { name: "shards", mutations: 100, read: shards, seeds: &[] },
+    Target { name: "shards", mutations: 600, read: shards, seeds: &[] },
     Target {
         name: "lora",
-        mutations: 60,
+        mutations: 300,
         read: lora,
         seeds: &[
             &[
@@ -105,13 +105,13 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "single_file",
-        mutations: 30,
+        mutations: 100,
         read: single_file,
         seeds: &[&["tests/golden/ldm_sd15_inferred_tiny/model.safetensors#header"]],
     },
     Target {
         name: "model_folder",
-        mutations: 30,
+        mutations: 100,
         read: model_folder,
         seeds: &[
             &[
@@ -134,7 +134,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "reward",
-        mutations: 20,
+        mutations: 100,
         read: reward,
         seeds: &[
             &["tests/golden/blip_reward_tiny/model/config.json", "tests/golden/blip_reward_tiny/model/model.safetensors#header"],
@@ -148,7 +148,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "tokenizer",
-        mutations: 60,
+        mutations: 300,
         read: tokenizer,
         seeds: &[&[
             "checkpoints/shapes/tokenizer/vocab.json",
@@ -160,7 +160,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "scheduler",
-        mutations: 100,
+        mutations: 600,
         read: scheduler,
         seeds: &[
             &["tests/golden/sd15_tiny/pipeline/scheduler/scheduler_config.json"],
@@ -168,10 +168,10 @@ pub const TARGETS: &[Target] = &[
             &["checkpoints/shapes/scheduler/scheduler_config.json"],
         ],
     },
-    Target { name: "image", mutations: 100, read: image, seeds: &[&["checkpoints/tiny-images/00.png"]] },
+    Target { name: "image", mutations: 600, read: image, seeds: &[&["checkpoints/tiny-images/00.png"]] },
     Target {
         name: "parquet",
-        mutations: 60,
+        mutations: 200,
         read: |input| {
             let folder = files(input, &["x.parquet"]);
             let _ = black_box(vp_data::read_prompts(folder.path().join("x.parquet")));
@@ -179,20 +179,20 @@ pub const TARGETS: &[Target] = &[
         },
         seeds: &[&["crates/data/tests/fixtures/metadata-test.parquet"], &["crates/data/tests/fixtures/pick_a_pic.parquet"]],
     },
-    Target { name: "zip", mutations: 100, read: |input| use_datasets(files(input, &["x.zip"]).path(), &["x.zip", ""]), seeds: &[] },
-    Target { name: "records", mutations: 100, read: records, seeds: &[&["checkpoints/tiny-images/metadata.jsonl"]] },
-    Target { name: "prompts", mutations: 100, read: prompts, seeds: &[&["checkpoints/tiny-images/metadata.jsonl"]] },
-    Target { name: "image_folder", mutations: 100, read: image_folder, seeds: &[&["", "", "checkpoints/tiny-images/metadata.jsonl"]] },
+    Target { name: "zip", mutations: 400, read: |input| use_datasets(files(input, &["x.zip"]).path(), &["x.zip", ""]), seeds: &[] },
+    Target { name: "records", mutations: 400, read: records, seeds: &[&["checkpoints/tiny-images/metadata.jsonl"]] },
+    Target { name: "prompts", mutations: 400, read: prompts, seeds: &[&["checkpoints/tiny-images/metadata.jsonl"]] },
+    Target { name: "image_folder", mutations: 300, read: image_folder, seeds: &[&["", "", "checkpoints/tiny-images/metadata.jsonl"]] },
     Target {
         name: "config",
-        mutations: 100,
+        mutations: 600,
         read: config,
         seeds: &[&["configs/refl/tiny.toml"], &["configs/dpo/tiny.toml"], &["configs/reward_model/shapes.toml"]],
     },
-    Target { name: "reply", mutations: 60, read: reply, seeds: &[] },
-    Target { name: "journal", mutations: 100, read: journal, seeds: &[] },
-    Target { name: "checkpoint", mutations: 40, read: run_folder, seeds: &[] },
-    Target { name: "text", mutations: 200, read: text, seeds: &[] },
+    Target { name: "reply", mutations: 300, read: reply, seeds: &[] },
+    Target { name: "journal", mutations: 600, read: journal, seeds: &[] },
+    Target { name: "checkpoint", mutations: 200, read: run_folder, seeds: &[] },
+    Target { name: "text", mutations: 600, read: text, seeds: &[] },
 ];
 
 impl Target {
