@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use crate::util::signal;
 use crate::util::{MODEL, copy_dir, files, root, run};
 
 /// A small run that saves often: two micro-batches an update.
@@ -103,11 +105,6 @@ fn kill_9_at_50_moments_loses_nothing_but_time() {
     }
 }
 
-#[cfg(unix)]
-fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
-}
-
 /// The first signal finishes the batch, saves and exits 130, 143 or 129; resuming ends as the undisturbed run.
 #[cfg(unix)]
 #[test]
@@ -145,7 +142,7 @@ fn wait_for_a_checkpoint(run: &Path) {
 /// `nohup` starts a process that ignores SIGHUP.
 #[cfg(unix)]
 #[test]
-fn a_signal_that_is_ignored_from_the_start_stays_ignored() {
+fn a_hangup_that_is_ignored_from_the_start_stays_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("run");
     let mut command = Command::new("sh");

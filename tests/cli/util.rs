@@ -1,7 +1,7 @@
 //! Running the binary in the repository's root, with outputs in a folder of the test's own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 /// The 1.x golden pipeline, a complete diffusers folder.
 pub const MODEL: &str = "tests/golden/sd15_tiny/pipeline";
@@ -69,4 +69,10 @@ pub fn copy_dir(from: &Path, to: &Path) {
             std::fs::copy(&path, &target).unwrap();
         }
     }
+}
+
+/// Sends a signal, such as `-INT`; by the shell, since not every machine has a program for it.
+#[cfg(unix)]
+pub fn signal(child: &Child, name: &str) {
+    assert!(Command::new("sh").args(["-c", &format!("kill {name} {}", child.id())]).status().unwrap().success());
 }

@@ -1,6 +1,7 @@
 //! Signals that ask a process to end: Ctrl-C, SIGTERM, and SIGHUP, which comes when its terminal is closed. The first asks, the second ends.
 //!
-//! Signals that the process was started to ignore, as by `nohup`, are still ignored.
+//! A SIGHUP that the process was started to ignore, as by `nohup`, is still ignored. A SIGINT is not: shells start whatever runs in the background
+//! of a script to ignore it, and there `kill -INT` should save too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -10,11 +11,6 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level;
 use vp_core::waits;
 use vp_trainers::run::Interrupt;
-
-#[cfg(unix)]
-const ASKING: [i32; 3] = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
-#[cfg(not(unix))]
-const ASKING: [i32; 2] = [SIGINT, SIGTERM];
 
 /// The last one that asked.
 static RECEIVED: AtomicI32 = AtomicI32::new(SIGINT);
@@ -72,7 +68,7 @@ fn end_programs() {
 }
 
 fn on(action: impl Fn(i32) + Clone + Send + Sync + 'static) -> anyhow::Result<()> {
-    for signal in ASKING.into_iter().filter(|signal| !is_ignored(*signal)) {
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup()) {
         let action = action.clone();
         // SAFETY: the actions above load and store atomics, send signals, and end the process without its clean-up: all async-signal-safe.
         unsafe { low_level::register(signal, move || action(signal)) }.context("install a signal handler")?;
@@ -80,17 +76,20 @@ fn on(action: impl Fn(i32) + Clone + Send + Sync + 'static) -> anyhow::Result<()
     Ok(())
 }
 
-/// Whether the process was started to ignore a signal.
+/// SIGHUP, unless the process was started to ignore it.
 #[cfg(unix)]
-fn is_ignored(signal: i32) -> bool {
+fn hangup() -> Option<i32> {
+    const SIGHUP: i32 = signal_hook::consts::SIGHUP;
     let mut found = std::mem::MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: without a new action the call only writes the present one to `found`.
-    unsafe { libc::sigaction(signal, std::ptr::null(), found.as_mut_ptr()) == 0 && found.assume_init().sa_sigaction == libc::SIG_IGN }
+    let is_ignored =
+        unsafe { libc::sigaction(SIGHUP, std::ptr::null(), found.as_mut_ptr()) == 0 && found.assume_init().sa_sigaction == libc::SIG_IGN };
+    (!is_ignored).then_some(SIGHUP)
 }
 
 #[cfg(not(unix))]
-fn is_ignored(_: i32) -> bool {
-    false
+fn hangup() -> Option<i32> {
+    None
 }
 
 /// A file that may not grow then fails to be written, like one on a full disk, instead of ending the process.
