@@ -298,7 +298,8 @@ mod tests {
             let reward = reward(&format!("sleep 601 & read -r line; echo \"[$!]\"; {then}"), 60.0).unwrap();
             let pid = score(&*reward, 1).unwrap()[0].to_string();
             // The state stands behind the name, which ends in a bracket; Z is one that has ended and that nobody asked about.
-            let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+            let state =
+                || vp_core::input_file::read_regular_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit_once(") ")?.1.chars().next();
             let is_there = || state().is_some_and(|state| state != 'Z');
             assert!(is_there(), "{pid}");
             drop(reward);
