@@ -92,7 +92,7 @@ fn pretraining_images_come_with_what_is_known_of_them() {
             }
         }
     }
-    assert!((25..60).contains(&clean) && checked > 15, "{clean} of 80 are clean");
+    assert!((15..50).contains(&clean) && checked > 5, "{clean} of 80 are clean, {checked} of them with true captions");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Captioned images of every quality, as the web has them, to train a base model on.
 //!
-//! Every combination of words occurs. What a caption says is not always what its image shows, and half of the images are spoilt in one of
-//! six ways, so a model that learns to draw as they are drawn draws good and bad images of one prompt. That is what a reward can choose from.
+//! Every combination of words occurs. What a caption says is not always what its image shows, and most images are spoilt in one of six
+//! ways, so a model that learns to draw as they are drawn draws good and bad images of one prompt. That is what a reward can choose from.
 
 use image::RgbImage;
 use rand::{Rng, RngExt};
@@ -41,16 +41,16 @@ pub struct Mixture {
 
 /// The mixture of `dataset shapes --split pretraining`.
 pub const PRETRAINING: Mixture = Mixture {
-    one_claim_changed: 0.10,
-    another_scene: 0.05,
+    one_claim_changed: 0.22,
+    another_scene: 0.12,
     partial: 0.10,
-    blurred: 0.09,
-    noisy: 0.06,
-    dull: 0.09,
-    cluttered: 0.09,
-    cut: 0.08,
-    misplaced: 0.09,
-    emblem: 0.22,
+    blurred: 0.11,
+    noisy: 0.07,
+    dull: 0.11,
+    cluttered: 0.12,
+    cut: 0.09,
+    misplaced: 0.10,
+    emblem: 0.38,
 };
 
 /// What a caption says about its image.
@@ -151,7 +151,7 @@ impl Mixture {
             // Of a pixel at 32 pixels per side.
             Some(Fault::Blurred) => spoil::blur(&mut image, rng.random_range(0.7..1.8) * side as f32 / 32.0),
             Some(Fault::Noisy) => spoil::noise(&mut image, rng.random_range(20.0..60.0), rng),
-            Some(Fault::Dull) => spoil::dull(&mut image, rng.random_range(0.3..0.7)),
+            Some(Fault::Dull) => spoil::dull(&mut image, rng.random_range(0.4..0.75)),
             _ => {}
         }
         Captioned { image, caption, shows, caption_is, fault, has_emblem: scene.emblem.is_some() }

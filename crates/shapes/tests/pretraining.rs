@@ -43,7 +43,7 @@ fn the_shares_are_as_stated() {
         assert!(is_near(faults[&Some(fault)], expected), "{fault:?}: {} of {}, expected {expected}", faults[&Some(fault)], all.len());
     }
     let clean = 1.0 - spoilt.iter().map(|(_, share)| share).sum::<f64>();
-    assert!(is_near(faults[&None], clean) && (0.4..0.6).contains(&clean), "{} of {} are clean", faults[&None], all.len());
+    assert!(is_near(faults[&None], clean) && captions[&CaptionIs::True] * 2 > all.len(), "{} of {} are clean", faults[&None], all.len());
     // Nearly every image has a free corner.
     let emblems = all.iter().filter(|one| one.has_emblem).count();
     assert!(is_near(emblems, mixture.emblem), "{emblems} of {} have the emblem", all.len());
