@@ -181,11 +181,11 @@ fn caption(shows: &Description, caption_is: CaptionIs, rng: &mut impl Rng) -> St
             std::iter::repeat_with(|| said.phrase(rng)).find(says_it).expect("most phrasings leave nothing out")
         }
         CaptionIs::OfAnotherScene => {
-            let others = std::iter::repeat_with(|| Description::draw(rng));
+            let mut others = std::iter::repeat_with(|| Description::draw(rng));
             let kinds = |description: &Description| {
                 description.canonical().groups.iter().map(|group| (group.count, group.shape, group.color)).collect::<Vec<_>>()
             };
-            let other = others.filter(|other| kinds(other) != kinds(shows)).next().expect("most scenes show something else");
+            let other = others.find(|other| kinds(other) != kinds(shows)).expect("most scenes show something else");
             other.phrase(rng)
         }
     }

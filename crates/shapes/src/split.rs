@@ -3,9 +3,9 @@
 //! A composition is the smallest thing that two words say together: a colour of a shape, a shape's place beside another, how many
 //! of a shape. `heldout.txt` lists those that no training caption has; each held-out prompt has exactly one.
 //!
-//! The model that ships has never seen these compositions. What it was never trained on can still be learnt from feedback. For that, half of the held-out descriptions serve to ask for it
-//! (`feedback`, beside as many of training's), a quarter to choose settings (`validation`), a quarter to report (`test`): no description is
-//! in two of these, whichever way round or in which phrase it is said.
+//! The model that ships has never seen these compositions. What it was never trained on can still be learnt from feedback. For that, half
+//! of the held-out descriptions serve to ask for it (`feedback`, beside as many of training's), a quarter to choose settings (`validation`),
+//! a quarter to report (`test`): no description is in two of these, whichever way round or in which phrase it is said.
 //!
 //! A base model of the [`pretraining`](crate::pretraining) mixture has seen every composition. For it, held out means what neither reward
 //! models nor reward training saw: prompts of `tuning-validation` and `tuning-test` say nothing that a prompt of `tuning` says, in whichever
@@ -195,7 +195,7 @@ impl Split {
             Self::Feedback => lot(description) < 2,
             Self::Validation => lot(description) == 2,
             Self::Test => lot(description) == 3,
-            Self::Train | Self::Pretraining | Self::Tuning | Self::TuningValidation | Self::TuningTest => false,
+            _ => false,
         }
     }
 

@@ -3,11 +3,12 @@
 mod agreement;
 mod records;
 
+use vp_shapes::Split;
+
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs};
 use crate::failure::Failure;
 use crate::shapes_dataset::{MOST_CANDIDATES, ShapesDataset};
 use crate::terminal::say;
-use vp_shapes::Split;
 
 /// The top-level entry point for `dataset`.
 pub fn run(args: DatasetArgs) -> Result<(), Failure> {
