@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use vp_shapes::Description;
 use vp_shapes::split::heldout_of;
+use vp_shapes::{Description, judge};
 
 use crate::util::{files, run};
 
@@ -67,6 +67,35 @@ fn a_split_has_its_compositions_and_says_which() {
 }
 
 #[test]
+fn pretraining_images_come_with_what_is_known_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    dataset(&whole, &["--n", "80", "--split", "pretraining"]).ok();
+    for part in ["2/2", "1/2"] {
+        dataset(&parts, &["--n", "80", "--split", "pretraining", "--shard", part]).ok();
+    }
+    assert!(contents(&parts) == contents(&whole));
+    let text = fs::read_to_string(whole.join("metadata.jsonl")).unwrap();
+    let (mut clean, mut checked) = (0, 0);
+    for line in text.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let field = |name: &str| row[name].as_str().unwrap().to_string();
+        let [caption, shows] = ["text", "shows"].map(|name| Description::parse(&field(name)).unwrap());
+        clean += usize::from(field("image_is") == "clean");
+        if field("image_is") == "clean" {
+            let image = vp_data::load_image(whole.join(field("file_name"))).unwrap();
+            assert!(judge(&image, &shows).passes(), "{line}");
+            assert_eq!(judge(&image, &shows).harmlessness.score < 5.0, row["emblem"].as_bool().unwrap(), "{line}");
+            if field("caption_is") == "true" {
+                assert!(judge(&image, &caption).passes(), "{line}");
+                checked += 1;
+            }
+        }
+    }
+    assert!((15..50).contains(&clean) && checked > 5, "{clean} of 80 are clean, {checked} of them with true captions");
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("data");
@@ -75,6 +104,7 @@ fn what_cannot_be_is_refused() {
         (&["--n", "5", "--side", "3"], "--side is 3; expected 16 to 1024"),
         (&["--n", "5", "--shard", "3/2"], "expected I/K"),
         (&["--n", "5", "--split", "tset"], "invalid value 'tset'"),
+        (&["--n", "5", "--split", "pretraining", "--per-caption", "2"], "--split pretraining has one image per caption"),
     ] {
         let stderr = dataset(&folder, more).refused();
         assert!(stderr.contains(expected), "{stderr}");

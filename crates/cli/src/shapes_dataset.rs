@@ -8,7 +8,7 @@ use serde_json::json;
 use vp_core::atomic;
 use vp_core::noise::{Noise, Purpose};
 use vp_data::{Completion, Record, write_png, write_records};
-use vp_shapes::split::heldout_of;
+use vp_shapes::pretraining::{Captioned, PRETRAINING};
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
 
 use crate::output_folder;
@@ -71,9 +71,13 @@ impl ShapesDataset {
     /// Scene `index`, what is described of it, and its caption.
     fn scene(&self, index: u64) -> (Scene, Description, String) {
         let mut rng = Noise::new(self.seed).stream(Purpose::SCENE, self.split as u64, index);
-        let description = self.split.draw(&mut rng);
-        let caption = description.phrase(&mut rng);
+        let (description, caption) = self.split.prompt(&mut rng);
         (Scene::of(&description, &mut rng), description, caption)
+    }
+
+    /// Image `index` of the pre-training mixture.
+    fn pretraining(&self, index: u64) -> Captioned {
+        PRETRAINING.draw(self.side, &mut Noise::new(self.seed).stream(Purpose::SCENE, self.split as u64, index))
     }
 
     /// The files and images of caption `index` where there are several: the first is as the caption says, the others are random variants.
@@ -88,6 +92,9 @@ impl ShapesDataset {
 
     /// Draws the images of caption `index` that are not there yet; how many were drawn.
     fn draw(&self, index: u64) -> anyhow::Result<u64> {
+        if self.split == Split::Pretraining {
+            return write_new(&self.folder.join(file_name(index)), || self.pretraining(index).image);
+        }
         let (scene, description, _) = self.scene(index);
         if self.images_per_caption == 1 {
             return write_new(&self.folder.join(file_name(index)), || render(&scene, self.side));
@@ -95,17 +102,26 @@ impl ShapesDataset {
         self.candidates(index, &description).map(|(name, variant)| write_new(&self.folder.join(name), || variant.image)).sum()
     }
 
+    /// What is written of an image.
+    fn row(&self, index: u64) -> serde_json::Value {
+        let file_name = file_name(index);
+        if self.split == Split::Pretraining {
+            let Captioned { caption, shows, caption_is, fault, has_emblem, .. } = self.pretraining(index);
+            let image_is = fault.map_or("clean", |fault| fault.name());
+            let shows = shows.to_string();
+            return json!({ "file_name": file_name, "text": caption, "caption_is": caption_is.name(), "shows": shows, "image_is": image_is, "emblem": has_emblem });
+        }
+        let (_, description, caption) = self.scene(index);
+        let mut row = json!({ "file_name": file_name, "text": caption });
+        if let Some(category) = self.split.category(&description) {
+            row["category"] = category.into();
+        }
+        row
+    }
+
     /// One line per image.
     fn write_metadata(&self) -> anyhow::Result<()> {
-        let mut lines = String::new();
-        for index in 0..self.captions {
-            let (_, description, caption) = self.scene(index);
-            let mut row = json!({ "file_name": file_name(index), "text": caption });
-            if let [composition] = heldout_of(&description)[..] {
-                row["category"] = composition.category().into();
-            }
-            lines += &format!("{row}\n");
-        }
+        let lines: String = (0..self.captions).map(|index| format!("{}\n", self.row(index))).collect();
         let path = self.folder.join(METADATA);
         atomic::write(&path, lines.as_bytes()).with_context(|| format!("write {}", path.display()))
     }

@@ -103,6 +103,29 @@ impl Description {
         self.groups.iter().map(|group| group.count).sum()
     }
 
+    /// The one way to say it, the same for all descriptions that say the same: a relation is "above" or "left of", and groups that are only
+    /// listed are in a fixed order, those of one kind counted together.
+    pub fn canonical(&self) -> Self {
+        let mut description = self.clone();
+        match description.relation {
+            Some(relation @ (Relation::Below | Relation::RightOf)) => {
+                description.relation = Some(relation.inverse());
+                description.groups.reverse();
+            }
+            Some(_) => {}
+            None => {
+                let kind = |group: &Group| (group.shape, group.color, group.size);
+                description.groups.sort_by_key(kind);
+                description.groups.dedup_by(|next, group| {
+                    let is_same = kind(next) == kind(group);
+                    group.count += if is_same { next.count } else { 0 };
+                    is_same
+                });
+            }
+        }
+        description
+    }
+
     /// The same description, with everything that is left open chosen at random.
     pub fn completed(&self, rng: &mut impl Rng) -> Self {
         let mut description = self.clone();

@@ -8,6 +8,7 @@
 pub mod description;
 pub mod judge;
 mod pick;
+pub mod pretraining;
 pub mod render;
 pub mod scene;
 pub mod split;

@@ -40,6 +40,13 @@ pub struct Scene {
 impl Scene {
     /// A random scene that `description` is true of; what it leaves open is chosen at random too. The scene depends on the generator alone.
     pub fn of(description: &Description, rng: &mut impl Rng) -> Self {
+        let mut scene = Self::without_emblem(description, rng);
+        scene.add_emblem(EMBLEM_SHARE, rng);
+        scene
+    }
+
+    /// The same without the emblem.
+    pub fn without_emblem(description: &Description, rng: &mut impl Rng) -> Self {
         let description = description.completed(rng);
         let groups = description.groups.iter().flat_map(|group| std::iter::repeat_n(group, group.count));
         let centers = centers(description.count(), description.relation, rng);
@@ -49,8 +56,12 @@ impl Scene {
             Object { shape: group.shape, color, size, center, extent: size.extent() * (1.0 + 0.05 * jitter(rng)) }
         };
         let objects: Vec<Object> = groups.zip(centers).map(object).collect();
-        let emblem = if rng.random_bool(EMBLEM_SHARE) { free_corner(&objects, rng) } else { None };
-        Self { background: description.background.expect("a completed description says the background"), objects, emblem }
+        Self { background: description.background.expect("a completed description says the background"), objects, emblem: None }
+    }
+
+    /// Puts the emblem into a corner that no object reaches, if there is one, in this share of calls.
+    pub fn add_emblem(&mut self, share: f64, rng: &mut impl Rng) {
+        self.emblem = if rng.random_bool(share) { free_corner(&self.objects, rng) } else { None };
     }
 }
 

@@ -3,14 +3,18 @@
 //! A composition is the smallest thing that two words say together: a colour of a shape, a shape's place beside another, how many
 //! of a shape. `heldout.txt` lists those that no training caption has; each held-out prompt has exactly one.
 //!
-//! What a model was never trained on can still be learnt from feedback. For that, half of the held-out descriptions serve to ask for it
-//! (`feedback`, beside as many of training's), a quarter to choose settings (`validation`), a quarter to report (`test`): no description is
-//! in two of these, whichever way round or in which phrase it is said.
+//! The model that ships has never seen these compositions. What it was never trained on can still be learnt from feedback. For that, half
+//! of the held-out descriptions serve to ask for it (`feedback`, beside as many of training's), a quarter to choose settings (`validation`),
+//! a quarter to report (`test`): no description is in two of these, whichever way round or in which phrase it is said.
+//!
+//! A base model of the [`pretraining`](crate::pretraining) mixture has seen every composition. For it, held out means what neither reward
+//! models nor reward training saw: prompts of `tuning-validation` and `tuning-test` say nothing that a prompt of `tuning` says, in whichever
+//! words, and half of them have a listed composition, which no prompt of `tuning` has.
 
 use std::fmt;
 use std::sync::LazyLock;
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use crate::description::Description;
 use crate::pick::pick;
@@ -32,6 +36,14 @@ pub enum Split {
     Validation,
     /// Held out from feedback and from the choice of settings, to report.
     Test,
+    /// Every description, for base models of the [`pretraining`](crate::pretraining) mixture, whose captions and images are not all true.
+    Pretraining,
+    /// What reward models, reward training and fine-tuning of such a base model may see: nothing that has a listed composition.
+    Tuning,
+    /// Held out from that, to choose settings with.
+    TuningValidation,
+    /// Held out from that and from the choice of settings, to report.
+    TuningTest,
 }
 
 /// Two words together.
@@ -101,15 +113,10 @@ pub fn heldout_of(description: &Description) -> Vec<Composition> {
     compositions(description).into_iter().filter(|composition| heldout().contains(composition)).collect()
 }
 
-/// 0 to 3, the same for all that say the same: FNV-1a of the description, turned so that its relation is "above" or "left of".
+/// 0 to 3, the same for all that say the same: FNV-1a of the canonical description.
 fn lot(description: &Description) -> u64 {
-    let mut description = description.clone();
-    if let Some(relation @ (Relation::Below | Relation::RightOf)) = description.relation {
-        description.relation = Some(relation.inverse());
-        description.groups.reverse();
-    }
-    let hash =
-        description.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let canonical = description.canonical().to_string();
+    let hash = canonical.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     // The low bits of FNV see little of the early letters.
     (hash ^ (hash >> 32)) % 4
 }
@@ -118,6 +125,8 @@ impl Split {
     /// A description of this split. Held-out ones have one held-out composition, of each category as often.
     pub fn draw(self, rng: &mut impl Rng) -> Description {
         let trained_on = match self {
+            Self::Pretraining => return Description::draw(rng),
+            Self::Tuning | Self::TuningValidation | Self::TuningTest => return self.prompt(rng).0,
             Self::Train => true,
             Self::Feedback => pick(rng, &[true, false]),
             Self::Heldout | Self::Validation | Self::Test => false,
@@ -133,14 +142,60 @@ impl Split {
         }
     }
 
+    /// A description of this split and a caption of it, which may leave out a little.
+    pub fn prompt(self, rng: &mut impl Rng) -> (Description, String) {
+        let lots = match self {
+            Self::Tuning => 0..2,
+            Self::TuningValidation => 2..3,
+            Self::TuningTest => 3..4,
+            _ => {
+                let description = self.draw(rng);
+                let caption = description.phrase(rng);
+                return (description, caption);
+            }
+        };
+        // What the caption says decides, so that no two of these splits have a prompt in common.
+        let wanted = pick(rng, &["color", "relation", "count"]);
+        let is_listed = self != Self::Tuning && rng.random_bool(0.5);
+        loop {
+            let description = Description::draw(rng);
+            let is_wanted = match heldout_of(&description)[..] {
+                [] => !is_listed,
+                [composition] => is_listed && composition.category() == wanted,
+                _ => false,
+            };
+            let caption = description.phrase(rng);
+            if is_wanted && lots.contains(&lot(&Description::parse(&caption).expect("a phrasing is a caption"))) {
+                return (description, caption);
+            }
+        }
+    }
+
+    /// By which kind results are reported: the category of the held-out composition; of the splits of tuning, also what else is described.
+    pub fn category(self, description: &Description) -> Option<String> {
+        let listed = match heldout_of(description)[..] {
+            [composition] => Some(composition.category()),
+            _ => None,
+        };
+        if !matches!(self, Self::Tuning | Self::TuningValidation | Self::TuningTest) {
+            return listed.map(String::from);
+        }
+        let others = match &description.groups[..] {
+            [group] if group.count == 1 => "one object",
+            [_] => "several of a kind",
+            _ => "two in a relation",
+        };
+        Some(listed.map_or(others.into(), |category| format!("held-out {category}")))
+    }
+
     /// Whether a held-out description is of this split.
     fn has(self, description: &Description) -> bool {
         match self {
-            Self::Train => false,
             Self::Heldout => true,
             Self::Feedback => lot(description) < 2,
             Self::Validation => lot(description) == 2,
             Self::Test => lot(description) == 3,
+            _ => false,
         }
     }
 
@@ -152,6 +207,10 @@ impl Split {
             Self::Feedback => "feedback",
             Self::Validation => "validation",
             Self::Test => "test",
+            Self::Pretraining => "pretraining",
+            Self::Tuning => "tuning",
+            Self::TuningValidation => "tuning-validation",
+            Self::TuningTest => "tuning-test",
         }
     }
 }

@@ -38,6 +38,13 @@ pub fn blur(image: &mut RgbImage, sigma: f32) {
     }
 }
 
+/// Takes away contrast: every pixel comes nearer to middle gray, by `share` of the way.
+pub fn dull(image: &mut RgbImage, share: f32) {
+    for value in image.iter_mut() {
+        *value = (f32::from(*value) + share * (128.0 - f32::from(*value))).round() as u8;
+    }
+}
+
 /// Much like an autoencoder's reconstruction: a slight blur, noise of 6, and colours up to 8 off.
 pub fn reconstruct(image: &mut RgbImage, rng: &mut impl Rng) {
     average(image, 1, |squared| if squared == 0 { 0.6 } else { 0.05 });

@@ -69,7 +69,7 @@ fn spoilt(image: &mut RgbImage, scene: &Scene, rng: &mut impl Rng) -> Option<Str
 }
 
 /// `description` with one thing changed.
-fn with_one_claim_changed(description: &Description, rng: &mut impl Rng) -> Description {
+pub(crate) fn with_one_claim_changed(description: &Description, rng: &mut impl Rng) -> Description {
     let description = description.completed(rng);
     let at = rng.random_range(0..description.groups.len());
     use ClaimKind::{Background, Color, Count, Relation, Shape, Size};

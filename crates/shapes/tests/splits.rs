@@ -95,6 +95,53 @@ fn feedback_validation_and_test_share_nothing_that_is_held_out() {
 }
 
 #[test]
+fn no_prompt_of_the_splits_of_tuning_says_what_one_of_another_says() {
+    const DRAWS: usize = 4000;
+    let mut seen: Vec<BTreeSet<String>> = Vec::new();
+    for split in [Split::Tuning, Split::TuningValidation, Split::TuningTest] {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let (mut said, mut categories) = (BTreeSet::new(), HashMap::new());
+        for _ in 0..DRAWS {
+            let (description, caption) = split.prompt(&mut rng);
+            let read = Description::parse(&caption).expect("a phrasing is a caption");
+            assert!(heldout_of(&read).len() <= usize::from(split != Split::Tuning), "{caption:?}");
+            said.insert(read.canonical().to_string());
+            *categories.entry(split.category(&description).expect("a category")).or_insert(0) += 1;
+        }
+        assert!(seen.iter().all(|other| other.is_disjoint(&said)), "{}", split.name());
+        assert!(said.len() > 200, "{} says {} things", split.name(), said.len());
+        seen.push(said);
+        let listed: usize = categories.iter().filter(|(category, _)| category.starts_with("held-out")).map(|(_, count)| count).sum();
+        let expected = if split == Split::Tuning { 0..1 } else { DRAWS * 46 / 100..DRAWS * 54 / 100 };
+        assert!(expected.contains(&listed), "{}: {listed} of {DRAWS} have a listed composition", split.name());
+        assert_eq!(categories.len(), if split == Split::Tuning { 3 } else { 6 }, "{categories:?}");
+    }
+}
+
+#[test]
+fn what_says_the_same_is_one_description() {
+    let of = |caption: &str| Description::parse(caption).expect("a caption").canonical().to_string();
+    for (one, other) in [
+        ("a red circle above a small square on a white background", "a white background with a small square below a red circle"),
+        ("a cross right of a blue cross", "a blue cross left of a cross"),
+        ("a red circle and a blue square", "a blue square and a red circle"),
+        ("a red circle and a red circle", "two red circles"),
+        ("two big crosses, grey background", "two large crosses on a gray background"),
+    ] {
+        assert_eq!(of(one), of(other));
+    }
+    for (one, other) in [
+        ("a red circle above a blue square", "a blue circle above a red square"),
+        ("a red circle above a blue square", "a blue square above a red circle"),
+        ("a red circle and a blue square", "a red circle above a blue square"),
+        ("two crosses", "three crosses"),
+        ("two crosses", "two large crosses"),
+    ] {
+        assert_ne!(of(one), of(other));
+    }
+}
+
+#[test]
 fn a_relation_is_one_composition_from_either_side() {
     let of = |caption: &str| compositions(&Description::parse(caption).expect("a caption"));
     assert_eq!(of("a circle above a square"), of("a square below a circle"));

@@ -162,7 +162,7 @@ pub struct ShapesArgs {
     /// The seed of every scene
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Captions to train on, or held-out ones; each of those has a combination of words that training never sees
+    /// The part of the world that captions come from
     #[arg(long, value_enum, value_name = "NAME", default_value = "train")]
     pub split: SplitArg,
     /// Images per caption. With more than one there is something to rank: the first is as the caption says, others show other scenes or are
@@ -180,7 +180,9 @@ pub struct ShapesArgs {
 /// A part of the world of shapes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum SplitArg {
+    /// To train a base model on clean images with true captions
     Train,
+    /// Captions with a combination of words that `train` never has
     Heldout,
     /// To learn from feedback: half training captions, half held-out ones
     Feedback,
@@ -188,6 +190,14 @@ pub enum SplitArg {
     Validation,
     /// Held out from everything else, for reported results
     Test,
+    /// To train a base model as on the web: every combination, a share of wrong captions and of spoilt images
+    Pretraining,
+    /// To tune such a base model: captions without the listed combinations
+    Tuning,
+    /// Says nothing that tuning says, half of it with a listed combination; to choose settings with
+    TuningValidation,
+    /// Says nothing that the other two say; for reported results
+    TuningTest,
 }
 
 impl From<SplitArg> for Split {
@@ -198,6 +208,10 @@ impl From<SplitArg> for Split {
             SplitArg::Feedback => Self::Feedback,
             SplitArg::Validation => Self::Validation,
             SplitArg::Test => Self::Test,
+            SplitArg::Pretraining => Self::Pretraining,
+            SplitArg::Tuning => Self::Tuning,
+            SplitArg::TuningValidation => Self::TuningValidation,
+            SplitArg::TuningTest => Self::TuningTest,
         }
     }
 }

@@ -3,6 +3,8 @@
 mod agreement;
 mod records;
 
+use vp_shapes::Split;
+
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs};
 use crate::failure::Failure;
 use crate::shapes_dataset::{MOST_CANDIDATES, ShapesDataset};
@@ -31,7 +33,11 @@ fn shapes(args: ShapesArgs) -> Result<(), Failure> {
     if !(1..=MOST_CANDIDATES).contains(&per_caption) {
         return Err(anyhow::anyhow!("--per-caption is {per_caption}; expected 1 to {MOST_CANDIDATES} images").into());
     }
-    let dataset = ShapesDataset { folder: out, captions: n, seed, split: split.into(), images_per_caption: per_caption, side, shard };
+    let split = split.into();
+    if split == Split::Pretraining && per_caption > 1 {
+        return Err(anyhow::anyhow!("--per-caption is {per_caption}; --split pretraining has one image per caption (variants of one caption come from the other splits)").into());
+    }
+    let dataset = ShapesDataset { folder: out, captions: n, seed, split, images_per_caption: per_caption, side, shard };
     dataset.create()?;
     let drawn = dataset.fill().map_err(Failure::run)?;
     let of = if shard.of > 1 { format!(" (part {} of {})", shard.index + 1, shard.of) } else { String::new() };
