@@ -231,7 +231,7 @@ fn file(name: &str, input: &[u8]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// The parts of the input as files of these names. An empty part is no file.
+/// The parts of the input as files of these names. An empty part makes no file.
 fn files(input: &[u8], names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (name, part) in names.iter().zip(parts(input)).filter(|(_, part)| !part.is_empty()) {

@@ -104,7 +104,7 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
     let repo = api.repo(handle(id));
     let info = repo.info().map_err(|error| explained(id, error))?;
     if !is_plain(&info.sha) {
-        bail!("its commit is called {:?}, which is no name of a commit", info.sha);
+        bail!("the hub gives {:?} as its commit; expected a hash", info.sha);
     }
     let snapshot = cache().repo(handle(id)).pointer_path(&info.sha);
     let listed: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| is_plain(name)).collect();
@@ -149,7 +149,7 @@ impl Source<'_> {
     fn download(&self, file: &str) -> anyhow::Result<PathBuf> {
         let about = self.api.metadata(&self.repo.url(file)).map_err(|error| explained(self.id, error))?;
         if !is_plain(about.etag()) {
-            bail!("the hub calls its content {:?}, which is no name of a file", about.etag());
+            bail!("the hub gives {:?} as its checksum; expected a name without folders", about.etag());
         }
         let (blob, size) = (cache().repo(handle(self.id)).blob_path(about.etag()), about.size() as u64);
         for retry in 0.. {

@@ -44,8 +44,8 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Locks `folder`, which is made if it is not there, for those who take the same `part` of it. A file system without locks is no reason to
-    /// refuse.
+    /// Locks the given `part` of `folder`; different parts can be locked at the same time. The folder is made if it is missing. On a file system
+    /// without locks this always succeeds.
     ///
     /// # Errors
     /// When another process, or another part of this one, holds it, or the folder cannot be written.

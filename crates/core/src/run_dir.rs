@@ -81,7 +81,7 @@ impl RunDir {
     /// Opens the folder of an earlier run, to continue it. What was half written when the run was killed is removed.
     ///
     /// # Errors
-    /// When there is no run in it, it cannot be written, or somebody else is writing it.
+    /// When the folder holds no run, cannot be written, or is being written by another process.
     pub fn open(root: &Path) -> Result<Self, RunDirError> {
         if !root.join("config.toml").is_file() {
             return Err(RunDirError::NoRun { path: root.display().to_string() });

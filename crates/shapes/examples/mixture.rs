@@ -29,7 +29,7 @@ fn set(mixture: &mut Mixture, name: &str, value: f64) -> Result<(), String> {
         "cut" => cut,
         "misplaced" => misplaced,
         "emblem" => emblem,
-        _ => return Err(format!("{name} is no share of a mixture")),
+        _ => return Err(format!("{name} is not a share of a mixture")),
     };
     *field = value;
     Ok(())
