@@ -93,6 +93,10 @@ fn what_cannot_work_is_one_clear_line() {
     let line = refused("ddpo", &DDPO, "algo.ddpo.advantages={ group = {} }");
     assert!(line.contains("expected at least 2"), "{line}");
     assert!(refused("ddpo", &DDPO, "algo.ddpo.images_per_prompt=3").contains("images_per_prompt 3 does not divide"));
+    let line = refused("ddpo", &DDPO, "algo.ddpo.noise_window={ size = 3, min_step = 1, max_step = 2 }");
+    assert!(line.contains("noise_window is 3 of the steps 1..=2") && line.contains("share_initial_latents = true"), "{line}");
+    assert!(refused("ddpo", &DDPO, "algo.ddpo.noise_window={ size = 1, min_step = 1, max_step = 3 }").contains("the last of 3 steps"));
+    assert!(refused("ddpo", &DDPO, "algo.ddpo.noise_window={ size = 0, min_step = 0, max_step = 2 }").contains("a size of 1 to"));
     assert!(refused("ddpo", &DDPO, "algo.ddpo.clip_range=0.0").contains("clip_range is 0; expected a number above 0"));
 }
 
@@ -136,6 +140,11 @@ fn other_forms() {
     ];
     let output = dir.path().join("grouped");
     let finished = run(&args("ddpo", &output, &[&DDPO[..], &grouped[..]].concat(), &[])).ok();
+    assert!(finished.stdout().contains("at 2 of 3 timesteps, 4 backward passes"), "{}", finished.stdout());
+    let window =
+        [&grouped[..], &["algo.ddpo.noise_window={ size = 2, min_step = 0, max_step = 2 }", "algo.ddpo.timestep_fraction=1.0"]].concat();
+    let output = dir.path().join("window");
+    let finished = run(&args("ddpo", &output, &[&DDPO[..], &window].concat(), &["--prove-resume"])).ok();
     assert!(finished.stdout().contains("at 2 of 3 timesteps, 4 backward passes"), "{}", finished.stdout());
     let score = ["run.num_train_steps=1", "algo.ddpo.objective=score_function", "optimizer.gradient_accumulation_steps=4"];
     run(&args("ddpo", &dir.path().join("score"), &[&DDPO[..], &score[..]].concat(), &[])).ok();

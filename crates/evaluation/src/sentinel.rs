@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{Action, DarkImages, DiversityCollapse, Drift, EdgeCollapse, RewardUpHeldoutDown, Rule, SentinelConfig, WeightsRunAway};
+pub use config::{
+    Action, DarkImages, DiversityCollapse, Drift, EdgeCollapse, RewardUpHeldoutDown, Rule, SentinelConfig, WatchedRewardDown,
+    WeightsRunAway,
+};
 
 use crate::pixels::PixelStats;
 use crate::{Error, Result};
@@ -75,8 +78,13 @@ pub fn findings(history: &[Look], config: &SentinelConfig) -> Result<Vec<Finding
         for finding in rules::conditions(start, look, config) {
             let key = (finding.rule, finding.subject.clone());
             let streak = 1 + streaks.get(&key).copied().unwrap_or(0);
+            // A fall is told once: in its worse form, where the trained reward rose meanwhile, if that rule is on.
+            let worse = (Rule::RewardUpHeldoutDown, finding.subject.clone());
+            let is_told = finding.rule == Rule::WatchedRewardDown
+                && config.action(worse.0) != Action::Off
+                && holding.get(&worse).is_some_and(|streak| *streak >= config.looks);
             holding.insert(key, streak);
-            if streak == config.looks(finding.rule) && finding.action != Action::Off {
+            if streak == config.looks(finding.rule) && finding.action != Action::Off && !is_told {
                 found.push(finding);
             }
         }

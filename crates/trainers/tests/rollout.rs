@@ -5,17 +5,24 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use tempfile::TempDir;
 use vp_core::config;
+use vp_core::noise::Noise;
 use vp_core::run_dir::RunDir;
 use vp_trainers::assembly::{Assembled, Assembly, RewardDrivenRun, assemble};
 use vp_trainers::config::TrainConfig;
-use vp_trainers::policy::rollout::{Rollout, RolloutPlan};
+use vp_trainers::policy::rollout::{NoiseWindow, Rollout, RolloutPlan};
+use vp_trainers::policy::walk::Position;
 use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
 fn assembled() -> RewardDrivenRun {
+    assembled_for(2)
+}
+
+/// A run that samples in `steps` steps.
+fn assembled_for(steps: usize) -> RewardDrivenRun {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let overrides = ["model.size=[32, 32]", "scheduler.num_inference_steps=2", "reward={ brightness = {} }", "watch=[{ saturation = {} }]"]
-        .map(String::from);
+    let steps = format!("scheduler.num_inference_steps={steps}");
+    let overrides = ["model.size=[32, 32]", &steps, "reward={ brightness = {} }", "watch=[{ saturation = {} }]"].map(String::from);
     let config: TrainConfig = config::read(&root.join("configs/ddpo/tiny.toml"), &overrides).unwrap();
     match assemble(&config, &|path| Ok(root.join(path)), &Device::flex()).unwrap() {
         Assembly::Reward(assembled) => *assembled,
@@ -33,7 +40,15 @@ fn rollout(assembled: &mut RewardDrivenRun, plan: &RolloutPlan<'_>, epoch: u64) 
 }
 
 fn plan(images_per_prompt: usize, share_initial_latents: bool) -> RolloutPlan<'static> {
-    RolloutPlan { num_images: 6, batch_size: 4, images_per_prompt, share_initial_latents, guidance_scale: 1.0, negative_prompt: None }
+    RolloutPlan {
+        num_images: 6,
+        batch_size: 4,
+        images_per_prompt,
+        share_initial_latents,
+        noise_window: None,
+        guidance_scale: 1.0,
+        negative_prompt: None,
+    }
 }
 
 /// The latents of each image, as numbers.
@@ -59,6 +74,44 @@ fn the_images_of_a_prompt_stand_together_and_share_their_first_latents_where_tha
         }
         assert_eq!((rollout.rewards.len(), rollout.log_probs.len(), rollout.latents.len()), (6, 2, 3));
     }
+}
+
+/// Images of a prompt are alike up to the window's first step, differ by what is drawn in the window, and train on its steps alone.
+#[test]
+fn a_window_has_the_only_noise_that_images_of_a_prompt_do_not_share() {
+    let mut assembled = assembled_for(6);
+    let window = NoiseWindow { size: 2, min_step: 1, max_step: 4 };
+    let plan = RolloutPlan { noise_window: Some(window), ..plan(3, true) };
+    // The window of each prompt in three epochs.
+    let mut starts = Vec::new();
+    for epoch in 0..3 {
+        let rollout = rollout(&mut assembled, &plan, epoch);
+        let visited: Vec<_> = rollout.latents.iter().map(rows).collect();
+        let at = Position {
+            epoch,
+            within: 0,
+            begins_minibatch: true,
+            ends_epoch: false,
+            items: (0..6).collect(),
+            steps: vec![0, 1, 0, 1, 0, 1],
+        };
+        let steps = plan.in_windows(at, Noise::new(0)).steps;
+        for prompt in 0..2 {
+            let (one, other) = (3 * prompt, 3 * prompt + 1);
+            let start = (0..6).find(|step| visited[step + 1][one] != visited[step + 1][other]).unwrap();
+            assert!((1..=3).contains(&start));
+            assert_eq!(steps[one..one + 3], if prompt == 0 { [start, start + 1, start] } else { [start + 1, start, start + 1] });
+            starts.push(start);
+            // Outside of the window, the density of a step is that of the same noise for all three, whatever the latents.
+            for step in (0..6).filter(|step| !(start..start + 2).contains(step)) {
+                let log_probs: Vec<f32> = rollout.log_probs[step].to_data().iter::<f32>().collect();
+                assert!((log_probs[one] - log_probs[other]).abs() < 1e-4, "step {step}: {log_probs:?}");
+            }
+            let log_probs: Vec<f32> = rollout.log_probs[start].to_data().iter::<f32>().collect();
+            assert!((log_probs[one] - log_probs[other]).abs() > 1e-4, "{log_probs:?}");
+        }
+    }
+    assert!(starts.iter().any(|start| *start != starts[0]), "{starts:?}");
 }
 
 #[test]

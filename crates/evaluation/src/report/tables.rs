@@ -141,6 +141,7 @@ pub(super) fn rules(panel: &SentinelPanel) -> Table {
         let config = &panel.config;
         let limit = match rule {
             Rule::RewardUpHeldoutDown => format!("{} standard errors each", config.z),
+            Rule::WatchedRewardDown => format!("{} standard errors", config.z),
             Rule::DiversityCollapse => format!("below {} of its start", config.diversity_collapse.share),
             Rule::SaturationDrift => format!("a shift of {}", config.saturation_drift.shift),
             Rule::BrightnessDrift => format!("a shift of {}", config.brightness_drift.shift),

@@ -22,6 +22,7 @@ pub enum Action {
 // Each rule is described at its settings, which have the same name.
 pub enum Rule {
     RewardUpHeldoutDown,
+    WatchedRewardDown,
     DiversityCollapse,
     SaturationDrift,
     BrightnessDrift,
@@ -32,8 +33,9 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::RewardUpHeldoutDown,
+        Self::WatchedRewardDown,
         Self::DiversityCollapse,
         Self::SaturationDrift,
         Self::BrightnessDrift,
@@ -46,6 +48,7 @@ impl Rule {
     pub fn name(self) -> &'static str {
         match self {
             Self::RewardUpHeldoutDown => "reward_up_heldout_down",
+            Self::WatchedRewardDown => "watched_reward_down",
             Self::DiversityCollapse => "diversity_collapse",
             Self::SaturationDrift => "saturation_drift",
             Self::BrightnessDrift => "brightness_drift",
@@ -78,6 +81,13 @@ settings! {
     /// The trained reward is above its start and a watched one below its own, each by `z` standard errors or more: what is learned is the
     /// reward's taste and not the people's it stands for.
     RewardUpHeldoutDown {
+        /// What then happens.
+        action: Action = Action::Warn,
+    }
+}
+settings! {
+    /// A watched reward is below its start by `z` standard errors or more, whatever the trained one does: training harms the images.
+    WatchedRewardDown {
         /// What then happens.
         action: Action = Action::Warn,
     }
@@ -138,6 +148,8 @@ settings! {
         looks: usize = 2,
         /// See [`RewardUpHeldoutDown`].
         reward_up_heldout_down: RewardUpHeldoutDown = RewardUpHeldoutDown::default(),
+        /// See [`WatchedRewardDown`].
+        watched_reward_down: WatchedRewardDown = WatchedRewardDown::default(),
         /// See [`DiversityCollapse`].
         diversity_collapse: DiversityCollapse = DiversityCollapse::default(),
         /// [`Drift`] of the mean saturation.
@@ -158,6 +170,7 @@ impl SentinelConfig {
     pub fn action(&self, rule: Rule) -> Action {
         match rule {
             Rule::RewardUpHeldoutDown => self.reward_up_heldout_down.action,
+            Rule::WatchedRewardDown => self.watched_reward_down.action,
             Rule::DiversityCollapse => self.diversity_collapse.action,
             Rule::SaturationDrift => self.saturation_drift.action,
             Rule::BrightnessDrift => self.brightness_drift.action,

@@ -5,7 +5,7 @@ use crate::pixels::PixelStats;
 
 /// All conditions that hold, of rules on or off.
 pub(super) fn conditions(start: &Look, now: &Look, config: &SentinelConfig) -> Vec<Finding> {
-    let mut found = reward_up_heldout_down(start, now, config.z);
+    let mut found = watched_rewards(start, now, config.z);
     found.extend(diversity_collapse(start, now, config.diversity_collapse.share));
     found.extend(pixels(start, now, config));
     found.extend(weights_run_away(start, now, config.weights_run_away.limit));
@@ -57,20 +57,24 @@ impl Moved {
     }
 }
 
-fn reward_up_heldout_down(start: &Look, now: &Look, z: f64) -> Vec<Finding> {
-    let trained = Moved::between(&start.trained_reward, &now.trained_reward);
-    let Some(trained) = trained.filter(|trained| trained.standard_errors >= z) else { return Vec::new() };
+/// Watched rewards that have fallen: [`Rule::WatchedRewardDown`], and [`Rule::RewardUpHeldoutDown`] where the trained one has risen meanwhile.
+fn watched_rewards(start: &Look, now: &Look, z: f64) -> Vec<Finding> {
     let watched = start.watched.iter().filter_map(|(name, start)| Some((name, Moved::between(start, now.watched.get(name)?)?)));
-    let fallen = watched.filter(|(_, watched)| watched.standard_errors <= -z);
-    let finding = |(name, watched): (&String, Moved)| {
+    let fallen: Vec<_> = watched.filter(|(_, watched)| watched.standard_errors <= -z).collect();
+    let risen = Moved::between(&start.trained_reward, &now.trained_reward).filter(|trained| trained.standard_errors >= z);
+    let while_it_rose = |(name, watched): &(&String, Moved)| {
         let reason = format!(
             "The trained reward went up from {} while {name}, which is not trained, went down from {}: the images please the trained reward alone.",
-            trained.in_words(),
+            risen.as_ref()?.in_words(),
             watched.in_words()
         );
-        watched.finding(Rule::RewardUpHeldoutDown, Some(name), reason)
+        Some(watched.finding(Rule::RewardUpHeldoutDown, Some(name), reason))
     };
-    fallen.map(finding).collect()
+    let alone = |(name, watched): &(&String, Moved)| {
+        let reason = format!("{name}, which is not trained, went down from {}: training harms the images.", watched.in_words());
+        watched.finding(Rule::WatchedRewardDown, Some(name), reason)
+    };
+    fallen.iter().filter_map(while_it_rose).chain(fallen.iter().map(alone)).collect()
 }
 
 fn diversity_collapse(start: &Look, now: &Look, share: f64) -> Option<Finding> {

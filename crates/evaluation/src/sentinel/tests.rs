@@ -59,10 +59,19 @@ fn a_trained_reward_that_rises_alone_is_found() {
     assert!(finding.standard_errors.unwrap() < -2.0);
     let reason = &finding.reason;
     assert!(reason.contains("hps") && reason.contains("trained reward went up") && !reason.contains("aesthetic"), "{reason}");
-    // Both up, both down, only one moved, or moved by less than z.
-    for (trained, watched) in [(0.5, 0.1), (-0.5, -0.1), (0.0, -0.1), (0.5, 0.0)] {
+    // Both up, only the trained one moved, or moved by less than z.
+    for (trained, watched) in [(0.5, 0.1), (0.5, 0.0)] {
         assert_eq!(fired(&changed(trained, watched), &default), [], "{trained} {watched}");
     }
+    // A fall without a rise of the trained reward has a rule of its own, which also speaks where the other is off.
+    for (trained, watched) in [(-0.5, -0.1), (0.0, -0.1)] {
+        assert_eq!(fired(&changed(trained, watched), &default), [(Rule::WatchedRewardDown, 20)], "{trained} {watched}");
+    }
+    let off = RewardUpHeldoutDown { action: Action::Off };
+    let without = SentinelConfig { reward_up_heldout_down: off, ..default };
+    let found = findings(&changed(0.5, -0.1), &without).unwrap();
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((finding.rule, finding.step, finding.subject.as_deref()), (Rule::WatchedRewardDown, 20, Some("hps")));
     assert_eq!(fired(&changed(0.5, -0.1), &SentinelConfig { z: 1000.0, ..default }), []);
 }
 
@@ -165,13 +174,16 @@ fn a_rule_that_is_off_says_nothing() {
     let config: SentinelConfig = serde_json::from_value(all.clone()).unwrap();
     let mut rules: Vec<Rule> = fired(&looks, &config).iter().map(|(rule, _)| *rule).collect();
     rules.sort();
-    assert_eq!(rules, Rule::ALL);
-    for rule in Rule::ALL {
+    // The fall is told once, by the rule that says more of it.
+    let told: Vec<Rule> = Rule::ALL.into_iter().filter(|rule| *rule != Rule::WatchedRewardDown).collect();
+    assert_eq!(rules, told);
+    for rule in told {
         let mut off = all.clone();
         off[rule.name()]["action"] = "off".into();
         let config: SentinelConfig = serde_json::from_value(off).unwrap();
         let rules = fired(&looks, &config);
-        assert!(rules.len() == 6 && rules.iter().all(|(other, _)| *other != rule), "{rules:?}");
+        let expected = if rule == Rule::RewardUpHeldoutDown { 7 } else { 6 };
+        assert!(rules.len() == expected && rules.iter().all(|(other, _)| *other != rule), "{rules:?}");
     }
 }
 
@@ -236,8 +248,10 @@ fn alarms(rise: f64, fall: f64, config: &SentinelConfig) -> usize {
 #[test]
 fn noise_seldom_raises_an_alarm_and_a_fall_does() {
     let default = SentinelConfig::default();
-    // Nothing happens: fewer than 1 run in 100.
-    assert!(alarms(0.0, 0.0, &default) < 5);
+    // Nothing happens: fewer than 1 run in 10, all of them by a watched reward; without that rule, fewer than 1 in 100.
+    assert!(alarms(0.0, 0.0, &default) < 50);
+    let without = SentinelConfig { watched_reward_down: WatchedRewardDown { action: Action::Off }, ..default };
+    assert!(alarms(0.0, 0.0, &without) < 5);
     // The trained reward truly rises, the watched ones are noise: fewer than 1 run in 10 (24 of 500), and 1 in 100 at z = 3 (1 of 500).
     assert!(alarms(2.0, 0.0, &default) < 50);
     assert!(alarms(2.0, 0.0, &SentinelConfig { z: 3.0, ..default }) < 5);

@@ -177,7 +177,7 @@ impl D3po {
             batch_size: self.train_batch_size,
             num_inner_epochs: self.num_inner_epochs,
             num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
-            num_inference_steps,
+            num_steps: num_inference_steps,
         }
     }
 
@@ -187,6 +187,7 @@ impl D3po {
             batch_size: self.sample_batch_size,
             images_per_prompt: 2,
             share_initial_latents: true,
+            noise_window: None,
             guidance_scale: self.guidance_scale,
             negative_prompt: self.negative_prompt.as_deref(),
         }
@@ -207,6 +208,7 @@ impl D3po {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
+            window: None,
             num_images: self.num_images(),
             images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
             num_inner_epochs: self.num_inner_epochs,

@@ -7,6 +7,7 @@
 //! | DDPO-IS, DDPO-SF | `objective` |
 //! | `per_prompt_stat_tracking` | `[algo.ddpo.advantages.per_prompt]` |
 //! | DanceGRPO's (2505.07818) groups | `[algo.ddpo.advantages.group]`, `images_per_prompt`, `share_initial_latents` |
+//! | Flow-GRPO-Fast's `sde_window_size`, `sde_window_range` | `noise_window` |
 //! | DPOK's KL term | `kl_weight` |
 //! | the diffusion loss of DDRL (2512.04332) | `[regularizer.images]`, once per minibatch, with the weight of all its timesteps |
 //!
@@ -33,7 +34,7 @@ use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_kl};
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
-use crate::policy::rollout::{Rollout, RolloutPlan};
+use crate::policy::rollout::{NoiseWindow, Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
 use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
@@ -54,6 +55,9 @@ pub struct Ddpo {
     pub images_per_prompt: usize,
     /// Whether the images of a prompt start from the same latents, as in DanceGRPO (false).
     pub share_initial_latents: bool,
+    /// The steps that are trained on, the only ones with noise of their own: the images of a prompt share the noise of all other steps.
+    /// Absent: all steps.
+    pub noise_window: Option<NoiseWindow>,
     /// Classifier-free guidance scale in sampling and training, at least 0; 1 for no guidance (5).
     pub guidance_scale: f64,
     /// Prompt that guidance steers away from; absent: no text.
@@ -66,7 +70,8 @@ pub struct Ddpo {
     pub train_batch_size: usize,
     /// Number of walks over an epoch's images, at least 1 (1).
     pub num_inner_epochs: usize,
-    /// Share of each image's timesteps that is trained on, drawn anew for each walk; above 0 and at most 1 (1).
+    /// Share of each image's timesteps (with `noise_window`, of those in it) that is trained on, drawn anew for each walk; above 0 and at
+    /// most 1 (1).
     pub timestep_fraction: f64,
     /// Probability ratios are clipped to 1 ± this; above 0 (1e-4).
     pub clip_range: f64,
@@ -87,6 +92,7 @@ impl Default for Ddpo {
             num_batches_per_epoch: 32,
             images_per_prompt: 1,
             share_initial_latents: false,
+            noise_window: None,
             guidance_scale: 5.0,
             negative_prompt: None,
             objective: Objective::default(),
@@ -105,7 +111,7 @@ impl Default for Ddpo {
 impl<D: Denoiser> RewardDriven<D> for Ddpo {
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run.noise, scheduler.timesteps().len());
+        let walk = self.walk(run.noise, self.steps_with_noise(scheduler.timesteps().len()));
         let device = environment.pipeline.device().clone();
         // Whether sampling and training round alike.
         let exact = is_cpu(&device) && environment.pipeline.formats.model == NumberFormat::F32;
@@ -114,7 +120,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
         while let Some(batch) = run.next_batch()? {
-            let at = walk.at(batch.index);
+            let at = plan.in_windows(walk.at(batch.index), run.noise);
 
             if rollout.epoch != Some(at.epoch) {
                 // 1. Sample images with the current policy, off the tape; keep every step's latents and log-probability.
@@ -197,7 +203,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
     }
 
     fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
-        trained_steps(num_inference_steps, self.timestep_fraction)
+        trained_steps(self.steps_with_noise(num_inference_steps), self.timestep_fraction)
     }
 
     fn images_kept(&self) -> Option<usize> {
@@ -271,15 +277,20 @@ impl Ddpo {
         self.sample_batch_size * self.num_batches_per_epoch
     }
 
-    /// The order in which an epoch's images, sampled in `num_inference_steps`, are trained on.
-    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
+    /// Of `num_inference_steps`, those with noise that the images of a prompt do not share.
+    fn steps_with_noise(&self, num_inference_steps: usize) -> usize {
+        self.noise_window.map_or(num_inference_steps, |window| window.size)
+    }
+
+    /// The order in which an epoch's images are trained on, each at some of `num_steps`.
+    fn walk(&self, noise: Noise, num_steps: usize) -> Walk {
         Walk {
             noise,
             num_items: self.num_images(),
             batch_size: self.train_batch_size,
             num_inner_epochs: self.num_inner_epochs,
-            num_trained_steps: trained_steps(num_inference_steps, self.timestep_fraction),
-            num_inference_steps,
+            num_trained_steps: trained_steps(num_steps, self.timestep_fraction),
+            num_steps,
         }
     }
 
@@ -289,6 +300,7 @@ impl Ddpo {
             batch_size: self.sample_batch_size,
             images_per_prompt: self.images_per_prompt,
             share_initial_latents: self.share_initial_latents,
+            noise_window: self.noise_window,
             guidance_scale: self.guidance_scale,
             negative_prompt: self.negative_prompt.as_deref(),
         }
@@ -310,6 +322,7 @@ impl Ddpo {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
+            window: self.noise_window.map(|window| window.size),
             num_images: self.num_images(),
             images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
             num_inner_epochs: self.num_inner_epochs,
@@ -348,6 +361,24 @@ impl Ddpo {
             );
         }
     }
+
+    fn window_findings(&self, steps: usize, findings: &mut Vec<String>) {
+        let Some(NoiseWindow { size, min_step, max_step }) = self.noise_window else { return };
+        if min_step > max_step || max_step >= steps || !(1..=max_step - min_step + 1).contains(&size) {
+            findings.push(format!(
+                "algo.ddpo.noise_window is {size} of the steps {min_step}..={max_step}; expected min_step <= max_step <= {}, the last of {steps} \
+                 steps, and a size of 1 to max_step - min_step + 1",
+                steps.saturating_sub(1)
+            ));
+        }
+        if !self.share_initial_latents {
+            findings.push(
+                "algo.ddpo.noise_window lets the images of a prompt differ in the noise of its steps alone, so they have to start alike; \
+                 expected share_initial_latents = true"
+                    .into(),
+            );
+        }
+    }
 }
 
 impl Algorithm for Ddpo {
@@ -366,6 +397,7 @@ impl Algorithm for Ddpo {
             findings.push(format!("algo.ddpo.kl_weight is {}; expected a number of at least 0", self.kl_weight));
         }
         self.advantages.findings(findings);
+        self.window_findings(config.num_inference_steps(), findings);
         let accumulation = config.optimizer.gradient_accumulation_steps;
         if counts.iter().all(|(_, count)| *count > 0) && accumulation > 0 {
             self.division_findings(accumulation, findings);

@@ -98,6 +98,8 @@ struct EpochKnobs<'a> {
     counts: &'a [(&'static str, usize)],
     guidance_scale: f64,
     timestep_fraction: f64,
+    /// Steps with noise that the images of a prompt do not share, if not all.
+    window: Option<usize>,
     /// Images per epoch.
     num_images: usize,
     /// Images per update.
@@ -130,9 +132,9 @@ impl EpochKnobs<'_> {
 
     /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update.
     fn arithmetic(&self, config: &TrainConfig) -> String {
-        let Self { timestep_fraction, num_images, images_per_update, num_inner_epochs, .. } = *self;
+        let Self { timestep_fraction, window, num_images, images_per_update, num_inner_epochs, .. } = *self;
         let steps = config.num_inference_steps();
-        let trained = trained_steps(steps, timestep_fraction);
+        let trained = trained_steps(window.unwrap_or(steps), timestep_fraction);
         let updates_per_epoch = num_inner_epochs * num_images / images_per_update;
         let (updates, backwards) = (config.run.num_train_steps, config.settings().micro_batches);
         let epochs = updates as f64 / updates_per_epoch as f64;
@@ -145,8 +147,8 @@ impl EpochKnobs<'_> {
 }
 
 /// Timesteps of each image that are trained on per walk over the epoch, at least 1.
-fn trained_steps(num_inference_steps: usize, timestep_fraction: f64) -> usize {
-    ((num_inference_steps as f64 * timestep_fraction) as usize).max(1)
+fn trained_steps(num_steps: usize, timestep_fraction: f64) -> usize {
+    ((num_steps as f64 * timestep_fraction) as usize).max(1)
 }
 
 /// Appends a message if the scheduler that the section describes draws no noise. Unknown names and schedulers that keep history are left to

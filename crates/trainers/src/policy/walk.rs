@@ -26,8 +26,8 @@ pub struct Walk {
     pub num_inner_epochs: usize,
     /// Timesteps per image that are trained on in each walk.
     pub num_trained_steps: usize,
-    /// Timesteps of the sampling chain, from which those are drawn.
-    pub num_inference_steps: usize,
+    /// Timesteps from which those are drawn: all of the sampling chain, or those of a window.
+    pub num_steps: usize,
 }
 
 /// The position of a micro-batch in a [`Walk`].
@@ -69,10 +69,10 @@ impl Walk {
         let walk = epoch * self.num_inner_epochs as u64 + inner_epoch as u64;
         let first = walk * self.num_items as u64 + (minibatch * self.batch_size) as u64;
         let items = ShuffledOrder::new(self.num_items, self.noise, Purpose::MINIBATCH_ORDER).entries(first, self.batch_size);
-        let mut timesteps = ShuffledOrder::new(self.num_inference_steps, self.noise, Purpose::TIMESTEP_ORDER);
+        let mut timesteps = ShuffledOrder::new(self.num_steps, self.noise, Purpose::TIMESTEP_ORDER);
         let steps = items.iter().map(|item| {
             let order_of_item = walk * self.num_items as u64 + *item as u64;
-            timesteps.entries(order_of_item * self.num_inference_steps as u64 + step as u64, 1)[0]
+            timesteps.entries(order_of_item * self.num_steps as u64 + step as u64, 1)[0]
         });
         let steps = steps.collect();
         Position { epoch, within, begins_minibatch: step == 0, ends_epoch: within + 1 == self.micro_batches_per_epoch(), items, steps }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     fn walk() -> Walk {
-        Walk { noise: Noise::new(7), num_items: 12, batch_size: 3, num_inner_epochs: 2, num_trained_steps: 5, num_inference_steps: 5 }
+        Walk { noise: Noise::new(7), num_items: 12, batch_size: 3, num_inner_epochs: 2, num_trained_steps: 5, num_steps: 5 }
     }
 
     /// The (image, timestep) pairs that one walk trains on, in order.
