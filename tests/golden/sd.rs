@@ -138,7 +138,7 @@ fn check_unet_in_half_precision(case: &str) {
     let tensors = load_tensors(case);
     for format in half_formats() {
         let assert_close = in_half(case, &tensors, format);
-        let unet = unet(case).in_format(format, None);
+        let unet = unet(case).in_format(format, None).unwrap();
         let sample = tensors.get::<4>("unet.sample").autodiff().require_grad();
         let states = tensors.get::<3>("unet.encoder_hidden_states").autodiff().require_grad();
         let timesteps: Vec<f32> = tensors.values("unet.timesteps").iter().map(|t| *t as f32).collect();
@@ -156,14 +156,14 @@ fn check_half_precision(case: &str) {
     let tensors = load_tensors(case);
     for format in half_formats() {
         let assert_close = in_half(case, &tensors, format);
-        let vae = autoencoder(case).in_format(format, None);
+        let vae = autoencoder(case).in_format(format, None).unwrap();
         let latents = tensors.get::<4>("vae.latents").autodiff().require_grad();
         let decoded = vae.decode(latents.clone());
         assert_close("vae.decoded", host(decoded.clone()), HALF_FORWARD);
         let gradients = (decoded * tensors.get("vae.cotangent")).sum().backward();
         assert_close("vae.grad_input.latents", host(latents.grad(&gradients).unwrap()), HALF_GRADIENT);
 
-        let encoder = text_encoder(case, "text_encoder").in_format("text_encoder", format, None);
+        let encoder = text_encoder(case, "text_encoder").in_format("text_encoder", format, None).unwrap();
         let columns = tensors.shape("input_ids")[1];
         let ids: Vec<Vec<u32>> = tensors.values("input_ids").chunks(columns).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
         assert_close("text_last_hidden_state", host(encoder.forward(&ids, &device()).last_hidden_state), HALF_FORWARD);

@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::parameters::KeyPath;
+use crate::weights::LoadError;
 
 /// The number format of a network's frozen weights and activations.
 ///
@@ -84,12 +85,16 @@ pub fn is_cpu(device: &Device) -> bool {
 
 /// `module` with every parameter in `format`, except those whose full name, `component.name`, matches `exact`: they train, and stay f32.
 /// On the CPU too, a half format takes half the memory.
-pub fn in_format<M: Module>(module: M, component: &str, format: NumberFormat, exact: Option<&Regex>) -> M {
+///
+/// # Errors
+/// The first parameter with a value that f16 cannot hold: it would become infinite, and every image black.
+pub fn in_format<M: Module>(module: M, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Result<M, LoadError> {
     struct Cast<'a> {
         path: KeyPath,
         component: &'a str,
         format: NumberFormat,
         exact: Option<&'a Regex>,
+        too_large: Option<LoadError>,
     }
     impl ModuleMapper for Cast<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
@@ -104,13 +109,19 @@ pub fn in_format<M: Module>(module: M, component: &str, format: NumberFormat, ex
                 return param;
             }
             let (id, value, mapper) = param.consume();
+            if self.format == NumberFormat::F16 && self.too_large.is_none() {
+                let largest = value.clone().without_autodiff().abs().max().into_scalar::<f32>();
+                self.too_large = half::f16::from_f32(largest).is_infinite().then_some(LoadError::BeyondHalf { name, largest });
+            }
             Param::from_mapped_value(id, value.cast(self.format.dtype()), mapper)
         }
     }
     if !format.is_half() {
-        return module;
+        return Ok(module);
     }
-    module.map(&mut Cast { path: KeyPath::default(), component, format, exact })
+    let mut cast = Cast { path: KeyPath::default(), component, format, exact, too_large: None };
+    let module = module.map(&mut cast);
+    cast.too_large.map_or(Ok(module), Err)
 }
 
 #[cfg(test)]
@@ -124,7 +135,7 @@ mod tests {
     fn what_trains_stays_exact() {
         let layer = initialize(Linear::new(3, 2, &Device::flex()), &Noise::new(1));
         let exact = Regex::new(r"^net\.bias$").unwrap();
-        let cast = in_format(layer.clone(), "net", NumberFormat::Bf16, Some(&exact));
+        let cast = in_format(layer.clone(), "net", NumberFormat::Bf16, Some(&exact)).unwrap();
         let formats: Vec<_> = named_parameters(&cast).into_iter().map(|p| (p.name, p.values.dtype())).collect();
         assert_eq!(formats, [("weight".into(), DType::BF16), ("bias".into(), DType::F32)]);
         let x = Tensor::<2>::from_data([[1.0, -2.0, 0.5]], &Device::flex());
@@ -134,6 +145,21 @@ mod tests {
         assert!(off > 0.0 && f64::from(off) < 4.0 * NumberFormat::Bf16.epsilon(), "{off}");
         // An f32 input is not rounded; the weights are.
         assert_eq!(cast.forward(x).dtype(), DType::F32);
+    }
+
+    #[test]
+    fn a_weight_beyond_f16_is_refused_by_name() {
+        let layer = |largest: f32| {
+            let mut layer = initialize(Linear::new(3, 2, &Device::flex()), &Noise::new(1));
+            layer.bias = layer.bias.map(|bias| bias.map(|bias| bias.zeros_like() - largest));
+            layer
+        };
+        let refused = in_format(layer(65520.0), "net", NumberFormat::F16, None).unwrap_err().to_string();
+        assert_eq!(refused, "net.bias holds a value of 65520, and f16 ends at 65504; choose the dtype bf16 or f32 for it");
+        in_format(layer(65519.0), "net", NumberFormat::F16, None).unwrap();
+        in_format(layer(65520.0), "net", NumberFormat::Bf16, None).unwrap();
+        // What trains stays f32.
+        in_format(layer(65520.0), "net", NumberFormat::F16, Some(&Regex::new("bias").unwrap())).unwrap();
     }
 
     #[test]

@@ -74,6 +74,14 @@ pub enum LoadError {
         /// The value, why it is refused, and the way out.
         reason: String,
     },
+    /// A weight is too large for the number format that a config asks for.
+    #[error("{name} holds a value of {largest}, and f16 ends at {}; choose the dtype bf16 or f32 for it", half::f16::MAX)]
+    BeyondHalf {
+        /// The parameter's full name.
+        name: String,
+        /// The largest absolute value.
+        largest: f32,
+    },
     /// The tensors are not those of the network.
     #[error(
         "{path} does not fit the network its config describes:{}{}{}",

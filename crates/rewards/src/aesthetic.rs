@@ -145,7 +145,7 @@ impl Aesthetic {
             );
             return Err(Error::Invalid { reward: NAME, findings: vec![finding] });
         }
-        Ok(Self { encoder: encoder.in_format(format), head, device })
+        Ok(Self { encoder: encoder.in_format(format)?, head, device })
     }
 
     /// The images' embeddings, of length 1, of pixels that are preprocessed already.

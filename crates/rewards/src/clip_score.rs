@@ -227,7 +227,7 @@ impl ClipScore {
         let (names, preprocessing) = (source.names, source.preprocessing);
         let tokenizer = files.load_tokenizer(names, &source.config)?;
         let ClipCheckpoint { model, .. } = source.load(&device)?;
-        let model = model.in_format(checked_format(files.reward, dtype, &device)?);
+        let model = model.in_format(checked_format(files.reward, dtype, &device)?)?;
         Ok(Self { name: files.reward, model, preprocessing, looks, tokenizer, logit_scale: false, device })
     }
 

@@ -163,7 +163,7 @@ impl VpScore {
         let antialias = if section.antialias { Antialias::On } else { Antialias::Off };
         let tokenizer = tokenizer.with_length(config.max_length);
         let format = checked_format(NAME, section.dtype, &device)?;
-        Ok(Self { model: checkpoint.model.in_format(format), tokenizer, config, antialias, device })
+        Ok(Self { model: checkpoint.model.in_format(format)?, tokenizer, config, antialias, device })
     }
 
     /// The network's sizes, with the mean and the standard deviation in use.

@@ -173,10 +173,12 @@ impl BlipReward {
     }
 
     /// The same network with the encoders' weights and activations in `format`. The heads stay f32.
-    #[must_use]
-    pub fn in_format(mut self, format: NumberFormat) -> Self {
-        self.blip = in_format(self.blip, "blip", format, None);
-        Self { format, ..self }
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(mut self, format: NumberFormat) -> Result<Self, LoadError> {
+        self.blip = in_format(self.blip, "blip", format, None)?;
+        Ok(Self { format, ..self })
     }
 
     /// Normalised pixels `[b, 3, size, size]` and prompts → raw rewards `[b, 1]`, before mean and standard deviation.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, parameter};
 use crate::number_format::{NumberFormat, in_format};
 use crate::parameters::{load, named_parameters};
-use crate::weights::{SaveType, Weights, save_safetensors};
+use crate::weights::{LoadError, SaveType, Weights, save_safetensors};
 
 /// The key of the only scalar among the parameters.
 pub(super) const LOGIT_SCALE: &str = "logit_scale";
@@ -255,13 +255,15 @@ pub(super) fn normalized(x: Tensor<2>) -> Tensor<2> {
 
 impl ClipModel {
     /// The same network with the encoders' weights and activations in `format`. The projections stay f32.
-    #[must_use]
-    pub fn in_format(self, format: NumberFormat) -> Self {
-        Self {
-            text_model: self.text_model.in_format("text_model", format, None),
-            vision_model: in_format(self.vision_model, "vision_model", format, None),
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, format: NumberFormat) -> Result<Self, LoadError> {
+        Ok(Self {
+            text_model: self.text_model.in_format("text_model", format, None)?,
+            vision_model: in_format(self.vision_model, "vision_model", format, None)?,
             ..self
-        }
+        })
     }
 
     /// Normalised pixels `[b, 3, size, size]` → `[b, projection]`, of length 1.

@@ -7,6 +7,7 @@ use super::ClipVisionModel;
 use super::dual::{ClipVisionConfig, normalized};
 use crate::layers::Linear;
 use crate::number_format::{NumberFormat, in_format};
+use crate::weights::LoadError;
 
 /// The image encoder and the projection into the common space: transformers' `CLIPVisionModelWithProjection`.
 #[derive(Module, Debug)]
@@ -39,9 +40,11 @@ impl ClipImageEncoder {
     }
 
     /// The same network with the encoder's weights and activations in `format`. The projection stays f32.
-    #[must_use]
-    pub fn in_format(self, format: NumberFormat) -> Self {
-        Self { vision_model: in_format(self.vision_model, "vision_model", format, None), format, ..self }
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, format: NumberFormat) -> Result<Self, LoadError> {
+        Ok(Self { vision_model: in_format(self.vision_model, "vision_model", format, None)?, format, ..self })
     }
 
     /// Normalised pixels `[b, 3, size, size]` → `[b, projection]`, of length 1.

@@ -14,7 +14,7 @@ use regex::Regex;
 
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
 use crate::number_format::{NumberFormat, in_format};
-use crate::weights::Weights;
+use crate::weights::{LoadError, Weights};
 
 pub use config::ClipTextConfig;
 pub use dual::{ClipCheckpoint, ClipConfig, ClipModel, ClipVisionConfig, ClipVisionEmbeddings, ClipVisionModel, is_clip};
@@ -164,9 +164,11 @@ impl ClipTextModel {
 
     /// The same encoder with frozen weights and activations in `format`; parameters whose names (`component.…`) match `exact` train and
     /// stay f32.
-    #[must_use]
-    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Self {
-        Self { format, ..in_format(self, component, format, exact) }
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Result<Self, LoadError> {
+        Ok(Self { format, ..in_format(self, component, format, exact)? })
     }
 
     /// The number format of the activations.

@@ -124,18 +124,21 @@ impl Pipeline {
     }
 
     /// The pipeline and `model` in these formats. Parameters whose full names match `exact` train and stay f32.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
     pub fn in_formats(
         self,
         model: Trainable<LoadedDenoiser>,
         formats: Formats,
         exact: Option<&Regex>,
-    ) -> (Self, Trainable<LoadedDenoiser>) {
-        let (text, vae) = (self.text.in_format(formats.model, exact), self.vae.in_format(formats.vae, exact));
+    ) -> Result<(Self, Trainable<LoadedDenoiser>)> {
+        let (text, vae) = (self.text.in_format(formats.model, exact)?, self.vae.in_format(formats.vae, exact)?);
         let encoders = model.text_encoders.into_iter();
-        let text_encoders = encoders.map(|(component, encoder)| (component, encoder.in_format(component, formats.model, exact))).collect();
-        let model = Trainable { denoiser: model.denoiser.in_format(formats.model, exact), text_encoders };
-        (Self { text, vae, formats, ..self }, model)
+        let text_encoders = encoders.map(|(component, encoder)| Ok((component, encoder.in_format(component, formats.model, exact)?)));
+        let text_encoders = text_encoders.collect::<Result<_>>()?;
+        let model = Trainable { denoiser: model.denoiser.in_format(formats.model, exact)?, text_encoders };
+        Ok((Self { text, vae, formats, ..self }, model))
     }
 
     /// The device of all tensors here, without autodiff.

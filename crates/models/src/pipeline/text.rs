@@ -29,10 +29,12 @@ pub enum TextModel {
 impl TextModel {
     /// The same network with frozen weights and activations in `format`; parameters whose names (`component.…`) match `exact` train and
     /// stay f32.
-    #[must_use]
-    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Self {
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, component: &str, format: NumberFormat, exact: Option<&Regex>) -> Result<Self> {
         match self {
-            Self::Clip(model) => Self::Clip(model.in_format(component, format, exact)),
+            Self::Clip(model) => Ok(Self::Clip(model.in_format(component, format, exact)?)),
         }
     }
 
@@ -122,13 +124,15 @@ impl TextEncoders {
     }
 
     /// The same encoders with frozen weights and activations in `format`; parameters whose full names match `exact` train and stay f32.
-    #[must_use]
-    pub fn in_format(mut self, format: NumberFormat, exact: Option<&Regex>) -> Self {
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(mut self, format: NumberFormat, exact: Option<&Regex>) -> Result<Self> {
         self.embeddings = self.embeddings.map(|_| Embeddings::default());
         for encoder in &mut self.encoders {
-            encoder.model = encoder.model.clone().in_format(encoder.component, format, exact);
+            encoder.model = encoder.model.clone().in_format(encoder.component, format, exact)?;
         }
-        self
+        Ok(self)
     }
 
     /// The same with other networks for the components that `models` has.

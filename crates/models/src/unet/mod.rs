@@ -17,6 +17,7 @@ use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::number_format::{NumberFormat, in_format};
+use crate::weights::LoadError;
 use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
 use transformer::{Transformer2DModel, TransformerOptions};
 
@@ -164,9 +165,11 @@ impl UNet2DConditionModel {
     }
 
     /// The same network with frozen weights and activations in `format`; parameters whose names (`unet.…`) match `exact` train and stay f32.
-    #[must_use]
-    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Self {
-        Self { format, ..in_format(self, Self::COMPONENT, format, exact) }
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Result<Self, LoadError> {
+        Ok(Self { format, ..in_format(self, Self::COMPONENT, format, exact)? })
     }
 
     /// The sinusoidal embedding of `values`, `[values.len(), dim]`.

@@ -15,7 +15,7 @@ use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::number_format::{NumberFormat, in_format};
-use crate::weights::Weights;
+use crate::weights::{LoadError, Weights};
 use tiles::Tiles;
 
 pub use config::AutoencoderConfig;
@@ -208,9 +208,11 @@ impl AutoencoderKL {
     }
 
     /// The same autoencoder with weights and activations in `format`; parameters whose names (`vae.…`) match `exact` stay f32.
-    #[must_use]
-    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Self {
-        Self { format, ..in_format(self, "vae", format, exact) }
+    ///
+    /// # Errors
+    /// When a weight is too large for f16.
+    pub fn in_format(self, format: NumberFormat, exact: Option<&Regex>) -> Result<Self, LoadError> {
+        Ok(Self { format, ..in_format(self, "vae", format, exact)? })
     }
 
     /// The stages one after the other, in the autoencoder's number format.

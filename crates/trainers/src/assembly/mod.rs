@@ -166,7 +166,7 @@ impl Parts<'_> {
             Some(_) => None,
             None => Some(self.config.trainable_pattern()?),
         };
-        let (mut pipeline, Trainable { mut denoiser, .. }) = pipeline.in_formats(Trainable::of(denoiser), formats, exact.as_ref());
+        let (mut pipeline, Trainable { mut denoiser, .. }) = pipeline.in_formats(Trainable::of(denoiser), formats, exact.as_ref())?;
         pipeline.vae.splitting = vae.splitting();
         (pipeline.vae.gradient_checkpointing, denoiser.gradient_checkpointing) =
             (model.gradient_checkpointing, model.gradient_checkpointing);
