@@ -121,7 +121,7 @@ fn a_signal_saves_and_the_run_goes_on() {
         let mut stderr = String::new();
         std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
         // The signal comes after the first of six saves, updates before the end.
-        assert_eq!(status.code(), Some(code), "{stderr}");
+        assert_eq!(status.code(), Some(code), "{name}; under nohup, which ignores SIGHUP, this test fails: {stderr}");
         assert!(stderr.contains("stopped by signal") && stderr.contains("saved to"), "{stderr}");
         let report = std::fs::read_to_string(output.join("report.json")).unwrap();
         assert!(report.contains("updates.") && output.join("report.html").is_file(), "{report}");
