@@ -86,7 +86,7 @@ settings! {
     }
 }
 settings! {
-    /// A watched reward is below its start by `z` standard errors or more, whatever the trained one does: training harms the images.
+    /// A watched reward is below its start by `z` standard errors or more, whatever the trained one does.
     WatchedRewardDown {
         /// What then happens.
         action: Action = Action::Warn,

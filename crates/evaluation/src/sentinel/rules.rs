@@ -71,7 +71,7 @@ fn watched_rewards(start: &Look, now: &Look, z: f64) -> Vec<Finding> {
         Some(watched.finding(Rule::RewardUpHeldoutDown, Some(name), reason))
     };
     let alone = |(name, watched): &(&String, Moved)| {
-        let reason = format!("{name}, which is not trained, went down from {}: training harms the images.", watched.in_words());
+        let reason = format!("{name}, which is not trained, went down from {}: by this reward, the images got worse.", watched.in_words());
         watched.finding(Rule::WatchedRewardDown, Some(name), reason)
     };
     fallen.iter().filter_map(while_it_rose).chain(fallen.iter().map(alone)).collect()

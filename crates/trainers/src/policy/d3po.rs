@@ -143,7 +143,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
     }
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
-        self.epoch_knobs(config, &[]).arithmetic(config)
+        self.epoch_knobs(config, &[]).arithmetic(config, trained_steps(config.num_inference_steps(), self.timestep_fraction))
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
@@ -208,7 +208,6 @@ impl D3po {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
-            window: None,
             num_images: self.num_images(),
             images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
             num_inner_epochs: self.num_inner_epochs,

@@ -111,7 +111,7 @@ impl Default for Ddpo {
 impl<D: Denoiser> RewardDriven<D> for Ddpo {
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run.noise, self.steps_with_noise(scheduler.timesteps().len()));
+        let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
         // Whether sampling and training round alike.
         let exact = is_cpu(&device) && environment.pipeline.formats.model == NumberFormat::F32;
@@ -203,7 +203,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
     }
 
     fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
-        trained_steps(self.steps_with_noise(num_inference_steps), self.timestep_fraction)
+        self.trained_steps(num_inference_steps)
     }
 
     fn images_kept(&self) -> Option<usize> {
@@ -215,7 +215,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
     }
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
-        self.epoch_knobs(config, &[]).arithmetic(config)
+        self.epoch_knobs(config, &[]).arithmetic(config, self.trained_steps(config.num_inference_steps()))
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
@@ -282,15 +282,20 @@ impl Ddpo {
         self.noise_window.map_or(num_inference_steps, |window| window.size)
     }
 
-    /// The order in which an epoch's images are trained on, each at some of `num_steps`.
-    fn walk(&self, noise: Noise, num_steps: usize) -> Walk {
+    /// Timesteps of each image that are trained on per walk.
+    fn trained_steps(&self, num_inference_steps: usize) -> usize {
+        trained_steps(self.steps_with_noise(num_inference_steps), self.timestep_fraction)
+    }
+
+    /// The order in which an epoch's images, sampled in `num_inference_steps`, are trained on.
+    fn walk(&self, noise: Noise, num_inference_steps: usize) -> Walk {
         Walk {
             noise,
             num_items: self.num_images(),
             batch_size: self.train_batch_size,
             num_inner_epochs: self.num_inner_epochs,
-            num_trained_steps: trained_steps(num_steps, self.timestep_fraction),
-            num_steps,
+            num_trained_steps: self.trained_steps(num_inference_steps),
+            num_steps: self.steps_with_noise(num_inference_steps),
         }
     }
 
@@ -322,7 +327,6 @@ impl Ddpo {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
-            window: self.noise_window.map(|window| window.size),
             num_images: self.num_images(),
             images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
             num_inner_epochs: self.num_inner_epochs,

@@ -98,8 +98,6 @@ struct EpochKnobs<'a> {
     counts: &'a [(&'static str, usize)],
     guidance_scale: f64,
     timestep_fraction: f64,
-    /// Steps with noise that the images of a prompt do not share, if not all.
-    window: Option<usize>,
     /// Images per epoch.
     num_images: usize,
     /// Images per update.
@@ -130,11 +128,11 @@ impl EpochKnobs<'_> {
         }
     }
 
-    /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update.
-    fn arithmetic(&self, config: &TrainConfig) -> String {
-        let Self { timestep_fraction, window, num_images, images_per_update, num_inner_epochs, .. } = *self;
+    /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update. Each image is trained on
+    /// at `trained` timesteps.
+    fn arithmetic(&self, config: &TrainConfig, trained: usize) -> String {
+        let Self { num_images, images_per_update, num_inner_epochs, .. } = *self;
         let steps = config.num_inference_steps();
-        let trained = trained_steps(window.unwrap_or(steps), timestep_fraction);
         let updates_per_epoch = num_inner_epochs * num_images / images_per_update;
         let (updates, backwards) = (config.run.num_train_steps, config.settings().micro_batches);
         let epochs = updates as f64 / updates_per_epoch as f64;

@@ -16,7 +16,7 @@ use crate::policy::Minibatch;
 use crate::policy::walk::Position;
 use crate::run::{Observed, Run, Values, gathered, values};
 
-/// `size` steps in a row, somewhere in `min_step..=max_step`, for each prompt of each epoch somewhere else.
+/// `size` steps in a row within `min_step..=max_step`. Where they begin is drawn for each prompt of each epoch.
 ///
 /// Images that differ in the noise of a few steps alone differ in their rewards because of it, so an advantage says more about the steps
 /// that are trained on than where all steps have noise of their own. Flow-GRPO-Fast and MixGRPO (arXiv 2507.21802) take the other steps
