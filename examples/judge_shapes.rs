@@ -32,8 +32,7 @@ struct Wanted {
 
 fn wanted(split: Split, seed: u64, index: u64) -> Wanted {
     let mut rng = Noise::new(seed).stream(Purpose::SCENE, split as u64, index);
-    let description = split.draw(&mut rng);
-    let caption = description.phrase(&mut rng);
+    let (description, caption) = split.prompt(&mut rng);
     let category = match &heldout_of(&description)[..] {
         [composition, ..] => composition.category(),
         [] => ["", "one object", "two objects", "three objects"][description.count()],
@@ -152,7 +151,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     match at(0) {
         Some("reconstruct") => reconstruct(&folder, at(2).unwrap_or("400").parse()?),
         Some("draw") => {
-            let split = if at(5) == Some("train") { Split::Train } else { Split::Heldout };
+            let split = if at(5) == Some("train") { Split::Train } else { Split::Test };
             draw(folder, at(2).unwrap_or("400").parse()?, at(3).unwrap_or("3").parse()?, at(4), split)
         }
         _ => Err("expected reconstruct or draw".into()),

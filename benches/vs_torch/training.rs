@@ -1,6 +1,7 @@
 //! Training: a step of a small network made of our layers, and the shipped algorithms on the tiny golden checkpoint.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use burn::module::Module;
@@ -123,12 +124,12 @@ fn small_step() -> Work {
 /// Divides a training run, which knows no single steps, into them: [`mark`](Self::mark) says that one is done and waits for the next.
 struct Beat {
     done: Sender<()>,
-    go: Receiver<()>,
+    go: Mutex<Receiver<()>>,
 }
 
 impl Beat {
     fn mark(&self) {
-        if self.done.send(()).is_err() || self.go.recv().is_err() {
+        if self.done.send(()).is_err() || self.go.lock().expect("one thread waits").recv().is_err() {
             // Nobody is there to be told: the process ends.
             loop {
                 std::thread::park();
@@ -165,7 +166,7 @@ fn beaten(train: fn(Beat, &Path)) -> Work {
     let folder = TempDir::new().expect("a temporary folder");
     let ((done, is_done), (start, go)) = (channel(), channel());
     let path = folder.path().join("run");
-    std::thread::Builder::new().stack_size(64 << 20).spawn(move || train(Beat { done, go }, &path)).expect("a thread");
+    std::thread::Builder::new().stack_size(64 << 20).spawn(move || train(Beat { done, go: Mutex::new(go) }, &path)).expect("a thread");
     is_done.recv().expect("the run begins");
     Box::new(move || {
         // Held here, so that it is removed with the work.

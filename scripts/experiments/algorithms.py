@@ -47,7 +47,7 @@ def main():
     runs = {
         "ReFL": lab.tuned("algorithms-refl", **lab.REFL),
         "ReFL, the reward alone": lab.tuned("algorithms-reward", **lab.REFL, **lab.REWARD_ALONE),
-        "ReFL, the captioned images alone": lab.tuned("algorithms-images", **lab.REFL, **{"algo.refl.grad_scale": 0.0}),
+        "ReFL, the captioned images alone": lab.tuned("algorithms-images", **lab.REFL, **{"algo.refl.grad_scale": 0.0, "regularizer": lab.CAPTIONED}),
         "DDPO": lab.tuned("algorithms-ddpo", "ddpo", **{"run.num_train_steps": 28}),
         "DPO, on 4,000 rated images": lab.tuned("algorithms-dpo", config="configs/dpo/tiny.toml", **dpo),
     }

@@ -60,7 +60,7 @@ def by_kind(records, kinds):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--split", default="tuning-validation")
+    parser.add_argument("--split", default="validation")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0])
     parser.add_argument("--steps", type=int, default=15)

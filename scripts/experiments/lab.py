@@ -182,11 +182,12 @@ def tuned(name, algo="refl", config=None, **values):
 
 # In place of the captioned images: the reward alone decides.
 REWARD_ALONE = {"regularizer": {"none": {}}}
+CAPTIONED = {"images": {"folder": "embedded:shapes/feedback", "weight": 1.0}}
 
 
 def with_reward(model):
     """The recipe that ships, with another VP-Score."""
-    return {"reward.vp_score.weights": str(model), "algo.refl.grad_scale": FACTOR}
+    return {"reward": {"vp_score": {"weights": str(model)}}, "algo.refl.grad_scale": FACTOR}
 
 
 def with_clip(model):

@@ -50,7 +50,7 @@ fn the_reward_model_orders_spoilt_images_as_the_judge_does() {
 #[test]
 fn training_with_no_arguments_needs_no_files() {
     let dir = tempfile::tempdir().unwrap();
-    let small = ["run.num_train_steps=2", "preview.seeds=[1]", "preview.num_inference_steps=2", "scheduler.num_inference_steps=2"];
+    let small = ["run.num_train_steps=2", "preview.seeds=[1]", "preview.num_inference_steps=2", "scheduler.num_inference_steps=5"];
     let ddpo = [
         "algo.ddpo.sample_batch_size=8",
         "algo.ddpo.num_batches_per_epoch=1",
@@ -66,14 +66,25 @@ fn training_with_no_arguments_needs_no_files() {
         assert!(lora.is_file() && told.contains("sample --model 'embedded:shapes' --lora"), "{told}");
         ok(dir.path(), &["sample", "--lora", lora.to_str().unwrap(), "--steps", "2", "-p", "two red circles", "-o", "tuned"]);
         let metrics = std::fs::read_to_string(dir.path().join(algo).join("metrics.jsonl")).unwrap();
-        assert!(metrics.contains("watch/judge") && metrics.contains("regularizer"), "{metrics}");
+        assert!(metrics.contains("watch/judge"), "{metrics}");
     }
-    // What both are regularised with was drawn once, and nothing half drawn is left beside it.
+    // What both take their prompts from was drawn once, and nothing half drawn is left beside it.
     let cached = files(&dir.path().join("cache/visionprefer"));
-    let [captioned] = &cached.iter().filter(|path| path.to_string_lossy().contains("captioned")).collect::<Vec<_>>()[..] else {
+    let [feedback] = &cached.iter().filter(|path| path.to_string_lossy().contains("feedback")).collect::<Vec<_>>()[..] else {
         panic!("{cached:?}")
     };
-    assert_eq!(files(captioned).len(), 2000 + 2);
+    assert_eq!(files(feedback).len(), 1000 + 2);
+    // Its images serve as well, and so do the prompts of the other sets.
+    let supervised = ["regularizer={ images = { folder = 'embedded:shapes/feedback', weight = 1.0 } }"];
+    let sets = small.iter().chain(&refl).chain(&supervised).flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["train", "--algo", "refl", "-o", "supervised"].into_iter().chain(sets).collect();
+    ok(dir.path(), &args);
+    let lora = "supervised/lora.safetensors";
+    let test = ["--prompts", "embedded:shapes/test", "--steps", "1", "--seeds", "1", "--batch-size", "100"];
+    let told = ok(dir.path(), &[&["evaluate", "--lora", lora, "-r", "judge", "-o", "evaluation"], &test[..]].concat());
+    assert!(told.contains("400 prompts") && told.contains("\n  judge/pass") && told.lines().count() <= 24, "{told}");
+    let report = std::fs::read_to_string(dir.path().join("evaluation/report.md")).unwrap();
+    assert!(report.contains("held-out relation"), "{report}");
     ok(dir.path(), &["export", "--model", "embedded:shapes", "--half", "-o", "model"]);
     ok(dir.path(), &["sample", "--model", "model", "--steps", "1", "-p", "a circle", "-o", "exported"]);
 }

@@ -31,6 +31,31 @@ fn args<'a>(algo: &'a str, output: &'a Path, own: &[&'a str], extra: &[&'a str])
     begin.into_iter().chain(sets).chain(extra.iter().copied()).collect()
 }
 
+/// Batches of images and micro-batches that are computed side by side, an uneven number of each, are those that are computed one by one.
+#[test]
+fn workers_change_no_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    for (algo, own) in [("ddpo", &DDPO[..]), ("d3po", &D3PO[..])] {
+        let lora = |workers: &str| {
+            let output = dir.path().join(format!("{algo}-{workers}"));
+            let workers = format!("run.workers={workers}");
+            let proof: &[&str] = if workers.ends_with('1') { &[] } else { &["--prove-resume"] };
+            run(&args(algo, &output, &[own, &[&workers]].concat(), proof)).ok();
+            let output = if proof.is_empty() { output } else { output.join("interrupted") };
+            let means = means(&output, "loss");
+            (std::fs::read(output.join("lora.safetensors")).unwrap(), means)
+        };
+        let (one, four) = (lora("1"), lora("4"));
+        assert!(one.0 == four.0 && one.1 == four.1 && one.1.len() == 4, "{algo}: {:?} {:?}", one.1, four.1);
+    }
+}
+
+/// The values of a name in the journal, by update.
+fn means(output: &Path, name: &str) -> Vec<f64> {
+    let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    metrics.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()[name].as_f64()).collect()
+}
+
 /// Stopped in the middle of an epoch, between two timesteps of a minibatch: trajectories, advantages and the prompts' statistics come
 /// back to the bit.
 #[test]

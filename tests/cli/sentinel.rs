@@ -11,12 +11,12 @@ fn hack(output: &Path, more: &[&str]) -> Finished {
     let config = output.with_extension("toml");
     let text = std::fs::read_to_string(root().join("configs/refl/shapes.toml")).unwrap();
     let (before, section) = text.split_once("[reward.vp_score]\n").expect("the shipped recipe trains on vp_score");
-    let (_, after) = section.split_once('\n').unwrap();
-    std::fs::write(&config, format!("{before}[reward.brightness]\n{after}")).unwrap();
+    let (_, after) = section.split_once("\n\n").unwrap();
+    std::fs::write(&config, format!("{before}[reward.brightness]\n\n{after}")).unwrap();
     let sets = [
         "run.num_train_steps=12",
         "optimizer.learning_rate=0.01",
-        "regularizer.images.weight=0.01",
+        "regularizer.base_predictions.weight=1e-4",
         "algo.refl.grad_scale=1.0",
         "lr_scheduler={ constant = {} }",
         "preview.every=1",

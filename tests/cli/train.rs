@@ -210,3 +210,34 @@ fn a_gradient_checkpointing_that_is_none_is_answered_with_those_that_are() {
     assert!(line.contains("model.gradient_checkpointing=block") && line.contains("`none` or `blocks`"), "{line}");
     assert!(line.contains("did you mean `blocks`?"), "{line}");
 }
+
+/// Three micro-batches of an update two at a time, with a regulariser that draws from images in turn.
+#[test]
+fn workers_change_no_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "run.num_train_steps=2",
+        "scheduler.num_inference_steps=3",
+        "algo.refl.min_mid_step=1",
+        "algo.refl.max_mid_step=2",
+        "optimizer.gradient_accumulation_steps=3",
+        "regularizer={ images = { folder = 'checkpoints/tiny-images', weight = 1.0 } }",
+        "preview.num_inference_steps=1",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let lora = |workers: &str| {
+        let output = dir.path().join(workers);
+        let workers = format!("run.workers={workers}");
+        let args = ["train", "--config", "configs/refl/tiny.toml", "-o", output.to_str().unwrap(), "--set", &workers];
+        run(&[&args, &sets[..]].concat()).ok();
+        std::fs::read(output.join("lora.safetensors")).unwrap()
+    };
+    assert!(lora("1") == lora("2"));
+    // A run may go on with another number of them.
+    run(&["train", "--resume", dir.path().join("1").to_str().unwrap(), "--set", "run.workers=2"]).ok();
+    for (algo, workers, told) in [("refl", "0", "expected 1 to 1024"), ("sft", "2", "algo.sft.workers")] {
+        let workers = format!("run.workers={workers}");
+        let line = run(&["train", "--config", &format!("configs/{algo}/tiny.toml"), "--set", &workers]).refused();
+        assert!(line.contains(told), "{line}");
+    }
+}

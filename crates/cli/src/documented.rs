@@ -87,7 +87,9 @@ fn refused(words: &[String]) -> Option<String> {
         ["cargo", "run", rest @ ..] => {
             match (rest.iter().position(|word| *word == "--example"), rest.iter().position(|word| *word == "--")) {
                 (Some(at), _) => {
-                    let example = format!("examples/{}.rs", rest[at + 1]);
+                    let package = rest.iter().position(|word| *word == "-p").and_then(|at| rest[at + 1].strip_prefix("vp-"));
+                    let folder = package.map_or_else(String::new, |package| format!("crates/{package}/"));
+                    let example = format!("{folder}examples/{}.rs", rest[at + 1]);
                     return (!root().join(&example).is_file()).then(|| format!("there is no {example}"));
                 }
                 (None, Some(at)) => [&["visionprefer"], &rest[at + 1..]].concat(),

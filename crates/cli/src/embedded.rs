@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vp_core::atomic::{self, TemporaryFolder};
+use vp_data::{Prompt, read_prompts};
 use vp_rewards::RewardConfig;
 use vp_shapes::Split;
 
@@ -16,8 +17,13 @@ use crate::shard::Shard;
 pub const SHAPES: &str = "embedded:shapes";
 /// The reward model beside it.
 pub const SHAPES_VP_SCORE: &str = "embedded:shapes/vp-score";
-/// Captioned images for a regularizer: what `dataset shapes --split feedback -n 2000 --seed 31` draws.
-pub const SHAPES_CAPTIONED: &str = "embedded:shapes/captioned";
+/// Folders of captioned images of the world, drawn when they are first asked for, so that they need not fill the binary. Each can be given where a
+/// prompt file or a regularizer's folder is expected.
+const DATASETS: &[(&str, Split, u64)] = &[
+    ("embedded:shapes/pretraining", Split::Pretraining, 2000),
+    ("embedded:shapes/feedback", Split::Feedback, 1000),
+    ("embedded:shapes/test", Split::Test, 400),
+];
 /// The guidance scale at which the embedded model draws best.
 pub const GUIDANCE_SCALE: f64 = 3.0;
 
@@ -30,10 +36,13 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     match path.to_str() {
         Some(SHAPES) => unpack().with_context(|| SHAPES.to_string()),
         Some(SHAPES_VP_SCORE) => Ok(unpack().with_context(|| SHAPES_VP_SCORE.to_string())?.join("vp-score")),
-        Some(SHAPES_CAPTIONED) => captioned(&cache()).with_context(|| SHAPES_CAPTIONED.to_string()),
-        Some(other) if other.starts_with("embedded:") => {
-            bail!("{other}: nothing of this name is embedded (known: {SHAPES}, {SHAPES_VP_SCORE}, {SHAPES_CAPTIONED})")
-        }
+        Some(name) if name.starts_with("embedded:") => match DATASETS.iter().find(|(known, ..)| *known == name) {
+            Some((_, split, captions)) => dataset(&cache(), *split, *captions).with_context(|| name.to_string()),
+            None => {
+                let datasets = DATASETS.iter().map(|(known, ..)| *known).collect::<Vec<_>>().join(", ");
+                bail!("{name}: nothing of this name is embedded (known: {SHAPES}, {SHAPES_VP_SCORE}, {datasets})")
+            }
+        },
         _ => hub::resolve(path),
     }
 }
@@ -56,19 +65,21 @@ pub fn cache() -> PathBuf {
     folder.unwrap_or_else(std::env::temp_dir).join("visionprefer")
 }
 
-/// The folder of captioned images below `cache`, drawn when it is first asked for: it takes no input, so it need not fill the binary.
-fn captioned(cache: &Path) -> anyhow::Result<PathBuf> {
+/// The prompts at `path`, a file, a folder, or the name of an embedded data set.
+///
+/// # Errors
+/// When they cannot be read, or nothing of this name is embedded.
+pub fn prompts(path: &Path) -> anyhow::Result<Vec<Prompt>> {
+    let is_embedded = path.to_str().is_some_and(|name| name.starts_with("embedded:"));
+    Ok(read_prompts(if is_embedded { resolve(path)? } else { path.to_path_buf() })?)
+}
+
+/// The folder below `cache` with what `dataset shapes --split … -n … --seed 1` draws.
+fn dataset(cache: &Path, split: Split, captions: u64) -> anyhow::Result<PathBuf> {
     // A folder of another version of the world is another folder.
-    once(cache, concat!("shapes-captioned-", env!("CARGO_PKG_VERSION")), |folder| {
-        let dataset = ShapesDataset {
-            folder: folder.to_path_buf(),
-            captions: 2000,
-            seed: 31,
-            split: Split::Feedback,
-            images_per_caption: 1,
-            side: 32,
-            shard: Shard::WHOLE,
-        };
+    once(cache, &format!("shapes-{}-{}", split.name(), env!("CARGO_PKG_VERSION")), |folder| {
+        let dataset =
+            ShapesDataset { folder: folder.to_path_buf(), captions, seed: 1, split, images_per_caption: 1, side: 32, shard: Shard::WHOLE };
         dataset.create()?;
         dataset.fill().map(drop)
     })

@@ -39,6 +39,7 @@ impl Prompt {
 /// | `.json` | a list of strings, or of objects as in `.jsonl` | HPS v2, `refl_data.json`, `benchmark-prompts.json` |
 /// | `.jsonl` | one object per line: `prompt`, `text` or `caption`; `id`; `category` or `tag` | GenEval, image folders |
 /// | `.tsv` | a header with `Prompt` and perhaps `Id`, `Category`; other columns are ignored, quotes are text | PartiPrompts |
+/// | a folder | its `metadata.jsonl` | image folders |
 /// | `.parquet` | a column `prompt`, `text` or `caption` in any case, and perhaps `id`, `category` or `tag`; others are not read | Pick-a-Pic, DiffusionDB, LAION |
 ///
 /// A byte order mark and CRLF line ends are tolerated. The file's order is kept, duplicates included.
@@ -47,7 +48,9 @@ impl Prompt {
 /// A missing file, an unknown extension, bytes that are not UTF-8, malformed JSON, a damaged parquet, an entry without text, a NUL
 /// character, or no prompt at all; the message names the file and the place.
 pub fn read_prompts(path: impl AsRef<Path>) -> Result<Vec<Prompt>> {
-    let path = path.as_ref();
+    let given = path.as_ref();
+    let inside = given.join("metadata.jsonl");
+    let path = if inside.is_file() { &inside } else { given };
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let parse = match extension.as_str() {
         "txt" => parse_txt,

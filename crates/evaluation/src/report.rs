@@ -13,6 +13,7 @@ mod numbers;
 mod page;
 mod panels;
 mod rewards;
+mod summary;
 mod tables;
 
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,11 @@ impl Report {
     /// The numbers as tables of GitHub's Markdown, without images.
     pub fn to_markdown(&self) -> String {
         markdown::markdown(self)
+    }
+
+    /// The rewards' means and differences in plain text, at most as much as fits on a screen.
+    pub fn to_summary(&self) -> String {
+        summary::summary(self)
     }
 
     /// The report as JSON, on one line, without the images' bytes. Numbers that are not finite are null.

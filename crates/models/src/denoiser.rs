@@ -60,7 +60,7 @@ impl Conditioning {
 /// A network that predicts noise (or v, or x0) from noisy latents.
 ///
 /// Generic rather than boxed because an optimizer takes a module and gives one back.
-pub trait Denoiser: Module {
+pub trait Denoiser: Module + Sync {
     /// Its component in a diffusers folder, `unet` or `transformer`, which is also how the names of its parameters begin in
     /// checkpoints and LoRA files.
     const COMPONENT: &'static str;

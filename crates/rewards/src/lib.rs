@@ -55,7 +55,7 @@ use vp_models::resize::preprocess_bytes;
 use kind::Kind;
 
 /// A function from an image and its prompt to a number: the better the image, the larger.
-pub trait Reward: Send {
+pub trait Reward: Send + Sync {
     /// The name under which it is registered.
     fn name(&self) -> &'static str;
 

@@ -6,7 +6,7 @@ use vp_data::{RgbImage, from_tensor};
 use crate::{Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs};
 
 /// A reward without gradient that sees 8-bit pixels, and scores tensors as the images that would be saved of them.
-pub(crate) trait OfPixels: Send {
+pub(crate) trait OfPixels: Send + Sync {
     /// The name under which it is registered.
     const NAME: &'static str;
 

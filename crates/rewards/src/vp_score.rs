@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
-use vp_data::{Aspect, RgbImage};
+use vp_data::{Aspect, AspectWeights, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
@@ -50,6 +50,10 @@ pub struct VpScoreConfig {
     /// Whether images are resized with antialiasing. ReFL's released script resizes without.
     #[serde(default = "antialias")]
     pub antialias: bool,
+    /// How much each aspect counts, for a model with a head per aspect: the score is then the sum of the heads' outputs with these weights,
+    /// divided by their mean. Default: each counts as much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aspects: Option<AspectWeights>,
     /// Number format of the encoders' weights and activations: `f32`, `bf16` or `f16`; absent: f32. The score is f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<NumberFormat>,
@@ -62,7 +66,16 @@ fn antialias() -> bool {
 impl VpScoreConfig {
     /// The reward at `weights`, with the defaults of everything else.
     pub fn new(weights: impl Into<PathBuf>) -> Self {
-        Self { weights: weights.into(), config: None, vocab: None, mean: None, std: None, antialias: antialias(), dtype: None }
+        Self {
+            weights: weights.into(),
+            config: None,
+            vocab: None,
+            mean: None,
+            std: None,
+            antialias: antialias(),
+            aspects: None,
+            dtype: None,
+        }
     }
 
     fn files(&self) -> Result<BlipFiles> {
@@ -101,6 +114,9 @@ impl Validate for VpScoreConfig {
         {
             findings.push(format!("reward.{NAME}.mean = {mean} is not finite"));
         }
+        if let Some(aspects) = self.aspects {
+            aspects.findings_in(&format!("reward.{NAME}.aspects"), findings);
+        }
         if let Some(std) = self.std
             && !(std > 0.0 && std.is_finite())
         {
@@ -136,6 +152,8 @@ pub struct VpScore {
     config: BlipConfig,
     tokenizer: BertTokenizer,
     antialias: Antialias,
+    /// What the head of each aspect counts, with a mean of 1; `None` for the head of their sum.
+    aspects: Option<[f64; 4]>,
     device: Device,
 }
 
@@ -159,11 +177,25 @@ impl VpScore {
                 embeddings: config.vocab_size,
             });
         }
+        if section.aspects.is_some() && !config.aspects {
+            return Err(Error::Invalid {
+                reward: NAME,
+                findings: vec![format!(
+                    "aspects weighs heads, and {} has one head for all aspects; expected a model with a head per aspect \
+                     (algo.reward_model.aspects = true); remove aspects",
+                    files.weights.display()
+                )],
+            });
+        }
+        let aspects = section.aspects.map(|weights| {
+            let (weights, mean) = (weights.as_array(), weights.as_array().iter().sum::<f64>() / 4.0);
+            weights.map(|weight| weight / mean)
+        });
         let config = BlipConfig { mean: section.mean.unwrap_or(config.mean), std: section.std.unwrap_or(config.std), ..config };
         let antialias = if section.antialias { Antialias::On } else { Antialias::Off };
         let tokenizer = tokenizer.with_length(config.max_length);
         let format = checked_format(NAME, section.dtype, &device)?;
-        Ok(Self { model: checkpoint.model.in_format(format)?, tokenizer, config, antialias, device })
+        Ok(Self { model: checkpoint.model.in_format(format)?, tokenizer, config, antialias, aspects, device })
     }
 
     /// The network's sizes, with the mean and the standard deviation in use.
@@ -176,15 +208,27 @@ impl VpScore {
     /// # Panics
     /// When the images have another size, or there is not one prompt for each.
     pub fn score_pixel_values(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Tensor<1> {
-        let raw = self.model.forward(pixel_values, &self.text(prompts));
-        (raw.reshape([prompts.len()]) - self.config.mean) / self.config.std
+        self.scores(&self.model.features(pixel_values, &self.text(prompts)))
+    }
+
+    /// The scores `[b]` of features `[b, hidden]`.
+    fn scores(&self, features: &Tensor<2>) -> Tensor<1> {
+        let of = |head: &RewardHead| head.forward(features.clone()).reshape([features.dims()[0]]);
+        let raw = match (&self.model.aspect_heads, self.aspects) {
+            (Some(heads), Some(weights)) => {
+                let weighed = heads.all().into_iter().zip(weights).map(|(head, weight)| of(head) * weight);
+                weighed.reduce(|sum, next| sum + next).expect("four heads")
+            }
+            _ => of(&self.model.mlp),
+        };
+        (raw - self.config.mean) / self.config.std
     }
 
     /// The scores; and those of the aspects, as their heads put them out, if the model has heads for aspects.
     fn score_pixel_values_with_terms(&self, pixel_values: Tensor<4>, prompts: &[String]) -> Scored {
         let features = self.model.features(pixel_values, &self.text(prompts));
         let of = |head: &RewardHead| head.forward(features.clone()).reshape([prompts.len()]);
-        let scores = (of(&self.model.mlp) - self.config.mean) / self.config.std;
+        let scores = self.scores(&features);
         let heads = self.model.aspect_heads.as_ref().map(AspectHeads::all);
         let named = heads.into_iter().flat_map(|heads| Aspect::ALL.into_iter().zip(heads));
         Scored { scores, terms: named.map(|(aspect, head)| (aspect.name().to_string(), of(head).without_autodiff())).collect() }
@@ -247,5 +291,32 @@ impl ImageEncoder for VpScore {
         let tokens = self.model.blip.visual_encoder.forward(pixel_values(images, self.config.image_size, &self.device));
         let [b, _, width] = tokens.dims();
         tokens.narrow(1, 0, 1).reshape([b, width])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The score and the terms of a gray image, with these weights.
+    fn scored(aspects: Option<AspectWeights>) -> (f32, Vec<f32>) {
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../checkpoints/shapes/vp-score");
+        let reward = VpScore::load(&VpScoreConfig { aspects, ..VpScoreConfig::new(weights) }, &Device::flex()).unwrap();
+        let images = Tensor::full([1, 3, 32, 32], 0.5, &Device::flex());
+        let Scored { scores, terms } = reward.score_with_terms(images, &["a small red circle on a gray background".into()]).unwrap();
+        let rescaled = f64::from(scores.into_scalar::<f32>()) * reward.config.std + reward.config.mean;
+        (rescaled as f32, terms.into_iter().map(|(_, term)| term.into_scalar()).collect())
+    }
+
+    #[test]
+    fn aspects_weigh_the_heads() {
+        let (sum, terms) = scored(None);
+        let equal = scored(Some(AspectWeights::default())).0;
+        assert!((equal - sum).abs() < 1e-4 && (terms.iter().sum::<f32>() - sum).abs() < 1e-4, "{equal} {sum} {terms:?}");
+        let some = AspectWeights { prompt_following: 3.0, aesthetic: 1.0, fidelity: 0.0, harmlessness: 0.0 };
+        let weighed = scored(Some(some)).0;
+        assert!((weighed - (3.0 * terms[0] + terms[1])).abs() < 1e-4, "{weighed} {terms:?}");
     }
 }

@@ -41,16 +41,16 @@ pub struct Mixture {
 
 /// The mixture of `dataset shapes --split pretraining`.
 pub const PRETRAINING: Mixture = Mixture {
-    one_claim_changed: 0.22,
-    another_scene: 0.12,
+    one_claim_changed: 0.20,
+    another_scene: 0.10,
     partial: 0.10,
-    blurred: 0.06,
-    noisy: 0.05,
-    dull: 0.09,
-    cluttered: 0.20,
-    cut: 0.12,
-    misplaced: 0.12,
-    emblem: 0.33,
+    blurred: 0.04,
+    noisy: 0.04,
+    dull: 0.06,
+    cluttered: 0.26,
+    cut: 0.10,
+    misplaced: 0.10,
+    emblem: 0.30,
 };
 
 /// What a caption says about its image.

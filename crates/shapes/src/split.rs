@@ -1,15 +1,11 @@
-//! Which compositions training never sees.
+//! Which prompts a model is tuned on, and which it is asked about afterwards.
 //!
-//! A composition is the smallest thing that two words say together: a colour of a shape, a shape's place beside another, how many
-//! of a shape. `heldout.txt` lists those that no training caption has; each held-out prompt has exactly one.
+//! A base model of the [`pretraining`](crate::pretraining) mixture has seen every word with every other. *Held out* therefore means what
+//! neither a reward model nor reward training saw. What a prompt says decides, not how it says it: prompts of `validation` and `test` say
+//! nothing that a prompt of `feedback` says. Half of them also have a composition of `heldout.txt`, which no prompt of `feedback` has.
 //!
-//! The model that ships has never seen these compositions. What it was never trained on can still be learnt from feedback. For that, half
-//! of the held-out descriptions serve to ask for it (`feedback`, beside as many of training's), a quarter to choose settings (`validation`),
-//! a quarter to report (`test`): no description is in two of these, whichever way round or in which phrase it is said.
-//!
-//! A base model of the [`pretraining`](crate::pretraining) mixture has seen every composition. For it, held out means what neither reward
-//! models nor reward training saw: prompts of `tuning-validation` and `tuning-test` say nothing that a prompt of `tuning` says, in whichever
-//! words, and half of them have a listed composition, which no prompt of `tuning` has.
+//! A composition is the smallest thing that two words say together: a colour of a shape, a shape's place beside another, how many of a
+//! shape.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -23,27 +19,20 @@ use crate::words::{Color, Relation, Shape};
 /// The list, one composition per line.
 pub const HELDOUT: &str = include_str!("../heldout.txt");
 
-/// A part of the world.
+/// A part of the world. Its number is that of its random stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// What base models are trained on.
-    Train,
-    /// What a base model is evaluated on.
-    Heldout,
-    /// What reward models and reinforcement learn from: half of it held out from the base model's training.
-    Feedback,
-    /// Held out from feedback too, to choose settings with.
-    Validation,
+    /// Clean images under true captions, none with a listed composition: for the autoencoder and the first stage of the base model.
+    Train = 0,
+    /// Every description, for base models: neither all captions nor all images of the [`pretraining`](crate::pretraining) mixture are true
+    /// or clean.
+    Pretraining = 5,
+    /// What reward models, reward training and fine-tuning may see: nothing that has a listed composition.
+    Feedback = 6,
+    /// Held out from feedback, to choose settings with.
+    Validation = 7,
     /// Held out from feedback and from the choice of settings, to report.
-    Test,
-    /// Every description, for base models of the [`pretraining`](crate::pretraining) mixture, whose captions and images are not all true.
-    Pretraining,
-    /// What reward models, reward training and fine-tuning of such a base model may see: nothing that has a listed composition.
-    Tuning,
-    /// Held out from that, to choose settings with.
-    TuningValidation,
-    /// Held out from that and from the choice of settings, to report.
-    TuningTest,
+    Test = 8,
 }
 
 /// Two words together.
@@ -122,33 +111,26 @@ fn lot(description: &Description) -> u64 {
 }
 
 impl Split {
-    /// A description of this split. Held-out ones have one held-out composition, of each category as often.
+    /// A description of this split.
     pub fn draw(self, rng: &mut impl Rng) -> Description {
-        let trained_on = match self {
-            Self::Pretraining => return Description::draw(rng),
-            Self::Tuning | Self::TuningValidation | Self::TuningTest => return self.prompt(rng).0,
-            Self::Train => true,
-            Self::Feedback => pick(rng, &[true, false]),
-            Self::Heldout | Self::Validation | Self::Test => false,
-        };
-        let wanted = pick(rng, &["color", "relation", "count"]);
-        loop {
-            let description = Description::draw(rng);
-            match &heldout_of(&description)[..] {
-                [] if trained_on => return description,
-                [composition] if !trained_on && composition.category() == wanted && self.has(&description) => return description,
-                _ => {}
+        match self {
+            Self::Pretraining => Description::draw(rng),
+            Self::Train => {
+                // A number that nothing needs any more, so that a seed gives the images that it always gave.
+                pick(rng, &[0, 1, 2]);
+                std::iter::repeat_with(|| Description::draw(rng)).find(|drawn| heldout_of(drawn).is_empty()).expect("most have none")
             }
+            Self::Feedback | Self::Validation | Self::Test => self.prompt(rng).0,
         }
     }
 
     /// A description of this split and a caption of it, which may leave out a little.
     pub fn prompt(self, rng: &mut impl Rng) -> (Description, String) {
         let lots = match self {
-            Self::Tuning => 0..2,
-            Self::TuningValidation => 2..3,
-            Self::TuningTest => 3..4,
-            _ => {
+            Self::Feedback => 0..2,
+            Self::Validation => 2..3,
+            Self::Test => 3..4,
+            Self::Train | Self::Pretraining => {
                 let description = self.draw(rng);
                 let caption = description.phrase(rng);
                 return (description, caption);
@@ -156,7 +138,7 @@ impl Split {
         };
         // What the caption says decides, so that no two of these splits have a prompt in common.
         let wanted = pick(rng, &["color", "relation", "count"]);
-        let is_listed = self != Self::Tuning && rng.random_bool(0.5);
+        let is_listed = self != Self::Feedback && rng.random_bool(0.5);
         loop {
             let description = Description::draw(rng);
             let is_wanted = match heldout_of(&description)[..] {
@@ -171,46 +153,27 @@ impl Split {
         }
     }
 
-    /// By which kind results are reported: the category of the held-out composition; of the splits of tuning, also what else is described.
+    /// By which kind results are reported: the category of the listed composition, or what is described.
     pub fn category(self, description: &Description) -> Option<String> {
-        let listed = match heldout_of(description)[..] {
-            [composition] => Some(composition.category()),
-            _ => None,
-        };
-        if !matches!(self, Self::Tuning | Self::TuningValidation | Self::TuningTest) {
-            return listed.map(String::from);
+        if !matches!(self, Self::Feedback | Self::Validation | Self::Test) {
+            return None;
         }
-        let others = match &description.groups[..] {
-            [group] if group.count == 1 => "one object",
-            [_] => "several of a kind",
-            _ => "two in a relation",
-        };
-        Some(listed.map_or(others.into(), |category| format!("held-out {category}")))
-    }
-
-    /// Whether a held-out description is of this split.
-    fn has(self, description: &Description) -> bool {
-        match self {
-            Self::Heldout => true,
-            Self::Feedback => lot(description) < 2,
-            Self::Validation => lot(description) == 2,
-            Self::Test => lot(description) == 3,
-            _ => false,
-        }
+        Some(match (&heldout_of(description)[..], &description.groups[..]) {
+            ([composition], _) => format!("held-out {}", composition.category()),
+            (_, [group]) if group.count == 1 => "one object".into(),
+            (_, [_]) => "several of a kind".into(),
+            _ => "two in a relation".into(),
+        })
     }
 
     /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
-            Self::Heldout => "heldout",
+            Self::Pretraining => "pretraining",
             Self::Feedback => "feedback",
             Self::Validation => "validation",
             Self::Test => "test",
-            Self::Pretraining => "pretraining",
-            Self::Tuning => "tuning",
-            Self::TuningValidation => "tuning-validation",
-            Self::TuningTest => "tuning-test",
         }
     }
 }

@@ -264,10 +264,11 @@ impl TrainConfig {
     }
 
     /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
-    /// Previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change, and where
+    /// Workers, previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change, and where
     /// and how fast a reward outside the program is asked.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 10] = [
+        const FREE: [&str; 11] = [
+            "run.workers",
             "vae.slicing",
             "checkpoint",
             "guard",
@@ -360,6 +361,13 @@ impl Validate for TrainConfig {
         }
         self.sentinel_findings(findings);
         let algorithm = self.algo.chosen();
+        if self.run.workers > 1 && !matches!(algorithm.driver(), Driver::Reward(_)) {
+            findings.push(format!(
+                "run.workers is for algorithms that learn from a reward; [algo.{}] is another kind (sft and reward_model have workers of their own, \
+                 algo.sft.workers and algo.reward_model.workers); remove it",
+                self.algo.name()
+            ));
+        }
         algorithm.driver().findings(self, findings);
         algorithm.findings(self, findings);
     }

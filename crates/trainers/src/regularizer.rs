@@ -2,6 +2,7 @@
 //! and its users miss it.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -102,7 +103,7 @@ pub enum Regularizer {
         /// The images and their captions.
         folder: ImageFolder,
         /// The order in which the images are used.
-        order: ShuffledOrder,
+        order: Mutex<ShuffledOrder>,
         /// Factor of the loss.
         weight: f64,
     },
@@ -143,7 +144,7 @@ impl Regularizer {
                 let options = ImageFolderOptions { on_problem: *on_problem, ..ImageFolderOptions::default() };
                 let folder = ImageFolder::open(folder, &options)?;
                 let order = ShuffledOrder::new(folder.entries.len(), noise, Purpose::IMAGE_ORDER);
-                Self::Images { folder, order, weight: *weight }
+                Self::Images { folder, order: Mutex::new(order), weight: *weight }
             }
             RegularizerConfig::BasePredictions(BasePredictions { weight }) => Self::BasePredictions(*weight),
             RegularizerConfig::None(_) => Self::None,
@@ -167,7 +168,7 @@ impl Regularizer {
     /// # Errors
     /// When an image cannot be read.
     pub fn loss<D: Denoiser>(
-        &mut self,
+        &self,
         model: &Trainable<D>,
         environment: &Environment<D>,
         scheduler: &dyn Scheduler,
@@ -194,7 +195,7 @@ impl Regularizer {
             }
             Self::Images { folder, order, weight } => {
                 let rows = prompts.len();
-                let entries = order.entries((draw.number - 1) * rows as u64, rows);
+                let entries = order.lock().unwrap_or_else(PoisonError::into_inner).entries((draw.number - 1) * rows as u64, rows);
                 let (images, captions) = profile::time(Stage::Io, || read_images(folder, &entries, size, pipeline.device()))?;
                 let batch = DenoisingBatch { images, captions: &captions, size };
                 Ok(Some(batch.loss(model, pipeline, scheduler, draw) * *weight))

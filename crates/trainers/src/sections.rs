@@ -78,6 +78,17 @@ pub struct RunSection {
     pub seed: u64,
     /// Optimizer updates, at least 1.
     pub num_train_steps: u64,
+    /// Micro-batches of an update (and, of a rollout, batches of images) that are computed side by side on the CPU, each on its share of the
+    /// cores; at least 1 (1). Faster where the network is small; the results do not depend on it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub workers: usize,
+}
+
+/// As many threads as any machine has cores.
+const MOST_WORKERS: usize = 1024;
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
 }
 
 /// `[model]`: the model to train, and which of its weights.
@@ -286,7 +297,7 @@ fn sixteen() -> u32 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptsSection {
-    /// A prompt file: .txt, .json, .jsonl, .tsv or .parquet.
+    /// A prompt file (.txt, .json, .jsonl, .tsv or .parquet), a folder with metadata.jsonl, or `embedded:shapes/feedback`.
     pub file: Option<PathBuf>,
     /// The prompts themselves, instead of a file.
     #[serde(default)]
@@ -377,6 +388,9 @@ fn find(wrong: bool, findings: &mut Vec<String>, finding: impl FnOnce() -> Strin
 impl Validate for RunSection {
     fn findings(&self, findings: &mut Vec<String>) {
         find(self.num_train_steps == 0, findings, || "run.num_train_steps is 0; expected at least 1".into());
+        find(!(1..=MOST_WORKERS).contains(&self.workers), findings, || {
+            format!("run.workers is {}; expected 1 to {MOST_WORKERS}, at most one per core", self.workers)
+        });
     }
 }
 

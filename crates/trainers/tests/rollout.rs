@@ -9,6 +9,7 @@ use vp_core::noise::Noise;
 use vp_core::run_dir::RunDir;
 use vp_trainers::assembly::{Assembled, Assembly, RewardDrivenRun, assemble};
 use vp_trainers::config::TrainConfig;
+use vp_trainers::optim::Workers;
 use vp_trainers::policy::rollout::{NoiseWindow, Rollout, RolloutPlan};
 use vp_trainers::policy::walk::Position;
 use vp_trainers::run::journal::{Journal, Silent};
@@ -34,7 +35,7 @@ fn rollout(assembled: &mut RewardDrivenRun, plan: &RolloutPlan<'_>, epoch: u64) 
     let folder = TempDir::new().unwrap();
     let journal = |_| Ok(Journal::new(RunDir::create(&folder.path().join("run"), "")?, Silent));
     let mut run = Run::new(assembled.model(), assembled.outline.settings.clone(), Start::default(), journal).unwrap();
-    let mut rollout = Rollout::sample(&mut run, &mut assembled.environment, plan, epoch).unwrap();
+    let mut rollout = Rollout::sample(&mut run, &mut assembled.environment, plan, &Workers::new(2).unwrap(), epoch).unwrap();
     rollout.score(&mut run, &assembled.environment, plan).unwrap();
     rollout
 }

@@ -150,7 +150,7 @@ pub struct AgreementArgs {
 /// `dataset shapes`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/heldout --n 400 --split heldout --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i depends on the seed, the split and i alone. To continue an interrupted folder, give the same command again; the parts drawn by several machines make up the whole."
+    after_help = "Examples:\n  visionprefer dataset shapes --out data/shapes --n 20000\n  visionprefer dataset shapes --out data/test --n 400 --split test --shard 1/4\n  visionprefer dataset shapes --out data/candidates --n 4000 --per-caption 6\n\nImage i depends on the seed, the split and i alone. To continue an interrupted folder, give the same command again; the parts drawn by several machines make up the whole."
 )]
 pub struct ShapesArgs {
     /// The folder for the images and their metadata.jsonl
@@ -180,38 +180,26 @@ pub struct ShapesArgs {
 /// A part of the world of shapes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum SplitArg {
-    /// To train a base model on clean images with true captions
+    /// Clean images with true captions, without the listed combinations: for an autoencoder
     Train,
-    /// Captions with a combination of words that `train` never has
-    Heldout,
-    /// To learn from feedback: half training captions, half held-out ones
-    Feedback,
-    /// Held out from feedback too, to choose settings with
-    Validation,
-    /// Held out from everything else, for reported results
-    Test,
     /// To train a base model as on the web: every combination, a share of wrong captions and of spoilt images
     Pretraining,
-    /// To tune such a base model: captions without the listed combinations
-    Tuning,
-    /// Says nothing that tuning says, half of it with a listed combination; to choose settings with
-    TuningValidation,
+    /// To learn from feedback and to tune: captions without the listed combinations
+    Feedback,
+    /// Says nothing that feedback says, half of it with a listed combination; to choose settings with
+    Validation,
     /// Says nothing that the other two say; for reported results
-    TuningTest,
+    Test,
 }
 
 impl From<SplitArg> for Split {
     fn from(split: SplitArg) -> Self {
         match split {
             SplitArg::Train => Self::Train,
-            SplitArg::Heldout => Self::Heldout,
+            SplitArg::Pretraining => Self::Pretraining,
             SplitArg::Feedback => Self::Feedback,
             SplitArg::Validation => Self::Validation,
             SplitArg::Test => Self::Test,
-            SplitArg::Pretraining => Self::Pretraining,
-            SplitArg::Tuning => Self::Tuning,
-            SplitArg::TuningValidation => Self::TuningValidation,
-            SplitArg::TuningTest => Self::TuningTest,
         }
     }
 }

@@ -137,7 +137,7 @@ impl Annotation<'_> {
         match (&args.records, &args.prompts) {
             (Some(path), None) => Ok(records(path, args)?),
             (None, Some(path)) => {
-                let prompts = read_prompts(path).map_err(anyhow::Error::from)?;
+                let prompts = embedded::prompts(path)?;
                 let prompts = if args.polish { self.polished(prompts)? } else { prompts };
                 let section = self.config.sampling.clone().unwrap_or_default();
                 if args.dry_run {

@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use vp_data::{
-    ImageEntry, ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, read_prompts, write_png,
-};
+use vp_data::{ImageEntry, ImageFolder, ImageFolderOptions, NearDuplicate, OnProblem, Prompt, RgbImage, near_duplicates, write_png};
 use vp_evaluation::comparison::ImageResult;
 use vp_evaluation::pixels::PixelStats;
 use vp_models::pipeline::{ModelFolder, ModelOptions};
@@ -102,7 +100,7 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
     }
     let sides = sides(&args)?;
     let prompts = match (&args.prompts, &args.base_images) {
-        (Some(path), None) => read_prompts(path)?,
+        (Some(path), None) => embedded::prompts(path)?,
         (None, Some(folder)) => captions(folder)?,
         _ => bail!("expected --prompts FILE, or --base-images and --tuned-images"),
     };
@@ -119,7 +117,7 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
     }
     let mut training = Vec::new();
     for path in &args.train_prompts {
-        training.extend(read_prompts(path)?.into_iter().map(|prompt| prompt.text));
+        training.extend(embedded::prompts(path)?.into_iter().map(|prompt| prompt.text));
     }
     let held_out: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
     let leaks = near_duplicates(&held_out, &training);

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::atomic;
 use vp_core::noise::{Noise, Purpose, chain_step};
 use vp_core::profile::{self, Stage};
-use vp_data::{Parameters, from_tensor, read_prompts, write_png};
+use vp_data::{Parameters, from_tensor, write_png};
 use vp_models::denoiser::Denoiser;
 use vp_models::number_format::is_cpu;
 use vp_models::pipeline::Trainable;
@@ -77,7 +77,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
         }
     }
     let prompts = match &args.prompts {
-        Some(path) => read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
+        Some(path) => embedded::prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
         None => args.prompt.clone(),
     };
     let num_images = prompts.len().checked_mul(args.num_images).filter(|count| *count <= MOST_IMAGES).with_context(|| {

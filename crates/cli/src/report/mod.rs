@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vp_core::{atomic, config, input_file};
-use vp_data::{near_duplicates, read_prompts};
+use vp_data::near_duplicates;
 use vp_evaluation::report::{LeakPanel, Report, SentinelPanel};
 use vp_evaluation::sentinel::findings;
 use vp_trainers::config::TrainConfig;
@@ -19,6 +19,7 @@ use vp_trainers::run::sentinel::{WATCH, Watch};
 pub use self::leaks::panel as leak_panel;
 pub use self::pairs::ResultsByImage;
 use self::previews::Previews;
+use crate::embedded;
 use crate::terminal::{say, warn};
 
 /// How many pairs of images a report shows, besides those that changed most.
@@ -111,7 +112,7 @@ fn panel(Watch { config, looks }: &Watch) -> anyhow::Result<SentinelPanel> {
 fn leaks(config: &TrainConfig, held_out: &[String]) -> Option<LeakPanel> {
     let prompts = config.prompts.as_ref()?;
     let training: Vec<String> = match &prompts.file {
-        Some(path) => read_prompts(path).ok()?.into_iter().map(|prompt| prompt.text).collect(),
+        Some(path) => embedded::prompts(path).ok()?.into_iter().map(|prompt| prompt.text).collect(),
         None => prompts.list.clone(),
     };
     Some(leak_panel(held_out, &training, &near_duplicates(held_out, &training)))

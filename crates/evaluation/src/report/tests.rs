@@ -189,6 +189,21 @@ fn every_number_comes_with_its_interval_and_n() {
 }
 
 #[test]
+fn a_summary_fits_on_a_screen_and_its_columns_stand_below_each_other() {
+    let summary = hostile().to_summary();
+    assert!(summary.lines().count() <= 50, "{summary}");
+    let head = summary.lines().find(|line| line.trim_start().starts_with("reward ")).expect("a row of heads");
+    let at = |line: &str, byte: usize| line[..byte].chars().count();
+    let column = at(head, head.find("baseline").expect("a column of the baseline"));
+    let rows: Vec<&str> = summary.lines().skip_while(|line| *line != head).skip(1).take_while(|line| line.starts_with("  ")).collect();
+    assert!(!rows.is_empty(), "{summary}");
+    for row in rows {
+        let before: Vec<char> = row.chars().skip(column - 2).take(2).collect();
+        assert_eq!(before, [' ', ' '], "{summary}");
+    }
+}
+
+#[test]
 fn what_was_not_measured_is_said() {
     let html = Report { title: "Nothing".into(), ..Report::default() }.to_html();
     tags(&html);

@@ -12,9 +12,9 @@ pub struct Example {
     pub caption: Description,
 }
 
-/// One from both splits by turns.
+/// Of any description, or of one without a listed composition, by turns.
 pub fn example(i: usize, rng: &mut impl Rng) -> Example {
-    let description = if i.is_multiple_of(2) { Split::Train } else { Split::Heldout }.draw(rng);
+    let description = if i.is_multiple_of(2) { Split::Train } else { Split::Pretraining }.draw(rng);
     let scene = Scene::of(&description, rng);
     let caption = Description::parse(&description.phrase(rng)).expect("a phrasing is a caption");
     Example { scene, caption }

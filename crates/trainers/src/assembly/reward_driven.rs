@@ -44,7 +44,7 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
 
     // Small files first.
     let (folder, size) = parts.folder(preview.guidance_scale)?;
-    let texts = texts(prompts).in_section("[prompts]")?;
+    let texts = texts(parts, prompts).in_section("[prompts]")?;
     let regularizer = config.regularizer.clone().unwrap_or_else(|| algorithm.default_regularizer());
     let regularizer = Regularizer::new(&resolved_regularizer(parts, regularizer)?, noise).in_section("[regularizer]")?;
     let reward_config = resolved_reward(parts, reward).in_section("[reward]")?;
@@ -114,9 +114,14 @@ impl Assembled for RewardDrivenRun {
     }
 }
 
-fn texts(section: &PromptsSection) -> Result<Vec<String>, Error> {
+fn texts(parts: &Parts<'_>, section: &PromptsSection) -> Result<Vec<String>, Error> {
     Ok(match &section.file {
-        Some(path) => read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect(),
+        Some(path) => {
+            // A file's name may look like a hub id, which is what other paths are resolved to.
+            let is_embedded = path.to_str().is_some_and(|name| name.starts_with("embedded:"));
+            let path = if is_embedded { (parts.resolve)(path)? } else { path.clone() };
+            read_prompts(path)?.into_iter().map(|prompt| prompt.text).collect()
+        }
         None => section.list.clone(),
     })
 }

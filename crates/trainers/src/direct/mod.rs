@@ -33,7 +33,7 @@ use crate::denoising::sample_numbers;
 use crate::environment::{Environment, ScoredImages};
 use crate::non_finite;
 use crate::regularizer::Visited;
-use crate::run::{Batch, Draw, Run, Values, values};
+use crate::run::{Batch, Draw, Observed, Run, Values, values};
 
 /// How a step calls the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,15 +103,19 @@ pub struct StartingPoint {
 }
 
 impl StartingPoint {
-    /// Takes the prompts of `batch`, encodes them, and draws the noise to start from.
-    pub fn new<D: Denoiser>(run: &Run<Trainable<D>>, environment: &mut Environment<D>, batch: Batch, sampling: Sampling<'_>) -> Self {
+    /// Encodes `prompts` with the text encoder of `model`, if that trains, and draws the noise to start from.
+    fn new<D: Denoiser>(
+        model: &Trainable<D>,
+        environment: &Environment<D>,
+        prompts: Vec<String>,
+        draw: Draw,
+        sampling: Sampling<'_>,
+    ) -> Self {
         let Sampling { batch_size, guidance_scale, negative_prompt } = sampling;
-        let prompts = environment.prompts.of_batch(batch.index, batch_size);
-        let Environment { pipeline, size, .. } = &*environment;
+        let Environment { pipeline, size, .. } = environment;
         let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: *size };
-        let guidance = pipeline.encode(&run.model.text(&pipeline.text), &request);
-        let (draw, device) = (run.draw(batch), pipeline.device().clone());
-        let samples = sample_numbers(batch_size);
+        let guidance = pipeline.encode(&model.text(&pipeline.text), &request);
+        let (device, samples) = (pipeline.device().clone(), sample_numbers(batch_size));
         let latents = draw.noise.normal(Purpose::INITIAL_LATENTS, draw.number, &samples, pipeline.latent_shape(*size), &device);
         Self { prompts, guidance, latents, draw, device }
     }
@@ -228,13 +232,13 @@ impl<D: Denoiser> TapedChain<'_, D> {
 
 /// A micro-batch that has been sampled and scored, with its losses.
 #[derive(Debug)]
-pub struct ScoredBatch<'a> {
+pub struct ScoredBatch {
     /// The inputs of the micro-batch.
-    pub start: &'a StartingPoint,
+    pub start: StartingPoint,
     /// The points at which the chain took a step.
-    pub visited: &'a [Visited],
+    pub visited: Vec<Visited>,
     /// The latents that were decoded, `[b, c, h, w]`.
-    pub latents: &'a Tensor<4>,
+    pub latents: Tensor<4>,
     /// The decoded images, their rewards, and the values for the journal.
     pub scored: ScoredImages,
     /// The algorithm's loss without the regulariser, `[1]`.
@@ -243,27 +247,51 @@ pub struct ScoredBatch<'a> {
     pub regularization: Option<Tensor<1>>,
 }
 
-impl ScoredBatch<'_> {
-    /// Runs the backward pass. After the last micro-batch of an update, also clips the gradients, updates the weights and the moving
-    /// average, writes the journal, and draws a preview if one is due.
-    ///
-    /// # Errors
-    /// When a value is not finite, a reward fails, or the run's folder cannot be written.
-    pub fn backward<D: Denoiser>(
-        self,
-        run: &mut Run<Trainable<D>>,
-        environment: &Environment<D>,
-        scheduler: &dyn Scheduler,
-    ) -> Result<(), Error> {
-        let mut observed = self.scored.observed.clone();
-        observed.push(("regularizer".into(), self.regularization.as_ref().map_or_else(|| vec![0.0].into(), Values::from)));
-        let loss = match &self.regularization {
+/// Trains until the run has made all its updates. `compute` samples and scores a micro-batch with the given model; those of one update are
+/// computed side by side. After an update's last: clip, step, moving average, journal, and a preview if one is due.
+///
+/// # Errors
+/// When the run is interrupted, a value is not finite, a reward fails, or the run's folder cannot be written.
+pub fn train<D: Denoiser>(
+    run: &mut Run<Trainable<D>>,
+    environment: &mut Environment<D>,
+    sampling: Sampling<'_>,
+    compute: impl Fn(&Trainable<D>, &Environment<D>, &mut dyn Scheduler, StartingPoint) -> Result<ScoredBatch, Error> + Sync,
+) -> Result<(), Error> {
+    let (scheduler, workers) = (environment.scheduler()?, run.workers(environment.pipeline.device())?);
+    environment.preview_at_start(run)?;
+    while let Some(batches) = run.next_batches(workers.count())? {
+        let prompts = |batch: &Batch| environment.prompts.of_batch(batch.index, sampling.batch_size);
+        let prompts: Vec<Vec<String>> = batches.iter().map(prompts).collect();
+        let items: Vec<(Draw, Vec<String>)> = batches.iter().map(|batch| run.draw(*batch)).zip(prompts).collect();
+        run.count_images(items.len() * sampling.batch_size);
+        let shared = &*environment;
+        let compute = |model: &Trainable<D>, (draw, prompts): (Draw, Vec<String>)| {
+            let start = StartingPoint::new(model, shared, prompts, draw, sampling);
+            let batch = compute(model, shared, &mut *shared.scheduler()?, start)?;
+            Ok((batch.total(), batch.observed(), batch))
+        };
+        let blame = |model: &Trainable<D>, batch: &ScoredBatch| batch.first_non_finite(model, &*scheduler);
+        let updated = run.backward_side_by_side(&workers, items, compute, blame)?;
+        environment.preview_if_due(run, updated)?;
+    }
+    Ok(())
+}
+
+impl ScoredBatch {
+    /// The loss that is back-propagated, `[1]`.
+    fn total(&self) -> Tensor<1> {
+        match &self.regularization {
             Some(regularization) => self.loss.clone() + regularization.clone(),
             None => self.loss.clone(),
-        };
-        run.count_images(self.start.prompts.len());
-        let updated = run.backward(loss, observed, &|model: &Trainable<D>| self.first_non_finite(model, scheduler))?;
-        environment.preview_if_due(run, updated)
+        }
+    }
+
+    /// The values for the journal.
+    fn observed(&self) -> Observed {
+        let mut observed = self.scored.observed.clone();
+        observed.push(("regularizer".into(), self.regularization.as_ref().map_or_else(|| vec![0.0].into(), Values::from)));
+        observed
     }
 
     /// The first tensor that is not finite, in the order in which they were computed.
@@ -276,7 +304,7 @@ impl ScoredBatch<'_> {
         let input = scheduler.scale_model_input(latents.clone(), &vec![*step; rows]);
         let timesteps = vec![scheduler.timesteps()[*step] as f32; rows];
         let in_network = non_finite::in_prediction(&model.denoiser, input, &timesteps, &self.start.guidance.conditional);
-        let decoded = [("the latents to decode", self.latents), ("the decoded images", &self.scored.images)];
+        let decoded = [("the latents to decode", &self.latents), ("the decoded images", &self.scored.images)];
         in_network.or_else(|| non_finite::first_of(decoded)).or_else(|| {
             let rewards = values(&self.scored.rewards);
             (!rewards.iter().all(|reward| reward.is_finite())).then(|| format!("the reward ({rewards:?})"))

@@ -22,7 +22,7 @@ use vp_models::pipeline::Trainable;
 use crate::Error;
 use crate::algorithm::{Algorithm, Driver, RewardDriven};
 use crate::config::TrainConfig;
-use crate::direct::{Call, Sampling, ScoredBatch, StartingPoint, TapedChain};
+use crate::direct::{self, Call, Sampling, ScoredBatch, TapedChain};
 use crate::environment::Environment;
 use crate::losses::refl_loss;
 use crate::regularizer::{Regularizer, SampledBatch};
@@ -68,16 +68,14 @@ impl Default for Refl {
 impl<D: Denoiser> RewardDriven<D> for Refl {
     /// Algorithm 1.
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, regularizer: &mut Regularizer) -> Result<(), Error> {
-        let mut scheduler = environment.scheduler()?;
-        environment.preview_at_start(run)?;
-        while let Some(batch) = run.next_batch()? {
-            // 1. Prompts to embeddings, and the noise x_T to start from.
-            let start = StartingPoint::new(run, environment, batch, self.sampling());
+        let regularizer = &*regularizer;
+        direct::train(run, environment, self.sampling(), |model, environment, scheduler, start| {
+            // 1. `start` has prompts, their embeddings, and the noise x_T to start from.
 
             // 2. A random late step t: the steps before it without gradient, step t with gradient, to its prediction of the clean latents
             // x_0.
             let mid_step = start.draw.integer(MID_TIMESTEP, self.min_mid_step, self.max_mid_step);
-            let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
+            let mut chain = start.chain(&model.denoiser, scheduler);
             let latents = predict_clean_latents(&mut chain, start.latents.clone(), mid_step);
             let visited = chain.visited;
 
@@ -87,13 +85,11 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
 
             // 4. L_pre, on the same tape.
             let sampled = SampledBatch { visited: &visited, prompts: &start.prompts, size: environment.size };
-            let regularization = regularizer.loss(&run.model, environment, &*scheduler, sampled, start.draw)?;
+            let regularization = regularizer.loss(model, environment, scheduler, sampled, start.draw)?;
 
-            // 5. Backward; after the last micro-batch of an update: clip, step, moving average, journal, preview.
-            let scored_batch = ScoredBatch { start: &start, visited: &visited, latents: &latents, scored, loss, regularization };
-            scored_batch.backward(run, environment, &*scheduler)?;
-        }
-        Ok(())
+            // 5. Then `train` goes backward.
+            Ok(ScoredBatch { start, visited, latents, scored, loss, regularization })
+        })
     }
 
     fn arithmetic(&self, config: &TrainConfig) -> String {

@@ -6,7 +6,7 @@ use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::direct::{Call, End, Sampling, ScoredBatch, StartingPoint, TapedChain};
+use crate::direct::{self, Call, End, Sampling, ScoredBatch, StartingPoint, TapedChain};
 use crate::environment::Environment;
 use crate::losses::reward_loss;
 use crate::regularizer::{Regularizer, SampledBatch};
@@ -41,20 +41,18 @@ pub trait ThroughSampling {
 /// # Errors
 /// When the run is interrupted, a value is not finite, a reward fails, or the run's folder cannot be written.
 pub fn train<D: Denoiser>(
-    algorithm: &impl ThroughSampling,
+    algorithm: &(impl ThroughSampling + Sync),
     run: &mut Run<Trainable<D>>,
     environment: &mut Environment<D>,
     regularizer: &mut Regularizer,
 ) -> Result<(), Error> {
-    let mut scheduler = environment.scheduler()?;
-    environment.preview_at_start(run)?;
-    while let Some(batch) = run.next_batch()? {
-        // 1. Prompts to embeddings, and the noise to start from.
-        let start = StartingPoint::new(run, environment, batch, algorithm.sampling());
+    let regularizer = &*regularizer;
+    direct::train(run, environment, algorithm.sampling(), |model, environment, scheduler, start| {
+        // 1. `start` has prompts, their embeddings, and the noise to start from.
 
         // 2. Sample from noise to latents, with the calls that the algorithm chooses.
         let calls = algorithm.calls(scheduler.timesteps().len(), start.draw);
-        let mut chain = start.chain(&run.model.denoiser, &mut *scheduler);
+        let mut chain = start.chain(&model.denoiser, scheduler);
         let latents = chain.run(start.latents.clone(), &calls, algorithm.end());
         let further = algorithm.further_samples(&chain, &latents, &start);
         let visited = chain.visited;
@@ -69,13 +67,11 @@ pub fn train<D: Denoiser>(
 
         // 4. Add the regulariser, on the same tape.
         let sampled = SampledBatch { visited: &visited, prompts: &start.prompts, size: environment.size };
-        let regularization = regularizer.loss(&run.model, environment, &*scheduler, sampled, start.draw)?;
+        let regularization = regularizer.loss(model, environment, scheduler, sampled, start.draw)?;
 
-        // 5. Backward; after the last micro-batch of an update: clip, step, moving average, journal, preview.
-        let scored_batch = ScoredBatch { start: &start, visited: &visited, latents: &latents, scored, loss, regularization };
-        scored_batch.backward(run, environment, &*scheduler)?;
-    }
-    Ok(())
+        // 5. Then `train` goes backward.
+        Ok(ScoredBatch { start, visited, latents, scored, loss, regularization })
+    })
 }
 
 /// The mean loss over several samples of each prompt, with rewards `[b]` per sample → `[1]`.

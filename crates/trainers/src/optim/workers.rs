@@ -39,6 +39,14 @@ impl Workers {
         Self::new(if is_cpu(device) { count } else { 1 })
     }
 
+    /// A worker per core on the CPU, but at most `most` and at least one; on another device one.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn one_per_core(device: &Device, most: usize) -> Result<Self, Error> {
+        Self::on(device, rayon::current_num_threads().min(most).max(1))
+    }
+
     /// The number of workers.
     pub fn count(&self) -> usize {
         self.pools.len()

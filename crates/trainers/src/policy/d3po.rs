@@ -23,9 +23,9 @@ use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, trained_steps};
+use crate::policy::{EpochKnobs, Minibatch, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
-use crate::run::{Run, Values};
+use crate::run::{Batch, Run, Values};
 
 /// The knobs of `[algo.d3po]`. The defaults are those of the d3po code.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,16 +72,19 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
         let (scheduler, plan) = (environment.scheduler()?, self.plan());
         let walk = self.walk(run.noise, scheduler.timesteps().len());
         let device = environment.pipeline.device().clone();
+        let workers = run.workers(&device)?;
         environment.preview_at_start(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
-        while let Some(batch) = run.next_batch()? {
-            let pairs = walk.at(batch.index);
-            let at = both_of_each(&pairs);
+        while let Some(batches) = run.next_batches(workers.count())? {
+            // An update's micro-batches are of one epoch.
+            let places: Vec<Position> = batches.iter().map(|batch| walk.at(batch.index)).collect();
+            let epoch = places[0].epoch;
+            let ends_epoch = places.iter().any(|at| at.ends_epoch);
 
-            if rollout.epoch != Some(at.epoch) {
+            if rollout.epoch != Some(epoch) {
                 // 1. Sample two images of each prompt from the same latents, off the tape.
-                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
+                rollout = Rollout::sample(run, environment, &plan, &workers, epoch)?;
 
                 // 2. Score them.
                 rollout.score(run, environment, &plan)?;
@@ -96,32 +99,36 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
                 rollout.save(&mut run.memory, &device);
             }
 
-            // 4. How much likelier the sampled steps are under the policy than under the base model.
-            let minibatch = rollout.minibatch(environment, &at);
-            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
-            let reference = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
-            let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample.clone());
+            run.count_images(places.iter().filter(|at| at.begins_minibatch).map(|at| 2 * at.items.len()).sum());
+            let (shared, rolled_out) = (&*environment, &rollout);
+            let compute = |model: &Trainable<D>, (batch, pairs): (Batch, Position)| {
+                let (scheduler, at) = (shared.scheduler()?, both_of_each(&pairs));
 
-            // 5. The loss: −log σ of how much that favours the preferred image of each pair.
-            let num_pairs = pairs.items.len();
-            let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
-            let preferred = Tensor::<1>::from_data(preferred.as_slice(), &device).reshape([num_pairs, 2]);
-            let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
-            let clipped = (log_ratios.without_autodiff().exp() - 1.0).abs().greater_elem(self.clip_range).float();
-            let kl = transition_kl(&policy, &reference);
-            let mut observed = vec![("clipfrac".to_string(), Values::from(&clipped)), ("kl".into(), Values::from(&kl))];
-            if batch.begins_update {
-                observed.extend(rollout.observed());
-            }
-            if at.begins_minibatch {
-                run.count_images(at.items.len());
-            }
+                // 4. How much likelier the sampled steps are under the policy than under the base model.
+                let minibatch = rolled_out.minibatch(shared, &at);
+                let policy = minibatch.transition(model, shared, &plan, &*scheduler);
+                let reference = minibatch.transition(&shared.base, shared, &plan, &*scheduler);
+                let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample.clone());
+
+                // 5. The loss: −log σ of how much that favours the preferred image of each pair.
+                let num_pairs = pairs.items.len();
+                let preferred: Vec<f32> = at.items.iter().map(|image| rolled_out.advantages[*image]).collect();
+                let preferred = Tensor::<1>::from_data(preferred.as_slice(), &log_ratios.device()).reshape([num_pairs, 2]);
+                let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
+                let clipped = (log_ratios.without_autodiff().exp() - 1.0).abs().greater_elem(self.clip_range).float();
+                let kl = transition_kl(&policy, &reference);
+                let mut observed = vec![("clipfrac".to_string(), Values::from(&clipped)), ("kl".into(), Values::from(&kl))];
+                if batch.begins_update {
+                    observed.extend(rolled_out.observed());
+                }
+                Ok((loss, observed, minibatch))
+            };
 
             // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
             //    average, journal, and a preview if one is due.
-            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
-            let updated = run.backward(loss, observed, &blame)?;
-            if at.ends_epoch {
+            let blame = |model: &Trainable<D>, minibatch: &Minibatch| minibatch.first_non_finite(model, shared, &*scheduler);
+            let updated = run.backward_side_by_side(&workers, batches.into_iter().zip(places).collect(), compute, blame)?;
+            if ends_epoch {
                 rollout = Rollout::default();
                 Rollout::forget(&mut run.memory);
             }

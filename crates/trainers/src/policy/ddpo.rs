@@ -36,9 +36,9 @@ use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_k
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
 use crate::policy::rollout::{NoiseWindow, Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, trained_steps};
+use crate::policy::{EpochKnobs, Minibatch, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
-use crate::run::{Draw, Observed, Run, Values, values};
+use crate::run::{Batch, Draw, Observed, Run, Values, values};
 
 /// How far a ratio may be from 1 before the first update of a rollout, on the CPU in f32, where rounding makes about 1e-6.
 const ON_POLICY: f64 = 1e-5;
@@ -115,16 +115,19 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
         let device = environment.pipeline.device().clone();
         // Whether sampling and training round alike.
         let exact = is_cpu(&device) && environment.pipeline.formats.model == NumberFormat::F32;
-        let mut warned = false;
+        let (mut warned, workers) = (false, run.workers(&device)?);
         environment.preview_at_start(run)?;
         let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
 
-        while let Some(batch) = run.next_batch()? {
-            let at = plan.in_windows(walk.at(batch.index), run.noise);
+        while let Some(batches) = run.next_batches(workers.count())? {
+            // An update's micro-batches are of one epoch.
+            let places: Vec<Position> = batches.iter().map(|batch| plan.in_windows(walk.at(batch.index), run.noise)).collect();
+            let epoch = places[0].epoch;
+            let ends_epoch = places.iter().any(|at| at.ends_epoch);
 
-            if rollout.epoch != Some(at.epoch) {
+            if rollout.epoch != Some(epoch) {
                 // 1. Sample images with the current policy, off the tape; keep every step's latents and log-probability.
-                rollout = Rollout::sample(run, environment, &plan, at.epoch)?;
+                rollout = Rollout::sample(run, environment, &plan, &workers, epoch)?;
                 if self.recompute_log_probs.unwrap_or(!exact) {
                     let apart = rollout.recompute_log_probs(run, environment, &plan, &*scheduler, self.train_batch_size)?;
                     if apart > self.clip_range / 2.0 && !warned {
@@ -148,52 +151,57 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
                 rollout.save(&mut run.memory, &device);
             }
 
-            // 4. The log-probability of the sampled steps under the current policy, each image at its own timestep.
-            let minibatch = rollout.minibatch(environment, &at);
-            let policy = minibatch.transition(&run.model, environment, &plan, &*scheduler);
-            let log_probs = policy.log_prob(minibatch.prev_sample.clone());
+            run.count_images(places.iter().filter(|at| at.begins_minibatch).map(|at| at.items.len()).sum());
+            let (noise, on_policy) = (run.noise, exact && rollout.updates == Some(run.updates()));
+            let (shared, rolled_out, regularizer) = (&*environment, &rollout, &*regularizer);
+            let compute = |model: &Trainable<D>, (batch, at): (Batch, Position)| {
+                let scheduler = shared.scheduler()?;
 
-            // 5. The clipped objective.
-            let advantages = self.clipped_advantages(&rollout, &at);
-            let advantages = Tensor::from_data(advantages.as_slice(), &device);
-            let policy_loss = self.objective.loss(log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
-            if exact && rollout.updates == Some(run.updates()) {
-                check_on_policy(&policy_loss, &at)?;
-            }
-            let mut told = told(&policy_loss);
-            let mut loss = policy_loss.loss.mean();
+                // 4. The log-probability of the sampled steps under the current policy, each image at its own timestep.
+                let minibatch = rolled_out.minibatch(shared, &at);
+                let policy = minibatch.transition(model, shared, &plan, &*scheduler);
+                let log_probs = policy.log_prob(minibatch.prev_sample.clone());
 
-            // 6. The KL from the base model, which is measured once per update even if it is not trained on.
-            if batch.begins_update || self.kl_weight > 0.0 {
-                let base = minibatch.transition(&environment.base, environment, &plan, &*scheduler);
-                let kl = transition_kl(&policy, &base);
-                told.push(("kl".into(), Values::from(&kl)));
-                if self.kl_weight > 0.0 {
-                    loss = loss + kl.mean() * self.kl_weight;
+                // 5. The clipped objective.
+                let advantages = self.clipped_advantages(rolled_out, &at);
+                let advantages = Tensor::from_data(advantages.as_slice(), &minibatch.log_probs.device());
+                let policy_loss = self.objective.loss(log_probs, minibatch.log_probs.clone(), advantages, self.clip_range);
+                if on_policy {
+                    check_on_policy(&policy_loss, &at)?;
                 }
-            }
+                let mut told = told(&policy_loss);
+                let mut loss = policy_loss.loss.mean();
 
-            // 7. The regulariser, once per minibatch, but with the weight of all its timesteps.
-            if at.begins_minibatch {
-                let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: environment.size };
-                let draw = Draw { noise: run.noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
-                if let Some(regularization) = regularizer.loss(&run.model, environment, &*scheduler, sampled, draw)? {
-                    told.push(("regularizer".into(), Values::from(&regularization)));
-                    loss = loss + regularization * walk.num_trained_steps as f64;
+                // 6. The KL from the base model, which is measured once per update even if it is not trained on.
+                if batch.begins_update || self.kl_weight > 0.0 {
+                    let base = minibatch.transition(&shared.base, shared, &plan, &*scheduler);
+                    let kl = transition_kl(&policy, &base);
+                    told.push(("kl".into(), Values::from(&kl)));
+                    if self.kl_weight > 0.0 {
+                        loss = loss + kl.mean() * self.kl_weight;
+                    }
                 }
-            }
+
+                // 7. The regulariser, once per minibatch, but with the weight of all its timesteps.
+                if at.begins_minibatch {
+                    let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: shared.size };
+                    let draw = Draw { noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
+                    if let Some(regularization) = regularizer.loss(model, shared, &*scheduler, sampled, draw)? {
+                        told.push(("regularizer".into(), Values::from(&regularization)));
+                        loss = loss + regularization * walk.num_trained_steps as f64;
+                    }
+                }
+                if batch.begins_update {
+                    told.extend(rolled_out.observed());
+                }
+                Ok((loss, told, minibatch))
+            };
 
             // 8. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
             //    average, journal, and a preview if one is due.
-            if batch.begins_update {
-                told.extend(rollout.observed());
-            }
-            if at.begins_minibatch {
-                run.count_images(at.items.len());
-            }
-            let blame = |model: &Trainable<D>| minibatch.first_non_finite(model, environment, &*scheduler);
-            let updated = run.backward(loss, told, &blame)?;
-            if at.ends_epoch {
+            let blame = |model: &Trainable<D>, minibatch: &Minibatch| minibatch.first_non_finite(model, shared, &*scheduler);
+            let updated = run.backward_side_by_side(&workers, batches.into_iter().zip(places).collect(), compute, blame)?;
+            if ends_epoch {
                 rollout = Rollout::default();
                 Rollout::forget(&mut run.memory);
             }

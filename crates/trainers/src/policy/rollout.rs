@@ -1,5 +1,7 @@
 //! A rollout: the images of one epoch, with every step of their chains, the log-probabilities of the steps, the rewards and the advantages.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::environment::{Environment, ScoredImages};
-use crate::optim::NamedTensors;
+use crate::optim::{NamedTensors, Workers};
 use crate::policy::Minibatch;
 use crate::policy::walk::Position;
 use crate::run::{Observed, Run, Values, gathered, values};
@@ -67,7 +69,7 @@ pub struct RolloutPlan<'a> {
 
 impl RolloutPlan<'_> {
     /// The batches of images that are sampled together, as ranges of their numbers in the epoch.
-    fn batches(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let Self { num_images, batch_size, .. } = *self;
         (0..num_images).step_by(batch_size).map(move |start| start..(start + batch_size).min(num_images))
     }
@@ -175,10 +177,10 @@ impl Rollout {
         run: &mut Run<Trainable<D>>,
         environment: &mut Environment<D>,
         plan: &RolloutPlan<'_>,
+        workers: &Workers,
         epoch: u64,
     ) -> Result<Self, Error> {
-        let mut scheduler = environment.scheduler()?;
-        let steps = scheduler.timesteps().len();
+        let steps = environment.scheduler()?.timesteps().len();
         let model = run.model.valid();
         let (noise, draw) = (run.noise, draw_of(epoch));
         let num_prompts = plan.num_images / plan.images_per_prompt;
@@ -186,20 +188,26 @@ impl Rollout {
         let prompts = prompts.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, plan.images_per_prompt)).collect();
         let mut rollout = Self { epoch: Some(epoch), updates: Some(run.updates()), prompts, ..Self::default() };
         let (mut latents, mut log_probs) = (vec![Vec::new(); steps + 1], vec![Vec::new(); steps]);
-        for batch in plan.batches() {
-            run.heed_signals()?;
+        let environment = &*environment;
+        let (shape, device) = (environment.latent_shape(), environment.pipeline.device());
+        let one = |(model, batch): (Trainable<D>, Range<usize>)| -> Result<Trajectory, Error> {
             let images: Vec<u64> = batch.clone().map(|image| image as u64).collect();
             let guidance = plan.guidance(&model, environment, &rollout.texts(environment, batch));
-            let (shape, device) = (environment.latent_shape(), environment.pipeline.device());
             let unit = noise.normal(Purpose::INITIAL_LATENTS, draw, &plan.starts(&images), shape, device);
             let mut step_noise = |step| {
                 let of = plan.noises(noise, draw, step, &images);
                 noise.normal(Purpose::SAMPLER_STEP, chain_step(draw, step), &of, shape, device)
             };
-            let sampled = || draw_trajectory(&model.denoiser, &mut *scheduler, &guidance, unit, &mut step_noise);
-            let trajectory = profile::time(Stage::Rollout, sampled);
-            latents.iter_mut().zip(trajectory.latents).for_each(|(all, part)| all.push(part));
-            log_probs.iter_mut().zip(trajectory.log_probs).for_each(|(all, part)| all.push(part));
+            Ok(draw_trajectory(&model.denoiser, &mut *environment.scheduler()?, &guidance, unit, &mut step_noise))
+        };
+        for batches in plan.batches().collect::<Vec<_>>().chunks(workers.count()) {
+            run.heed_signals()?;
+            let items = batches.iter().map(|batch| (model.clone(), batch.clone())).collect();
+            for trajectory in profile::time(Stage::Rollout, || workers.map(items, one)) {
+                let Trajectory { latents: visited, log_probs: taken } = trajectory?;
+                latents.iter_mut().zip(visited).for_each(|(all, part)| all.push(part));
+                log_probs.iter_mut().zip(taken).for_each(|(all, part)| all.push(part));
+            }
         }
         // Step by step, so that the memory of the parts is freed as they are put together.
         rollout.latents = latents.into_iter().map(|parts| Tensor::cat(parts, 0)).collect();

@@ -240,6 +240,27 @@ impl<M: Module> Run<M> {
         Ok((!over).then_some(Batch { index, begins_update: micro == 0 }))
     }
 
+    /// The next micro-batches to compute side by side: at most `count`, all of one update; `None` when the run is over. Saves a checkpoint if
+    /// one is due.
+    ///
+    /// # Errors
+    /// As [`next_batch`](Self::next_batch).
+    pub fn next_batches(&mut self, count: usize) -> Result<Option<Vec<Batch>>, Error> {
+        let Some(first) = self.next_batch()? else { return Ok(None) };
+        let left = self.accumulation() - self.state.cursor.micro;
+        let before_stop = self.stop_before.filter(|stop| *stop > first.index).map_or(left, |stop| (stop - first.index) as usize);
+        let batch = |offset| Batch { index: first.index + offset as u64, begins_update: first.begins_update && offset == 0 };
+        Ok(Some((0..count.min(left).min(before_stop)).map(batch).collect()))
+    }
+
+    /// The threads that compute micro-batches side by side: `run.workers` on the CPU, one elsewhere.
+    ///
+    /// # Errors
+    /// When the operating system cannot start them.
+    pub fn workers(&self, device: &Device) -> Result<Workers, Error> {
+        Workers::on(device, self.settings.run.workers)
+    }
+
     /// Ends the run if a signal asks for it. For use between two parts of a batch that can be repeated from its beginning.
     ///
     /// # Errors
@@ -341,9 +362,7 @@ impl<M: Module> Run<M> {
             let (loss, observed) = profile::time(Stage::TrackedStep, || loss(&self.model, parts.remove(0)));
             return self.backward(loss, observed, blame);
         }
-        // Parameters that share a leaf share a tape, and only one thread at a time can back-propagate along a tape.
-        let own_tape = || map_parameters(self.model.clone(), |_, _, values| values);
-        let parts: Vec<(M, P)> = parts.into_iter().map(|part| (own_tape(), part)).collect();
+        let parts: Vec<(M, P)> = parts.into_iter().map(|part| (self.on_its_own_tape(), part)).collect();
         let (loss_scale, share) = self.scales();
         let work = |(model, part): (M, P)| {
             let (loss, observed) = loss(&model, part);
@@ -361,6 +380,51 @@ impl<M: Module> Run<M> {
             self.gradients.add(gradients, share);
         }
         self.finish_micro_batch(blame)
+    }
+
+    /// As [`backward`](Self::backward), but for several micro-batches of one update, which are computed side by side, each on its own tape. A
+    /// single one is computed as it is. `compute` returns a micro-batch's loss, `[1]`, its observed values, and what `blame` needs to name its
+    /// first tensor that is not finite. Returns the number of updates made so far if this call made one.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), and the first error of `compute`.
+    pub fn backward_side_by_side<I: Send, C: Send>(
+        &mut self,
+        workers: &Workers,
+        mut items: Vec<I>,
+        compute: impl Fn(&M, I) -> Result<(Tensor<1>, Observed, C), Error> + Sync,
+        blame: impl Fn(&M, &C) -> Option<String>,
+    ) -> Result<Option<u64>, Error> {
+        if items.len() == 1 {
+            let (loss, observed, context) = compute(&self.model, items.remove(0))?;
+            return self.backward(loss, observed, &|model| blame(model, &context));
+        }
+        let items: Vec<(M, I)> = items.into_iter().map(|item| (self.on_its_own_tape(), item)).collect();
+        let (loss_scale, share) = self.scales();
+        let work = |(model, item): (M, I)| {
+            let (loss, observed, context) = compute(&model, item)?;
+            let (value, mut gradients) = (values(&loss)[0], (loss * loss_scale).backward());
+            Ok((value, observed, named_gradients(&model, &mut gradients), context))
+        };
+        let done = profile::time(Stage::Backward, || workers.map(items, work)).into_iter().collect::<Result<Vec<_>, Error>>()?;
+        let mut updated = None;
+        for (value, observed, gradients, context) in done {
+            let blame = |model: &M| blame(model, &context);
+            if !value.is_finite() {
+                return self.leave_out_micro_batch(value, &blame).map(|()| None);
+            }
+            self.pending.push((LOSS.into(), vec![value].into()));
+            self.pending.extend(observed);
+            self.gradients.add(gradients, share);
+            updated = self.finish_micro_batch(&blame)?;
+        }
+        Ok(updated)
+    }
+
+    /// The model with leaves of its own: parameters that share a leaf share a tape, and only one thread at a time can back-propagate along a
+    /// tape.
+    fn on_its_own_tape(&self) -> M {
+        map_parameters(self.model.clone(), |_, _, values| values)
     }
 
     /// Reads what was observed, in one transfer.

@@ -16,7 +16,7 @@ struct Toy {
 fn settings(max_skips: u64) -> Settings {
     Settings {
         loss_scaling: false,
-        run: RunSection { seed: 0, num_train_steps: 3 },
+        run: RunSection { seed: 0, num_train_steps: 3, workers: 1 },
         trainable: ".".into(),
         micro_batches: 1,
         optimizer: OptimizerSection {

@@ -140,7 +140,7 @@ impl Candidates<'_> {
             files: ModelOptions::default(),
             splitting: self.splitting,
         };
-        let mut generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
+        let generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
         let name = name(&section.models[model], section.loras.get(model));
         let [height, width] = generator.size;
         // One request has one guidance scale.

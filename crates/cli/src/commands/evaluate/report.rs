@@ -56,7 +56,10 @@ pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[Named
     let comparison = compare(&rows, &names, distances.as_ref(), &CompareOptions::default())?;
     let report = report(plan, comparison, &rows, started.elapsed())?;
     let path = write_report(&plan.args.output, &report)?;
-    print(&report.to_markdown())?;
+    print(&format!(
+        "{}\nThe same by category, the images that changed most, the checksums: report.html, .md and .json.\n",
+        report.to_summary()
+    ))?;
     say(format_args!("{}", path.display()));
     Ok(())
 }
