@@ -34,7 +34,7 @@ fn a_report_shows_the_images_that_were_drawn_and_can_be_written_again() {
         "preview.prompts=['a red circle', '<script>alert(1)</script>', 'a red circle']",
         "preview.seeds=[5, 6]",
         "preview.num_inference_steps=2",
-        "prompts.list=['A red circle!', 'two blue squares']",
+        "prompts={ list = ['A red circle!', 'two blue squares'] }",
     ];
     let sets = sets.iter().flat_map(|set| ["--set", set]);
     let args: Vec<&str> = ["train", "--algo", "refl", "-q", "-o", output.to_str().unwrap()].into_iter().chain(sets).collect();

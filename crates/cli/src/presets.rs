@@ -9,7 +9,7 @@ use vp_trainers::config::AlgorithmConfig;
 pub struct Config {
     /// The folder that it lies in: the algorithm that it configures, or the command.
     pub folder: &'static str,
-    /// `tiny` and `shapes` run offline in minutes; the others are for published models and need their weights.
+    /// Those of `OFFLINE` need no files; the others are for published models and need their weights.
     pub name: &'static str,
     /// Where it lies in the repository.
     pub path: &'static str,
@@ -32,9 +32,12 @@ pub fn default_of(algo: &str) -> &'static Config {
     of(algo)[0]
 }
 
+/// The presets that run on what ships.
+const OFFLINE: [&str; 4] = ["tiny", "shapes", "judge", "supervised"];
+
 /// What `init` writes unasked: the published recipe of a known algorithm.
 pub fn published(algo: &str) -> &'static Config {
-    of(algo).into_iter().find(|preset| !["tiny", "shapes"].contains(&preset.name)).expect("every algorithm has a published recipe")
+    of(algo).into_iter().find(|preset| !OFFLINE.contains(&preset.name)).expect("every algorithm has a published recipe")
 }
 
 /// One preset of a known algorithm.
@@ -62,7 +65,7 @@ mod tests {
     fn every_algorithm_has_an_offline_and_a_published_preset_and_every_folder_is_of_an_algorithm_or_a_command() {
         for entry in AlgorithmConfig::ENTRIES {
             let default = AlgorithmConfig::with_defaults(entry.name).unwrap().chosen().default_preset();
-            assert!(["tiny", "shapes"].contains(&default), "{}", entry.name);
+            assert!(OFFLINE.contains(&default), "{}", entry.name);
             assert_eq!(default_of(entry.name).name, default, "configs/{}/{default}.toml is missing", entry.name);
             assert!(!published(entry.name).name.is_empty());
         }
