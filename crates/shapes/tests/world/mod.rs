@@ -3,6 +3,7 @@
 
 use rand::{Rng, RngExt};
 use vp_shapes::judge::ClaimKind;
+use vp_shapes::split::heldout_of;
 use vp_shapes::variant::changed;
 use vp_shapes::{Description, Group, Object, Scene, Split};
 
@@ -12,12 +13,19 @@ pub struct Example {
     pub caption: Description,
 }
 
-/// Of any description, or of one without a listed composition, by turns.
+/// Without and with a listed composition by turns.
 pub fn example(i: usize, rng: &mut impl Rng) -> Example {
-    let description = if i.is_multiple_of(2) { Split::Train } else { Split::Pretraining }.draw(rng);
+    let description = if i.is_multiple_of(2) { Split::Train.draw(rng) } else { with_a_listed_composition(rng) };
     let scene = Scene::of(&description, rng);
     let caption = Description::parse(&description.phrase(rng)).expect("a phrasing is a caption");
     Example { scene, caption }
+}
+
+/// A description with one listed composition, of each category as often.
+fn with_a_listed_composition(rng: &mut impl Rng) -> Description {
+    let wanted = ["color", "relation", "count"][rng.random_range(0..3)];
+    let is_wanted = |description: &Description| matches!(heldout_of(description)[..], [one] if one.category() == wanted);
+    std::iter::repeat_with(|| Description::draw(rng)).find(is_wanted).expect("each category has some")
 }
 
 /// The caption with one thing of `kind` changed so that it is false; `None` if it says nothing of that kind.
