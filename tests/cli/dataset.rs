@@ -59,11 +59,11 @@ fn a_split_has_its_compositions_and_says_which() {
             let category = row.get("category").and_then(serde_json::Value::as_str);
             assert_eq!(category.is_none(), split == "train", "{line}");
             match category.and_then(|category| category.strip_prefix("held-out ")) {
-                // A caption may leave out the word that makes the composition.
-                Some(category) => assert!(split == "test" && (heldout == [category] || heldout.is_empty()), "{line}"),
+                Some(category) => assert!(split == "test" && heldout == [category], "{line}"),
                 None => assert!(heldout.is_empty(), "{line}"),
             }
         }
+        assert_eq!(text.contains("\"held-out "), split == "test", "{text}");
         let image = vp_data::load_image(folder.join("000000.png")).unwrap();
         assert_eq!(image.dimensions(), (48, 48));
     }
