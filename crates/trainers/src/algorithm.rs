@@ -70,10 +70,9 @@ pub trait RewardDriven<D: Denoiser> {
         1
     }
 
-    /// How many images are kept with their whole trajectories, for algorithms that keep trajectories. Every step of the scheduler must then
-    /// have a density.
-    fn images_kept(&self) -> Option<usize> {
-        None
+    /// What the algorithm keeps from update to update, and so in a checkpoint.
+    fn kept(&self) -> Kept {
+        Kept::Nothing
     }
 
     /// The regulariser of a config without a `[regularizer.<name>]` section.
@@ -84,6 +83,22 @@ pub trait RewardDriven<D: Denoiser> {
     /// Overrides of `configs/<algo>/tiny.toml` for the learning tests. With them, a run of a few seconds must raise the mean brightness of
     /// the images.
     fn learning_test(&self) -> &'static [&'static str];
+}
+
+/// What an algorithm keeps from update to update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing.
+    Nothing,
+    /// So many images with their whole trajectories, whose every step must have a density.
+    Trajectories(usize),
+    /// Images alone, and the trained weights of other policies.
+    Images {
+        /// Images per epoch.
+        images: usize,
+        /// Policies beside the trained one.
+        policies: usize,
+    },
 }
 
 impl Driver<'_> {

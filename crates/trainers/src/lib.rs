@@ -12,6 +12,7 @@ pub mod denoising;
 pub mod direct;
 pub mod environment;
 mod error;
+pub mod forward;
 pub mod losses;
 mod non_finite;
 pub mod optim;

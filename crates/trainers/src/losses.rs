@@ -1,9 +1,13 @@
 //! Losses, as pure functions of tensors whose shapes are given. The files of the algorithms compute the inputs.
 
+mod forward;
+
 use burn::tensor::activation::{log_sigmoid, relu};
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_schedulers::Transition;
+
+pub use forward::{Weighting, dgpo_kept, dgpo_weights, nft_loss};
 
 // From a reward's gradient.
 

@@ -9,7 +9,7 @@ use vp_rewards::{Reward, RewardConfig};
 
 use super::{Assembled, InSection, LEFT_OUT, Outline, Parts, SHOWN, some};
 use crate::Error;
-use crate::algorithm::{Driver, RewardDriven};
+use crate::algorithm::{Driver, Kept, RewardDriven};
 use crate::config::{AlgorithmConfig, TrainConfig};
 use crate::environment::{Environment, Prompts};
 use crate::policy::require_density;
@@ -75,9 +75,17 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
     let (scheduler, preview) = (scheduler.clone(), preview.clone());
     let environment = Environment { pipeline, base, reward, watched, size, scheduler, preview, prompts };
     environment.check()?;
-    if let Some(images) = algorithm.images_kept() {
-        require_density(&*environment.scheduler()?).in_section("[scheduler]")?;
-        outline.memory_bytes = Rollout::bytes(images, environment.latent_shape(), config.num_inference_steps());
+    let bytes = |images, steps| Rollout::bytes(images, environment.latent_shape(), steps);
+    match algorithm.kept() {
+        Kept::Nothing => {}
+        Kept::Trajectories(images) => {
+            require_density(&*environment.scheduler()?).in_section("[scheduler]")?;
+            outline.memory_bytes = bytes(images, config.num_inference_steps());
+        }
+        Kept::Images { images, policies } => {
+            outline.memory_bytes = bytes(images, 0);
+            outline.memory_copies = policies;
+        }
     }
     Ok(RewardDrivenRun { outline, model, environment, regularizer, config: config.clone() })
 }

@@ -121,7 +121,8 @@ impl Ema {
     }
 }
 
-fn trainable<M: Module>(module: &M) -> NamedTensors {
+/// A module's trainable parameters by name, flattened, off the tape, in f32.
+pub(crate) fn trainable<M: Module>(module: &M) -> NamedTensors {
     trainable_parameters(module).into_iter().map(|p| (p.name, f32(p.values))).collect()
 }
 

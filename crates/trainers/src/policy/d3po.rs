@@ -17,7 +17,7 @@ use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::algorithm::{Algorithm, Driver, Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
@@ -141,8 +141,8 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
         trained_steps(num_inference_steps, self.timestep_fraction)
     }
 
-    fn images_kept(&self) -> Option<usize> {
-        Some(self.num_images())
+    fn kept(&self) -> Kept {
+        Kept::Trajectories(self.num_images())
     }
 
     fn default_regularizer(&self) -> RegularizerConfig {

@@ -29,7 +29,7 @@ use vp_models::number_format::is_cpu;
 use vp_models::pipeline::Trainable;
 
 use crate::Error;
-use crate::algorithm::{Algorithm, Driver, RewardDriven};
+use crate::algorithm::{Algorithm, Driver, Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{PolicyLoss, ppo_clip_loss, score_function_loss, transition_kl};
@@ -214,8 +214,8 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
         self.trained_steps(num_inference_steps)
     }
 
-    fn images_kept(&self) -> Option<usize> {
-        Some(self.num_images())
+    fn kept(&self) -> Kept {
+        Kept::Trajectories(self.num_images())
     }
 
     fn default_regularizer(&self) -> RegularizerConfig {

@@ -87,7 +87,7 @@ pub fn transition<D: Denoiser>(denoiser: &D, scheduler: &dyn Scheduler, guidance
 }
 
 /// The most images per epoch. Published recipes have a few hundred.
-const MOST_IMAGES: usize = 1_000_000;
+pub const MOST_IMAGES: usize = 1_000_000;
 
 /// The knobs that DDPO and D3PO share, for their checks and for the arithmetic that is printed before a run.
 #[derive(Debug, Clone, Copy)]

@@ -121,7 +121,7 @@ pub struct Rollout {
     pub updates: Option<u64>,
     /// The index of each image's prompt in the list of prompts.
     pub prompts: Vec<usize>,
-    /// The latents before each step and after the last, `[n, c, h, w]` each.
+    /// The latents before each step and after the last, `[n, c, h, w]` each; those after the last alone, if only the images are kept.
     pub latents: Vec<Tensor<4>>,
     /// log p(x_{t-1} | x_t) under the policy that sampled the images, as a mean over c, h, w; `[n]` per step.
     pub log_probs: Vec<Tensor<1>>,
@@ -132,6 +132,9 @@ pub struct Rollout {
     /// Further scores for the journal, by name: terms of the reward and watched rewards; one value per image.
     pub observed: Vec<(String, Vec<f32>)>,
 }
+
+/// Draws a batch of chains: [`draw_trajectory`] or [`draw_images`].
+type DrawChain<D> = fn(&D, &mut dyn Scheduler, &Guidance, Tensor<4>, &mut dyn FnMut(usize) -> Tensor<4>) -> Trajectory;
 
 /// The sampling chains of a batch of `b` images.
 #[derive(Debug, Clone)]
@@ -167,6 +170,19 @@ pub fn draw_trajectory<D: Denoiser>(
     Trajectory { latents: visited, log_probs }
 }
 
+/// Samples a whole chain as [`draw_trajectory`] does, and keeps the last latents alone.
+pub fn draw_images<D: Denoiser>(
+    denoiser: &D,
+    scheduler: &mut dyn Scheduler,
+    guidance: &Guidance,
+    latents: Tensor<4>,
+    noise: &mut dyn FnMut(usize) -> Tensor<4>,
+) -> Trajectory {
+    let (start, steps) = (latents * scheduler.init_noise_sigma(), 0..scheduler.timesteps().len());
+    let last = Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut |_: &Taken<'_>| {} }.run(start, steps);
+    Trajectory { latents: vec![last], log_probs: Vec::new() }
+}
+
 impl Rollout {
     /// Samples an epoch's images with the current model, off the tape. An image depends on its number in the epoch, not on the batch that
     /// it is sampled in.
@@ -180,14 +196,40 @@ impl Rollout {
         workers: &Workers,
         epoch: u64,
     ) -> Result<Self, Error> {
-        let steps = environment.scheduler()?.timesteps().len();
         let model = run.model.valid();
+        Self::drawn(run, environment, plan, workers, epoch, &model, draw_trajectory)
+    }
+
+    /// As [`sample`](Self::sample), but with `model` for the policy, and nothing but the last latents of each chain.
+    ///
+    /// # Errors
+    /// When the run is interrupted between two batches.
+    pub fn sample_images<D: Denoiser>(
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        plan: &RolloutPlan<'_>,
+        workers: &Workers,
+        epoch: u64,
+        model: &Trainable<D>,
+    ) -> Result<Self, Error> {
+        Self::drawn(run, environment, plan, workers, epoch, model, draw_images)
+    }
+
+    fn drawn<D: Denoiser>(
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        plan: &RolloutPlan<'_>,
+        workers: &Workers,
+        epoch: u64,
+        model: &Trainable<D>,
+        draw_chain: DrawChain<D>,
+    ) -> Result<Self, Error> {
         let (noise, draw) = (run.noise, draw_of(epoch));
         let num_prompts = plan.num_images / plan.images_per_prompt;
         let prompts = environment.prompts.entries(epoch * num_prompts as u64, num_prompts);
         let prompts = prompts.into_iter().flat_map(|prompt| std::iter::repeat_n(prompt, plan.images_per_prompt)).collect();
         let mut rollout = Self { epoch: Some(epoch), updates: Some(run.updates()), prompts, ..Self::default() };
-        let (mut latents, mut log_probs) = (vec![Vec::new(); steps + 1], vec![Vec::new(); steps]);
+        let (mut latents, mut log_probs) = (Vec::<Vec<Tensor<4>>>::new(), Vec::<Vec<Tensor<1>>>::new());
         let environment = &*environment;
         let (shape, device) = (environment.latent_shape(), environment.pipeline.device());
         let one = |(model, batch): (Trainable<D>, Range<usize>)| -> Result<Trajectory, Error> {
@@ -198,13 +240,15 @@ impl Rollout {
                 let of = plan.noises(noise, draw, step, &images);
                 noise.normal(Purpose::SAMPLER_STEP, chain_step(draw, step), &of, shape, device)
             };
-            Ok(draw_trajectory(&model.denoiser, &mut *environment.scheduler()?, &guidance, unit, &mut step_noise))
+            Ok(draw_chain(&model.denoiser, &mut *environment.scheduler()?, &guidance, unit, &mut step_noise))
         };
         for batches in plan.batches().collect::<Vec<_>>().chunks(workers.count()) {
             run.heed_signals()?;
             let items = batches.iter().map(|batch| (model.clone(), batch.clone())).collect();
             for trajectory in profile::time(Stage::Rollout, || workers.map(items, one)) {
                 let Trajectory { latents: visited, log_probs: taken } = trajectory?;
+                latents.resize(visited.len(), Vec::new());
+                log_probs.resize(taken.len(), Vec::new());
                 latents.iter_mut().zip(visited).for_each(|(all, part)| all.push(part));
                 log_probs.iter_mut().zip(taken).for_each(|(all, part)| all.push(part));
             }
@@ -286,6 +330,17 @@ impl Rollout {
         let log_probs = Tensor::cat(rows().map(|(row, step)| self.log_probs[*step].clone().narrow(0, *row, 1)).collect(), 0);
         let prompts = self.texts(environment, items.iter().copied());
         Minibatch { prompts, sample: latents(0), prev_sample: latents(1), log_probs, steps: steps.to_vec() }
+    }
+
+    /// The last latents of these images, `[b, c, h, w]`.
+    pub fn images(&self, items: &[usize]) -> Tensor<4> {
+        let last = self.latents.last().expect("a chain has an end");
+        Tensor::cat(items.iter().map(|row| last.clone().narrow(0, *row, 1)).collect(), 0)
+    }
+
+    /// The prompts of these images.
+    pub fn prompts_of<D: Denoiser>(&self, environment: &Environment<D>, items: &[usize]) -> Vec<String> {
+        self.texts(environment, items.iter().copied())
     }
 
     fn texts<D: Denoiser>(&self, environment: &Environment<D>, rows: impl Iterator<Item = usize>) -> Vec<String> {

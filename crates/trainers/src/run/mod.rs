@@ -69,6 +69,8 @@ pub struct Start {
     pub stop_before: Option<u64>,
     /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
+    /// Copies of the trained weights in that memory, besides.
+    pub memory_copies: usize,
 }
 
 /// The name under which the loss is observed.
@@ -191,7 +193,7 @@ impl<M: Module> Run<M> {
             }
         };
         // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
-        let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1);
+        let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1) + start.memory_copies as u64;
         let previewed = saved.filter(|_| !state.preview_is_owed).map(|cursor: Cursor| cursor.step);
         let journal = journal(4 * copies * num_trainable as u64 + start.memory_bytes)?;
         Ok(Self {

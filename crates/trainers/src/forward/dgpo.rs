@@ -1,0 +1,143 @@
+//! DGPO: direct group preference optimization (Luo et al., arXiv 2510.08425).
+//!
+//! | paper, Flow-Factory `trainers/dgpo.py` | here |
+//! |---|---|
+//! | g_i = A_i β (ℓ_θ − ℓ_ref) / group, W = σ(Σ_group g) | [`dgpo_weights`], `beta` |
+//! | L = mean(W A ℓ_θ) | the same, W off the tape |
+//! | ref: the base model, or a moving average | `reference` |
+//! | `clip_range`: no gradient once exp(ℓ_old − ℓ_θ) is further from 1 in A's direction | [`dgpo_kept`] |
+//! | `use_shared_noise`, timesteps shared | one noise and one timestep per group and micro-batch |
+//! | `timestep_range` 0.6: the noisiest 60 % | `train.timestep_range = [0.4, 1.0]` |
+//!
+//! A group is to Diffusion-DPO's pair what its advantages are to chosen and rejected: with one noise for all its images, their denoising losses
+//! differ by the images alone.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::algorithm::{Algorithm, Driver};
+use crate::config::TrainConfig;
+use crate::forward::{Compared, Decay, ForwardProcess, Role, SampleSection, TrainSection, sections};
+use crate::losses::{dgpo_kept, dgpo_weights, squared_error_changes, squared_errors};
+use crate::policy::advantages::GroupStatistics;
+use crate::run::{Observed, Values};
+
+/// The knobs of `[algo.dgpo]`. The defaults are those of Flow-Factory's examples, apart from what the sections say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dgpo {
+    /// `[algo.dgpo.sample]`.
+    pub sample: SampleSection,
+    /// `[algo.dgpo.train]`.
+    pub train: TrainSection,
+    /// `[algo.dgpo.advantages]`.
+    pub advantages: GroupStatistics,
+    /// β, above 0: how soon a group counts less that the policy already orders (100; 10 to 100 beside the base model, 2000 to 5000 beside an
+    /// average).
+    pub beta: f64,
+    /// What β's changes are measured from: `base`, or `average`, a moving average of the policy.
+    pub reference: Reference,
+    /// An image's loss may fall or rise by a factor of e to this, roughly, before it is left alone until the next epoch; above 0 (0.05).
+    pub clip_range: f64,
+    /// `[algo.dgpo.average]`: the moving average, if it is the reference.
+    pub average: Decay,
+}
+
+/// The policy from which DGPO measures changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The base model.
+    #[default]
+    Base,
+    /// The moving average of the policy.
+    Average,
+}
+
+impl Default for Dgpo {
+    fn default() -> Self {
+        Self {
+            sample: SampleSection::default(),
+            train: TrainSection { batch_size: 24, timestep_range: [0.4, 1.0], kl_weight: 1e-3, ..TrainSection::default() },
+            advantages: GroupStatistics::default(),
+            beta: 100.0,
+            reference: Reference::Base,
+            clip_range: 0.05,
+            average: Decay { rate: 1e-3, flat: 0, most: 0.9 },
+        }
+    }
+}
+
+impl Dgpo {
+    fn reference(&self) -> Role {
+        match self.reference {
+            Reference::Base => Role::Base,
+            Reference::Average => Role::Average,
+        }
+    }
+}
+
+impl ForwardProcess for Dgpo {
+    fn name(&self) -> &'static str {
+        "dgpo"
+    }
+
+    fn sample(&self) -> &SampleSection {
+        &self.sample
+    }
+
+    fn train_section(&self) -> &TrainSection {
+        &self.train
+    }
+
+    fn advantages(&self) -> &GroupStatistics {
+        &self.advantages
+    }
+
+    fn compares_with(&self) -> &'static [Role] {
+        match self.reference {
+            Reference::Base => &[Role::Sampler, Role::Base],
+            Reference::Average => &[Role::Sampler, Role::Average],
+        }
+    }
+
+    fn average(&self) -> Option<Decay> {
+        (self.reference == Reference::Average).then_some(self.average)
+    }
+
+    fn trains_on_groups(&self) -> bool {
+        true
+    }
+
+    fn loss(&self, compared: &Compared) -> (Tensor<1>, Observed) {
+        let (target, advantages) = (&compared.target, &compared.advantages);
+        let detached = compared.prediction.clone().without_autodiff();
+        let change = |from: Role| squared_error_changes(detached.clone(), compared.of(from), target.clone());
+        let changes = change(self.reference());
+        let weights = dgpo_weights(changes.clone(), advantages.clone(), self.sample.images_per_prompt, self.beta);
+        let kept = dgpo_kept(change(Role::Sampler), advantages.clone(), self.clip_range);
+        let told = vec![
+            ("clipfrac".to_string(), Values::from(&(-kept.clone() + 1.0))),
+            ("group_weight".into(), Values::from(&weights)),
+            ("reference_change".into(), Values::from(&changes)),
+        ];
+        (weights * kept * advantages.clone() * squared_errors(compared.prediction.clone(), target.clone()), told)
+    }
+}
+
+impl Algorithm for Dgpo {
+    fn driver(&self) -> Driver<'_> {
+        Driver::Reward(self)
+    }
+
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        sections::findings(self, config, findings);
+        self.average.findings("algo.dgpo.average", findings);
+        let Self { beta, clip_range, .. } = *self;
+        for (name, value) in [("beta", beta), ("clip_range", clip_range)] {
+            if !(value > 0.0 && value.is_finite()) {
+                findings.push(format!("algo.dgpo.{name} is {value}; expected a number above 0"));
+            }
+        }
+    }
+}
