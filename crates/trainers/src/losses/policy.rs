@@ -74,8 +74,8 @@ impl Drift {
 ///
 /// PPO looks at ρ, which for a Gaussian step is the divergence with as much noise on top; this looks at the divergence itself.
 ///
-/// Source: Flow-DPPO (arXiv 2606.11025) equations 14, 17 and 18; verl-omni `diffusion_algos.py`, `FlowDPPOLoss`, where the threshold is 1e-5 and
-/// the divergence a mean.
+/// Source: Flow-DPPO (arXiv 2606.11025) equations 14, 17 and 18; UniRL `unirl/algorithms/flowdppo.py` and verl-omni `diffusion_algos.py`,
+/// `FlowDPPOLoss`, where the divergence is a mean.
 pub fn kl_mask_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, kl: Tensor<1>, threshold: f64) -> PolicyLoss {
     let log_ratio = log_probs - old_log_probs;
     let kl = kl.without_autodiff();
@@ -99,7 +99,7 @@ pub fn kl_mask_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: 
 /// step the same pull on the output. C is that distance in any sampler, [`Drift::output_slope`]: of DDIM that predicts noise,
 /// `√ᾱ_{t−1} √(1−ᾱ_t) / √ᾱ_t − √(1−ᾱ_{t−1}−σ²)`.
 ///
-/// Source: GRPO-Guard (arXiv 2510.22319); verl-omni `diffusion_algos.py`, `GRPOGuardLoss`. C is PCPO's (arXiv 2509.25774) C(t).
+/// Source: GRPO-Guard (arXiv 2510.22319); verl-omni `diffusion_algos.py`, `GRPOGuardLoss`. C is C(t) of PCPO (arXiv 2509.25774), proposition 1.
 pub fn corrected_ratio_loss(
     log_probs: Tensor<1>,
     old_log_probs: Tensor<1>,

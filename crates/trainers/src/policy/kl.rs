@@ -69,8 +69,8 @@ impl Kl {
         if self.reset_every == Some(0) {
             findings.push("algo.ddpo.kl.reset_every is 0; expected at least 1 (published: 15), or no such key".into());
         }
-        let namesake = (1..watched.len()).map(|i| watched[i]).zip(1..).find(|(name, i)| watched[..*i].contains(name));
-        if let Some((name, _)) = namesake.filter(|_| self.share < 1.0) {
+        let namesake = watched.iter().enumerate().find(|(i, name)| watched[..*i].contains(name));
+        if let Some((_, name)) = namesake.filter(|_| self.share < 1.0) {
             findings.push(format!(
                 "algo.ddpo.kl.share ranks the images by each watched reward, and two [[watch]] are called {name}; remove one of them"
             ));
