@@ -18,6 +18,7 @@ mod model_files;
 mod outputs;
 mod own_rewards;
 mod policy_gradient;
+mod policy_knobs;
 mod precision;
 mod profile;
 mod progress;

@@ -16,7 +16,7 @@ const SMALL: [&str; 9] = [
     "checkpoint.every=1",
     "lora.targets=attn1",
 ];
-const DDPO: [&str; 4] = [
+pub(crate) const DDPO: [&str; 4] = [
     "algo.ddpo.sample_batch_size=4",
     "algo.ddpo.num_batches_per_epoch=2",
     "algo.ddpo.train_batch_size=2",
@@ -24,7 +24,7 @@ const DDPO: [&str; 4] = [
 ];
 const D3PO: [&str; 3] = ["algo.d3po.sample_batch_size=4", "algo.d3po.num_batches_per_epoch=2", "algo.d3po.train_batch_size=1"];
 
-fn args<'a>(algo: &'a str, output: &'a Path, own: &[&'a str], extra: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn args<'a>(algo: &'a str, output: &'a Path, own: &[&'a str], extra: &[&'a str]) -> Vec<&'a str> {
     let sets = SMALL.into_iter().chain(own.iter().copied()).flat_map(|set| ["--set", set]);
     let config = if algo == "ddpo" { "configs/ddpo/tiny.toml" } else { "configs/d3po/tiny.toml" };
     let begin = ["train", "--config", config, "-o", output.to_str().unwrap()];
@@ -176,16 +176,21 @@ fn other_forms() {
 }
 
 /// The updates of a short run of DDPO, as `metrics.jsonl` has them.
-fn updates(dir: &Path, name: &str, extra: &[&str]) -> Vec<serde_json::Value> {
+pub(crate) fn updates(dir: &Path, name: &str, extra: &[&str]) -> Vec<serde_json::Value> {
     let output = dir.join(name);
     let sets: Vec<&str> = extra.iter().flat_map(|set| ["--set", set]).collect();
     run(&args("ddpo", &output, &DDPO, &sets)).ok();
+    updates_of(&output)
+}
+
+/// The updates of a run in this folder.
+pub(crate) fn updates_of(output: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
     lines.filter(|line: &serde_json::Value| line["loss"].is_number()).collect()
 }
 
-fn number(update: &serde_json::Value, name: &str) -> f64 {
+pub(crate) fn number(update: &serde_json::Value, name: &str) -> f64 {
     update[name].as_f64().unwrap_or_else(|| panic!("no {name} in {update}"))
 }
 

@@ -10,9 +10,9 @@ use vp_models::parameters::{map_parameters, named_gradients, select_trainable};
 use vp_models::pipeline::{Guidance, Pipeline, Request, Trainable};
 use vp_models::unet::UNet2DConditionModel;
 use vp_schedulers::{Scheduler, build_scheduler, by_name};
-use vp_trainers::losses::{ppo_clip_loss, transition_kl};
+use vp_trainers::losses::{Drift, ppo_clip_loss, transition_kl};
 use vp_trainers::optim::{GradientAccumulator, NamedTensors};
-use vp_trainers::policy::ddpo::Objective;
+use vp_trainers::policy::ddpo::{KlMask, Objective};
 use vp_trainers::policy::rollout::{Trajectory, draw_trajectory};
 use vp_trainers::policy::{Minibatch, require_density, transition};
 
@@ -82,8 +82,11 @@ impl Case {
 
     fn gradient(&self, model: &Model, trajectory: &Trajectory, step: usize, objective: Objective) -> NamedTensors {
         let batch = Self::minibatch(trajectory, step);
-        let log_probs = transition(&model.denoiser, &*self.scheduler, &self.guidance, &batch).log_prob(batch.prev_sample.clone());
-        let policy_loss = objective.loss(log_probs, batch.log_probs, self.advantages(), self.clip_range);
+        let of = |model: &Model| transition(&model.denoiser, &*self.scheduler, &self.guidance, &batch);
+        let policy = of(model);
+        let log_probs = policy.log_prob(batch.prev_sample.clone());
+        let drift = || Drift::between(&policy, &of(&self.old), batch.output_slope(&*self.scheduler));
+        let policy_loss = objective.loss(log_probs, batch.log_probs.clone(), self.advantages(), self.clip_range, drift);
         named_gradients(model, &mut policy_loss.loss.mean().backward()).into_iter().collect()
     }
 }
@@ -138,19 +141,63 @@ fn golden_ddpo() {
     }
 }
 
-/// At ratio 1 the clipped objective pulls as the score function does: ∇ρ = ∇ log π.
+/// At ratio 1 every objective pulls as the score function does: ∇ρ = ∇ log π. That of the corrected ratio has it times σ / C.
 #[test]
-fn on_policy_the_two_estimators_agree() {
+fn on_policy_all_estimators_agree() {
     let mut case = case();
     let trajectory = case.draw();
     let (old, _) = select_trainable(case.old.clone().train(), &Regex::new(FACTORS).unwrap());
     for step in [0, 5] {
-        let importance = case.gradient(&old, &trajectory, step, Objective::ImportanceSampling);
         let score = case.gradient(&old, &trajectory, step, Objective::ScoreFunction);
-        assert!(importance.len() > 100);
-        for (name, gradient) in &importance {
-            assert_close_values(name, &host(gradient), &host(&score[name]), GRADIENT);
+        assert!(score.len() > 100);
+        let slope = host(&Case::minibatch(&trajectory, step).output_slope(&*case.scheduler))[0];
+        let by_c = case.scheduler.std_dev_t(step) / slope;
+        assert!((by_c - 1.0).abs() > 0.01, "step {step}: a factor of {by_c} would prove nothing");
+        for (objective, factor) in [
+            (Objective::ImportanceSampling, 1.0),
+            (Objective::KlMask(KlMask::default()), 1.0),
+            (Objective::CorrectedRatio, by_c),
+            (Objective::Hinge, 1.0),
+        ] {
+            let gradients = case.gradient(&old, &trajectory, step, objective);
+            assert_eq!(gradients.len(), score.len());
+            for (name, gradient) in &gradients {
+                let expected: Vec<f64> = host(&score[name]).into_iter().map(|slope| slope * factor).collect();
+                assert_close_values(&format!("{objective:?}, {name}"), &host(gradient), &expected, GRADIENT);
+            }
         }
+    }
+}
+
+/// A step that has come far from the policy that drew it goes no farther, and the others come back, whatever their ratio.
+#[test]
+fn the_mask_leaves_out_what_would_go_farther() {
+    let mut case = case();
+    let trajectory = case.draw();
+    let step = 3;
+    let batch = Case::minibatch(&trajectory, step);
+    let of = |model: &Model| transition(&model.denoiser, &*case.scheduler, &case.guidance, &batch);
+    let (old, new) = (of(&case.old), of(&case.new.valid()));
+    let far = host(&transition_kl(&new, &old)).into_iter().fold(f64::INFINITY, f64::min);
+    let log_ratios: Vec<f64> = host(&(new.log_prob(batch.prev_sample.clone()) - batch.log_probs.clone()));
+    assert!(far > 0.0 && log_ratios.iter().all(|log_ratio| *log_ratio != 0.0), "{far} {log_ratios:?}");
+    let with = |sign: f64, threshold: f64| {
+        // Advantages along the ratios go farther with every image, and against them they come back.
+        let advantages: Vec<f32> = log_ratios.iter().map(|log_ratio| (log_ratio.signum() * sign) as f32).collect();
+        let policy = of(&case.new);
+        let objective = Objective::KlMask(KlMask { threshold });
+        let drift = || Drift::between(&policy, &old, batch.output_slope(&*case.scheduler));
+        let log_probs = policy.log_prob(batch.prev_sample.clone());
+        let advantages = Tensor::from_data(advantages.as_slice(), &device());
+        let loss = objective.loss(log_probs, batch.log_probs.clone(), advantages, case.clip_range, drift);
+        let gradients = named_gradients(&case.new, &mut loss.loss.mean().backward());
+        (host(&loss.clipped), gradients.iter().flat_map(|(_, gradient)| host(gradient)).fold(0.0, |most: f64, slope| most.max(slope.abs())))
+    };
+    let (left_out, steepest) = with(1.0, 0.5 * far);
+    assert!(left_out.iter().all(|left_out| *left_out == 1.0) && steepest == 0.0, "{left_out:?} {steepest}");
+    for (sign, threshold) in [(-1.0, 0.5 * far), (1.0, f64::from(f32::MAX))] {
+        let (left_out, steepest) = with(sign, threshold);
+        assert!(left_out.iter().all(|left_out| *left_out == 0.0) && steepest > 0.0, "{sign} {threshold}: {left_out:?} {steepest}");
     }
 }
 

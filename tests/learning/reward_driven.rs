@@ -112,3 +112,21 @@ fn ddpo_raises_compressibility_by_groups() {
         after - before
     });
 }
+
+/// What is trained on twice: the second update of each epoch is the one that the objectives differ in.
+#[test]
+fn ddpo_raises_brightness_with_every_objective() {
+    let (_, overrides) = algorithms().into_iter().find(|(algo, _)| *algo == "ddpo").expect("DDPO");
+    let twice = ["run.num_train_steps=48", "algo.ddpo.num_inner_epochs=2"];
+    for (name, objective) in [
+        ("mask", "algo.ddpo.objective={ kl_mask = { threshold = 1e-5 } }"),
+        ("corrected", "algo.ddpo.objective=corrected_ratio"),
+        ("hinge", "algo.ddpo.objective=hinge"),
+    ] {
+        assert_above_chance(&format!("ddpo, {objective}: the gain in brightness"), |seed| {
+            let all = [overrides, &twice, &[objective]].concat();
+            let [before, after] = run("ddpo", &format!("ddpo-{name}-{seed}"), seed, &all).first_measure();
+            after - before
+        });
+    }
+}

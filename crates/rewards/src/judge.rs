@@ -14,7 +14,7 @@ use vp_data::{Aspect, AspectWeights, RgbImage};
 use vp_shapes::{Description, Verdict, judge};
 
 use crate::pixels::OfPixels;
-use crate::{Build, Result, Reward, ScoredRgb, Warning};
+use crate::{Build, Result, Reward, ScoredRgb, Warning, aspect_weights};
 
 const NAME: &str = "judge";
 
@@ -78,6 +78,10 @@ impl OfPixels for Judge {
     /// The terms are the aspects, and `pass`: 1 where every claim of the prompt holds, else 0.
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         Ok(self.weigh(&Self::rate_all(images, prompts)))
+    }
+
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        aspect_weights(self.weights)
     }
 
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {

@@ -47,7 +47,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use toml::{Table, Value};
 use vp_core::config::Validate;
-use vp_data::{RgbImage, to_tensor};
+use vp_data::{Aspect, RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
 use vp_models::resize::preprocess_bytes;
@@ -75,6 +75,12 @@ pub trait Reward: Send + Sync {
     /// As [`score`](Self::score).
     fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         Ok(Scored { scores: self.score(images, prompts)?, terms: Vec::new() })
+    }
+
+    /// The terms that the score is a weighted sum of, up to a scale of the whole: their names, as [`Scored::terms`] has them, and their weights.
+    /// Empty if the score is no such sum.
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        Vec::new()
     }
 
     /// Scores of 8-bit images, as files hold them, each of its own size; with those of the terms. They equal those of
@@ -154,6 +160,11 @@ impl From<Scored> for ScoredRgb {
         let terms = scored.terms.into_iter().map(|(name, scores)| (name, values(scores))).collect();
         Self { scores: values(scored.scores), terms }
     }
+}
+
+/// The aspects of a rating with their weights, as [`Reward::term_weights`].
+fn aspect_weights(weights: [f64; 4]) -> Vec<(String, f64)> {
+    Aspect::ALL.into_iter().map(|aspect| aspect.name().to_string()).zip(weights).collect()
 }
 
 /// A prompt of which a reward cannot read everything.

@@ -16,6 +16,11 @@ pub(crate) trait OfPixels: Send + Sync {
     /// When there are no scores to be had.
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb>;
 
+    /// [`Reward::term_weights`].
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        Vec::new()
+    }
+
     /// [`Reward::check_prompts`].
     fn check_prompts(&self, prompts: &[String]) -> Vec<Warning> {
         let _ = prompts;
@@ -38,6 +43,10 @@ impl<R: OfPixels> Reward for R {
 
     fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         scored(R::NAME, images, prompts, |images, prompts| self.score_pixels(images, prompts))
+    }
+
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        OfPixels::term_weights(self)
     }
 
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], _: &Device) -> Result<ScoredRgb> {

@@ -17,7 +17,7 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, AspectWeights, Ratings, RgbImage};
 
 use crate::pixels::OfPixels;
-use crate::{Build, Error, Result, Reward, ScoredRgb};
+use crate::{Build, Error, Result, Reward, ScoredRgb, aspect_weights};
 
 const NAME: &str = "vlm";
 
@@ -111,6 +111,10 @@ impl Vlm {
 
 impl OfPixels for Vlm {
     const NAME: &'static str = NAME;
+
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        aspect_weights(self.weights)
+    }
 
     fn score_pixels(&self, images: &[RgbImage], prompts: &[String]) -> Result<ScoredRgb> {
         let failed = |reason: String| Error::NoScores { reward: NAME, reason };

@@ -23,7 +23,8 @@ use vp_models::tokenizer::BertTokenizer;
 
 use crate::kind::{self, Kind};
 use crate::{
-    Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, check_batch, check_pairs, checked_format, pixel_values,
+    Build, Error, ImageEncoder, Result, Reward, Scored, ScoredRgb, Warning, aspect_weights, check_batch, check_pairs, checked_format,
+    pixel_values,
 };
 
 const NAME: &str = "vp_score";
@@ -256,6 +257,11 @@ impl Reward for VpScore {
     fn score_with_terms(&self, images: Tensor<4>, prompts: &[String]) -> Result<Scored> {
         check_batch(NAME, &images, prompts)?;
         Ok(self.score_pixel_values_with_terms(preprocess(images, self.config.image_size, self.antialias), prompts))
+    }
+
+    /// Those of the aspects, if there is a head for each; the head of their sum weighs them equally.
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        self.model.aspect_heads.as_ref().map_or_else(Vec::new, |_| aspect_weights(self.aspects.unwrap_or([1.0; 4])))
     }
 
     /// Resizes and rounds as Pillow does, like `score` of files in `ImageReward.py`; always with antialiasing.

@@ -78,7 +78,7 @@ impl Build for WeightedSumConfig {
             let (factor, offset, reward) = (weight / std, -mean * weight / std, reward.build(device)?);
             let namesakes = terms.iter().filter(|term| term.reward.name() == reward.name()).count();
             let name = if namesakes == 0 { reward.name().to_string() } else { format!("{}_{}", reward.name(), namesakes + 1) };
-            terms.push(Weighed { name, factor, offset, reward });
+            terms.push(Weighed { name, weight: *weight, factor, offset, reward });
         }
         Ok(Box::new(WeightedSum { terms }))
     }
@@ -107,6 +107,7 @@ impl Build for WeightedSumConfig {
 struct Weighed {
     /// The reward's name; with a number from the second of that name on, `brightness_2`.
     name: String,
+    weight: f64,
     factor: f64,
     offset: f64,
     reward: Box<dyn Reward>,
@@ -135,7 +136,7 @@ impl Reward for WeightedSum {
         // A gradient through some of the terms alone would be that of another sum than the score's.
         let images = if self.differentiable() { images } else { images.without_autodiff() };
         let mut sum = Scored { scores: Tensor::zeros([b], &images.device().without_autodiff()), terms: Vec::new() };
-        for Weighed { name, factor, offset, reward } in &self.terms {
+        for Weighed { name, factor, offset, reward, .. } in &self.terms {
             let Scored { scores, terms } = reward.score_with_terms(images.clone(), prompts)?;
             sum.scores = sum.scores + scores.clone() * *factor + *offset;
             sum.terms.push((name.clone(), scores.without_autodiff()));
@@ -144,11 +145,16 @@ impl Reward for WeightedSum {
         Ok(sum)
     }
 
+    /// The weights as the config has them, for terms that are normalised.
+    fn term_weights(&self) -> Vec<(String, f64)> {
+        self.terms.iter().map(|term| (term.name.clone(), term.weight)).collect()
+    }
+
     /// Each term scores the images in its own way for files.
     fn score_rgb(&self, images: &[RgbImage], prompts: &[String], device: &Device) -> Result<ScoredRgb> {
         check_pairs(NAME, images, prompts)?;
         let mut sum = ScoredRgb { scores: vec![0.0; images.len()], terms: Vec::new() };
-        for Weighed { name, factor, offset, reward } in &self.terms {
+        for Weighed { name, factor, offset, reward, .. } in &self.terms {
             let ScoredRgb { scores, terms } = reward.score_rgb(images, prompts, device)?;
             sum.scores.iter_mut().zip(&scores).for_each(|(sum, score)| *sum += score * factor + offset);
             sum.terms.push((name.clone(), scores));

@@ -188,6 +188,36 @@ fn terms_leave_the_scores_as_they_are() {
     }
 }
 
+/// Where a score is a weighted sum of terms, the terms are told, and the score rises and falls with the sum: normalised terms then say what it says.
+#[test]
+fn weighed_terms_make_the_score() {
+    let mut sums = Vec::new();
+    for reward in every_reward() {
+        let weights = reward.term_weights();
+        if weights.is_empty() {
+            continue;
+        }
+        let (images, prompts) = batch(&Device::flex());
+        let scored = reward.score_with_terms(images, &prompts).unwrap();
+        let values = |scores: Tensor<1>| scores.into_data().iter::<f64>().collect::<Vec<f64>>();
+        // A sum divides each term by its standard deviation, which is 1 or as in this file's config.
+        let std = |name: &str| if reward.name() == "weighted_sum" && name == "brightness" { 0.2 } else { 1.0 };
+        let mut sum = vec![0.0; 3];
+        for (name, weight) in weights {
+            let (_, term) = scored.terms.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{}: no {name}", reward.name()));
+            sum.iter_mut().zip(values(term.clone())).for_each(|(sum, term)| *sum += weight / std(&name) * term);
+        }
+        let scores = values(scored.scores);
+        // Between any two images the score differs as the sum does, but for one factor.
+        let differences = |of: &[f64]| [of[1] - of[0], of[2] - of[0]];
+        let ([a, b], [c, d]) = (differences(&scores), differences(&sum));
+        assert!((a * d - b * c).abs() <= 1e-3 * (a.abs() + b.abs()) * (c.abs() + d.abs()), "{}: {scores:?} {sum:?}", reward.name());
+        assert!(a * c >= 0.0 && b * d >= 0.0, "{}: {scores:?} {sum:?}", reward.name());
+        sums.push(reward.name());
+    }
+    assert!(["judge", "weighted_sum", "vlm"].iter().all(|name| sums.contains(name)), "{sums:?}");
+}
+
 #[test]
 fn every_finding_comes_before_a_byte_of_weights() {
     let section = "[vp_score]\nweights = 'no/such/ImageReward'\nvocab = 'no/vocab.txt'\nstd = 0.0\nmean = nan\n";

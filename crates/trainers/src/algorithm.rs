@@ -64,6 +64,16 @@ pub trait RewardDriven<D: Denoiser> {
         false
     }
 
+    /// The key of the config that needs the terms of the reward, if there is one. If so, a reward that is no weighted sum of terms is refused.
+    fn needs_terms(&self) -> Option<String> {
+        None
+    }
+
+    /// How many policies of the past are kept in the run's memory: copies of everything that trains.
+    fn policies_kept(&self) -> usize {
+        0
+    }
+
     /// Backward passes per minibatch: 1, but for a policy gradient one per trained timestep.
     fn backwards_per_minibatch(&self, num_inference_steps: usize) -> usize {
         let _ = num_inference_steps;
@@ -92,13 +102,8 @@ pub enum Kept {
     Nothing,
     /// So many images with their whole trajectories, whose every step must have a density.
     Trajectories(usize),
-    /// Images alone, and the trained weights of other policies.
-    Images {
-        /// Images per epoch.
-        images: usize,
-        /// Policies beside the trained one.
-        policies: usize,
-    },
+    /// So many images alone.
+    Images(usize),
 }
 
 impl Driver<'_> {

@@ -1,13 +1,16 @@
 //! Losses, as pure functions of tensors whose shapes are given. The files of the algorithms compute the inputs.
 
 mod forward;
+mod policy;
 
 use burn::tensor::activation::{log_sigmoid, relu};
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
-use vp_schedulers::Transition;
 
 pub use forward::{Weighting, dgpo_kept, dgpo_weights, nft_loss};
+pub use policy::{
+    Drift, PolicyLoss, corrected_ratio_loss, d3po_loss, kl_mask_loss, log_hinge_loss, ppo_clip_loss, score_function_loss, transition_kl,
+};
 
 // From a reward's gradient.
 
@@ -24,68 +27,6 @@ pub fn refl_loss(rewards: Tensor<1>, margin: f64, grad_scale: f64) -> Tensor<1> 
 /// Source: DRaFT (arXiv 2309.17400) equation 1; AlignProp (2310.03739) equation 2.
 pub fn reward_loss(rewards: Tensor<1>, grad_scale: f64) -> Tensor<1> {
     rewards.mean() * -grad_scale
-}
-
-// From a policy's log-probabilities.
-
-/// A policy gradient's loss, and figures that show how far the policy has moved; `[b]` each.
-#[derive(Debug, Clone)]
-pub struct PolicyLoss {
-    /// The loss of each image, to be minimised; on the tape.
-    pub loss: Tensor<1>,
-    /// ρ = exp(log π − log π_old), off the tape.
-    pub ratio: Tensor<1>,
-    /// (log π − log π_old)² / 2, off the tape.
-    pub approx_kl: Tensor<1>,
-    /// 1 where ρ is more than `clip_range` away from 1, else 0; off the tape.
-    pub clipped: Tensor<1>,
-}
-
-/// DDPO-IS, the clipped objective of PPO: `max(−A ρ, −A clamp(ρ, 1 − ε, 1 + ε))` for log-probabilities and advantages `[b]`. The
-/// log-probabilities are means over c, h, w; the published values of `clip_range` rely on that.
-///
-/// Source: ddpo-pytorch `scripts/train.py`; Black et al. (arXiv 2305.13301) equation 5.
-pub fn ppo_clip_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
-    let log_ratio = log_probs - old_log_probs;
-    let ratio = log_ratio.clone().exp();
-    let clamped = ratio.clone().clamp(1.0 - clip_range, 1.0 + clip_range);
-    let loss = (-(advantages.clone() * ratio)).max_pair(-(advantages * clamped));
-    policy_loss(loss, log_ratio, clip_range)
-}
-
-/// DDPO-SF, REINFORCE: `−A log π`, valid only for the first update after the images were sampled. Shapes as in [`ppo_clip_loss`];
-/// `clip_range` only decides which ratios count as clipped.
-///
-/// Source: Black et al. (arXiv 2305.13301) equation 4.
-pub fn score_function_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, clip_range: f64) -> PolicyLoss {
-    let log_ratio = log_probs.clone() - old_log_probs;
-    policy_loss(-(advantages * log_probs), log_ratio, clip_range)
-}
-
-fn policy_loss(loss: Tensor<1>, log_ratio: Tensor<1>, clip_range: f64) -> PolicyLoss {
-    let log_ratio = log_ratio.without_autodiff();
-    let ratio = log_ratio.clone().exp();
-    let clipped = (ratio.clone() - 1.0).abs().greater_elem(clip_range).float();
-    PolicyLoss { loss, ratio, approx_kl: log_ratio.square() * 0.5, clipped }
-}
-
-/// KL(p ‖ q) of two transitions of the same schedule, divided by c·h·w as the log-probabilities are: `mean (μ − μ_q)² / (2σ²)`, `[b]`.
-///
-/// Source: DPOK (arXiv 2305.16381) equation 8; d3po `scripts/rm/train_dpok.py`.
-pub fn transition_kl(policy: &Transition, reference: &Transition) -> Tensor<1> {
-    let rows = policy.std_dev_t.dims()[0];
-    let difference = (policy.prev_sample_mean.clone() - reference.prev_sample_mean.clone()) / policy.std_dev_t.clone();
-    difference.square().mean_dims(&[1, 2, 3]).reshape([rows]) * 0.5
-}
-
-/// D3PO's loss of each pair, `[b]`: `−log σ(β Σ_k h_k log clamp(ρ_k, 1 − ε, 1 + ε))`, with log ρ = log π − log π_ref. `log_ratios` and
-/// the preferences h (+1, −1 or 0) are `[b, 2]`.
-///
-/// Source: Yang et al. (arXiv 2311.13231); d3po `scripts/rm/train_d3po.py`.
-pub fn d3po_loss(log_ratios: Tensor<2>, preferences: Tensor<2>, beta: f64, clip_range: f64) -> Tensor<1> {
-    // Clamping the ratio is the same as clamping its logarithm.
-    let clamped = log_ratios.clamp((1.0 - clip_range).ln(), (1.0 + clip_range).ln());
-    -log_sigmoid((clamped * preferences).sum_dim(1).squeeze_dim::<1>(1) * beta)
 }
 
 // From given images.
@@ -295,47 +236,6 @@ mod tests {
         let weighted = AutoencoderWeights { foreground_weight: 3.0, edge_weight: 0.0, ..weights };
         let loss = autoencoder_loss(zeros(), one_pixel(), kl(0.0), weighted);
         assert!((values(&loss.reconstruction)[0] - (1.0 + 3.0 * 2.0) / 4.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn the_better_one_is_pushed_up_and_the_other_down() {
-        let device = Device::flex().autodiff();
-        let log_ratios = Tensor::<2>::from_data([[0.0, 0.0], [0.05, -0.02], [0.0, 0.0]], &device).require_grad();
-        let preferences = Tensor::<2>::from_data([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]], &Device::flex());
-        let loss = d3po_loss(log_ratios.clone(), preferences, 0.1, 0.1);
-        let expected = [2f64.ln(), (1.0 + (0.1f64 * 0.07).exp()).ln(), 2f64.ln()];
-        let got = values(&loss);
-        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
-        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
-        // −β σ(−x) h: half of β at the start, nothing for a tie.
-        assert!((gradient[0] + 0.05).abs() < 1e-6 && (gradient[1] - 0.05).abs() < 1e-6, "{gradient:?}");
-        assert!(gradient[2] > 0.0 && gradient[3] < 0.0, "{gradient:?}");
-        assert_eq!(gradient[4..], [0.0, 0.0]);
-    }
-
-    #[test]
-    fn a_ratio_beyond_the_clamp_gives_no_gradient() {
-        let device = Device::flex().autodiff();
-        let log_ratios = Tensor::<2>::from_data([[0.2, -0.01]], &device).require_grad();
-        let loss = d3po_loss(log_ratios.clone(), Tensor::from_data([[1.0, -1.0]], &Device::flex()), 0.1, 0.1);
-        let gradient: Vec<f32> = log_ratios.grad(&loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
-        assert!(gradient[0] == 0.0 && gradient[1] > 0.0, "{gradient:?}");
-    }
-
-    #[test]
-    fn a_ratio_beyond_the_clip_range_gives_no_gradient_where_going_on_would_gain() {
-        let device = Device::flex().autodiff();
-        let log_probs = Tensor::<1>::from_data([0.2, 0.2, -0.2, 0.05], &device).require_grad();
-        let old = Tensor::<1>::zeros([4], &Device::flex());
-        let loss = ppo_clip_loss(log_probs.clone(), old, Tensor::from_data([1.0, -1.0, -1.0, 2.0], &Device::flex()), 0.1);
-        // −A ρ and −A clamp(ρ, 0.9, 1.1), the larger of the two.
-        let expected = [-1.1, 0.2f64.exp(), 0.9, -2.0 * 0.05f64.exp()];
-        assert!(values(&loss.loss).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{:?}", values(&loss.loss));
-        assert_eq!(values(&loss.clipped), [1.0, 1.0, 1.0, 0.0]);
-        assert!((values(&loss.approx_kl)[0] - 0.02).abs() < 1e-7);
-        let gradient: Vec<f32> = log_probs.grad(&loss.loss.sum().backward()).unwrap().into_data().try_to_vec().unwrap();
-        let expected = [0.0, 0.2f64.exp(), 0.0, -2.0 * 0.05f64.exp()];
-        assert!(gradient.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{gradient:?}");
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use tempfile::TempDir;
 use vp_core::config;
 use vp_core::noise::Noise;
 use vp_core::run_dir::RunDir;
 use vp_trainers::assembly::{Assembled, Assembly, RewardDrivenRun, assemble};
 use vp_trainers::config::TrainConfig;
-use vp_trainers::optim::Workers;
+use vp_trainers::optim::{NamedTensors, Workers};
 use vp_trainers::policy::rollout::{NoiseWindow, Rollout, RolloutPlan};
 use vp_trainers::policy::walk::Position;
 use vp_trainers::run::journal::{Journal, Silent};
@@ -21,9 +21,15 @@ fn assembled() -> RewardDrivenRun {
 
 /// A run that samples in `steps` steps.
 fn assembled_for(steps: usize) -> RewardDrivenRun {
+    assembled_with(steps, "f32")
+}
+
+/// A run that samples in `steps` steps, with frozen weights and activations in `format`.
+fn assembled_with(steps: usize, format: &str) -> RewardDrivenRun {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let steps = format!("scheduler.num_inference_steps={steps}");
-    let overrides = ["model.size=[32, 32]", &steps, "reward={ brightness = {} }", "watch=[{ saturation = {} }]"].map(String::from);
+    let format = format!("model.dtype={format}");
+    let overrides = ["model.size=[32, 32]", &steps, &format, "reward={ brightness = {} }", "watch=[{ saturation = {} }]"].map(String::from);
     let config: TrainConfig = config::read(&root.join("configs/ddpo/tiny.toml"), &overrides).unwrap();
     match assemble(&config, &|path| Ok(root.join(path)), &Device::flex()).unwrap() {
         Assembly::Reward(assembled) => *assembled,
@@ -113,6 +119,34 @@ fn a_window_has_the_only_noise_that_images_of_a_prompt_do_not_share() {
         }
     }
     assert!(starts.iter().any(|start| *start != starts[0]), "{starts:?}");
+}
+
+/// What is compared to five digits and more is kept in f32, and with all its digits, whatever the network computes in: half of them would make
+/// ratios and divergences of rounding alone.
+#[test]
+fn latents_and_log_probabilities_are_f32_whatever_the_network_computes_in() {
+    for (format, half) in [("bf16", FloatDType::BF16), ("f16", FloatDType::F16)] {
+        let mut assembled = assembled_with(2, format);
+        let rollout = rollout(&mut assembled, &plan(1, false), 0);
+        let scheduler = assembled.environment.scheduler().unwrap();
+        let at = Position { epoch: 0, within: 0, begins_minibatch: true, ends_epoch: false, items: vec![0, 4], steps: vec![0, 1] };
+        let minibatch = rollout.minibatch(&assembled.environment, &at);
+        let policy = minibatch.transition(&assembled.model, &assembled.environment, &plan(1, false), &*scheduler);
+        let (means, log_probs) = (policy.prev_sample_mean.clone(), policy.log_prob(minibatch.prev_sample.clone()));
+        for latents in rollout.latents.iter().chain([&minibatch.sample, &minibatch.prev_sample, &means]) {
+            assert_eq!(latents.dtype(), DType::F32, "{format}");
+            let off = (latents.clone() - latents.clone().cast(half).cast(FloatDType::F32)).abs().max().into_scalar::<f32>();
+            assert!(off > 0.0, "latents in {format} hold no more digits than {format} has");
+        }
+        for log_probs in rollout.log_probs.iter().chain([&minibatch.log_probs, &log_probs]) {
+            assert_eq!(log_probs.dtype(), DType::F32, "{format}");
+            let off = (log_probs.clone() - log_probs.clone().cast(half).cast(FloatDType::F32)).abs().max().into_scalar::<f32>();
+            assert!(off > 0.0, "log-probabilities in {format} hold no more digits than {format} has");
+        }
+        let mut memory = NamedTensors::new();
+        rollout.save(&mut memory, &Device::flex());
+        assert!(memory.values().all(|tensor| tensor.dtype() == DType::F32), "{format}");
+    }
 }
 
 #[test]

@@ -172,7 +172,6 @@ impl Plan {
             interrupt: self.interrupt.clone(),
             stop_before: self.stop_before,
             memory_bytes: outline.memory_bytes,
-            memory_copies: outline.memory_copies,
         })
     }
 

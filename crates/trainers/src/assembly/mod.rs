@@ -109,8 +109,6 @@ pub struct Outline {
     pub lists: BTreeMap<String, String>,
     /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
-    /// Copies of the trained weights in that memory, besides.
-    pub memory_copies: usize,
     /// Upper bound on the bytes that are exported at the end.
     pub export_bytes: u64,
 }
@@ -194,7 +192,6 @@ impl Parts<'_> {
                 .collect(),
             lists: BTreeMap::new(),
             memory_bytes: 0,
-            memory_copies: 0,
             // A LoRA's two files are smaller than a checkpoint, and space for one more checkpoint is reserved anyway.
             export_bytes: if self.config.lora().is_some() { 0 } else { size_of(&self.model) },
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use vp_core::profile::{self, Stage};
 use vp_data::read_prompts;
+use vp_models::parameters::named_parameters;
 use vp_models::pipeline::{LoadedDenoiser, Pipeline, Trainable};
 use vp_rewards::{Reward, RewardConfig};
 
@@ -54,6 +55,15 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
         let way_out = "train on one that does, and use this one under [[watch]]";
         return Err(Error::Config(format!("[reward.{reward}] gives no gradient, which {algo} needs; {way_out}")));
     }
+    if let Some(key) = algorithm.needs_terms()
+        && reward.term_weights().is_empty()
+    {
+        return Err(Error::Config(format!(
+            "[reward.{}] is not made of terms, which {key} needs; train on [reward.weighted_sum], or on a reward with aspects (judge, vlm, a vp_score \
+             with a head for each), or leave out {key}",
+            reward.name()
+        )));
+    }
     let watch = |reward: &RewardConfig| Ok(resolved_reward(parts, reward)?.build(device)?);
     let watched = config.watch.iter().map(watch).collect::<Result<Vec<_>, Error>>().in_section("[[watch]]")?;
 
@@ -82,10 +92,13 @@ pub(super) fn assemble(parts: &Parts<'_>) -> Result<RewardDrivenRun, Error> {
             require_density(&*environment.scheduler()?).in_section("[scheduler]")?;
             outline.memory_bytes = bytes(images, config.num_inference_steps());
         }
-        Kept::Images { images, policies } => {
-            outline.memory_bytes = bytes(images, 0);
-            outline.memory_copies = policies;
-        }
+        Kept::Images(images) => outline.memory_bytes = bytes(images, 0),
+    }
+    let copies = algorithm.policies_kept() as u64;
+    if copies > 0 {
+        let trains = config.trainable_pattern()?;
+        let parameters = named_parameters(&model).into_iter().filter(|parameter| trains.is_match(&parameter.name));
+        outline.memory_bytes += 4 * copies * parameters.map(|parameter| parameter.values.dims()[0] as u64).sum::<u64>();
     }
     Ok(RewardDrivenRun { outline, model, environment, regularizer, config: config.clone() })
 }

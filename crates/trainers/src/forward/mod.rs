@@ -42,6 +42,7 @@ use crate::losses::squared_errors;
 use crate::non_finite;
 use crate::policy::advantages::{AdvantagesConfig, GroupStatistics, Tracker};
 use crate::policy::rollout::Rollout;
+use crate::policy::snapshot;
 use crate::policy::walk::{Position, Walk};
 use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
 use crate::run::{Batch, Draw, Observed, Run, Values};
@@ -124,10 +125,15 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
     }
 
     fn kept(&self) -> Kept {
-        Kept::Images {
-            images: self.sample().num_images(),
-            policies: self.compares_with().iter().filter(|role| **role != Role::Base).count(),
-        }
+        Kept::Images(self.sample().num_images())
+    }
+
+    fn needs_terms(&self) -> Option<String> {
+        self.advantages().per_reward.then(|| format!("algo.{}.advantages.per_reward", self.name()))
+    }
+
+    fn policies_kept(&self) -> usize {
+        self.compares_with().iter().filter(|role| **role != Role::Base).count()
     }
 
     fn default_regularizer(&self) -> RegularizerConfig {
@@ -184,10 +190,10 @@ fn train<A: ForwardProcess, D: Denoiser>(
         if rollout.epoch != Some(epoch) {
             // 1. The moving average follows the policy, once per epoch. One of the two draws the epoch's images.
             if let Some(decay) = algorithm.average() {
-                policies::follow(run, decay);
+                policies::follow(run, decay, &device);
             }
             if algorithm.compares_with().contains(&Role::Sampler) {
-                policies::remember_sampler(run);
+                snapshot::keep(run, policies::SAMPLER);
             }
             policies = Policies::recall(run);
             let sampler = policies.average.clone().filter(|_| algorithm.average_samples()).unwrap_or_else(|| run.model.valid());
@@ -203,7 +209,8 @@ fn train<A: ForwardProcess, D: Denoiser>(
 
             // 3. Turn rewards into advantages. The rollout is saved with the run, so that a resumed run goes on from here.
             let advantages = AdvantagesConfig::Group(algorithm.advantages().clone());
-            rollout.advantages = advantages.compute(&rollout.rewards, &rollout.prompts, sample.images_per_prompt, &mut Tracker::default());
+            let weights = environment.reward.term_weights();
+            rollout.advantages = advantages.of_rollout(&rollout, &weights, sample.images_per_prompt, &mut Tracker::default());
             rollout.save(&mut run.memory, &device);
         }
 

@@ -1,13 +1,11 @@
 //! The policies that the trained one is compared with. Their weights are part of the run's memory, so that a resumed run has them.
 
-use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_models::denoiser::Denoiser;
-use vp_models::parameters::map_parameters_where;
 use vp_models::pipeline::Trainable;
 
-use crate::optim::{NamedTensors, trainable};
+use crate::policy::snapshot;
 use crate::run::{Run, values};
 
 /// A policy beside the trained one.
@@ -58,9 +56,9 @@ impl Decay {
     }
 }
 
-const SAMPLER: &str = "policy.sampler.";
-const AVERAGE: &str = "policy.average.";
-/// The number of updates at which the average last moved.
+/// The two policies' names in the run's memory, and the number of updates at which the average last moved.
+pub(super) const SAMPLER: &str = "policy.sampler";
+const AVERAGE: &str = "policy.average";
 const MOVED: &str = "policy.average_moved";
 
 /// The policies of an epoch, off the tape.
@@ -75,7 +73,7 @@ pub struct Policies<D> {
 impl<D: Denoiser> Policies<D> {
     /// The policies in a run's memory.
     pub fn recall(run: &Run<Trainable<D>>) -> Self {
-        Self { sampler: recalled(run, SAMPLER), average: recalled(run, AVERAGE) }
+        Self { sampler: snapshot::recall(run, SAMPLER), average: snapshot::recall(run, AVERAGE) }
     }
 
     /// The policy with this role; `None` for the base model, which is not kept here.
@@ -88,44 +86,15 @@ impl<D: Denoiser> Policies<D> {
     }
 }
 
-fn recalled<D: Denoiser>(run: &Run<Trainable<D>>, prefix: &str) -> Option<Trainable<D>> {
-    let saved = |name: &str| run.memory.get(&format!("{prefix}{name}"));
-    run.memory.keys().any(|key| key.starts_with(prefix)).then(|| {
-        let has = |name: &str, _| saved(name).is_some();
-        map_parameters_where(run.model.valid(), has, |name, _, values| match saved(name) {
-            Some(weights) => weights.clone().cast(values.dtype()),
-            None => values,
-        })
-    })
-}
-
-/// Remembers the policy as it is, as the one that draws the epoch's images.
-pub(super) fn remember_sampler<D: Denoiser>(run: &mut Run<Trainable<D>>) {
-    let weights = trainable(&run.model);
-    put(&mut run.memory, SAMPLER, weights);
-}
-
 /// Moves the average towards the policy, unless it has moved since the last update: an epoch that was interrupted while it was sampled
 /// begins again.
-pub(super) fn follow<D: Denoiser>(run: &mut Run<Trainable<D>>, decay: Decay) {
-    let (updates, weights) = (run.updates(), trainable(&run.model));
+pub(super) fn follow<D: Denoiser>(run: &mut Run<Trainable<D>>, decay: Decay, device: &Device) {
+    let updates = run.updates();
     if run.memory.get(MOVED).is_some_and(|moved| values(moved)[0] as u64 == updates) {
         return;
     }
-    let d = decay.after(updates);
-    let toward = |(name, weight): (String, Tensor<1>)| {
-        let average = run.memory.get(&format!("{AVERAGE}{name}")).cloned();
-        (name, average.map_or_else(|| weight.clone(), |average| average * d + weight.clone() * (1.0 - d)))
-    };
-    let moved: NamedTensors = weights.into_iter().map(toward).collect();
-    if let Some(device) = moved.values().next().map(Tensor::device) {
-        run.memory.insert(MOVED.into(), Tensor::from_data([updates as f32], &device));
-    }
-    put(&mut run.memory, AVERAGE, moved);
-}
-
-fn put(memory: &mut NamedTensors, prefix: &str, weights: NamedTensors) {
-    memory.extend(weights.into_iter().map(|(name, weight)| (format!("{prefix}{name}"), weight)));
+    snapshot::follow(run, AVERAGE, decay.after(updates));
+    run.memory.insert(MOVED.into(), Tensor::from_data([updates as f32], device));
 }
 
 #[cfg(test)]

@@ -121,8 +121,7 @@ impl Ema {
     }
 }
 
-/// A module's trainable parameters by name, flattened, off the tape, in f32.
-pub(crate) fn trainable<M: Module>(module: &M) -> NamedTensors {
+fn trainable<M: Module>(module: &M) -> NamedTensors {
     trainable_parameters(module).into_iter().map(|p| (p.name, f32(p.values))).collect()
 }
 

@@ -12,7 +12,6 @@ mod moments;
 mod workers;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub(crate) use ema::trainable;
 pub use ema::{Ema, EmaConfig};
 pub use gradients::GradientAccumulator;
 pub use loss_scale::LossScale;

@@ -1,8 +1,8 @@
 //! Turns rewards into advantages: how much better an image is than comparable images, in standard deviations.
 //!
 //! Source: ddpo-pytorch `ddpo_pytorch/stat_tracking.py` (per prompt) and `scripts/train.py` (batch); DanceGRPO `fastvideo/train_grpo_sd.py`
-//! (group); Flow-GRPO (arXiv 2505.05470) `flow_grpo/stat_tracking.py` (`global_std`). Standard deviations are those of the population, as
-//! in numpy.
+//! (group); Flow-GRPO (arXiv 2505.05470) `flow_grpo/stat_tracking.py` (`global_std`); GDPO (arXiv 2601.05242) `trl/trainer/grpo_trainer.py` and
+//! Flow-Factory `advantage_processor.py`, `compute_gdpo` (`per_reward`). Standard deviations are those of the population, as in numpy.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 
 use crate::optim::NamedTensors;
+use crate::policy::rollout::Rollout;
 use crate::statistics::mean_and_std;
 
 vp_core::registry! {
@@ -49,6 +50,10 @@ pub struct GroupStatistics {
     /// Whether distances from the group's mean are divided by the standard deviation of the whole epoch rather than of the group (false).
     /// If so, a group of nearly equal rewards gives only small advantages.
     pub global_std: bool,
+    /// Whether each term of the reward is normalised by itself, and the sum of the results, by the terms' weights, once more over the epoch, as
+    /// in GDPO (false). If so, a term counts as its weight says, whatever its scale and however much the others vary; otherwise the term that
+    /// varies most counts most.
+    pub per_reward: bool,
 }
 
 /// `[algo.ddpo.advantages.batch]`, which has no settings.
@@ -78,21 +83,57 @@ impl Validate for AdvantagesConfig {
 pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 
 impl AdvantagesConfig {
-    /// The advantage of each reward. `prompts` are the indices of the images' prompts in the list of prompts. The images of a group are
+    /// Whether the terms of the reward are needed, and not the reward alone.
+    pub fn needs_terms(&self) -> bool {
+        matches!(self, Self::Group(GroupStatistics { per_reward: true, .. }))
+    }
+
+    /// The advantage of each image of a rollout: [`compute`](Self::compute) of its rewards, or of its reward's terms if that is what the config
+    /// says. `weights` are the terms' names and weights, as [`Reward::term_weights`](vp_rewards::Reward::term_weights) has them.
+    ///
+    /// # Panics
+    /// When the terms are needed, and the rollout has no scores of one of them.
+    pub fn of_rollout(&self, rollout: &Rollout, weights: &[(String, f64)], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
+        match self {
+            Self::Group(group) if group.per_reward => {
+                let scores = |name: &str| rollout.term(name).unwrap_or_else(|| panic!("the reward told no scores of its term {name}"));
+                let terms: Vec<(f64, &[f32])> = weights.iter().map(|(name, weight)| (*weight, scores(name))).collect();
+                group.of_terms(&terms, group_size)
+            }
+            _ => self.compute(&rollout.rewards, &rollout.prompts, group_size, tracker),
+        }
+    }
+
+    /// The advantage of each reward, taken as a whole. `prompts` are the indices of the images' prompts in the list of prompts. The images of a group are
     /// adjacent, `group_size` of them. If the statistics are per prompt, the rewards are added to `tracker`.
     pub fn compute(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
             Self::Batch(_) => normalised(rewards, rewards, 1e-8),
-            Self::Group(GroupStatistics { global_std }) => {
-                let of_all = statistics(rewards).1;
-                let one = |group: &[f32]| {
-                    let (mean, std) = statistics(group);
-                    standardised(group, mean, if *global_std { of_all } else { std }, 1e-8)
-                };
-                rewards.chunks(group_size).flat_map(one).collect()
-            }
+            Self::Group(section) => section.compute(rewards, group_size),
             Self::PerPrompt(section) => section.compute(rewards, prompts, tracker),
         }
+    }
+}
+
+impl GroupStatistics {
+    fn compute(&self, rewards: &[f32], group_size: usize) -> Vec<f32> {
+        let of_all = statistics(rewards).1;
+        let one = |group: &[f32]| {
+            let (mean, std) = statistics(group);
+            standardised(group, mean, if self.global_std { of_all } else { std }, 1e-8)
+        };
+        rewards.chunks(group_size).flat_map(one).collect()
+    }
+
+    /// Σ weight · the advantages by each term, normalised over all images. What a term is scaled by in the reward has no effect.
+    fn of_terms(&self, terms: &[(f64, &[f32])], group_size: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; terms.first().map_or(0, |(_, scores)| scores.len())];
+        for (weight, scores) in terms {
+            let advantages = self.compute(scores, group_size);
+            sums.iter_mut().zip(advantages).for_each(|(sum, advantage)| *sum += weight * f64::from(advantage));
+        }
+        let (mean, std) = mean_and_std(&sums);
+        sums.into_iter().map(|sum| ((sum - mean) / (std + 1e-8)) as f32).collect()
     }
 }
 
@@ -169,12 +210,61 @@ mod tests {
     #[test]
     fn with_the_epochs_deviation_a_group_of_likes_says_little() {
         let rewards = [1.0, 2.0, 3.0, 7.0, 10.0, 13.0];
-        let group = AdvantagesConfig::Group(GroupStatistics { global_std: true });
+        let group = AdvantagesConfig::Group(GroupStatistics { global_std: true, per_reward: false });
         let advantages = group.compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
         let std = (58.0f32 / 3.0).sqrt();
         for (found, expected) in advantages.iter().zip([-1.0, 0.0, 1.0, -3.0, 0.0, 3.0]) {
             assert!((found - expected / std).abs() < 1e-6, "{advantages:?}");
         }
+    }
+
+    /// Of one prompt: the first term varies a hundred times as much as the second, and both count alike.
+    #[test]
+    fn terms_count_by_their_weights_and_not_by_their_scales() {
+        let (large, small): ([f32; 4], [f32; 4]) = ([0.0, 0.0, 100.0, 100.0], [0.0, 1.0, 0.0, 1.0]);
+        let group = GroupStatistics { per_reward: true, ..Default::default() };
+        let of = |weights: [f64; 2]| group.of_terms(&[(weights[0], &large[..]), (weights[1], &small[..])], 4);
+        // −1, −1, 1, 1 and −1, 1, −1, 1; their sum −2, 0, 0, 2 has the deviation √2.
+        let two = 2f32.sqrt();
+        for (found, expected) in of([1.0, 1.0]).iter().zip([-two, 0.0, 0.0, two]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        // −4, −2, 2, 4 have the deviation √10; a weight below 0 turns a term round, and 0 leaves it out.
+        for (found, expected) in of([3.0, 1.0]).iter().zip([-4.0, -2.0, 2.0, 4.0]) {
+            assert!((found - expected / 10f32.sqrt()).abs() < 1e-6, "{found} {expected}");
+        }
+        for (found, expected) in of([-2.0, 0.0]).iter().zip([1.0, 1.0, -1.0, -1.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        // The sum itself would see little of the second term.
+        let sum: Vec<f32> = large.iter().zip(small).map(|(large, small)| large + small).collect();
+        let whole = AdvantagesConfig::Group(GroupStatistics::default()).compute(&sum, &[0; 4], 4, &mut Tracker::default());
+        assert!((whole[0] - whole[1]).abs() < 0.05, "{whole:?}");
+    }
+
+    /// With one term, the term's own advantages: groups that vary have a deviation of 1 together, too.
+    #[test]
+    fn a_single_term_has_the_advantages_of_its_group() {
+        let rewards = [1.0, 2.0, 6.0, -3.0, -2.0, 0.5];
+        let rollout = Rollout {
+            rewards: rewards.to_vec(),
+            prompts: vec![0, 0, 0, 1, 1, 1],
+            observed: vec![("watch/a".into(), vec![7.0; 6]), ("reward/a".into(), rewards.to_vec()), ("reward/b".into(), vec![0.0; 6])],
+            ..Default::default()
+        };
+        let of = |per_reward, weights: &[(String, f64)]| {
+            let config = AdvantagesConfig::Group(GroupStatistics { per_reward, ..Default::default() });
+            assert_eq!(config.needs_terms(), per_reward);
+            config.of_rollout(&rollout, weights, 3, &mut Tracker::default())
+        };
+        let whole = of(false, &[]);
+        // A second term in which no image is better than another adds nothing.
+        for weights in [vec![("a".to_string(), 0.3)], vec![("a".to_string(), 2.0), ("b".to_string(), 5.0)]] {
+            for (found, expected) in of(true, &weights).iter().zip(&whole) {
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+        assert_eq!(rollout.watched(), [&[7.0; 6]]);
     }
 
     /// ddpo-pytorch's tracker, by hand: until a prompt has been seen `min_count` times, the statistics of the epoch are used.

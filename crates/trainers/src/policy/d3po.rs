@@ -21,9 +21,10 @@ use crate::algorithm::{Algorithm, Driver, Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
+use crate::policy::epochs::Epochs;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, Minibatch, trained_steps};
+use crate::policy::{EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Batch, Run, Values};
 
@@ -69,69 +70,44 @@ impl Default for D3po {
 
 impl<D: Denoiser> RewardDriven<D> for D3po {
     fn train(&self, run: &mut Run<Trainable<D>>, environment: &mut Environment<D>, _: &mut Regularizer) -> Result<(), Error> {
-        let (scheduler, plan) = (environment.scheduler()?, self.plan());
-        let walk = self.walk(run.noise, scheduler.timesteps().len());
-        let device = environment.pipeline.device().clone();
-        let workers = run.workers(&device)?;
-        environment.preview_at_start(run)?;
-        let mut rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
+        let plan = self.plan();
+        let walk = self.walk(run.noise, environment.scheduler()?.timesteps().len());
+        let mut epochs = Epochs::begin(run, environment, plan, walk)?;
 
-        while let Some(batches) = run.next_batches(workers.count())? {
-            // An update's micro-batches are of one epoch.
-            let places: Vec<Position> = batches.iter().map(|batch| walk.at(batch.index)).collect();
-            let epoch = places[0].epoch;
-            let ends_epoch = places.iter().any(|at| at.ends_epoch);
-
-            if rollout.epoch != Some(epoch) {
-                // 1. Sample two images of each prompt from the same latents, off the tape.
-                rollout = Rollout::sample(run, environment, &plan, &workers, epoch)?;
-
-                // 2. Score them.
-                rollout.score(run, environment, &plan)?;
-                if let Some(what) = rollout.first_non_finite() {
-                    rollout = Rollout::default();
-                    run.leave_out(what)?;
-                    continue;
-                }
-
-                // 3. Find which of the two is preferred. The rollout is saved with the run, so that a resumed run goes on from here.
-                rollout.advantages = preferences(&rollout.rewards);
-                rollout.save(&mut run.memory, &device);
-            }
-
-            run.count_images(places.iter().filter(|at| at.begins_minibatch).map(|at| 2 * at.items.len()).sum());
-            let (shared, rolled_out) = (&*environment, &rollout);
-            let compute = |model: &Trainable<D>, (batch, pairs): (Batch, Position)| {
-                let (scheduler, at) = (shared.scheduler()?, both_of_each(&pairs));
+        // 1. Sample two images of each prompt from the same latents, off the tape. 2. Score them. 3. Find which of the two is preferred.
+        let weigh = |rollout: &mut Rollout, _: &mut Run<Trainable<D>>, _: &Environment<D>| {
+            rollout.advantages = preferences(&rollout.rewards);
+            Ok(())
+        };
+        while let Some(pairs) = epochs.next(run, environment, weigh)? {
+            let images = pairs.into_iter().map(|(batch, pairs)| (batch, both_of_each(pairs))).collect();
+            let shared = &*environment;
+            let loss = |model: &Trainable<D>, rollout: &Rollout, batch: Batch, at: &Position| {
+                let scheduler = shared.scheduler()?;
 
                 // 4. How much likelier the sampled steps are under the policy than under the base model.
-                let minibatch = rolled_out.minibatch(shared, &at);
+                let minibatch = rollout.minibatch(shared, at);
                 let policy = minibatch.transition(model, shared, &plan, &*scheduler);
                 let reference = minibatch.transition(&shared.base, shared, &plan, &*scheduler);
                 let log_ratios = policy.log_prob(minibatch.prev_sample.clone()) - reference.log_prob(minibatch.prev_sample.clone());
 
                 // 5. The loss: −log σ of how much that favours the preferred image of each pair.
-                let num_pairs = pairs.items.len();
-                let preferred: Vec<f32> = at.items.iter().map(|image| rolled_out.advantages[*image]).collect();
+                let num_pairs = at.items.len() / 2;
+                let preferred: Vec<f32> = at.items.iter().map(|image| rollout.advantages[*image]).collect();
                 let preferred = Tensor::<1>::from_data(preferred.as_slice(), &log_ratios.device()).reshape([num_pairs, 2]);
                 let loss = d3po_loss(log_ratios.clone().reshape([num_pairs, 2]), preferred, self.beta, self.clip_range).mean();
                 let clipped = (log_ratios.without_autodiff().exp() - 1.0).abs().greater_elem(self.clip_range).float();
                 let kl = transition_kl(&policy, &reference);
                 let mut observed = vec![("clipfrac".to_string(), Values::from(&clipped)), ("kl".into(), Values::from(&kl))];
                 if batch.begins_update {
-                    observed.extend(rolled_out.observed());
+                    observed.extend(rollout.observed());
                 }
                 Ok((loss, observed, minibatch))
             };
 
             // 6. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving
             //    average, journal, and a preview if one is due.
-            let blame = |model: &Trainable<D>, minibatch: &Minibatch| minibatch.first_non_finite(model, shared, &*scheduler);
-            let updated = run.backward_side_by_side(&workers, batches.into_iter().zip(places).collect(), compute, blame)?;
-            if ends_epoch {
-                rollout = Rollout::default();
-                Rollout::forget(&mut run.memory);
-            }
+            let updated = epochs.backward(run, shared, images, loss)?;
             environment.preview_if_due(run, updated)?;
         }
         Ok(())
@@ -253,10 +229,10 @@ impl Algorithm for D3po {
 }
 
 /// Converts a position among pairs to one among images: both images of each pair, at the pair's step.
-fn both_of_each(pairs: &Position) -> Position {
+fn both_of_each(pairs: Position) -> Position {
     let items = pairs.items.iter().flat_map(|pair| [2 * pair, 2 * pair + 1]).collect();
     let steps = pairs.steps.iter().flat_map(|step| [*step, *step]).collect();
-    Position { items, steps, ..pairs.clone() }
+    Position { items, steps, ..pairs }
 }
 
 /// +1 for the better image of each pair, −1 for the other; 0 for both if their rewards are equal.

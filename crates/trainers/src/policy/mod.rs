@@ -1,4 +1,4 @@
-//! Denoising as a Markov decision process (DDPO, arXiv 2305.13301, section 4): the code that DDPO and D3PO share.
+//! Denoising as a Markov decision process (DDPO, arXiv 2305.13301, section 4): the code that DDPO and D3PO share. Their loop is in `epochs`.
 //!
 //! | paper | here |
 //! |---|---|
@@ -10,7 +10,11 @@
 pub mod advantages;
 pub mod d3po;
 pub mod ddpo;
+mod epochs;
+mod kl;
+mod objectives;
 pub mod rollout;
+pub(crate) mod snapshot;
 pub mod walk;
 
 use burn::tensor::Tensor;
@@ -60,6 +64,17 @@ impl Minibatch {
         profile::time(Stage::TrackedStep, || {
             transition(&model.denoiser, scheduler, &plan.guidance(model, environment, &self.prompts), self)
         })
+    }
+
+    /// How far one unit of the network's output moves the mean of each row's step, `[b]`, a constant of the schedule. For DDIM and a network that
+    /// predicts noise it is `√ᾱ_{t−1} √(1−ᾱ_t) / √ᾱ_t − √(1−ᾱ_{t−1}−σ²)`.
+    pub fn output_slope(&self, scheduler: &dyn Scheduler) -> Tensor<1> {
+        // The mean is linear in the output, but for x_0 that are clipped; those of a small output are not.
+        const SMALL: f64 = 1.0 / 1024.0;
+        let rows = self.steps.len();
+        let zero = Tensor::<4>::zeros([rows, 1, 1, 1], &self.sample.device().without_autodiff());
+        let moved = scheduler.transition(zero.clone() + SMALL, &self.steps, zero).prev_sample_mean;
+        moved.abs().reshape([rows]) / SMALL
     }
 
     /// The first tensor that is not finite in the transition of these rows, by name.
@@ -180,7 +195,45 @@ pub fn require_density(scheduler: &dyn Scheduler) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+    use vp_schedulers::{SchedulerConfig, build_scheduler};
+
     use super::*;
+    use crate::run::values;
+
+    /// Of Stable Diffusion's schedule, by the formula; as the mean is linear, a whole unit moves it as far.
+    #[test]
+    fn the_slope_of_the_output_is_that_of_ddims_mean() {
+        let config = serde_json::json!({
+            "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "steps_offset": 1, "set_alpha_to_one": false, "clip_sample": false,
+        });
+        let config: SchedulerConfig = serde_json::from_value(config).unwrap();
+        let (device, steps) = (Device::flex(), vec![0, 20, 49]);
+        let sample = Tensor::<4>::full([3, 1, 1, 2], 0.3, &device);
+        let batch = Minibatch { prompts: Vec::new(), prev_sample: sample.clone(), log_probs: Tensor::zeros([3], &device), sample, steps };
+        for eta in [0.5, 1.0] {
+            let scheduler = build_scheduler(&config, Some(by_name("ddim").unwrap()), 50, eta).unwrap();
+            let alphas = |timestep: f64| {
+                let beta = |i: f64| (0.00085f64.sqrt() + (0.012f64.sqrt() - 0.00085f64.sqrt()) * i / 999.0).powi(2);
+                (0..=timestep as usize).map(|i| 1.0 - beta(i as f64)).product::<f64>()
+            };
+            let slope = |step: usize| {
+                let timestep = scheduler.timesteps()[step];
+                let (now, then, sigma) = (alphas(timestep), alphas((timestep - 20.0).max(0.0)), scheduler.std_dev_t(step));
+                then.sqrt() * (1.0 - now).sqrt() / now.sqrt() - (1.0 - then - sigma * sigma).sqrt()
+            };
+            let found = batch.output_slope(&*scheduler);
+            let output = Tensor::<4>::full([3, 1, 1, 2], 0.1, &device);
+            let mean = |output| scheduler.transition(output, &batch.steps, batch.sample.clone()).prev_sample_mean;
+            let moved = (mean(output.clone() + 1.0) - mean(output)).abs().mean_dims(&[1, 2, 3]).reshape([3]);
+            for ((found, moved), step) in values(&found).into_iter().zip(values(&moved)).zip(&batch.steps) {
+                let expected = slope(*step);
+                assert!((found - expected).abs() < 1e-4 * expected, "step {step}: {found}, by the formula {expected}");
+                assert!((moved - expected).abs() < 1e-3 * expected, "step {step}: {moved}, by the formula {expected}");
+            }
+        }
+    }
 
     /// The findings about a scheduler whose name is written as a user might write it.
     fn findings(name: &str, eta: f64) -> Vec<String> {

@@ -365,6 +365,17 @@ impl Rollout {
         std::iter::once(("reward".to_string(), widened(&self.rewards))).chain(others).collect()
     }
 
+    /// The scores of the reward's term of this name, one per image; `None` if the reward has no such term.
+    pub fn term(&self, name: &str) -> Option<&[f32]> {
+        let found = self.observed.iter().find(|(observed, _)| observed.strip_prefix("reward/") == Some(name));
+        found.map(|(_, scores)| scores.as_slice())
+    }
+
+    /// The scores of each watched reward, one per image.
+    pub fn watched(&self) -> Vec<&[f32]> {
+        self.observed.iter().filter(|(name, _)| name.starts_with("watch/")).map(|(_, scores)| scores.as_slice()).collect()
+    }
+
     /// Bytes that [`save`](Self::save) needs for this many images with latents `[c, h, w]` and this many steps.
     pub fn bytes(images: usize, [c, h, w]: [usize; 3], steps: usize) -> u64 {
         4 * (images * ((steps + 1) * c * h * w + steps + 8)) as u64

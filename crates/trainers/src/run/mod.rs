@@ -69,8 +69,6 @@ pub struct Start {
     pub stop_before: Option<u64>,
     /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
-    /// Copies of the trained weights in that memory, besides.
-    pub memory_copies: usize,
 }
 
 /// The name under which the loss is observed.
@@ -142,6 +140,8 @@ pub struct Run<M> {
     began: Instant,
     /// Images drawn or read since the last update.
     images: u64,
+    /// What the journal was told of the last update that this process made.
+    last_update: Vec<(String, f64)>,
 }
 
 impl<M: Module> Run<M> {
@@ -193,7 +193,7 @@ impl<M: Module> Run<M> {
             }
         };
         // Weights, two moments, the moving average, and gradients in the middle of an accumulation.
-        let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1) + start.memory_copies as u64;
+        let copies = 3 + u64::from(ema.is_some()) + u64::from(settings.micro_batches > 1);
         let previewed = saved.filter(|_| !state.preview_is_owed).map(|cursor: Cursor| cursor.step);
         let journal = journal(4 * copies * num_trainable as u64 + start.memory_bytes)?;
         Ok(Self {
@@ -212,6 +212,7 @@ impl<M: Module> Run<M> {
             stop_before: start.stop_before,
             began: Instant::now(),
             images: 0,
+            last_update: Vec::new(),
             memory,
             previewed,
             journal,
@@ -288,6 +289,12 @@ impl<M: Module> Run<M> {
     /// The number of updates that have been made or left out.
     pub fn updates(&self) -> u64 {
         self.state.cursor.step
+    }
+
+    /// What the journal has under `name` for the update that was made last; `None` if this process has made none, or nothing has that name. For use
+    /// right after an update, as a run that is resumed knows nothing of the updates before.
+    pub fn last_mean(&self, name: &str) -> Option<f64> {
+        self.last_update.iter().find(|(known, _)| known == name).map(|(_, mean)| *mean)
     }
 
     /// Whether no micro-batch has been computed yet.
@@ -369,7 +376,8 @@ impl<M: Module> Run<M> {
         let images = std::mem::take(&mut self.images);
         line.extend([("grad_norm", grad_norm), ("lr", lr)].map(|(name, value)| (name.to_string(), value)));
         line.extend([("images_per_second", images as f64 / seconds), ("seconds", seconds)].map(|(name, value)| (name.to_string(), value)));
-        let line: Vec<(&str, f64)> = line.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.last_update = line;
+        let line: Vec<(&str, f64)> = self.last_update.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.journal.update(self.state.cursor.step, self.settings.run.num_train_steps, &line)
     }
 

@@ -1,0 +1,103 @@
+//! The loop around a policy gradient, which DDPO and D3PO share: an epoch of images is sampled and scored, then trained on in many backward
+//! passes, then forgotten. What the images are weighed by, and the loss, are the algorithm's.
+
+use burn::tensor::Tensor;
+use vp_models::denoiser::Denoiser;
+use vp_models::pipeline::Trainable;
+
+use crate::Error;
+use crate::environment::Environment;
+use crate::optim::Workers;
+use crate::policy::Minibatch;
+use crate::policy::rollout::{Rollout, RolloutPlan};
+use crate::policy::walk::{Position, Walk};
+use crate::run::{Batch, Observed, Run};
+
+/// The epochs of a run.
+pub(super) struct Epochs<'a> {
+    plan: RolloutPlan<'a>,
+    walk: Walk,
+    workers: Workers,
+    /// The images of the epoch under way; empty before anything has been sampled, and between two epochs.
+    pub rollout: Rollout,
+}
+
+/// Micro-batches that are computed side by side, each with the images and steps that it trains on. They are of one update, and so of one epoch.
+pub(super) type Due = Vec<(Batch, Position)>;
+
+impl<'a> Epochs<'a> {
+    /// The epochs of a run that begins, or goes on in the middle of one. Draws the preview of its beginning.
+    ///
+    /// # Errors
+    /// As [`Run::workers`] and [`Environment::preview_at_start`].
+    pub fn begin<D: Denoiser>(
+        run: &mut Run<Trainable<D>>,
+        environment: &Environment<D>,
+        plan: RolloutPlan<'a>,
+        walk: Walk,
+    ) -> Result<Self, Error> {
+        let workers = run.workers(environment.pipeline.device())?;
+        environment.preview_at_start(run)?;
+        let rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
+        Ok(Self { plan, walk, workers, rollout })
+    }
+
+    /// What to compute next; `None` when the run is over. Where an epoch begins, its images are sampled with the current policy, off the tape, and
+    /// scored; then `weigh` finds the weight of each in the loss. The rollout is saved with the run, so that a resumed run goes on from there.
+    /// A reward that is not finite leaves out an update, and the images are drawn again.
+    ///
+    /// # Errors
+    /// When the run is interrupted, a reward fails, or a reward is not finite and no more updates may be left out; and the errors of `weigh`.
+    pub fn next<D: Denoiser>(
+        &mut self,
+        run: &mut Run<Trainable<D>>,
+        environment: &mut Environment<D>,
+        mut weigh: impl FnMut(&mut Rollout, &mut Run<Trainable<D>>, &Environment<D>) -> Result<(), Error>,
+    ) -> Result<Option<Due>, Error> {
+        while let Some(batches) = run.next_batches(self.workers.count())? {
+            let place = |batch: Batch| (batch, self.plan.in_windows(self.walk.at(batch.index), run.noise));
+            let due: Due = batches.into_iter().map(place).collect();
+            let epoch = due[0].1.epoch;
+            if self.rollout.epoch == Some(epoch) {
+                return Ok(Some(due));
+            }
+            self.rollout = Rollout::sample(run, environment, &self.plan, &self.workers, epoch)?;
+            self.rollout.score(run, environment, &self.plan)?;
+            if let Some(what) = self.rollout.first_non_finite() {
+                self.rollout = Rollout::default();
+                run.leave_out(what)?;
+                continue;
+            }
+            weigh(&mut self.rollout, run, environment)?;
+            self.rollout.save(&mut run.memory, environment.pipeline.device());
+            return Ok(Some(due));
+        }
+        Ok(None)
+    }
+
+    /// The backward passes of what is `due`, side by side, accumulated over timesteps and minibatches; after the last micro-batch of an update:
+    /// clip, step, moving average, journal. `loss` returns a micro-batch's loss `[1]`, its observed values, and its rows. At the end of its epoch
+    /// the rollout is forgotten. Returns the number of updates made so far if this call made one.
+    ///
+    /// # Errors
+    /// As [`Run::backward_side_by_side`].
+    pub fn backward<D: Denoiser>(
+        &mut self,
+        run: &mut Run<Trainable<D>>,
+        environment: &Environment<D>,
+        due: Due,
+        loss: impl Fn(&Trainable<D>, &Rollout, Batch, &Position) -> Result<(Tensor<1>, Observed, Minibatch), Error> + Sync,
+    ) -> Result<Option<u64>, Error> {
+        run.count_images(due.iter().filter(|(_, at)| at.begins_minibatch).map(|(_, at)| at.items.len()).sum());
+        let ends_epoch = due.iter().any(|(_, at)| at.ends_epoch);
+        let (scheduler, rollout) = (environment.scheduler()?, &self.rollout);
+        let compute = |model: &Trainable<D>, (batch, at): (Batch, Position)| loss(model, rollout, batch, &at);
+        let blame = |model: &Trainable<D>, minibatch: &Minibatch| minibatch.first_non_finite(model, environment, &*scheduler);
+        let updated = run.backward_side_by_side(&self.workers, due, compute, blame)?;
+        if ends_epoch {
+            self.rollout = Rollout::default();
+            Rollout::forget(&mut run.memory);
+        }
+        Ok(updated)
+    }
+}
