@@ -38,7 +38,7 @@ const SECOND_STEP: Purpose = Purpose::named("leap_align.second_step");
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LeapAlign {
-    /// Prompts per micro-batch, one image each; at least 1 (64 on 16 GPUs, 4 on each).
+    /// Prompts per micro-batch, one image each; at least 1 (64 on 16 GPUs).
     pub batch_size: usize,
     /// Factor of the gradient that passes through the network at the later of the two steps, 0 to 1; 0 drops it, 1 keeps all of it (0.3; 0.1
     /// for PickScore and HPS v3).

@@ -15,7 +15,8 @@
 //! What the network predicts has the opposite effect on the image in the inversion. With the two texts exchanged there, both branches push
 //! it the same way, the first mostly to the positive text, the second mostly away from the negative one. The released code has CLIP's
 //! similarity for a reward, encodes the image once, and holds differences of text features against it; here the reward is asked twice, and
-//! may be any. The code's noise levels are those of a flow model; the shares of time are the same, the noise at them is not.
+//! may be any. The code's noise levels are those of a flow model; the shares of time are the same, the noise at them is not. The code divides
+//! the loss by `gradient_accumulation_steps`, 2 in the script: one for each branch.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub struct Srpo {
     pub positive_words: Vec<String>,
     /// Words before the prompt that the image should not fit; none: the prompt alone (Concept art, Painting, Anime, Flat, Oil).
     pub negative_words: Vec<String>,
-    /// Preferences above this value give no gradient; in the reward's own units (0.7 for HPS v2.1, which it never reaches).
+    /// Preferences above this value give no gradient; in the reward's own units (0.7 for HPS v2.1, far above what it reaches).
     pub margin: f64,
     /// Factor of the reward's loss (1).
     pub grad_scale: f64,
