@@ -248,4 +248,12 @@ fn more_tracked_steps_than_there_are() {
     assert!(line.contains("algo.drtune.k is 8; expected 1 to 7"), "{line}");
     let line = refused("drtune", &["reward={ jpeg_compressibility = {} }"]);
     assert!(line.contains("[reward.jpeg_compressibility] gives no gradient") && line.contains("drtune needs"), "{line}");
+    let line = refused("srpo", &["algo.srpo.max_time=0.5"]);
+    assert!(line.contains("algo.srpo trains at times from min_time 0.5 to max_time 0.5"), "{line}");
+    let line = refused("leap_align", &["scheduler.num_inference_steps=1"]);
+    assert!(line.contains("scheduler.num_inference_steps is 1; algo.leap_align leaps between two steps"), "{line}");
+    for algo in ["srpo", "leap_align"] {
+        let line = refused(algo, &["reward={ jpeg_compressibility = {} }"]);
+        assert!(line.contains("[reward.jpeg_compressibility] gives no gradient") && line.contains(&format!("{algo} needs")), "{line}");
+    }
 }

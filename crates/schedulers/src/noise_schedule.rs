@@ -5,7 +5,9 @@ use burn::tensor::Tensor;
 use crate::{
     class::SchedulerClass,
     config::{PredictionType, SchedulerConfig, TimestepSpacing},
+    prediction::Linear,
     sigma_schedule::alpha_sigma,
+    single_step::in_float_type_of,
     transition::Transition,
 };
 
@@ -22,6 +24,24 @@ impl TrainingLevel {
     /// The level at which the signal's share of a unit variance is `alpha_cumprod`.
     pub(crate) fn variance_preserving(alpha_cumprod: f64) -> Self {
         Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
+    }
+
+    /// The sample at level `to` that has the same x_0 and the same ε as `sample` at this level, if `original_sample` is the x_0 seen in it:
+    /// DDIM's step without noise (2010.02502, eq. 12 with σ = 0), between any two levels and in either direction. This level must have noise.
+    ///
+    /// # Shapes
+    /// - `sample`, `original_sample`, output: `[b, c, h, w]`
+    pub fn step_to(self, to: Self, sample: Tensor<4>, original_sample: Tensor<4>) -> Tensor<4> {
+        let ratio = to.noise / self.noise;
+        sample * ratio + original_sample * (to.signal - ratio * self.signal)
+    }
+
+    /// The x_0 of a sample at this level whose ε is known, `(sample − noise ε) / signal`.
+    ///
+    /// # Shapes
+    /// - `sample`, `epsilon`, output: `[b, c, h, w]`
+    pub fn original_sample(self, sample: Tensor<4>, epsilon: Tensor<4>) -> Tensor<4> {
+        (sample - epsilon * self.noise) / self.signal
     }
 }
 
@@ -104,6 +124,17 @@ pub trait NoiseSchedule: Send + Sync {
         *level.unwrap_or_else(|| panic!("timestep {timestep} is outside the schedule's {} training timesteps", levels.len()))
     }
 
+    /// The noise level of the network's input at a step of the sampler, which may lie between those of training.
+    fn level(&self, step: usize) -> TrainingLevel {
+        match self.sigmas() {
+            Some(sigmas) => {
+                let (signal, noise) = alpha_sigma(sigmas[step]);
+                TrainingLevel { signal, noise }
+            }
+            None => self.training_level(self.timesteps()[step]),
+        }
+    }
+
     /// What the network predicts.
     fn prediction_type(&self) -> PredictionType {
         self.schedule().prediction_type
@@ -160,6 +191,23 @@ pub trait NoiseSchedule: Send + Sync {
                 noise * signal - original * sigma
             }
         }
+    }
+
+    /// The x_0 that the network sees in a sample of [`add_noise`](Self::add_noise), by its answer: the inverse of
+    /// [`training_target`](Self::training_target), at any training timestep, visited by the sampler or not. It is not clipped. Panics if a
+    /// timestep lies outside the schedule.
+    ///
+    /// # Shapes
+    /// - `model_output`, `sample`, output: `[b, c, h, w]`; `timesteps`: `[b]`, training timesteps
+    fn pred_original_sample(&self, model_output: Tensor<4>, sample: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
+        let model_output = in_float_type_of(model_output, &sample);
+        let at = |timestep: f64| {
+            let TrainingLevel { signal, noise } = self.training_level(timestep);
+            self.prediction_type().original_sample(signal, noise)
+        };
+        let column = |factor: fn(Linear) -> f64| per_sample(timesteps.iter().map(|&timestep| factor(at(timestep))), &sample);
+        let (on_sample, on_output) = (column(|linear| linear.sample), column(|linear| linear.output));
+        sample * on_sample + model_output * on_output
     }
 
     /// The two factors of each sample's training level as constants beside `like`, each `[b, 1, 1, 1]`.
@@ -261,6 +309,49 @@ mod tests {
         // 3/4 of 8 and 1/4 of -4; 1/4 of 8 and 3/4 of 16.
         assert_eq!(sample, [5.0, 14.0]);
         assert_eq!([0.0, 1.0, 2.0, 3.0].map(|t| flow.signal_to_noise(t)), [9.0, 1.0, (1.0_f64 / 3.0).powi(2), 0.0]);
+    }
+
+    fn vp_table(prediction_type: PredictionType, alphas: [f64; 3]) -> Table {
+        let mut table = table(alphas.map(TrainingLevel::variance_preserving).to_vec());
+        table.0.prediction_type = prediction_type;
+        table
+    }
+
+    #[test]
+    fn what_the_network_should_answer_gives_back_the_original_whatever_its_type() {
+        let device = Device::flex();
+        let rows = |values: [f32; 2]| Tensor::<4>::from_data([[[[values[0]]]], [[[values[1]]]]], &device);
+        let (x0, epsilon, timesteps) = (rows([0.7, -0.4]), rows([-1.3, 2.0]), [0.0, 2.0]);
+        for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+            let schedule = vp_table(prediction_type, [0.9, 0.5, 0.1]);
+            let answer = schedule.training_target(x0.clone(), epsilon.clone(), &timesteps);
+            let sample = schedule.add_noise(x0.clone(), epsilon.clone(), &timesteps);
+            let got: Vec<f32> = schedule.pred_original_sample(answer, sample, &timesteps).into_data().try_to_vec().unwrap();
+            assert!((got[0] - 0.7).abs() < 1e-5 && (got[1] + 0.4).abs() < 1e-5, "{prediction_type:?}: {got:?}");
+        }
+    }
+
+    /// From x = 0.8 x_0 + 0.6 ε to 0.6 x_0 + 0.8 ε and back, for x_0 = 2 and ε = -1.
+    #[test]
+    fn a_step_between_two_levels_keeps_the_original_and_the_noise() {
+        let constant = |value: f32| Tensor::<4>::from_data([[[[value]]]], &Device::flex());
+        let (clean, noisy) = (TrainingLevel { signal: 0.8, noise: 0.6 }, TrainingLevel { signal: 0.6, noise: 0.8 });
+        let close = |got: Tensor<4>, expected: f32| assert!((got.into_scalar::<f32>() - expected).abs() < 1e-6);
+        close(clean.step_to(noisy, constant(1.0), constant(2.0)), 0.4);
+        close(noisy.step_to(clean, constant(0.4), constant(2.0)), 1.0);
+        // Of another x_0, 1, the noise in x = 1 is 1/3: 0.6 + 0.8/3.
+        close(clean.step_to(noisy, constant(1.0), constant(1.0)), 0.6 + 0.8 / 3.0);
+        close(noisy.original_sample(constant(0.4), constant(-1.0)), 2.0);
+    }
+
+    #[test]
+    fn the_level_of_a_step_is_that_of_its_sigma_or_of_its_timestep() {
+        let mut schedule = vp_table(PredictionType::Epsilon, [0.9, 0.5, 0.1]);
+        schedule.0.timesteps = vec![2.0, 0.0];
+        assert_eq!([0, 1].map(|step| schedule.level(step)), [0.1, 0.9].map(TrainingLevel::variance_preserving));
+        schedule.0.sigmas = Some(vec![0.75, 0.5, 0.0]);
+        let TrainingLevel { signal, noise } = schedule.level(0);
+        assert!((signal - 0.8).abs() < 1e-12 && (noise - 0.6).abs() < 1e-12, "{signal} {noise}");
     }
 
     #[test]

@@ -34,6 +34,10 @@ vp_core::registry! {
         AlignProp = "align_prop" => crate::direct::align_prop::AlignProp,
         /// DRTune: back-propagates the reward to spaced steps of the sampling chain, bypassing the network's Jacobian.
         DrTune = "drtune" => crate::direct::drtune::DrTune,
+        /// SRPO: back-propagates a reward, or its difference between two texts, through one short step from a known noise at any level.
+        Srpo = "srpo" => crate::direct::srpo::Srpo,
+        /// LeapAlign: back-propagates the reward of a real image through two long steps along its sampling chain.
+        LeapAlign = "leap_align" => crate::direct::leap_align::LeapAlign,
         /// Policy gradients over whole sampling trajectories: any reward, differentiable or not.
         Ddpo = "ddpo" => crate::policy::ddpo::Ddpo,
         /// D3PO: of two trajectories of a prompt, makes every step of the better one likelier, relative to the base model.

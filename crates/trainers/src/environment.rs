@@ -110,12 +110,24 @@ impl<D: Denoiser> Environment<D> {
         self.pipeline.latent_shape(self.size)
     }
 
+    /// Decodes latents `[b, c, h, w]` to images `[b, 3, H, W]` in [0, 1].
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        profile::time(Stage::Decode, || self.pipeline.vae.decode_to_images(latents))
+    }
+
     /// Decodes latents `[b, c, h, w]` and scores the images with every reward.
     ///
     /// # Errors
     /// When a reward fails.
     pub fn decode_and_score(&self, latents: Tensor<4>, prompts: &[String]) -> Result<ScoredImages, Error> {
-        let images = profile::time(Stage::Decode, || self.pipeline.vae.decode_to_images(latents));
+        self.score(self.decode(latents), prompts)
+    }
+
+    /// Scores images `[b, 3, H, W]` in [0, 1] with every reward.
+    ///
+    /// # Errors
+    /// When a reward fails.
+    pub fn score(&self, images: Tensor<4>, prompts: &[String]) -> Result<ScoredImages, Error> {
         let Scored { scores: rewards, terms } = profile::time(Stage::Reward, || self.reward.score_with_terms(images.clone(), prompts))?;
         let mut observed: Observed = vec![("reward".into(), Values::from(&rewards))];
         observed.extend(terms.iter().map(|(name, scores)| (format!("reward/{name}"), Values::from(scores))));
@@ -134,7 +146,14 @@ impl<D: Denoiser> Environment<D> {
     /// # Errors
     /// When the reward fails.
     pub fn reward_of(&self, latents: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>, Error> {
-        let images = profile::time(Stage::Decode, || self.pipeline.vae.decode_to_images(latents));
+        self.reward_of_images(self.decode(latents), prompts)
+    }
+
+    /// Scores images `[b, 3, H, W]` in [0, 1] with the trained reward alone, `[b]`.
+    ///
+    /// # Errors
+    /// When the reward fails.
+    pub fn reward_of_images(&self, images: Tensor<4>, prompts: &[String]) -> Result<Tensor<1>, Error> {
         Ok(profile::time(Stage::Reward, || self.reward.score(images, prompts))?)
     }
 

@@ -1,8 +1,8 @@
-//! The code that ReFL, DRaFT, AlignProp and DRTune share: they all differentiate a reward through sampling.
+//! The code that ReFL, DRaFT, AlignProp, DRTune, LeapAlign and SRPO share: they all differentiate a reward through sampling.
 //!
 //! They differ in which steps are on the tape, that is, recorded for the backward pass, in how these steps call the network ([`Call`]), and
-//! in the latents that are decoded at the end ([`End`]). ReFL's only step on the tape is written out in [`refl`]; the other three pass
-//! their calls to one loop, [`through_sampling`].
+//! in the latents that are decoded at the end ([`End`]). DRaFT, AlignProp and DRTune put steps of the sampler itself on the tape, and pass
+//! their calls to one loop, [`through_sampling`]. The others take one or two steps on the tape beside the sampler's, and write them out.
 //!
 //! | algorithm | calls of the network | latents to decode |
 //! |---|---|---|
@@ -10,14 +10,20 @@
 //! | DRaFT-K | on the tape in the last K steps | the last sample |
 //! | AlignProp | on the tape from a fixed or random step on | the last sample |
 //! | DRTune | on the tape with a detached input in K evenly spaced steps | the prediction of the clean latents at a random late step |
+//! | LeapAlign | off the tape in the whole chain, then on the tape in two leaps along it | the last sample, with the gradient of the leaps |
+//! | SRPO | off the tape in the whole chain, then on the tape in one short step from its latents, noised | the latents that follow from that step and the known noise |
 //!
 //! Whatever the call, the gradient also flows through the scheduler's update, which is linear in the latents. Guidance is on the tape
 //! wherever the network is.
 
 pub mod align_prop;
+pub mod direct_align;
 pub mod draft;
 pub mod drtune;
+pub mod leap_align;
+pub mod leaps;
 pub mod refl;
+pub mod srpo;
 pub mod through_sampling;
 
 use burn::tensor::{Device, Tensor};
@@ -194,14 +200,24 @@ impl<D: Denoiser> TapedChain<'_, D> {
     }
 
     /// Takes the steps `0..steps` off the tape, from standard normal noise `unit`, `[b, c, h, w]`. Returns the latents before step `steps`,
-    /// a constant.
+    /// or the chain's last sample if there is no such step; a constant.
     pub fn without_gradient(&mut self, unit: Tensor<4>, steps: usize) -> Tensor<4> {
-        let start = unit * self.scheduler.init_noise_sigma();
+        let (start, all) = (unit * self.scheduler.init_noise_sigma(), self.scheduler.timesteps().len());
         self.visited.push(Visited { step: 0, latents: start.clone() });
-        let mut observe = |taken: &Taken<'_>| self.visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
+        let mut observe = |taken: &Taken<'_>| {
+            // No step is taken at the end of the chain.
+            if taken.step + 1 < all {
+                self.visited.push(Visited { step: taken.step + 1, latents: taken.prev_sample.clone() });
+            }
+        };
         let (denoiser, guidance) = (self.denoiser.valid(), self.guidance.without_autodiff());
         let (sampler, mut noise) = (&mut *self.scheduler, |step| self.noise.step_noise(step));
         Chain { denoiser: &denoiser, sampler, guidance: &guidance, noise: &mut noise, observe: &mut observe }.run(start, 0..steps)
+    }
+
+    /// Takes the whole chain off the tape, from standard normal noise `unit`, `[b, c, h, w]`. Returns the last sample, a constant.
+    pub fn rollout(&mut self, unit: Tensor<4>) -> Tensor<4> {
+        self.without_gradient(unit, self.scheduler.timesteps().len())
     }
 
     /// The network's prediction at a step, with guidance, `[b, c, h, w]`.

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use vp_core::noise::Noise;
 use vp_models::denoiser::Conditioning;
 use vp_models::parameters::named_gradients;
-use vp_schedulers::{SchedulerConfig, build_scheduler, by_name};
+use vp_schedulers::{PredictionType, SchedulerConfig, build_scheduler, by_name};
 
 use super::*;
 use crate::direct::align_prop::{Fixed, Truncation};
@@ -12,6 +12,9 @@ use crate::direct::draft::{Draft, LOW_VARIANCE, renoised_sample};
 use crate::direct::drtune::DrTune;
 use crate::direct::refl::predict_clean_latents;
 use crate::direct::through_sampling::{ThroughSampling, mean_reward_loss};
+
+mod direct_align;
+mod leaps;
 
 /// `slope · x + pull · c`, with `c` the mean of the text's embedding.
 #[derive(Module, Debug)]
@@ -71,8 +74,41 @@ fn config_of(name: &str) -> SchedulerConfig {
 
 /// DDIM whose last sample is the prediction of the clean one.
 fn ddim(eta: f64) -> Box<dyn Scheduler> {
-    let config = SchedulerConfig { set_alpha_to_one: Some(true), clip_sample: Some(false), ..config_of("ddim") };
+    ddim_of(PredictionType::Epsilon, eta)
+}
+
+fn ddim_of(prediction_type: PredictionType, eta: f64) -> Box<dyn Scheduler> {
+    let (prediction_type, yes, no) = (Some(prediction_type), Some(true), Some(false));
+    let config = SchedulerConfig { prediction_type, set_alpha_to_one: yes, clip_sample: no, ..config_of("ddim") };
     build_scheduler(&config, None, STEPS, eta).unwrap()
+}
+
+fn euler_of(prediction_type: PredictionType) -> Box<dyn Scheduler> {
+    let config = SchedulerConfig { prediction_type: Some(prediction_type), ..config_of("euler") };
+    build_scheduler(&config, None, STEPS, 0.0).unwrap()
+}
+
+/// A scheduler of each kind, for each thing that a network predicts.
+fn of_every_prediction_type() -> Vec<Box<dyn Scheduler>> {
+    let types = [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample];
+    types.into_iter().flat_map(|kind| [ddim_of(kind, 0.0), euler_of(kind)]).collect()
+}
+
+/// The toy's text embedding under guidance.
+fn guided_text() -> f64 {
+    TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1])
+}
+
+/// The gradient with respect to slope and pull of what `at` computes of them on the host, by finite differences.
+fn differences(at: impl Fn([f64; 2]) -> f64) -> [f64; 2] {
+    const H: f64 = 1e-4;
+    [[H, 0.0], [0.0, H]].map(|[a, b]| (at([SLOPE + a, PULL + b]) - at([SLOPE - a, PULL - b])) / (2.0 * H))
+}
+
+fn assert_is_the_difference(got: [f64; 2], expected: [f64; 2], what: &str) {
+    for (got, expected) in got.into_iter().zip(expected) {
+        assert!((got - expected).abs() < 1e-4 * expected.abs().max(1.0), "{what}: got {got}, expected {expected}");
+    }
 }
 
 /// The value that a chain of the toy ends with, and its gradients with respect to slope and pull.
@@ -95,7 +131,7 @@ fn of_toy(toy: &Toy, loss: Tensor<1>) -> [f64; 2] {
 /// The same in f64 on the host. A step is linear in the latents x and the prediction m, and the scheduler gives its two factors. x' = A x +
 /// B m + σ z, m = slope · x + pull · (u + s (c − u)).
 fn by_hand(scheduler: &dyn Scheduler, calls: &[Call], end: End, [slope, pull]: [f64; 2]) -> (f64, [f64; 2]) {
-    let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
+    let text = guided_text();
     let (mut x, mut dx) = (UNIT * scheduler.init_noise_sigma(), [0.0; 2]);
     for (step, call) in calls.iter().enumerate() {
         let prediction = step + 1 == calls.len() && end == End::Prediction;
@@ -151,7 +187,7 @@ fn every_call_lets_through_what_it_says() {
 
 #[test]
 fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
-    let mut euler = build_scheduler(&config_of("euler"), None, STEPS, 0.0).unwrap();
+    let mut euler = euler_of(PredictionType::Epsilon);
     for call in [Call::On, Call::DetachedInput] {
         assert_is_by_hand(&mut *euler, &[call; STEPS], End::Sample);
     }
@@ -160,13 +196,9 @@ fn samplers_along_sigma_scale_the_input_of_tracked_steps_too() {
 /// Checks the gradients by hand against finite differences, which are right where everything is on the tape.
 #[test]
 fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
-    let (scheduler, calls, h) = (ddim(0.7), [Call::On; STEPS], 1e-4);
-    let at = |slope, pull| by_hand(&*scheduler, &calls, End::Sample, [slope, pull]).0;
-    let differences = [(at(SLOPE + h, PULL) - at(SLOPE - h, PULL)) / (2.0 * h), (at(SLOPE, PULL + h) - at(SLOPE, PULL - h)) / (2.0 * h)];
+    let (scheduler, calls) = (ddim(0.7), [Call::On; STEPS]);
     let (_, got) = gradients(&mut *ddim(0.7), &calls, End::Sample);
-    for (got, expected) in got.into_iter().zip(differences) {
-        assert!((got - expected).abs() < 1e-4 * expected.abs().max(1.0), "{got} {expected}");
-    }
+    assert_is_the_difference(got, differences(|weights| by_hand(&*scheduler, &calls, End::Sample, weights).0), "the chain");
 }
 
 fn draw(number: u64) -> Draw {
@@ -246,7 +278,7 @@ fn a_renoised_sample_is_the_last_step_from_noised_latents() {
         let tracked = toy.slope.val().reshape([1, 1, 1, 1]) - constant(SLOPE) + constant(original);
         let renoised = renoised_sample(&chain, &tracked, constant(epsilon));
         let seen = alpha.sqrt() * original + (1.0 - alpha).sqrt() * epsilon;
-        let text = TEXTS[1] + SCALE * (TEXTS[0] - TEXTS[1]);
+        let text = guided_text();
         let (factor, m) = ((1.0 - alpha).sqrt() / alpha.sqrt(), SLOPE * seen + PULL * text);
         assert_close(scalar(&renoised), seen / alpha.sqrt() - factor * m, name);
         let gradient = of_toy(&toy, renoised.sum());
