@@ -47,7 +47,8 @@ impl Likes {
         let (mentions, mut problems) = all_mentions(&read_utf8(path)?, path.parent().unwrap_or(Path::new("")), thresholds);
         let decided = mentions.iter().filter(|(_, mention)| mention.liked.is_some()).map(|(_, mention)| &mention.image);
         let findings = inspect_images(decided, min_size);
-        let (mut images, mut places): (Vec<(ImageEntry, Option<bool>)>, HashMap<(String, PathBuf), usize>) = Default::default();
+        let mut images: Vec<(ImageEntry, Option<bool>)> = Vec::new();
+        let mut places: HashMap<(String, PathBuf), usize> = HashMap::new();
         for (line, Mention { role, image, liked }) in mentions {
             if let Some(kind) = findings.get(&image.path) {
                 let name = format!("{}, {role}{}", place(line), image.file_name);

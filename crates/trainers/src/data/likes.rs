@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn is_liked(i: u8) -> bool {
-        i % 3 > 0
+        !i.is_multiple_of(3)
     }
 
     /// The numbers of the pictures of a batch.

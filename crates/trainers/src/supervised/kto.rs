@@ -182,7 +182,7 @@ impl FromPreferences for Kto {
         let pipeline = frozen.pipeline;
         let schedule = noise_schedule(pipeline)?;
         let held_out: Vec<&ImageEntry> = images.validation.all().collect();
-        let mut gains = vec![Vec::with_capacity(held_out.len()); TIMESTEPS];
+        let mut gains = vec![Vec::new(); TIMESTEPS];
         for entries in held_out.chunks(self.batch_size) {
             let (ImageBatch { images: pixels, captions }, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
             let data = DenoisingBatch { images: pixels, captions: &captions, size: images.size };
