@@ -76,7 +76,8 @@ fn labels_pairs_and_ratings_lie_in_one_list_and_what_cannot_be_used_is_named_by_
     ];
     let path = likes(dir.path(), &lines);
     let file = format!("preferences.file={}", path.display());
-    let ratings = "preferences.ratings={ like_from = 4.0, dislike_to = 2.0, weights = { prompt_following = 0.0, fidelity = 0.0, harmlessness = 0.0 } }";
+    let ratings = "preferences.ratings={ like_from = 4.0, dislike_to = 2.0, \
+                   weights = { prompt_following = 0.0, fidelity = 0.0, harmlessness = 0.0 } }";
     let sets = [&SHORT[..], &["algo.kto.batch_size=2", "preferences.validation_fraction=0.0", ratings, &file]].concat();
     let output = dir.path().join("refused");
     let told = train(&output, &sets, &[]).refused();

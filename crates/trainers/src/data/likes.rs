@@ -116,6 +116,7 @@ impl LikedImages {
         let first = batch.index * count as u64;
         let liked_before = |place: u64| (place as f64 * self.liked_share) as u64;
         let start = liked_before(first);
+        // The products are rounded, which could make it one more than there are.
         let liked = ((liked_before(first + count as u64) - start) as usize).min(count);
         let mut entries = |kind: usize, start: u64, count: usize| {
             let order = self.orders[kind].as_mut();
