@@ -20,7 +20,7 @@ use vp_annotation::{AnnotatorConfig, Ask, Budget, BuildContext, Clock, Job, Pict
 use vp_core::config::parse;
 use vp_core::run_dir::RunDir;
 use vp_core::shown;
-use vp_data::{ImageFolder, ImageFolderOptions, OnProblem, Parameters, Preferences, RgbImage};
+use vp_data::{AspectWeights, ImageFolder, ImageFolderOptions, Likes, OnProblem, Parameters, Preferences, RatingThresholds, RgbImage};
 use vp_models::hub_id::HubId;
 use vp_models::lora::{Adapter, Names, left_out};
 use vp_models::pipeline::{LoadedDenoiser, ModelFolder, Pipeline, Trainable};
@@ -187,7 +187,12 @@ pub const TARGETS: &[Target] = &[
         name: "config",
         mutations: 600,
         read: config,
-        seeds: &[&["configs/refl/tiny.toml"], &["configs/dpo/tiny.toml"], &["configs/reward_model/shapes.toml"]],
+        seeds: &[
+            &["configs/refl/tiny.toml"],
+            &["configs/dpo/tiny.toml"],
+            &["configs/kto/shapes.toml"],
+            &["configs/reward_model/shapes.toml"],
+        ],
     },
     Target { name: "reply", mutations: 300, read: reply, seeds: &[] },
     Target { name: "journal", mutations: 600, read: journal, seeds: &[] },
@@ -434,11 +439,22 @@ fn use_datasets(folder: &Path, names: &[&str]) -> bool {
 fn records(input: &[u8]) -> bool {
     let (folder, path) = file("x.jsonl", input);
     put(&folder.path().join("x.json"), input);
-    for image in ["a.png", "b.png"] {
-        link("checkpoints/tiny-images/00.png", &folder.path().join(image));
+    for (image, of) in [("a.png", "00.png"), ("b.png", "00.png"), ("c.png", "01.png")] {
+        link(&format!("checkpoints/tiny-images/{of}"), &folder.path().join(image));
     }
     let _ = black_box(vp_data::read_records(&path));
-    let lists = black_box(vp_data::read_manifest(&path)).is_ok() | black_box(Preferences::read(&path, OnProblem::Skip, 1)).is_ok();
+    let thresholds = RatingThresholds { like_from: 4.0, dislike_to: 2.0, weights: AspectWeights::default() };
+    let likes = [None, Some(&thresholds)].map(|thresholds| black_box(Likes::read(&path, OnProblem::Skip, 1, thresholds)).is_ok());
+    let pairs = [Preferences::read(&path, OnProblem::Skip, 1), Preferences::read_with_probabilities(&path, OnProblem::Skip, 1)];
+    let pairs = pairs.map(|pairs| {
+        // A probability is one, whatever the scores.
+        let probable = |pairs: Preferences| pairs.pairs.iter().filter_map(|pair| pair.probability).all(|p| (0.0..=1.0).contains(&p));
+        black_box(pairs).is_ok_and(|pairs| {
+            assert!(probable(pairs), "a probability is out of range");
+            true
+        })
+    });
+    let lists = black_box(vp_data::read_manifest(&path)).is_ok() | (likes != [false; 2]) | (pairs != [false; 2]);
     use_datasets(folder.path(), &["x.jsonl", "x.json", ""]) | lists
 }
 

@@ -96,6 +96,36 @@ fn problems_are_named_by_their_line_and_skipped_or_refused() {
 }
 
 #[test]
+fn smoothed_preferences_need_a_probability_in_every_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |row: String, more: &str| row.replace('}', &format!(", {more}}}"));
+    let mut rows = vec![
+        with(row("one", "0.png", "1.png"), "\"probability\": 0.9"),
+        with(row("two", "2.png", "3.png"), "\"chosen_score\": 5, \"rejected_score\": 2.5"),
+        row("three", "0.png", "2.png"),
+        with(row("four", "1.png", "3.png"), "\"probability\": 2"),
+    ];
+    let path = pairs(dir.path(), &rows);
+    let file = format!("preferences.file={}", path.display());
+    let sets =
+        ["run.num_train_steps=2", "algo.dpo.batch_size=2", "preview.num_inference_steps=1", "preferences.validation_fraction=0.0", &file];
+    let smoothed = [&sets[..], &["algo.dpo.smoothed={}"]].concat();
+    let told = train(&dir.path().join("refused"), &smoothed, &[]).refused();
+    assert!(told.contains("line 3: nothing says how probably chosen is the better one; add a probability"), "{told}");
+    assert!(told.contains("or train without algo.dpo.smoothed") && told.contains("line 4: probability is 2; expected 0 to 1"), "{told}");
+    // Diffusion-DPO itself does not ask.
+    train(&dir.path().join("plain"), &sets, &[]).ok();
+
+    rows.truncate(2);
+    std::fs::write(&path, rows.concat()).unwrap();
+    train(&dir.path().join("run"), &smoothed, &[]).ok();
+    // Another probability is another run.
+    std::fs::write(&path, rows.concat().replace("0.9", "0.8")).unwrap();
+    let told = run(&["train", "--resume", dir.path().join("run").to_str().unwrap()]).refused();
+    assert!(told.contains("the list of preference pairs"), "{told}");
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |sets: &[&str], expected: &str| {
@@ -108,6 +138,8 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&["preferences.file=no/such.jsonl"], "no/such.jsonl");
     refused(&["algo.dpo.beta=0.0"], "algo.dpo.beta is 0; expected a number above 0");
     refused(&["algo.dpo.batch_size=0"], "algo.dpo.batch_size is 0");
+    refused(&["algo.dpo.smoothed={ scale = 0.0 }"], "algo.dpo.smoothed.scale is 0; expected a number above 0");
+    refused(&["preferences.ratings={ like_from = 4.0, dislike_to = 2.0 }"], "preferences.ratings is not used by [algo.dpo]");
     refused(&["preferences.caption_dropout=2.0"], "preferences.caption_dropout is 2; expected a probability");
     refused(&["preferences.validation_fraction=1.0"], "preferences.validation_fraction is 1");
     refused(&["preferences.min_size=0"], "preferences.min_size is 0");

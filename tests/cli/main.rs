@@ -12,6 +12,7 @@ mod embedded;
 mod evaluate;
 mod hub;
 mod image_folders;
+mod kto;
 mod list;
 mod lora;
 mod model_files;

@@ -77,7 +77,7 @@ fn expected(algo: &AlgorithmConfig) -> Option<(Vec<&'static str>, Vec<&'static s
         Driver::Reward(algorithm) => Some(([&["reward={ brightness = {} }"], algorithm.learning_test()].concat(), reward.to_vec())),
         Driver::Captions(_) => Some((vec![], vec!["Loss", "Norm of the gradients"])),
         Driver::Autoencoder(_) => Some((vec![], vec!["Loss", "KL divergence"])),
-        Driver::Pairs(_) => Some((vec![], vec!["Loss", "Accuracy", "Change of the loss against the reference"])),
+        Driver::Pairs(_) | Driver::Likes(_) => Some((vec![], vec!["Loss", "Accuracy", "Change of the loss against the reference"])),
         // tests/cli/annotate.rs trains one.
         Driver::Rankings(_) => None,
     }

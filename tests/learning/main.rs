@@ -3,6 +3,7 @@
 
 #[path = "../device/mod.rs"]
 mod device;
+mod likes;
 mod pairs;
 mod reward_driven;
 mod reward_model;

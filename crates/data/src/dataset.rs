@@ -299,7 +299,9 @@ fn format_of_text(path: &Path) -> Result<Format> {
         } else if row.contains_key("file_name") {
             return Ok(Format::ImageFolder);
         } else if row.contains_key("chosen") {
-            return unknown(path, "pairs of chosen and rejected images, which `train --algo dpo` reads as they are");
+            return unknown(path, "pairs of chosen and rejected images, which `train --algo dpo` and `kto` read as they are");
+        } else if row.contains_key("image") && (row.contains_key("label") || row.contains_key("rating")) {
+            return unknown(path, "liked and disliked images, which `train --algo kto` reads as they are");
         }
     }
     unknown(path, "text without a line or entry that tells its format")

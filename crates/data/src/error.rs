@@ -207,6 +207,27 @@ pub enum Error {
     /// A list of preference pairs holds none.
     #[error("preference pairs {}: no pairs in it; expected one object per line with prompt, chosen and rejected", path.display())]
     NoPreferences { path: PathBuf },
+    /// A list of liked and disliked images is refused for what was found in it.
+    #[error("liked and disliked images {}: {} problem(s), {usable} usable image(s){}", path.display(), problems.len(), Problem::list(problems))]
+    ProblemsInLikes {
+        path: PathBuf,
+        /// Every finding, in the order of the lines.
+        problems: Vec<Problem>,
+        /// How many images have none.
+        usable: usize,
+    },
+    /// A list of liked and disliked images holds none.
+    #[error(
+        "{}: no liked and no disliked image in it; expected one object per line with prompt, image and label (or rating), with prompt, chosen \
+         and rejected, or with completions{}",
+        path.display(),
+        if *undecided > 0 { format!(" ({undecided} rated between the thresholds: bring them closer together)") } else { String::new() }
+    )]
+    NoLikes {
+        path: PathBuf,
+        /// How many images are rated between the thresholds.
+        undecided: usize,
+    },
     /// Images cannot be decoded.
     #[error("{} of {of} image(s) cannot be read{}", problems.len(), Problem::list(problems))]
     UnreadableImages {

@@ -34,10 +34,12 @@ pub fn to_imagereward(record: &Record, aggregation: &Aggregation) -> Result<Valu
 }
 
 /// Writes the strict pairs of records, one object per line with `prompt`, `chosen` and `rejected`, as [`Preferences::read`] reads them, and
-/// returns how many. `images` is the folder that the records' image paths start from; below the list's own folder paths are written
+/// returns how many. Where ratings order the images, a line also has their weighted sums as `chosen_score` and `rejected_score`, for
+/// [`Preferences::read_with_probabilities`]. `images` is the folder that the records' image paths start from; below the list's own folder paths are written
 /// relative to it, elsewhere absolute.
 ///
 /// [`Preferences::read`]: crate::Preferences::read
+/// [`Preferences::read_with_probabilities`]: crate::Preferences::read_with_probabilities
 ///
 /// # Errors
 /// An image inside a zip or parquet file, which [`Preferences::read`] does not open, and a file that cannot be written.
@@ -57,8 +59,13 @@ pub fn write_pairs(path: impl AsRef<Path>, records: &[Record], aggregation: &Agg
     };
     let mut rows = Vec::new();
     for record in records {
+        let scores = record.scores(aggregation);
         for (better, worse) in record.pairs(aggregation) {
-            rows.push(json!({ "prompt": record.prompt, "chosen": located(record, better)?, "rejected": located(record, worse)? }));
+            let mut row = json!({ "prompt": record.prompt, "chosen": located(record, better)?, "rejected": located(record, worse)? });
+            if let Some(scores) = &scores {
+                (row["chosen_score"], row["rejected_score"]) = (scores[better].into(), scores[worse].into());
+            }
+            rows.push(row);
         }
     }
     write_lines(path, &rows)?;

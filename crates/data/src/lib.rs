@@ -6,7 +6,8 @@
 //!   in `[0, 1]`, RGB.
 //! - [`write_png`] saves an image with its [`Parameters`] in the text that AUTOMATIC1111's web UI reads.
 //! - [`ImageFolder`] is a folder of captioned images, checked before the first of them is used;
-//!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred.
+//!   [`read_manifest`] a list of such images, [`Preferences`] one of pairs of which one image was preferred, [`Likes`] one of images that
+//!   were liked or disliked.
 //! - [`Record`] is what an annotator said of the images of one prompt; [`Aggregation`] makes strict pairs of it.
 //!   [`read_records`] and [`write_records`] are its file, [`to_imagereward`] and [`write_pairs`] its exports; [`stats`](stats()) counts,
 //!   [`split`](split()) holds prompts out.
@@ -23,6 +24,8 @@ mod image_source;
 mod images;
 mod json_list;
 mod kohya;
+mod like_lines;
+mod likes;
 mod manifest;
 mod near_duplicates;
 mod order;
@@ -33,6 +36,7 @@ mod png_file;
 mod preferences;
 mod prompts;
 mod published;
+mod rating_thresholds;
 mod record_file;
 mod records;
 mod split;
@@ -49,6 +53,7 @@ pub use image::imageops::flip_horizontal;
 pub use image_folder::{ImageEntry, ImageFolder, ImageFolderOptions, OnProblem, Problem, ProblemKind, check_images};
 pub use image_source::{INSIDE, ImageSource};
 pub use images::{center_crop_resize, decode_image, from_tensor, grid, is_plain_rgb, load_image, to_tensor};
+pub use likes::Likes;
 pub use manifest::read_manifest;
 pub use near_duplicates::{NearDuplicate, near_duplicates};
 pub use order::ShuffledOrder;
@@ -57,6 +62,7 @@ pub use png_file::{png_bytes, read_png_text, write_png};
 pub use preferences::{PreferencePair, Preferences};
 pub use prompts::{Prompt, read_prompts};
 pub use published::hpd::records_by_annotator;
+pub use rating_thresholds::RatingThresholds;
 pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, AspectWeights, Comparison, Completion, Preferred, Rating, Ratings, Record};
 pub use split::{RecordSplit, split};

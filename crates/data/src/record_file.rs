@@ -106,9 +106,11 @@ fn record_of(line: io::Result<Vec<u8>>, is_first: bool) -> Result<Option<Record>
     let line = line.map_err(|error| format!("cannot be read: {error}"))?;
     let text = str::from_utf8(&line).map_err(|error| format!("not UTF-8 at byte {} of the line", error.valid_up_to()))?;
     let text = if is_first { text.trim_start_matches('\u{feff}') } else { text }.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
+    if text.is_empty() { Ok(None) } else { parsed(text).map(Some) }
+}
+
+/// The record that a line's text is; what the types cannot say is not checked yet.
+pub(crate) fn parsed(text: &str) -> Result<Record, String> {
     let mut json = serde_json::Deserializer::from_str(text);
     let record = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let (path, inner) = (error.path().to_string(), error.inner());
@@ -118,7 +120,7 @@ fn record_of(line: io::Result<Vec<u8>>, is_first: bool) -> Result<Option<Record>
         }
     })?;
     json.end().map_err(|error| format!("more after the record: {error}"))?;
-    Ok(Some(record))
+    Ok(record)
 }
 
 /// The record, or all that is wrong with it.

@@ -308,9 +308,14 @@ impl Record {
         (0..self.completions.len()).map(|index| 1 + pairs.iter().filter(|(_, worse)| *worse == index).count() as u32).collect()
     }
 
+    /// The weighted sum of each completion's ratings, by which the images are ordered; `None` if one of them was not rated on an aspect that
+    /// counts.
+    pub fn scores(&self, aggregation: &Aggregation) -> Option<Vec<f64>> {
+        self.completions.iter().map(|completion| aggregation.overall(&completion.annotations)).collect()
+    }
+
     fn ordered_by(&self, aggregation: &Aggregation) -> OrderedBy {
-        let overall = self.completions.iter().map(|completion| aggregation.overall(&completion.annotations));
-        if let Some(overall) = overall.collect() {
+        if let Some(overall) = self.scores(aggregation) {
             return OrderedBy::Ratings(overall);
         }
         match self.completions.iter().map(|completion| completion.rank).collect() {

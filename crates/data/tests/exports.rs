@@ -110,6 +110,25 @@ fn pairs_are_read_by_what_reads_pairs() {
         let [a, b, c] = ["a", "b", "c"].map(|name| format!("{prefix}{name}.png"));
         assert_eq!(told, [("a bee", b.as_str(), a.as_str()), ("a bee", &b, &c)]);
     }
+    // Ranks say nothing of how much better an image is; ratings do.
+    let path = dir.path().join("pairs.jsonl");
+    assert!(!fs::read_to_string(&path).unwrap().contains("score"));
+    let rated = |image: &str, rating: f64| Completion {
+        image_path: image.into(),
+        annotations: [(Aspect::Aesthetic, Rating { rating, rationale: String::new() })].into(),
+        ..Completion::default()
+    };
+    let record = Record::new("1", "a bee", vec![rated("a.png", 1.0), rated("b.png", 4.0), rated("c.png", 5.0)]);
+    let aesthetic = Aggregation { weights: [0.0, 2.0, 0.0, 0.0], margin: 0.0 };
+    assert_eq!(write_pairs(&path, &[record], &aesthetic, dir.path().join("images")).unwrap(), 3);
+    let first: Value = serde_json::from_str(fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();
+    let expected =
+        json!({ "prompt": "a bee", "chosen": "images/b.png", "rejected": "images/a.png", "chosen_score": 8.0, "rejected_score": 2.0 });
+    assert_eq!(first, expected);
+    // Scores from 2 to 10: e^((8 - 2) / 8) to 1.
+    let probability = Preferences::read_with_probabilities(&path, OnProblem::Refuse, 16).unwrap().pairs[0].probability.unwrap();
+    assert!((probability - 1.0 / (1.0 + (-0.75f64).exp())).abs() < 1e-12, "{probability}");
+
     let inside = [ranked(&[("set.zip!/a.png", 1), ("b.png", 2)])];
     let message = write_pairs(dir.path().join("no.jsonl"), &inside, &Aggregation::default(), dir.path()).unwrap_err().to_string();
     assert!(message.contains("set.zip!/a.png is inside an archive"), "{message}");

@@ -340,6 +340,7 @@ fn unknown_formats_are_refused_with_those_that_are_known() {
         ("words.json", &json!(["a", "b"])),
         ("keys.json", &json!([{ "text": "a", "image": "b" }])),
         ("pairs.jsonl", &json!({ "prompt": "a", "chosen": "b", "rejected": "c" })),
+        ("likes.jsonl", &json!({ "prompt": "a", "image": "b", "label": true })),
         ("empty.json", &json!([])),
     ]);
     fs::write(dir.path().join("bytes.bin"), [0xff, 0xd8, 0xff]).unwrap();
@@ -348,6 +349,7 @@ fn unknown_formats_are_refused_with_those_that_are_known() {
         ("words.json", "entry 1: expected an object, found \"a\""),
         ("keys.json", "a JSON list whose entries have [\"text\", \"image\"]"),
         ("pairs.jsonl", "pairs of chosen and rejected images"),
+        ("likes.jsonl", "liked and disliked images"),
         ("empty.json", "an empty list"),
         ("bytes.bin", "neither text nor parquet nor zip"),
         ("nothing.jsonl", "text without a line or entry that tells its format"),

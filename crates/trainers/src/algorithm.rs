@@ -12,6 +12,7 @@ use crate::reward_model::RewardModel;
 use crate::run::Run;
 use crate::sections::Dtype;
 use crate::supervised::dpo::Dpo;
+use crate::supervised::kto::Kto;
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
@@ -42,6 +43,8 @@ pub enum Driver<'a> {
     Captions(&'a Sft),
     /// Pairs of images, one of each pair preferred to the other.
     Pairs(&'a Dpo),
+    /// Images, each liked or disliked.
+    Likes(&'a Kto),
     /// Images that the autoencoder learns to reconstruct.
     Autoencoder(&'a Vae),
     /// Ranked images that a reward model learns to order.
@@ -112,7 +115,7 @@ impl Driver<'_> {
         match self {
             Self::Reward(_) => &[Section::Prompts, Section::Scheduler, Section::Reward, Section::Preview],
             Self::Captions(_) | Self::Autoencoder(_) => &[Section::Data],
-            Self::Pairs(_) => &[Section::Preferences],
+            Self::Pairs(_) | Self::Likes(_) => &[Section::Preferences],
             Self::Rankings(_) => &[Section::Rankings],
         }
     }
@@ -121,7 +124,7 @@ impl Driver<'_> {
     pub fn takes(&self) -> &'static [Section] {
         match self {
             Self::Reward(_) => &[Section::Vae, Section::Lora, Section::Watch, Section::Regularizer],
-            Self::Captions(_) | Self::Pairs(_) => &[Section::Vae, Section::Lora, Section::Preview],
+            Self::Captions(_) | Self::Pairs(_) | Self::Likes(_) => &[Section::Vae, Section::Lora, Section::Preview],
             Self::Autoencoder(_) | Self::Rankings(_) => &[],
         }
     }
@@ -156,7 +159,7 @@ impl Driver<'_> {
                 return;
             }
             Self::Captions(_) => "data.validation_every",
-            Self::Pairs(_) => "preferences.validation_every",
+            Self::Pairs(_) | Self::Likes(_) => "preferences.validation_every",
             Self::Reward(_) | Self::Autoencoder(_) | Self::Rankings(_) => return,
         };
         if config.preview.as_ref().is_some_and(|preview| preview.every > 0) {
@@ -183,7 +186,7 @@ impl Driver<'_> {
             Self::Reward(_) => findings.push(format!(
                 "model.initialize is not used by [algo.{name}]: a reward cannot teach random weights to draw; train with [algo.sft] first"
             )),
-            Self::Pairs(_) => {
+            Self::Pairs(_) | Self::Likes(_) => {
                 findings.push(format!(
                     "model.initialize is not used by [algo.{name}]: its reference is the model it starts from; train with [algo.sft] first"
                 ));

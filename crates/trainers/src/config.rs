@@ -50,6 +50,8 @@ vp_core::registry! {
         Dgpo = "dgpo" => crate::forward::dgpo::Dgpo,
         /// Diffusion-DPO: compares the denoising losses of a chosen and a rejected image with those of the frozen base model.
         Dpo = "dpo" => crate::supervised::dpo::Dpo,
+        /// Diffusion-KTO: likes and dislikes of single images, by how the denoising loss differs from that of the frozen base model.
+        Kto = "kto" => crate::supervised::kto::Kto,
         /// Supervised fine-tuning: the denoising loss of UNet, text encoder or both on captioned images.
         Sft = "sft" => crate::supervised::sft::Sft,
         /// Training of the autoencoder: reconstruction, edges and KL on images.

@@ -97,7 +97,7 @@ pub enum ConvertTo {
     Records,
     /// `{id, prompt, generations, ranking}`
     Imagereward,
-    /// One `{prompt, chosen, rejected}` per line, as `train --algo dpo` reads them
+    /// One `{prompt, chosen, rejected}` per line, as `train --algo dpo` and `kto` read them, with scores where ratings order the images
     Pairs,
 }
 

@@ -75,6 +75,7 @@ fn train(plan: Plan) -> Result<PathBuf, Failure> {
         Assembly::Reward(assembled) => carry_out(plan, *assembled),
         Assembly::Captions(assembled) => carry_out(plan, *assembled),
         Assembly::Pairs(assembled) => carry_out(plan, *assembled),
+        Assembly::Likes(assembled) => carry_out(plan, *assembled),
         Assembly::Autoencoder(assembled) => carry_out(plan, *assembled),
         Assembly::Blip(assembled) => carry_out(plan, *assembled),
         Assembly::Clip(assembled) => carry_out(plan, *assembled),

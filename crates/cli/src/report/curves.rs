@@ -30,7 +30,11 @@ const GROUPS: [(&str, &str, &[&str]); 9] = [
             "preview/validation_accuracy_harmlessness",
         ],
     ),
-    ("Change of the loss against the reference", "Training lowers it for chosen images.", &["chosen_change", "rejected_change"]),
+    (
+        "Change of the loss against the reference",
+        "Training lowers it for chosen and for liked images.",
+        &["chosen_change", "rejected_change", "liked_change", "disliked_change"],
+    ),
     ("KL divergence", "", &["kl", "approx_kl"]),
     ("Clipped ratios", "The share that is clipped, and the largest distance of a ratio from 1.", &["clipfrac", "ratio_max_deviation"]),
     ("Regularizer", "", &["regularizer"]),

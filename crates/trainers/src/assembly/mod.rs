@@ -26,10 +26,12 @@ use crate::reward_model::networks::{BlipNetwork, ClipNetwork};
 use crate::run::Run;
 use crate::run::export::Exported;
 use crate::sections::Settings;
+use crate::supervised::dpo::Dpo;
+use crate::supervised::kto::Kto;
 
 pub use reward_driven::RewardDrivenRun;
 pub use reward_model::RewardModelRun;
-pub use supervised::{AutoencoderRun, CaptionsRun, PairsRun};
+pub use supervised::{AutoencoderRun, CaptionsRun, PreferencesRun};
 
 /// Resolves a path of a config: to the path itself, or to the location of a file that only the program knows, such as embedded weights.
 pub type Resolve<'a> = &'a dyn Fn(&Path) -> Result<PathBuf, Error>;
@@ -46,7 +48,9 @@ pub enum Assembly {
     /// A run on captioned images.
     Captions(Box<CaptionsRun>),
     /// A run on preference pairs.
-    Pairs(Box<PairsRun>),
+    Pairs(Box<PreferencesRun<Dpo>>),
+    /// A run on liked and disliked images.
+    Likes(Box<PreferencesRun<Kto>>),
     /// A run of the autoencoder on images.
     Autoencoder(Box<AutoencoderRun>),
     /// A run on ranked images that trains a BLIP with a head.
@@ -129,7 +133,8 @@ pub fn assemble(config: &TrainConfig, resolve: Resolve<'_>, device: &Device) -> 
         Ok(match config.algo.chosen().driver() {
             Driver::Reward(_) => Assembly::Reward(Box::new(reward_driven::assemble(&parts)?)),
             Driver::Captions(sft) => Assembly::Captions(Box::new(supervised::captions(&parts, sft)?)),
-            Driver::Pairs(dpo) => Assembly::Pairs(Box::new(supervised::pairs(&parts, dpo)?)),
+            Driver::Pairs(dpo) => Assembly::Pairs(Box::new(supervised::preferences(&parts, dpo)?)),
+            Driver::Likes(kto) => Assembly::Likes(Box::new(supervised::preferences(&parts, kto)?)),
             Driver::Autoencoder(vae) => Assembly::Autoencoder(Box::new(supervised::autoencoder(&parts, vae)?)),
             Driver::Rankings(reward_model) if is_clip(&parts.model) => Assembly::Clip(Box::new(reward_model::clip(&parts, reward_model)?)),
             Driver::Rankings(reward_model) => Assembly::Blip(Box::new(reward_model::blip(&parts, reward_model)?)),

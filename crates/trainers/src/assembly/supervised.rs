@@ -1,4 +1,4 @@
-//! Assembly of runs that learn from given images: captioned images, preference pairs, and images for the autoencoder.
+//! Assembly of runs that learn from given images: captioned images, preferences, and images for the autoencoder.
 
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
@@ -11,10 +11,9 @@ use super::{Assembled, InSection, Outline, Parts, SHOWN, left_out, some};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
-use crate::data::preferences::PreferencePairs;
 use crate::run::Run;
 use crate::run::export::{ExportKind, Exported, export_tuned, export_vae};
-use crate::supervised::dpo::{Dpo, Frozen};
+use crate::supervised::reference::{Facts, FromPreferences, Frozen};
 use crate::supervised::sft::Sft;
 use crate::supervised::vae::Vae;
 
@@ -75,8 +74,8 @@ impl Assembled for CaptionsRun {
     }
 }
 
-/// The parts of a run on preference pairs.
-pub struct PairsRun {
+/// The parts of a run on preferences.
+pub struct PreferencesRun<A: FromPreferences> {
     /// What the program must know about the run before it begins.
     pub outline: Outline,
     /// The model that trains.
@@ -85,32 +84,35 @@ pub struct PairsRun {
     pub base: Trainable<LoadedDenoiser>,
     /// The text encoders, the autoencoder and the model's folder.
     pub pipeline: Pipeline,
-    /// The pairs to learn from, training and held-out.
-    pub pairs: PreferencePairs,
-    dpo: Dpo,
+    /// The preferences to learn from, training and held-out.
+    pub data: A::Data,
+    algorithm: A,
     config: TrainConfig,
 }
 
-pub(super) fn pairs(parts: &Parts<'_>, dpo: &Dpo) -> Result<PairsRun, Error> {
+pub(super) fn preferences<A: FromPreferences>(parts: &Parts<'_>, algorithm: &A) -> Result<PreferencesRun<A>, Error> {
     let Parts { config, device, noise, .. } = *parts;
     let (folder, size) = parts.folder(1.0)?;
     check_preview(config, &folder, size)?;
-    let section = config.preferences.as_ref().ok_or_else(|| Error::Config("[algo.dpo] needs [preferences]".into()))?;
-    let pairs = PreferencePairs::open(section, size, noise, device).in_section("[preferences]")?;
+    let section = config.preferences.as_ref();
+    let section = section.ok_or_else(|| Error::Config(format!("[algo.{}] needs [preferences]", config.algo.name())))?;
+    let data = algorithm.open(section, size, noise, device).in_section("[preferences]")?;
     let (pipeline, denoiser) = Pipeline::load(folder, device)?;
     let (pipeline, denoiser) = parts.prepared(pipeline, denoiser)?;
     let (base, model) = config.models(&pipeline, denoiser, &noise)?;
     let mut outline = parts.outline();
-    outline.lists.insert("the list of preference pairs".into(), pairs.fingerprint());
-    outline.warnings.extend(left_out(&pairs.skipped, "more pairs are left out"));
-    let cut = pairs.training.iter().filter_map(|pair| pipeline.text.warning(&pair.prompt));
+    let Facts { list, fingerprint, units, of_what, batch_size, training, held_out, more, size, skipped, notes, prompts } =
+        algorithm.facts(&data);
+    outline.lists.insert(list.into(), fingerprint);
+    outline.warnings.extend(left_out(skipped, &format!("more {units} are left out")));
+    outline.warnings.extend(notes);
+    let cut = prompts.into_iter().filter_map(|prompt| pipeline.text.warning(prompt));
     outline.warnings.extend(some(cut, SHOWN, "more prompts are cut"));
-    let counts = Counts { batch_size: dpo.batch_size, training: pairs.training.len(), held_out: pairs.validation.len(), size };
-    outline.arithmetic = counts.arithmetic(config, "pairs", "pairs of images");
-    Ok(PairsRun { outline, model, base, pipeline, pairs, dpo: dpo.clone(), config: config.clone() })
+    outline.arithmetic = Counts { batch_size, training, held_out, size }.arithmetic(config, units, of_what) + &more;
+    Ok(PreferencesRun { outline, model, base, pipeline, data, algorithm: algorithm.clone(), config: config.clone() })
 }
 
-impl Assembled for PairsRun {
+impl<A: FromPreferences> Assembled for PreferencesRun<A> {
     type Model = Trainable<LoadedDenoiser>;
 
     fn model(&self) -> Self::Model {
@@ -123,13 +125,13 @@ impl Assembled for PairsRun {
 
     fn train(&mut self, run: &mut Run<Self::Model>) -> Result<(), Error> {
         let frozen = Frozen { pipeline: &self.pipeline, base: &self.base };
-        self.dpo.train(run, &frozen, &mut self.pairs, self.config.preview.as_ref())
+        self.algorithm.train(run, &frozen, &mut self.data, self.config.preview.as_ref())
     }
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
         let frozen = Frozen { pipeline: &self.pipeline, base: &self.base };
-        let found = self.dpo.validate(model, &frozen, &self.pairs, Noise::new(self.config.run.seed), 0)?;
-        Ok(vec![("validation_loss".into(), found.losses), ("validation_implicit_accuracy".into(), found.implicit_accuracies)])
+        let found = self.algorithm.validate(model, &frozen, &self.data, Noise::new(self.config.run.seed), 0)?;
+        Ok(found.by_name().into_iter().map(|(name, values)| (name.to_string(), values)).collect())
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_core::noise::{Noise, Purpose};
-use vp_data::{OnProblem, PreferencePair, Preferences, Problem, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
+use vp_data::{OnProblem, PreferencePair, Preferences, Problem, RatingThresholds, RgbImage, ShuffledOrder, flip_horizontal, to_tensor};
 
 use crate::Error;
 use crate::data::images::{Variation, number, split};
@@ -14,26 +14,31 @@ use crate::run::Batch;
 use crate::run::checkpoint::text_checksum;
 use crate::sections::ImageKnobs;
 
-/// `[preferences]`: pairs of images to train on. The defaults for random variation are DiffusionDPO's.
+/// `[preferences]`: pairs of images to train on, or images that were liked or disliked. The defaults for random variation are those of
+/// DiffusionDPO and of Diffusion-KTO.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreferencesSection {
-    /// A file with one JSON object per line: `prompt`, and the paths of the `chosen` and the `rejected` image, relative to the file.
+    /// A file with one JSON object per line: `prompt`, and the paths of the `chosen` and the `rejected` image, relative to the file. For
+    /// `[algo.kto]` also `prompt`, `image` and `label` or `rating`, or records as `annotate` writes them.
     pub file: PathBuf,
+    /// For `[algo.kto]`: which ratings are likes and which dislikes. Absent: ratings are not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratings: Option<RatingThresholds>,
     /// Probability that a prompt is replaced by the empty one, so that the model can be used with classifier-free guidance; 0 to 1 (0.2).
     #[serde(default = "one_in_five")]
     pub caption_dropout: f64,
-    /// Whether both images of a pair are mirrored half of the time (true).
+    /// Whether the images are mirrored half of the time, both of a pair together (true).
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
-    /// Share of the prompts whose pairs are held out for validation, at least 0 and below 1 (0.1). A hash of the prompt decides, so adding
-    /// pairs moves none from one side to the other.
+    /// Share of the prompts whose pairs or images are held out for validation, at least 0 and below 1 (0.1). A hash of the prompt decides, so
+    /// adding some moves none from one side to the other.
     #[serde(default = "one_in_ten")]
     pub validation_fraction: f64,
     /// Updates between two validations; 0 for one before training and one after it (0).
     #[serde(default)]
     pub validation_every: u64,
-    /// What to do about pairs that cannot be used: `refuse` (the default) or `skip`.
+    /// What to do about pairs and images that cannot be used: `refuse` (the default) or `skip`.
     #[serde(default)]
     pub on_problem: OnProblem,
     /// Smallest width and height of a usable image, in pixels; at least 1 (16).
@@ -61,6 +66,22 @@ impl Validate for PreferencesSection {
     fn findings(&self, findings: &mut Vec<String>) {
         let Self { caption_dropout, validation_fraction, min_size, .. } = *self;
         ImageKnobs { section: "preferences", caption_dropout, validation_fraction, min_size }.findings(findings);
+        if let Some(ratings) = &self.ratings {
+            ratings.findings_in("preferences.ratings", findings);
+        }
+    }
+}
+
+impl PreferencesSection {
+    /// The random variation of an image each time it is used.
+    pub(crate) fn variation(&self, noise: Noise) -> Variation {
+        Variation { caption_dropout: self.caption_dropout, horizontal_flip: self.horizontal_flip, noise }
+    }
+
+    /// The error that nothing is left to train on; `units` are held out.
+    pub(crate) fn all_held_out(&self, held_out: usize, units: &str) -> Error {
+        let way_out = format!("add {units} of other prompts, or lower preferences.validation_fraction");
+        Error::Config(format!("{}: all {held_out} {units} are held out; {way_out}", self.file.display()))
     }
 }
 
@@ -87,29 +108,37 @@ pub struct PairBatch {
     pub images: Tensor<4>,
     /// One caption per image: the pairs' prompts, twice.
     pub captions: Vec<String>,
+    /// How probably each chosen image is the better one, `b` values; empty if the list was read without.
+    pub probabilities: Vec<f32>,
 }
 
 impl PreferencePairs {
-    /// Reads the list and splits it by prompt.
+    /// Reads the list and splits it by prompt. `probabilities` says whether each pair must say how probably its chosen image is the better
+    /// one.
     ///
     /// # Errors
     /// When the list cannot be used, holds unusable pairs that are to be refused, or leaves nothing to train on.
-    pub fn open(section: &PreferencesSection, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
-        let Preferences { pairs, skipped } = Preferences::read(&section.file, section.on_problem, section.min_size)?;
+    pub fn open(section: &PreferencesSection, probabilities: bool, size: [usize; 2], noise: Noise, device: &Device) -> Result<Self, Error> {
+        let PreferencesSection { file, on_problem, min_size, .. } = section;
+        let read = match probabilities {
+            true => Preferences::read_with_probabilities(file, *on_problem, *min_size),
+            false => Preferences::read(file, *on_problem, *min_size),
+        };
+        let Preferences { pairs, skipped } = read?;
         let (training, validation) = split(pairs, section.validation_fraction, |pair| &pair.prompt);
         if training.is_empty() {
-            let (file, held_out) = (section.file.display(), validation.len());
-            let way_out = "add pairs of other prompts, or lower preferences.validation_fraction";
-            return Err(Error::Config(format!("{file}: all {held_out} pairs are held out; {way_out}")));
+            return Err(section.all_held_out(validation.len(), "pairs"));
         }
         let order = ShuffledOrder::new(training.len(), noise, Purpose::DATA_ORDER);
-        let variation = Variation { caption_dropout: section.caption_dropout, horizontal_flip: section.horizontal_flip, noise };
-        Ok(Self { training, validation, skipped, size, variation, order, device: device.clone() })
+        Ok(Self { training, validation, skipped, size, variation: section.variation(noise), order, device: device.clone() })
     }
 
-    /// The checksum of the prompts and the images' names, on which the order of a run and the meaning of its validation losses depend.
+    /// The checksum of the prompts, the images' names and the probabilities, on which the course of a run and the meaning of its validation
+    /// losses depend.
     pub fn fingerprint(&self) -> String {
-        text_checksum(self.training.iter().chain(&self.validation).flat_map(texts))
+        let pairs = || self.training.iter().chain(&self.validation);
+        let probabilities: Vec<String> = pairs().filter_map(|pair| pair.probability).map(|probability| probability.to_string()).collect();
+        text_checksum(pairs().flat_map(texts).chain(probabilities.iter().map(String::as_str)))
     }
 
     /// The `count` pairs of a batch, in the shuffled order. Some are mirrored and some prompts dropped, as the section says.
@@ -143,7 +172,8 @@ impl PreferencePairs {
             Ok(if *mirrored { flip_horizontal(&image) } else { image })
         };
         let images = chosen.chain(rejected).map(load).collect::<Result<Vec<_>, _>>()?;
-        Ok(PairBatch { images: to_tensor(&images, &self.device)?, captions: [prompts.clone(), prompts].concat() })
+        let probabilities = pairs.iter().filter_map(|pair| pair.probability).map(|probability| probability as f32).collect();
+        Ok(PairBatch { images: to_tensor(&images, &self.device)?, captions: [prompts.clone(), prompts].concat(), probabilities })
     }
 }
 
@@ -169,6 +199,7 @@ mod tests {
         std::fs::write(dir.join("pairs.jsonl"), list).unwrap();
         PreferencesSection {
             file: dir.join("pairs.jsonl"),
+            ratings: None,
             caption_dropout: 0.5,
             horizontal_flip: true,
             validation_fraction: 0.3,
@@ -179,7 +210,7 @@ mod tests {
     }
 
     fn open(section: &PreferencesSection) -> PreferencePairs {
-        PreferencePairs::open(section, [16, 16], Noise::new(0), &Device::flex()).unwrap()
+        PreferencePairs::open(section, false, [16, 16], Noise::new(0), &Device::flex()).unwrap()
     }
 
     #[test]
@@ -215,5 +246,33 @@ mod tests {
             }
         }
         assert!((25..=55).contains(&mirrored) && (25..=55).contains(&dropped), "{mirrored} and {dropped} of 80");
+    }
+
+    #[test]
+    fn probabilities_go_with_their_pairs_and_into_the_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let section = section(dir.path());
+        let without = open(&section);
+        let list = std::fs::read_to_string(&section.file).unwrap();
+        let with = |least: usize| {
+            let lines = list
+                .lines()
+                .enumerate()
+                .map(|(i, line)| line.replace('}', &format!(", \"probability\": {}}}\n", (least + i) as f64 / 64.0)));
+            std::fs::write(&section.file, lines.collect::<String>()).unwrap();
+            PreferencePairs::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap()
+        };
+        let mut pairs = with(8);
+        let batch = pairs.batch(Batch { index: 3, begins_update: true }, 4).unwrap();
+        assert_eq!(batch.probabilities.len(), 4);
+        // The level of a chosen picture is 120 and the number of its pair, and 60 more on one side.
+        let darkest = batch.images.narrow(0, 0, 4).narrow(1, 0, 1).min_dims(&[2, 3]).into_data().iter::<f32>().collect::<Vec<_>>();
+        for (darkest, probability) in darkest.into_iter().zip(batch.probabilities) {
+            assert_eq!((darkest * 255.0).round() - 120.0, probability * 64.0 - 8.0);
+        }
+        assert_ne!(pairs.fingerprint(), with(9).fingerprint());
+        // Where they are not asked for, they are passed over, as is everything else that a line says beside.
+        assert_eq!(open(&section).fingerprint(), without.fingerprint());
+        assert!(open(&section).batch(Batch { index: 3, begins_update: true }, 4).unwrap().probabilities.is_empty());
     }
 }

@@ -10,8 +10,19 @@
 //! Source: DiffusionDPO `train.py`. Both images of a pair get the same timestep, uniform over the schedule, and the same noise. They also
 //! share the draw from the autoencoder's posterior, while `train.py` draws twice. The published method predicts the noise; here a model
 //! that predicts v or the clean latents has its own target in the same formula.
+//!
+//! With `smoothed`, preferences are those of SmPO-Diffusion (Lu et al., arXiv 2506.02698, equation 9):
+//!
+//! | paper | here |
+//! |---|---|
+//! | γ | `smoothed.scale` |
+//! | α / γ | the probability that the chosen image is the better one |
+//! | 2α − γ | the factor `scale · (2p − 1)` beside β |
+//!
+//! Source: SmPO `train.py`, which makes the probability of two PickScores. It also finds the noise of an image by inversion (DDIM, then one
+//! step of ReNoise); this is not done here, where the noise stays random, as in Diffusion-DPO.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
@@ -22,11 +33,12 @@ use vp_schedulers::NoiseSchedule;
 use crate::Error;
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::data::preferences::{PairBatch, PreferencePairs};
+use crate::data::preferences::{PairBatch, PreferencePairs, PreferencesSection};
 use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps, sample_numbers};
-use crate::losses::{dpo_inside, dpo_loss, squared_error_changes};
+use crate::losses::{dpo_inside, dpo_loss, smpo_inside};
 use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
+use crate::supervised::reference::{Facts, FromPreferences, Frozen, PreferenceValidation, look};
 use crate::supervised::validation::{Looked, noise_schedule, over_timesteps};
 
 /// The knobs of `[algo.dpo]`. The defaults are those of `train.py`.
@@ -37,30 +49,31 @@ pub struct Dpo {
     pub beta: f64,
     /// Pairs per micro-batch, at least 1 (1).
     pub batch_size: usize,
+    /// SmPO's smoothed preferences: a pair counts by how probably its chosen image is the better one, and every line of the list must say so.
+    /// Absent: every pair counts as much, as in Diffusion-DPO.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothed: Option<SmoothedPreferences>,
 }
 
 impl Default for Dpo {
     fn default() -> Self {
-        Self { beta: 5000.0, batch_size: 1 }
+        Self { beta: 5000.0, batch_size: 1, smoothed: None }
     }
 }
 
-/// The frozen networks beside the trained model.
-#[derive(Debug)]
-pub struct Frozen<'a, D: Denoiser> {
-    /// The text encoders, the autoencoder and the model's folder.
-    pub pipeline: &'a Pipeline,
-    /// The reference: the untuned model, on the device without autodiff.
-    pub base: &'a Trainable<D>,
+/// The knob of SmPO's smoothed preferences. The default is that of SmPO's `train.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SmoothedPreferences {
+    /// γ, the factor of a pair of which the chosen image is certainly the better one, beside β; above 0 (10). With 1, such a pair counts as
+    /// in Diffusion-DPO.
+    pub scale: f64,
 }
 
-/// A model's results on the held-out pairs, one value per pair.
-#[derive(Debug, Clone, Default)]
-pub struct PairValidation {
-    /// The loss −log σ(inside), as a mean over the timesteps.
-    pub losses: Vec<f64>,
-    /// Share of the timesteps at which the model prefers the chosen image more than the reference does.
-    pub implicit_accuracies: Vec<f64>,
+impl Default for SmoothedPreferences {
+    fn default() -> Self {
+        Self { scale: 10.0 }
+    }
 }
 
 impl Algorithm for Dpo {
@@ -68,38 +81,63 @@ impl Algorithm for Dpo {
         Driver::Pairs(self)
     }
 
-    fn findings(&self, _: &TrainConfig, findings: &mut Vec<String>) {
-        let Self { beta, batch_size } = self;
+    fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
+        let Self { beta, batch_size, smoothed } = self;
         if *batch_size == 0 {
             findings.push("algo.dpo.batch_size is 0; expected at least 1".into());
         }
         if !(*beta > 0.0 && beta.is_finite()) {
             findings.push(format!("algo.dpo.beta is {beta}; expected a number above 0"));
         }
+        if let Some(SmoothedPreferences { scale }) = smoothed.filter(|smoothed| !(smoothed.scale > 0.0 && smoothed.scale.is_finite())) {
+            findings.push(format!("algo.dpo.smoothed.scale is {scale}; expected a number above 0 (leave smoothed out for equal weights)"));
+        }
+        if config.preferences.as_ref().is_some_and(|preferences| preferences.ratings.is_some()) {
+            findings.push("preferences.ratings is not used by [algo.dpo], which learns from pairs; remove it".into());
+        }
     }
 }
 
-impl Dpo {
-    /// Trains until the run has made all its updates.
-    ///
-    /// # Errors
-    /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
-    pub fn train<D: Denoiser>(
+impl FromPreferences for Dpo {
+    type Data = PreferencePairs;
+
+    fn open(&self, section: &PreferencesSection, size: [usize; 2], noise: Noise, device: &Device) -> Result<PreferencePairs, Error> {
+        PreferencePairs::open(section, self.smoothed.is_some(), size, noise, device)
+    }
+
+    fn facts<'a>(&self, pairs: &'a PreferencePairs) -> Facts<'a> {
+        Facts {
+            list: "the list of preference pairs",
+            fingerprint: pairs.fingerprint(),
+            units: "pairs",
+            of_what: "pairs of images",
+            batch_size: self.batch_size,
+            training: pairs.training.len(),
+            held_out: pairs.validation.len(),
+            more: String::new(),
+            size: pairs.size,
+            skipped: &pairs.skipped,
+            notes: Vec::new(),
+            prompts: pairs.training.iter().map(|pair| pair.prompt.as_str()).collect(),
+        }
+    }
+
+    fn train<D: Denoiser>(
         &self,
         run: &mut Run<Trainable<D>>,
         frozen: &Frozen<'_, D>,
         pairs: &mut PreferencePairs,
         preview: Option<&PreviewSection>,
     ) -> Result<(), Error> {
-        let Frozen { pipeline, base } = *frozen;
+        let pipeline = frozen.pipeline;
         let schedule = noise_schedule(pipeline)?;
         let size = pairs.size;
         if run.is_at_the_beginning() {
-            self.look(run, frozen, pairs, Looked { pipeline, preview, size, step: 0 })?;
+            look(self, run, frozen, pairs, Looked { pipeline, preview, size, step: 0 })?;
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Pairs: cropped, resized, some mirrored, some prompts dropped.
-            let PairBatch { images, captions } = profile::time(Stage::Io, || pairs.batch(batch, self.batch_size))?;
+            let PairBatch { images, captions, probabilities } = profile::time(Stage::Io, || pairs.batch(batch, self.batch_size))?;
             let data = DenoisingBatch { images, captions: &captions, size };
             run.count_images(2 * self.batch_size);
 
@@ -109,74 +147,69 @@ impl Dpo {
             let noised = noised_pairs(&data, pipeline, &*schedule, &random_timesteps(&*schedule, rows), rows);
 
             // 3. The predictions of both models, the reference off the tape, and the difference of their squared errors.
-            let conditioning = data.conditioning(&run.model, pipeline);
-            let predictions = noised.predictions(&run.model.denoiser, conditioning.clone());
-            let references = noised.predictions(&base.denoiser, data.conditioning(base, pipeline));
-            let changes = squared_error_changes(predictions.clone(), references.clone(), noised.target.clone());
+            let embedded = frozen.embed(&run.model, &data);
+            let compared = frozen.compare(&run.model, &noised, &embedded);
+            let changes = compared.changes(&noised);
 
             // 4. The loss: −log σ of how much more than the reference the model prefers the chosen image.
-            let inside = inside(changes.clone(), self.beta);
+            let inside = self.inside(changes.clone(), &probabilities);
             let loss = dpo_loss(inside.clone());
 
             // 5. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
-            let losses = [noised.errors_of(predictions.without_autodiff()), noised.errors_of(references)];
-            let observed = observed(losses, &changes, &inside);
-            let updated = run.backward(loss, observed, &|model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &conditioning))?;
+            let observed = observed(compared.errors(&noised), &changes, &inside);
+            let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embedded.model);
+            let updated = run.backward(loss, observed, &blame)?;
 
             // 6. Validate, and draw the preview.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                self.look(run, frozen, pairs, Looked { pipeline, preview, size, step })?;
+                look(self, run, frozen, pairs, Looked { pipeline, preview, size, step })?;
             }
         }
         Ok(())
     }
 
-    fn look<D: Denoiser>(
-        &self,
-        run: &mut Run<Trainable<D>>,
-        frozen: &Frozen<'_, D>,
-        pairs: &PreferencePairs,
-        looked: Looked<'_>,
-    ) -> Result<(), Error> {
-        let tuned = run.tuned();
-        let PairValidation { losses, implicit_accuracies } = self.validate(&tuned, frozen, pairs, run.noise, looked.step)?;
-        looked.record(run, &tuned, vec![("validation_loss", losses), ("validation_implicit_accuracy", implicit_accuracies)])
-    }
-
-    /// Validates `model` on the held-out pairs.
-    ///
-    /// # Errors
-    /// When an image can no longer be read, or a loss is not finite; that error names `step`.
-    pub fn validate<D: Denoiser>(
+    fn validate<D: Denoiser>(
         &self,
         model: &Trainable<D>,
-        Frozen { pipeline, base }: &Frozen<'_, D>,
+        frozen: &Frozen<'_, D>,
         pairs: &PreferencePairs,
         noise: Noise,
         step: u64,
-    ) -> Result<PairValidation, Error> {
+    ) -> Result<PreferenceValidation, Error> {
+        let pipeline = frozen.pipeline;
         let schedule = noise_schedule(pipeline)?;
-        let mut validation = PairValidation::default();
+        let mut validation = PreferenceValidation::default();
         for held_out in pairs.validation.chunks(self.batch_size) {
-            let (PairBatch { images, captions }, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
+            let (batch, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
+            let PairBatch { images, captions, probabilities } = batch;
             let data = DenoisingBatch { images, captions: &captions, size: pairs.size };
-            let (conditioning, reference_conditioning) = (data.conditioning(model, pipeline), data.conditioning(base, pipeline));
+            let embedded = frozen.embed(model, &data);
             let [losses, accuracies] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
                 let noised = noised_pairs(&data, pipeline, &*schedule, &vec![timestep; held_out.len()], rows);
-                let references = noised.predictions(&base.denoiser, reference_conditioning.clone());
-                let predictions = noised.predictions(&model.denoiser, conditioning.clone());
-                let inside = inside(squared_error_changes(predictions, references, noised.target.clone()), self.beta);
+                let inside = self.inside(frozen.compare(model, &noised, &embedded).changes(&noised), &probabilities);
                 let on_host = values(&inside);
                 if on_host.iter().all(|inside| inside.is_finite()) {
                     return Ok([on_host.iter().map(|inside| softplus(-inside)).collect(), values(&implicit_accuracies(inside))]);
                 }
-                let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
+                let what = noised.first_non_finite(&model.denoiser, &embedded.model).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
             })?;
             validation.losses.extend(losses);
             validation.implicit_accuracies.extend(accuracies);
         }
         Ok(validation)
+    }
+}
+
+impl Dpo {
+    /// The argument of σ for `[2b]` changes, those of the chosen images first: Diffusion-DPO's, or SmPO's for the `b` probabilities.
+    fn inside(&self, changes: Tensor<1>, probabilities: &[f32]) -> Tensor<1> {
+        let (b, device) = (changes.dims()[0] / 2, changes.device());
+        let inside = dpo_inside(changes.clone().narrow(0, 0, b), changes.narrow(0, b, b), self.beta);
+        match self.smoothed {
+            Some(SmoothedPreferences { scale }) => smpo_inside(inside, Tensor::from_data(probabilities, &device), scale),
+            None => inside,
+        }
     }
 }
 
@@ -190,12 +223,6 @@ fn noised_pairs(
 ) -> Noised {
     let samples = rows.samples.repeat(2);
     data.noised(pipeline, schedule, timesteps.repeat(2), Rows { draw: rows.draw, samples: &samples })
-}
-
-/// [`dpo_inside`] of `[2b]` changes, those of the chosen images first.
-fn inside(changes: Tensor<1>, beta: f64) -> Tensor<1> {
-    let b = changes.dims()[0] / 2;
-    dpo_inside(changes.clone().narrow(0, 0, b), changes.narrow(0, b, b), beta)
 }
 
 /// The values for the journal. The changes are the differences of the loss from the reference's: training should lower them for chosen
@@ -226,12 +253,21 @@ fn softplus(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     #[test]
     fn a_draw_is_half_right() {
         let inside = Tensor::from_data([-1e-9, 0.0, 3.0], &Device::flex());
         assert_eq!(values(&implicit_accuracies(inside)), [0.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn smoothed_preferences_weigh_each_pair_and_are_those_of_dpo_where_they_are_certain() {
+        let changes = || Tensor::<1>::from_data([0.0f32, -0.5, -0.25, 0.5], &Device::flex());
+        let of = |smoothed, probabilities: &[f32]| values(&Dpo { beta: 4.0, batch_size: 2, smoothed }.inside(changes(), probabilities));
+        let plain = of(None, &[]);
+        assert_eq!(plain, [-0.5, 2.0]);
+        assert_eq!(of(Some(SmoothedPreferences { scale: 1.0 }), &[1.0, 1.0]), plain);
+        assert_eq!(of(Some(SmoothedPreferences { scale: 10.0 }), &[0.75, 0.0]), [-2.5, -20.0]);
     }
 
     #[test]

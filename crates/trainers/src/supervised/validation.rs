@@ -1,4 +1,4 @@
-//! How supervised fine-tuning and Diffusion-DPO validate: on held-out images, with the same timesteps and the same noise every time.
+//! How supervised fine-tuning, Diffusion-DPO and Diffusion-KTO validate: on held-out images, with the same timesteps and the same noise every time.
 
 use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
@@ -12,7 +12,7 @@ use crate::run::{Draw, Run};
 use crate::sections::PreviewSection;
 
 /// The number of timesteps at which each held-out image is denoised: the middles of that many equal parts of the schedule.
-const TIMESTEPS: usize = 4;
+pub const TIMESTEPS: usize = 4;
 /// The number of validation's random draw; training counts its draws from 1.
 const DRAW: u64 = 0;
 
@@ -33,19 +33,34 @@ pub fn over_timesteps<const N: usize>(
     schedule: &dyn Scheduler,
     noise: Noise,
     numbers: &[u64],
-    mut measure: impl FnMut(f64, Rows<'_>) -> Result<[Vec<f64>; N], Error>,
+    measure: impl FnMut(f64, Rows<'_>) -> Result<[Vec<f64>; N], Error>,
 ) -> Result<[Vec<f64>; N], Error> {
-    let count = schedule.num_train_timesteps();
     let mut means: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; numbers.len()]);
-    for part in 0..TIMESTEPS {
-        let timestep = ((2 * part + 1) * count / (2 * TIMESTEPS)) as f64;
-        let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
-        let rows = Rows { draw: Draw { noise, number: DRAW }, samples: &samples };
-        for (means, values) in means.iter_mut().zip(measure(timestep, rows)?) {
+    for of_timestep in at_timesteps(schedule, noise, numbers, measure)? {
+        for (means, values) in means.iter_mut().zip(of_timestep) {
             means.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / TIMESTEPS as f64);
         }
     }
     Ok(means)
+}
+
+/// As [`over_timesteps`], but returns what `measure` gives at each of the [`TIMESTEPS`].
+///
+/// # Errors
+/// Those of `measure`.
+pub fn at_timesteps<T>(
+    schedule: &dyn Scheduler,
+    noise: Noise,
+    numbers: &[u64],
+    mut measure: impl FnMut(f64, Rows<'_>) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    let count = schedule.num_train_timesteps();
+    let one = |part: usize| {
+        let timestep = ((2 * part + 1) * count / (2 * TIMESTEPS)) as f64;
+        let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
+        measure(timestep, Rows { draw: Draw { noise, number: DRAW }, samples: &samples })
+    };
+    (0..TIMESTEPS).map(one).collect()
 }
 
 /// The circumstances of a validation: the frozen networks, the preview to draw, and the number of updates.
