@@ -151,6 +151,8 @@ fn on_policy_all_estimators_agree() {
         let score = case.gradient(&old, &trajectory, step, Objective::ScoreFunction);
         assert!(score.len() > 100);
         let slope = host(&Case::minibatch(&trajectory, step).output_slope(&*case.scheduler))[0];
+        // What is nothing but rounding, such as the gradient of a key that stands alone, is held against the gradients that count.
+        let largest = score.values().flat_map(|slopes| host(slopes)).fold(0.0, |most: f64, slope| most.max(slope.abs()));
         let by_c = case.scheduler.std_dev_t(step) / slope;
         assert!((by_c - 1.0).abs() > 0.01, "step {step}: a factor of {by_c} would prove nothing");
         for (objective, factor) in [
@@ -163,6 +165,10 @@ fn on_policy_all_estimators_agree() {
             assert_eq!(gradients.len(), score.len());
             for (name, gradient) in &gradients {
                 let expected: Vec<f64> = host(&score[name]).into_iter().map(|slope| slope * factor).collect();
+                if expected.iter().all(|slope| slope.abs() < 1e-6 * largest) {
+                    assert!(host(gradient).iter().all(|slope| slope.abs() < 1e-6 * largest * factor.max(1.0)), "{objective:?}, {name}");
+                    continue;
+                }
                 assert_close_values(&format!("{objective:?}, {name}"), &host(gradient), &expected, GRADIENT);
             }
         }

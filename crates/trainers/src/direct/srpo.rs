@@ -185,7 +185,8 @@ impl Algorithm for Srpo {
         // Of numbers that are none, no comparison holds.
         if !(*min_time >= 0.0 && *max_time <= 1.0 && max_time - min_time >= Times::MIN_RANGE - 1e-9) {
             findings.push(format!(
-                "algo.srpo trains at times from min_time {min_time} to max_time {max_time}; expected 0 <= min_time, max_time <= 1, and at least                  {} between them",
+                "algo.srpo trains at times from min_time {min_time} to max_time {max_time}; expected 0 <= min_time, max_time <= 1, and at least \
+                 {} between them",
                 Times::MIN_RANGE
             ));
         }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Compared, Decay, ForwardProcess, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
 use crate::losses::{Weighting, ppo_clip_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -84,20 +84,20 @@ impl ForwardProcess for Awm {
         (self.proximal_weight > 0.0).then_some(self.average)
     }
 
-    fn loss(&self, compared: &Compared) -> (Tensor<1>, Observed) {
+    fn loss(&self, predictions: &Predictions) -> (Tensor<1>, Observed) {
         let log_probs = |prediction: Tensor<4>| {
-            self.weighting.log_probs(squared_errors(prediction, compared.target.clone()), compared.times.clone(), self.ghuber_power)
+            self.weighting.log_probs(squared_errors(prediction, predictions.target.clone()), predictions.times.clone(), self.ghuber_power)
         };
-        let advantages = compared.advantages.clone() / self.train.adv_clip_max;
+        let advantages = predictions.advantages.clone() / self.train.adv_clip_max;
         let policy =
-            ppo_clip_loss(log_probs(compared.prediction.clone()), log_probs(compared.of(Role::Sampler)), advantages, self.clip_range);
+            ppo_clip_loss(log_probs(predictions.prediction.clone()), log_probs(predictions.of(Role::Sampler)), advantages, self.clip_range);
         let mut told = vec![
             ("clipfrac".to_string(), Values::from(&policy.clipped)),
             ("ratio_max_deviation".into(), Values::from(&(policy.ratio - 1.0).abs())),
         ];
         let mut loss = policy.loss;
         if self.proximal_weight > 0.0 {
-            let distance = squared_errors(compared.prediction.clone(), compared.of(Role::Average));
+            let distance = squared_errors(predictions.prediction.clone(), predictions.of(Role::Average));
             told.push(("average_distance".into(), Values::from(&distance)));
             loss = loss + distance * self.proximal_weight;
         }

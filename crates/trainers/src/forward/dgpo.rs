@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Compared, Decay, ForwardProcess, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
 use crate::losses::{dgpo_kept, dgpo_weights, squared_error_changes, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -109,10 +109,10 @@ impl ForwardProcess for Dgpo {
         true
     }
 
-    fn loss(&self, compared: &Compared) -> (Tensor<1>, Observed) {
-        let (target, advantages) = (&compared.target, &compared.advantages);
-        let detached = compared.prediction.clone().without_autodiff();
-        let change = |from: Role| squared_error_changes(detached.clone(), compared.of(from), target.clone());
+    fn loss(&self, predictions: &Predictions) -> (Tensor<1>, Observed) {
+        let (target, advantages) = (&predictions.target, &predictions.advantages);
+        let detached = predictions.prediction.clone().without_autodiff();
+        let change = |from: Role| squared_error_changes(detached.clone(), predictions.of(from), target.clone());
         let changes = change(self.reference());
         let weights = dgpo_weights(changes.clone(), advantages.clone(), self.sample.images_per_prompt, self.beta);
         let kept = dgpo_kept(change(Role::Sampler), advantages.clone(), self.clip_range);
@@ -121,7 +121,7 @@ impl ForwardProcess for Dgpo {
             ("group_weight".into(), Values::from(&weights)),
             ("reference_change".into(), Values::from(&changes)),
         ];
-        (weights * kept * advantages.clone() * squared_errors(compared.prediction.clone(), target.clone()), told)
+        (weights * kept * advantages.clone() * squared_errors(predictions.prediction.clone(), target.clone()), told)
     }
 }
 

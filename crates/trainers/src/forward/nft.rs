@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Compared, Decay, ForwardProcess, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
 use crate::losses::{nft_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -79,12 +79,12 @@ impl ForwardProcess for Nft {
         true
     }
 
-    fn loss(&self, compared: &Compared) -> (Tensor<1>, Observed) {
+    fn loss(&self, predictions: &Predictions) -> (Tensor<1>, Observed) {
         let most = self.train.adv_clip_max;
-        let (prediction, old) = (compared.prediction.clone(), compared.of(Role::Average));
-        let optimality = (compared.advantages.clone() / (2.0 * most) + 0.5).clamp(0.0, 1.0);
+        let (prediction, old) = (predictions.prediction.clone(), predictions.of(Role::Average));
+        let optimality = (predictions.advantages.clone() / (2.0 * most) + 0.5).clamp(0.0, 1.0);
         let distance = squared_errors(prediction.clone().without_autodiff(), old.clone());
-        let loss = nft_loss(prediction, old, compared.target.clone(), optimality, self.beta) * most;
+        let loss = nft_loss(prediction, old, predictions.target.clone(), optimality, self.beta) * most;
         (loss, vec![("average_distance".into(), Values::from(&distance))])
     }
 }

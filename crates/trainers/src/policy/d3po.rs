@@ -79,8 +79,8 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
             rollout.advantages = preferences(&rollout.rewards);
             Ok(())
         };
-        while let Some(pairs) = epochs.next(run, environment, weigh)? {
-            let images = pairs.into_iter().map(|(batch, pairs)| (batch, both_of_each(pairs))).collect();
+        while let Some(pairs) = epochs.next(run, environment, Rollout::sample, weigh)? {
+            let images = pairs.into_iter().map(|(batch, pairs)| (batch, pairs.of_groups(2))).collect();
             let shared = &*environment;
             let loss = |model: &Trainable<D>, rollout: &Rollout, batch: Batch, at: &Position| {
                 let scheduler = shared.scheduler()?;
@@ -226,13 +226,6 @@ impl Algorithm for D3po {
             findings.push(regularizer.unused_by("d3po"));
         }
     }
-}
-
-/// Converts a position among pairs to one among images: both images of each pair, at the pair's step.
-fn both_of_each(pairs: Position) -> Position {
-    let items = pairs.items.iter().flat_map(|pair| [2 * pair, 2 * pair + 1]).collect();
-    let steps = pairs.steps.iter().flat_map(|step| [*step, *step]).collect();
-    Position { items, steps, ..pairs }
 }
 
 /// +1 for the better image of each pair, −1 for the other; 0 for both if their rewards are equal.

@@ -136,8 +136,8 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 
         // 1. Sample images with the current policy, off the tape; keep every step's latents and log-probability. 2. Score them. 3. Turn rewards
         //    into advantages.
-        while let Some(due) =
-            epochs.next(run, environment, |rollout, run, environment| self.weigh(&mut carried, rollout, run, environment))?
+        while let Some(due) = epochs
+            .next(run, environment, Rollout::sample, |rollout, run, environment| self.weigh(&mut carried, rollout, run, environment))?
         {
             // Up to the first update of an epoch, the policy is the one that sampled its images.
             let unchanged = epochs.rollout.updates == Some(run.updates());

@@ -1,20 +1,20 @@
-//! The loop around a policy gradient, which DDPO and D3PO share: an epoch of images is sampled and scored, then trained on in many backward
-//! passes, then forgotten. What the images are weighed by, and the loss, are the algorithm's.
+//! The loop around a policy gradient, which DDPO, D3PO and the algorithms on the forward process share: an epoch of images is sampled and scored,
+//! then trained on in many backward passes, then forgotten. How the images are sampled, what they are weighed by, and the loss are the algorithm's.
 
 use burn::tensor::Tensor;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
+use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::environment::Environment;
 use crate::optim::Workers;
-use crate::policy::Minibatch;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
 use crate::run::{Batch, Observed, Run};
 
 /// The epochs of a run.
-pub(super) struct Epochs<'a> {
+pub(crate) struct Epochs<'a> {
     plan: RolloutPlan<'a>,
     walk: Walk,
     workers: Workers,
@@ -23,7 +23,13 @@ pub(super) struct Epochs<'a> {
 }
 
 /// Micro-batches that are computed side by side, each with the images and steps that it trains on. They are of one update, and so of one epoch.
-pub(super) type Due = Vec<(Batch, Position)>;
+pub(crate) type Due = Vec<(Batch, Position)>;
+
+/// The rows of a micro-batch, in which a tensor that is not finite can be looked for.
+pub(crate) trait Rows<D: Denoiser> {
+    /// The first tensor that is not finite in what `model` makes of these rows, by name.
+    fn first_non_finite(&self, model: &Trainable<D>, environment: &Environment<D>, scheduler: &dyn Scheduler) -> Option<String>;
+}
 
 impl<'a> Epochs<'a> {
     /// The epochs of a run that begins, or goes on in the middle of one. Draws the preview of its beginning.
@@ -42,16 +48,17 @@ impl<'a> Epochs<'a> {
         Ok(Self { plan, walk, workers, rollout })
     }
 
-    /// What to compute next; `None` when the run is over. Where an epoch begins, its images are sampled with the current policy, off the tape, and
-    /// scored; then `weigh` finds the weight of each in the loss. The rollout is saved with the run, so that a resumed run goes on from there.
+    /// What to compute next; `None` when the run is over. Where an epoch begins, `sample` draws its images, off the tape, and they are scored;
+    /// then `weigh` finds the weight of each in the loss. The rollout is saved with the run, so that a resumed run goes on from there.
     /// A reward that is not finite leaves out an update, and the images are drawn again.
     ///
     /// # Errors
-    /// When the run is interrupted, a reward fails, or a reward is not finite and no more updates may be left out; and the errors of `weigh`.
+    /// When the run is interrupted, a reward fails, or a reward is not finite and no more updates may be left out; and the errors of `sample` and `weigh`.
     pub fn next<D: Denoiser>(
         &mut self,
         run: &mut Run<Trainable<D>>,
         environment: &mut Environment<D>,
+        mut sample: impl FnMut(&mut Run<Trainable<D>>, &mut Environment<D>, &RolloutPlan<'_>, &Workers, u64) -> Result<Rollout, Error>,
         mut weigh: impl FnMut(&mut Rollout, &mut Run<Trainable<D>>, &Environment<D>) -> Result<(), Error>,
     ) -> Result<Option<Due>, Error> {
         while let Some(batches) = run.next_batches(self.workers.count())? {
@@ -61,7 +68,7 @@ impl<'a> Epochs<'a> {
             if self.rollout.epoch == Some(epoch) {
                 return Ok(Some(due));
             }
-            self.rollout = Rollout::sample(run, environment, &self.plan, &self.workers, epoch)?;
+            self.rollout = sample(run, environment, &self.plan, &self.workers, epoch)?;
             self.rollout.score(run, environment, &self.plan)?;
             if let Some(what) = self.rollout.first_non_finite() {
                 self.rollout = Rollout::default();
@@ -81,18 +88,18 @@ impl<'a> Epochs<'a> {
     ///
     /// # Errors
     /// As [`Run::backward_side_by_side`].
-    pub fn backward<D: Denoiser>(
+    pub fn backward<D: Denoiser, R: Rows<D> + Send>(
         &mut self,
         run: &mut Run<Trainable<D>>,
         environment: &Environment<D>,
         due: Due,
-        loss: impl Fn(&Trainable<D>, &Rollout, Batch, &Position) -> Result<(Tensor<1>, Observed, Minibatch), Error> + Sync,
+        loss: impl Fn(&Trainable<D>, &Rollout, Batch, &Position) -> Result<(Tensor<1>, Observed, R), Error> + Sync,
     ) -> Result<Option<u64>, Error> {
         run.count_images(due.iter().filter(|(_, at)| at.begins_minibatch).map(|(_, at)| at.items.len()).sum());
         let ends_epoch = due.iter().any(|(_, at)| at.ends_epoch);
         let (scheduler, rollout) = (environment.scheduler()?, &self.rollout);
         let compute = |model: &Trainable<D>, (batch, at): (Batch, Position)| loss(model, rollout, batch, &at);
-        let blame = |model: &Trainable<D>, minibatch: &Minibatch| minibatch.first_non_finite(model, environment, &*scheduler);
+        let blame = |model: &Trainable<D>, rows: &R| rows.first_non_finite(model, environment, &*scheduler);
         let updated = run.backward_side_by_side(&self.workers, due, compute, blame)?;
         if ends_epoch {
             self.rollout = Rollout::default();

@@ -10,7 +10,7 @@
 pub mod advantages;
 pub mod d3po;
 pub mod ddpo;
-mod epochs;
+pub(crate) mod epochs;
 mod kl;
 mod objectives;
 pub mod rollout;
@@ -27,6 +27,7 @@ use crate::Error;
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::non_finite;
+use crate::policy::epochs::Rows;
 use crate::policy::rollout::RolloutPlan;
 use crate::sections::SchedulerSection;
 
@@ -76,14 +77,10 @@ impl Minibatch {
         let moved = scheduler.transition(zero.clone() + SMALL, &self.steps, zero).prev_sample_mean;
         moved.abs().reshape([rows]) / SMALL
     }
+}
 
-    /// The first tensor that is not finite in the transition of these rows, by name.
-    fn first_non_finite<D: Denoiser>(
-        &self,
-        model: &Trainable<D>,
-        environment: &Environment<D>,
-        scheduler: &dyn Scheduler,
-    ) -> Option<String> {
+impl<D: Denoiser> Rows<D> for Minibatch {
+    fn first_non_finite(&self, model: &Trainable<D>, environment: &Environment<D>, scheduler: &dyn Scheduler) -> Option<String> {
         if ![&self.sample, &self.prev_sample].into_iter().all(non_finite::is_finite) {
             return Some("the latents of the rollout".into());
         }

@@ -79,6 +79,15 @@ impl Walk {
     }
 }
 
+impl Position {
+    /// A position among groups of `size` adjacent images as one among images: all images of each group, at the group's step.
+    pub fn of_groups(self, size: usize) -> Self {
+        let items = self.items.iter().flat_map(|group| size * group..size * (group + 1)).collect();
+        let steps = self.steps.iter().flat_map(|step| std::iter::repeat_n(*step, size)).collect();
+        Self { items, steps, ..self }
+    }
+}
+
 /// `index` divided by `length`: the number of whole rounds, and the position in the next one.
 fn split(index: u64, length: usize) -> (u64, usize) {
     (index / length as u64, (index % length as u64) as usize)
