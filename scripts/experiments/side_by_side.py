@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Every algorithm that learns from a reward, in the world of shapes, each for the same time: what it gained on held-out prompts, and what that took.
+
+    cargo build --release && scripts/experiments/side_by_side.py [--minutes 10] [--seeds 0 1 2] [--only nft ddpo]
+
+Trains the `shapes` recipe of each algorithm on VP-Score and, where no gradient is needed, on the judge. A run is stopped when its time is over and
+exports what it has. Then 400 prompts of `test` are drawn once with each LoRA and with the base model. The sentinel's findings are those of the
+previews. Writes the table of docs/concepts/side-by-side.md.
+"""
+
+import argparse
+import json
+import re
+import signal
+import shutil
+import subprocess
+import time
+
+import lab
+
+PAGE = lab.ROOT / "docs/concepts/side-by-side.md"
+WITH_GRADIENT = ["refl", "srpo", "leap_align"]
+WITHOUT = ["ddpo", "awm", "nft", "dgpo"]
+JUDGE = {"reward": {"judge": {"prompt_following": 6.0, "aesthetic": 1.0, "fidelity": 1.0, "harmlessness": 0.5}}}
+WATCHED = ["--set", 'watch=[{ vp_score = { weights = "embedded:shapes/vp-score" } }]']
+# More updates than any run makes in its time.
+ENDLESS = 100_000
+
+
+def run(algo, reward, seed, seconds):
+    """Trains for so many seconds, then exports; the run's folder."""
+    def make(out):
+        shutil.rmtree(out, ignore_errors=True)
+        values = {"run.seed": seed, "run.num_train_steps": ENDLESS, "checkpoint.every": 0}
+        rewards = [*lab.settings(JUDGE), *WATCHED] if reward == "judge" else []
+        command = [str(lab.BINARY), "train", "--config", f"configs/{algo}/shapes.toml", *lab.settings(values), *rewards, "-o", str(out)]
+        print("$ visionprefer", *command[1:], flush=True)
+        log = lab.HOME / f"logs/side-{algo}-{reward}-{seed}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            process = subprocess.Popen(command, cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
+            began = time.time()
+            # The clock starts with the first update: loading and the first preview are not training.
+            while process.poll() is None and (not updates(out) or time.time() - began < seconds):
+                if not updates(out):
+                    began = time.time()
+                time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        # A run that ends where it was stopped exports its LoRA and draws the last preview.
+        config = out / "config.toml"
+        config.write_text(re.sub(r"num_train_steps = \d+", f"num_train_steps = {updates(out)}", config.read_text(), count=1))
+        lab.visionprefer("train", "--resume", out, log=log.with_suffix(".end.log"))
+
+    return lab.once(f"side-by-side/{algo}-{reward}-{seed}", "lora.safetensors", make)
+
+
+def lines(folder):
+    path = folder / "metrics.jsonl"
+    text = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in text if line.endswith("}")]
+
+
+def updates(folder):
+    return max((line["step"] for line in lines(folder)), default=0)
+
+
+def images(folder):
+    """Images drawn in training: the journal's images per second, times the seconds of each update."""
+    return round(sum(line["images_per_second"] * line["seconds"] for line in lines(folder) if "seconds" in line))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=WITH_GRADIENT + WITHOUT, default=WITH_GRADIENT + WITHOUT)
+    arguments = parser.parse_args()
+    found = []
+    for algo in arguments.only:
+        for reward in ["vp_score", "judge"] if algo in WITHOUT else ["vp_score"]:
+            for seed in arguments.seeds:
+                folder = run(algo, reward, seed, 60 * arguments.minutes)
+                paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
+                sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
+                rules = sorted({finding["rule"] for finding in sentinel["findings"]})
+                found.append([f"`{algo}`", reward, seed, updates(folder), images(folder), *lab.row_of(paired), ", ".join(rules) or "nothing"])
+    base = ["base model", "", "", "", "", *lab.base_row(paired), ""]
+    header = ["algorithm", "reward", "seed", "updates", "images", *lab.COLUMNS, "the sentinel found"]
+    lab.table("side by side", header, [base, *found], f"{arguments.minutes:g} minutes each, from the first update on.", page=PAGE)
+
+
+if __name__ == "__main__":
+    main()
