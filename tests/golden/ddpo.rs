@@ -152,7 +152,7 @@ fn on_policy_all_estimators_agree() {
         assert!(score.len() > 100);
         let slope = host(&Case::minibatch(&trajectory, step).output_slope(&*case.scheduler))[0];
         // What is nothing but rounding, such as the gradient of a key that stands alone, is held against the gradients that count.
-        let largest = score.values().flat_map(|slopes| host(slopes)).fold(0.0, |most: f64, slope| most.max(slope.abs()));
+        let largest = score.values().flat_map(host).fold(0.0, |most: f64, slope| most.max(slope.abs()));
         let by_c = case.scheduler.std_dev_t(step) / slope;
         assert!((by_c - 1.0).abs() > 0.01, "step {step}: a factor of {by_c} would prove nothing");
         for (objective, factor) in [
