@@ -2,6 +2,7 @@
 """Every algorithm that learns from a reward, in the world of shapes, each for the same time: what it gained on held-out prompts, and what that took.
 
     cargo build --release && scripts/experiments/side_by_side.py [--minutes 10] [--seeds 0 1 2] [--only nft ddpo]
+        [--rewards judge]
 
 Trains the `shapes` recipe of each algorithm on VP-Score and, where no gradient is needed, on the judge. A run is stopped when its time is over and
 exports what it has. Then 400 prompts of `test` are drawn once with each LoRA and with the base model. The sentinel's findings are those of the
@@ -75,10 +76,11 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=WITH_GRADIENT + WITHOUT, default=WITH_GRADIENT + WITHOUT)
+    parser.add_argument("--rewards", nargs="+", choices=["vp_score", "judge"], default=["vp_score", "judge"])
     arguments = parser.parse_args()
     found = []
     for algo in arguments.only:
-        for reward in ["vp_score", "judge"] if algo in WITHOUT else ["vp_score"]:
+        for reward in [reward for reward in arguments.rewards if reward == "vp_score" or algo in WITHOUT]:
             for seed in arguments.seeds:
                 folder = run(algo, reward, seed, 60 * arguments.minutes)
                 paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]

@@ -43,6 +43,11 @@ fn the_expected_numbers_are_those_of_loops_in_f64() {
         (case.name, computed)
     });
     let numbers: Vec<(&str, Vec<Computed>)> = numbers.collect();
+    // The program's own numbers are sums in f32, whose order and so whose rounding depends on how wide the processor's vectors are.
+    let allowed = |name: &str| {
+        let case = CASES.iter().find(|case| case.name == name).expect("one of the cases");
+        if OWN.contains(&name) { 0.1 * case.tolerance } else { WRITTEN }
+    };
     assert!(own.iter().all(|name| OWN.contains(name)), "{own:?} should have a computation in f64");
     if std::env::var_os("VP_BLESS").is_some() {
         return write(&numbers);
@@ -53,7 +58,7 @@ fn the_expected_numbers_are_those_of_loops_in_f64() {
         assert_eq!(written.len(), tensors.len(), "{case}");
         for tensor in tensors {
             let off = deviation(&digest(&tensor.values), &written[&tensor.name]);
-            assert!(off <= WRITTEN, "{case}, {}: expected.json is off by {off:e}; VP_BLESS=1 writes it", tensor.name);
+            assert!(off <= allowed(case), "{case}, {}: expected.json is off by {off:e}; VP_BLESS=1 writes it", tensor.name);
         }
     }
     assert!(expected.keys().all(|name| CASES.iter().any(|case| case.name == name)), "expected.json has a case that nobody runs");
