@@ -10,6 +10,7 @@ mod doctor;
 mod dpo;
 mod embedded;
 mod evaluate;
+mod forward_process;
 mod hub;
 mod image_folders;
 mod kto;

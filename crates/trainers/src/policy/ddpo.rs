@@ -233,7 +233,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
     fn learning_test(&self) -> &'static [&'static str] {
         // Four steps, 32x32 pixels, and factors near the output, so that few images are enough to learn from.
         &[
-            "run.num_train_steps=24",
+            "run.num_train_steps=32",
             "model.size=[32, 32]",
             r"lora.targets=^unet\.(up_blocks\.3|conv_out)",
             "lora.alpha=16.0",
@@ -242,7 +242,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
             "algo.ddpo.num_batches_per_epoch=1",
             "algo.ddpo.train_batch_size=64",
             "optimizer.gradient_accumulation_steps=1",
-            "optimizer.learning_rate=2e-2",
+            "optimizer.learning_rate=6e-3",
             "preview.num_inference_steps=4",
         ]
     }
