@@ -42,11 +42,11 @@ vp_core::registry! {
         Ddpo = "ddpo" => crate::policy::ddpo::Ddpo,
         /// D3PO: of two trajectories of a prompt, makes every step of the better one likelier, relative to the base model.
         D3po = "d3po" => crate::policy::d3po::D3po,
-        /// AWM: lowers the denoising loss of better images and raises that of worse ones; any sampler and reward, no trajectories.
+        /// AWM: lowers the denoising loss of better images and raises that of worse ones: any reward, no trajectories kept.
         Awm = "awm" => crate::forward::awm::Awm,
-        /// DiffusionNFT: moves the policy from an older one along what tells better images from worse ones; any sampler and reward.
+        /// DiffusionNFT: moves the policy from an older one in the direction that tells better images from worse ones: any reward.
         Nft = "nft" => crate::forward::nft::Nft,
-        /// DGPO: Diffusion-DPO for a group of images of one prompt, weighed by advantages; any sampler and reward.
+        /// DGPO: Diffusion-DPO for a group of images of one prompt, weighed by advantages: any reward; learns from few images.
         Dgpo = "dgpo" => crate::forward::dgpo::Dgpo,
         /// Diffusion-DPO: compares the denoising losses of a chosen and a rejected image with those of the frozen base model.
         Dpo = "dpo" => crate::supervised::dpo::Dpo,

@@ -9,6 +9,9 @@ use super::*;
 const OWN: [&str; 2] = ["UNet, decoder and reward, gradient", "sampling, ten DDIM steps"];
 /// Numbers are written as f32, and a central difference has an error of 1e-8.
 const WRITTEN: f64 = 1e-6;
+/// The program's own numbers are sums in f32. Their order, and so their rounding, depends on how wide the processor's vectors are: a processor
+/// without AVX-512 was 4e-6 away from the file.
+const ROUNDED: f64 = 1e-5;
 
 fn exact(case: &Case) -> Option<Vec<Computed>> {
     match case.work {
@@ -43,11 +46,7 @@ fn the_expected_numbers_are_those_of_loops_in_f64() {
         (case.name, computed)
     });
     let numbers: Vec<(&str, Vec<Computed>)> = numbers.collect();
-    // The program's own numbers are sums in f32, whose order and so whose rounding depends on how wide the processor's vectors are.
-    let allowed = |name: &str| {
-        let case = CASES.iter().find(|case| case.name == name).expect("one of the cases");
-        if OWN.contains(&name) { 0.1 * case.tolerance } else { WRITTEN }
-    };
+    let allowed = |name: &str| if OWN.contains(&name) { ROUNDED } else { WRITTEN };
     assert!(own.iter().all(|name| OWN.contains(name)), "{own:?} should have a computation in f64");
     if std::env::var_os("VP_BLESS").is_some() {
         return write(&numbers);

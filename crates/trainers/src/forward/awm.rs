@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, Shared, TrainSection, sections};
 use crate::losses::{Weighting, ppo_clip_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -60,20 +60,8 @@ impl Default for Awm {
 }
 
 impl ForwardProcess for Awm {
-    fn name(&self) -> &'static str {
-        "awm"
-    }
-
-    fn sample(&self) -> &SampleSection {
-        &self.sample
-    }
-
-    fn train_section(&self) -> &TrainSection {
-        &self.train
-    }
-
-    fn advantages(&self) -> &GroupStatistics {
-        &self.advantages
+    fn shared(&self) -> Shared<'_> {
+        Shared { algo: "awm", sample: &self.sample, train: &self.train, advantages: &self.advantages }
     }
 
     fn compares_with(&self) -> &'static [Role] {

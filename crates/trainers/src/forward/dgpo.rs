@@ -9,15 +9,15 @@
 //! | `use_shared_noise`, timesteps shared | one noise and one timestep per group and micro-batch |
 //! | `timestep_range` 0.6: the noisiest 60 % | `train.timestep_range = [0.4, 1.0]` |
 //!
-//! A group is to Diffusion-DPO's pair what its advantages are to chosen and rejected: with one noise for all its images, their denoising losses
-//! differ by the images alone.
+//! A group takes the place of Diffusion-DPO's pair, and advantages that of chosen and rejected. All images of a group get one noise, so their
+//! denoising losses differ by the images alone.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, Shared, TrainSection, sections};
 use crate::losses::{dgpo_kept, dgpo_weights, squared_error_changes, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -32,12 +32,13 @@ pub struct Dgpo {
     pub train: TrainSection,
     /// `[algo.dgpo.advantages]`.
     pub advantages: GroupStatistics,
-    /// β, above 0: how soon a group counts less that the policy already orders (100; 10 to 100 beside the base model, 2000 to 5000 beside an
+    /// β, above 0: the larger, the sooner a group counts less because the policy already orders it (100; 10 to 100 beside the base model, 2000 to 5000 beside an
     /// average).
     pub beta: f64,
     /// What β's changes are measured from: `base`, or `average`, a moving average of the policy.
     pub reference: Reference,
-    /// An image's loss may fall or rise by a factor of e to this, roughly, before it is left alone until the next epoch; above 0 (0.05).
+    /// An image is left alone until the next epoch once exp(ℓ_old − ℓ_θ) is further from 1 than this, in the direction of its advantage; above 0
+    /// (0.05).
     pub clip_range: f64,
     /// `[algo.dgpo.average]`: the moving average, if it is the reference.
     pub average: Decay,
@@ -78,20 +79,8 @@ impl Dgpo {
 }
 
 impl ForwardProcess for Dgpo {
-    fn name(&self) -> &'static str {
-        "dgpo"
-    }
-
-    fn sample(&self) -> &SampleSection {
-        &self.sample
-    }
-
-    fn train_section(&self) -> &TrainSection {
-        &self.train
-    }
-
-    fn advantages(&self) -> &GroupStatistics {
-        &self.advantages
+    fn shared(&self) -> Shared<'_> {
+        Shared { algo: "dgpo", sample: &self.sample, train: &self.train, advantages: &self.advantages }
     }
 
     fn compares_with(&self) -> &'static [Role] {

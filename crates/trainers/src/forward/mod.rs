@@ -2,8 +2,8 @@
 //!
 //! DDPO asks how likely the *steps* of a sampled chain are, and so keeps whole chains of a sampler that draws noise. These algorithms ask how
 //! well the policy denoises the finished *images*: they noise the clean latents again, as in pre-training, and an image's advantage decides
-//! whether its denoising loss is lowered or raised. Any sampler serves, nothing but the last latents is kept, and an image is trained on at
-//! as few noise levels as one likes.
+//! whether its denoising loss is lowered or raised. Any single-step sampler serves, with or without noise; only the last latents are kept; and
+//! an image is trained on at as few noise levels as one likes.
 //!
 //! | papers (for flow models) | here |
 //! |---|---|
@@ -34,6 +34,7 @@ use crate::Error;
 use crate::algorithm::{Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
+use crate::policy::EpochCounts;
 use crate::policy::advantages::GroupStatistics;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Observed, Run};
@@ -43,17 +44,8 @@ pub use sections::{SampleSection, TrainSection};
 
 /// An algorithm on the forward process: its knobs, the policies that it compares, and its loss.
 pub trait ForwardProcess: Sync {
-    /// The algorithm's name in the config.
-    fn name(&self) -> &'static str;
-
-    /// `[algo.<name>.sample]`.
-    fn sample(&self) -> &SampleSection;
-
-    /// `[algo.<name>.train]`.
-    fn train_section(&self) -> &TrainSection;
-
-    /// `[algo.<name>.advantages]`.
-    fn advantages(&self) -> &GroupStatistics;
+    /// The knobs that all of them have.
+    fn shared(&self) -> Shared<'_>;
 
     /// The policies whose predictions the loss needs besides the trained one's.
     fn compares_with(&self) -> &'static [Role];
@@ -77,6 +69,19 @@ pub trait ForwardProcess: Sync {
     fn loss(&self, noised: &Predictions) -> (Tensor<1>, Observed);
 }
 
+/// The knobs that all algorithms on the forward process have.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared<'a> {
+    /// The algorithm's name in the config.
+    pub algo: &'static str,
+    /// `[algo.<name>.sample]`.
+    pub sample: &'a SampleSection,
+    /// `[algo.<name>.train]`.
+    pub train: &'a TrainSection,
+    /// `[algo.<name>.advantages]`.
+    pub advantages: &'a GroupStatistics,
+}
+
 /// The noised latents of `b` images, and what the policies predict from them.
 #[derive(Debug)]
 pub struct Predictions {
@@ -86,7 +91,7 @@ pub struct Predictions {
     pub target: Tensor<4>,
     /// Each image's advantage, clipped, `[b]`.
     pub advantages: Tensor<1>,
-    /// Each row's timestep as a share of the schedule: near 0 without noise, near 1 with nothing but noise; `[b]`.
+    /// Each row's timestep as a share of the schedule: 0 is no noise, 1 pure noise; `[b]`.
     pub times: Tensor<1>,
     /// The predictions of the policies that the algorithm compares with, off the tape.
     others: Vec<(Role, Tensor<4>)>,
@@ -109,15 +114,16 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
     }
 
     fn backwards_per_minibatch(&self, _: usize) -> usize {
-        self.train_section().num_timesteps
+        self.shared().train.num_timesteps
     }
 
     fn kept(&self) -> Kept {
-        Kept::Images(self.sample().num_images())
+        Kept::Images(self.shared().sample.num_images())
     }
 
     fn needs_terms(&self) -> Option<String> {
-        self.advantages().per_reward.then(|| format!("algo.{}.advantages.per_reward", self.name()))
+        let Shared { algo, advantages, .. } = self.shared();
+        advantages.per_reward.then(|| format!("algo.{algo}.advantages.per_reward"))
     }
 
     fn policies_kept(&self) -> usize {
@@ -129,22 +135,15 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
     }
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
-        let (sample, train) = (self.sample(), self.train_section());
-        let (images, update) = (sample.num_images(), train.batch_size * config.optimizer.gradient_accumulation_steps);
-        let updates_per_epoch = train.num_inner_epochs * images / update;
-        let (updates, backwards) = (config.run.num_train_steps, config.settings().micro_batches);
-        let epochs = updates as f64 / updates_per_epoch as f64;
-        format!(
-            "{updates} updates = {epochs:.1} epochs of {images} images and {updates_per_epoch} updates; an update takes {update} images at {} \
-             timesteps, {backwards} backward passes; {} images in all",
-            train.num_timesteps,
-            epochs.ceil() as usize * images
-        )
+        let Shared { sample, train, .. } = self.shared();
+        let images_per_update = train.batch_size * config.optimizer.gradient_accumulation_steps;
+        let counts = EpochCounts { num_images: sample.num_images(), images_per_update, num_inner_epochs: train.num_inner_epochs };
+        counts.arithmetic(config, &format!("{} timesteps", train.num_timesteps))
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
-        // On a trained model: what is learnt is how well it denoises its own images, and random weights denoise none. Few
-        // steps, to take seconds.
+        // On a trained model: what is learnt is how well it denoises its own images, and random weights denoise none. Few steps, to take
+        // seconds.
         &[
             "run.num_train_steps=5",
             "model.path=embedded:shapes",

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
-use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, TrainSection, sections};
+use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, Shared, TrainSection, sections};
 use crate::losses::{nft_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
@@ -51,20 +51,8 @@ impl Default for Nft {
 }
 
 impl ForwardProcess for Nft {
-    fn name(&self) -> &'static str {
-        "nft"
-    }
-
-    fn sample(&self) -> &SampleSection {
-        &self.sample
-    }
-
-    fn train_section(&self) -> &TrainSection {
-        &self.train
-    }
-
-    fn advantages(&self) -> &GroupStatistics {
-        &self.advantages
+    fn shared(&self) -> Shared<'_> {
+        Shared { algo: "nft", sample: &self.sample, train: &self.train, advantages: &self.advantages }
     }
 
     fn compares_with(&self) -> &'static [Role] {

@@ -1,12 +1,11 @@
 //! The policies that the trained one is compared with. Their weights are part of the run's memory, so that a resumed run has them.
 
-use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 
 use crate::policy::snapshot;
-use crate::run::{Run, values};
+use crate::run::Run;
 
 /// A policy beside the trained one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +55,9 @@ impl Decay {
     }
 }
 
-/// The two policies' names in the run's memory, and the number of updates at which the average last moved.
+/// The two policies' names in the run's memory.
 pub(super) const SAMPLER: &str = "policy.sampler";
-const AVERAGE: &str = "policy.average";
-const MOVED: &str = "policy.average_moved";
+pub(super) const AVERAGE: &str = "policy.average";
 
 /// The policies of an epoch, off the tape.
 #[derive(Debug, Clone)]
@@ -84,17 +82,6 @@ impl<D: Denoiser> Policies<D> {
             Role::Base => None,
         }
     }
-}
-
-/// Moves the average towards the policy, unless it has moved since the last update: an epoch that was interrupted while it was sampled
-/// begins again.
-pub(super) fn follow<D: Denoiser>(run: &mut Run<Trainable<D>>, decay: Decay, device: &Device) {
-    let updates = run.updates();
-    if run.memory.get(MOVED).is_some_and(|moved| values(moved)[0] as u64 == updates) {
-        return;
-    }
-    snapshot::follow(run, AVERAGE, decay.after(updates));
-    run.memory.insert(MOVED.into(), Tensor::from_data([updates as f32], device));
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use crate::forward::ForwardProcess;
+use crate::forward::{ForwardProcess, Shared};
 use crate::policy::MOST_IMAGES;
 use crate::policy::rollout::RolloutPlan;
 use crate::regularizer::RegularizerConfig;
@@ -40,7 +40,7 @@ pub struct TrainSection {
     pub num_inner_epochs: usize,
     /// K, timesteps per image and walk, at least 1: one from each of K equal parts of `timestep_range` (4).
     pub num_timesteps: usize,
-    /// The timesteps that are trained on, as shares of the noise schedule: 0 is no noise, 1 nothing but noise ([0, 0.99]).
+    /// The first and the last timestep that is trained on, as shares of the noise schedule, from 0 (no noise) to 1 (pure noise) ([0, 0.99]).
     pub timestep_range: [f64; 2],
     /// Classifier-free guidance scale of the predictions in training, at least 0; 1 for none (1).
     pub guidance_scale: f64,
@@ -100,7 +100,7 @@ impl TrainSection {
 
 /// Appends a message for each shared knob that is out of range or does not fit another.
 pub(super) fn findings(algorithm: &impl ForwardProcess, config: &TrainConfig, findings: &mut Vec<String>) {
-    let (algo, sample, train) = (algorithm.name(), algorithm.sample(), algorithm.train_section());
+    let Shared { algo, sample, train, .. } = algorithm.shared();
     let counts = [
         ("sample.batch_size", sample.batch_size),
         ("sample.num_batches_per_epoch", sample.num_batches_per_epoch),
@@ -137,7 +137,7 @@ pub(super) fn findings(algorithm: &impl ForwardProcess, config: &TrainConfig, fi
 }
 
 fn division_findings(algorithm: &impl ForwardProcess, accumulation: usize, findings: &mut Vec<String>) {
-    let (algo, sample, train) = (algorithm.name(), algorithm.sample(), algorithm.train_section());
+    let Shared { algo, sample, train, .. } = algorithm.shared();
     let (images, group) = (sample.num_images(), sample.images_per_prompt);
     let epoch = format!(
         "an epoch has {images} images (algo.{algo}.sample.batch_size {} x num_batches_per_epoch {})",

@@ -1,7 +1,7 @@
 //! The loop that AWM, NFT and DGPO share.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
@@ -12,16 +12,15 @@ use crate::Error;
 use crate::denoising::{self, Noised};
 use crate::environment::Environment;
 use crate::forward::policies::{self, Policies, Role};
-use crate::forward::{ForwardProcess, Predictions};
+use crate::forward::{ForwardProcess, Predictions, Shared};
 use crate::losses::squared_errors;
 use crate::non_finite;
 use crate::optim::Workers;
-use crate::policy::advantages::{AdvantagesConfig, Tracker};
-use crate::policy::epochs::{Epochs, Rows};
+use crate::policy::epochs::{Epochs, Rows, regularization};
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::snapshot;
 use crate::policy::walk::{Position, Walk};
-use crate::regularizer::{Regularizer, SampledBatch};
+use crate::regularizer::Regularizer;
 use crate::run::{Batch, Draw, Run, Values};
 
 /// The random place of a timestep in its part of the range.
@@ -37,13 +36,12 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
     environment: &mut Environment<D>,
     regularizer: &Regularizer,
 ) -> Result<(), Error> {
-    let (walk, kl_weight) = (walk(algorithm, run.noise), algorithm.train_section().kl_weight);
-    let device = environment.pipeline.device().clone();
-    let mut epochs = Epochs::begin(run, environment, algorithm.sample().plan(), walk)?;
+    let Shared { sample, train, advantages, .. } = algorithm.shared();
+    let (walk, kl_weight) = (walk(algorithm, run.noise), train.kl_weight);
+    let mut epochs = Epochs::begin(run, environment, sample.plan(), walk)?;
     let mut policies = Policies::recall(run);
     let weigh = |rollout: &mut Rollout, _: &mut Run<Trainable<D>>, environment: &Environment<D>| {
-        let (advantages, weights) = (AdvantagesConfig::Group(algorithm.advantages().clone()), environment.reward.term_weights());
-        rollout.advantages = advantages.of_rollout(rollout, &weights, algorithm.sample().images_per_prompt, &mut Tracker::default());
+        rollout.advantages = advantages.of_rollout(rollout, &environment.reward.term_weights(), sample.images_per_prompt);
         Ok(())
     };
 
@@ -51,7 +49,7 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
     while let Some(due) = epochs.next(
         run,
         environment,
-        |run, environment, plan, workers, epoch| sample(algorithm, &mut policies, run, environment, (plan, workers), epoch, &device),
+        |run, environment, plan, workers, epoch| draw(algorithm, &mut policies, run, environment, (plan, workers), epoch),
         weigh,
     )? {
         let due = due.into_iter().map(|(batch, at)| (batch, at.of_groups(group(algorithm)))).collect();
@@ -79,13 +77,10 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
             }
 
             // 7. The regulariser, once per minibatch, but with the weight of all its timesteps.
-            if at.begins_minibatch {
-                let sampled = SampledBatch { visited: &[], prompts: &rows.prompts, size: shared.size };
-                let draw = Draw { noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
-                if let Some(regularization) = regularizer.loss(model, shared, &*scheduler, sampled, draw)? {
-                    told.push(("regularizer".into(), Values::from(&regularization)));
-                    loss = loss + regularization * walk.num_trained_steps as f64;
-                }
+            let minibatch_of = (batch, at, &rows.prompts[..]);
+            if let Some(regularization) = regularization(regularizer, model, shared, &*scheduler, minibatch_of, (walk, noise))? {
+                told.push(("regularizer".into(), Values::from(&regularization)));
+                loss = loss + regularization * walk.num_trained_steps as f64;
             }
             if batch.begins_update {
                 told.extend(rollout.observed());
@@ -96,6 +91,9 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
         // 8. Backward, accumulated over timesteps and minibatches; after the last micro-batch of an update: clip, step, moving average of
         //    the result, journal, and a preview if one is due.
         let updated = epochs.backward(run, shared, due, loss)?;
+        if let Some(decay) = algorithm.average().filter(|_| epochs.rollout.epoch.is_none()) {
+            snapshot::follow(run, policies::AVERAGE, decay.after(run.updates()));
+        }
         environment.preview_if_due(run, updated)?;
     }
     Ok(())
@@ -103,12 +101,12 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
 
 /// Images that are trained on as one item.
 fn group(algorithm: &impl ForwardProcess) -> usize {
-    if algorithm.trains_on_groups() { algorithm.sample().images_per_prompt } else { 1 }
+    if algorithm.trains_on_groups() { algorithm.shared().sample.images_per_prompt } else { 1 }
 }
 
 /// The order in which an epoch's images, or its groups, are trained on.
 fn walk(algorithm: &impl ForwardProcess, noise: Noise) -> Walk {
-    let (sample, train, group) = (algorithm.sample(), algorithm.train_section(), group(algorithm));
+    let (Shared { sample, train, .. }, group) = (algorithm.shared(), group(algorithm));
     Walk {
         noise,
         num_items: sample.num_images() / group,
@@ -119,18 +117,17 @@ fn walk(algorithm: &impl ForwardProcess, noise: Noise) -> Walk {
     }
 }
 
-/// Draws an epoch's images. The moving average follows the policy before; one of the two is the sampler.
-fn sample<A: ForwardProcess, D: Denoiser>(
+/// Draws an epoch's images with the policy or its moving average, which begins as the policy.
+fn draw<A: ForwardProcess, D: Denoiser>(
     algorithm: &A,
     policies: &mut Policies<D>,
     run: &mut Run<Trainable<D>>,
     environment: &mut Environment<D>,
     (plan, workers): (&RolloutPlan<'_>, &Workers),
     epoch: u64,
-    device: &Device,
 ) -> Result<Rollout, Error> {
-    if let Some(decay) = algorithm.average() {
-        policies::follow(run, decay, device);
+    if algorithm.average().is_some() && policies.average.is_none() {
+        snapshot::keep(run, policies::AVERAGE);
     }
     if algorithm.compares_with().contains(&Role::Sampler) {
         snapshot::keep(run, policies::SAMPLER);
@@ -159,7 +156,7 @@ impl NoisedImages {
         at: &Position,
         draw: Draw,
     ) -> Self {
-        let (group, train, count) = (group(algorithm), algorithm.train_section(), scheduler.num_train_timesteps());
+        let (group, train, count) = (group(algorithm), algorithm.shared().train, scheduler.num_train_timesteps());
         let items: Vec<u64> = at.items.iter().map(|image| (image / group) as u64).collect();
         let timestep = |(item, part): (&u64, &usize)| train.timestep(*part, draw.noise.uniform(TIMESTEP, draw.number, *item), count);
         let timesteps: Vec<f64> = items.iter().zip(&at.steps).map(timestep).collect();
@@ -208,13 +205,9 @@ impl NoisedImages {
 
     /// What `policy` predicts, `[b, c, h, w]`; on the tape if the policy is.
     fn predicted<A: ForwardProcess, D: Denoiser>(&self, algorithm: &A, policy: &Trainable<D>, environment: &Environment<D>) -> Tensor<4> {
-        let Environment { pipeline, size, .. } = environment;
-        let request = Request {
-            prompts: &self.prompts,
-            negative_prompt: algorithm.sample().negative_prompt.as_deref(),
-            guidance_scale: algorithm.train_section().guidance_scale,
-            size: *size,
-        };
+        let (Environment { pipeline, size, .. }, Shared { sample, train, .. }) = (environment, algorithm.shared());
+        let (negative_prompt, guidance_scale) = (sample.negative_prompt.as_deref(), train.guidance_scale);
+        let request = Request { prompts: &self.prompts, negative_prompt, guidance_scale, size: *size };
         let guidance = pipeline.encode(&policy.text(&pipeline.text), &request);
         predict(&policy.denoiser, self.noised.sample.clone(), &self.noised.model_timesteps(), &guidance)
     }

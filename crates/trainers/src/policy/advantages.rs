@@ -95,11 +95,7 @@ impl AdvantagesConfig {
     /// When the terms are needed, and the rollout has no scores of one of them.
     pub fn of_rollout(&self, rollout: &Rollout, weights: &[(String, f64)], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
-            Self::Group(group) if group.per_reward => {
-                let scores = |name: &str| rollout.term(name).unwrap_or_else(|| panic!("the reward told no scores of its term {name}"));
-                let terms: Vec<(f64, &[f32])> = weights.iter().map(|(name, weight)| (*weight, scores(name))).collect();
-                group.of_terms(&terms, group_size)
-            }
+            Self::Group(group) => group.of_rollout(rollout, weights, group_size),
             _ => self.compute(&rollout.rewards, &rollout.prompts, group_size, tracker),
         }
     }
@@ -116,6 +112,19 @@ impl AdvantagesConfig {
 }
 
 impl GroupStatistics {
+    /// The advantage of each image of a rollout, as [`AdvantagesConfig::of_rollout`] has it.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn of_rollout(&self, rollout: &Rollout, weights: &[(String, f64)], group_size: usize) -> Vec<f32> {
+        if !self.per_reward {
+            return self.compute(&rollout.rewards, group_size);
+        }
+        let scores = |name: &str| rollout.term(name).unwrap_or_else(|| panic!("the reward told no scores of its term {name}"));
+        let terms: Vec<(f64, &[f32])> = weights.iter().map(|(name, weight)| (*weight, scores(name))).collect();
+        self.of_terms(&terms, group_size)
+    }
+
     fn compute(&self, rewards: &[f32], group_size: usize) -> Vec<f32> {
         let of_all = statistics(rewards).1;
         let one = |group: &[f32]| {

@@ -24,7 +24,7 @@ use crate::losses::{d3po_loss, transition_kl};
 use crate::policy::epochs::Epochs;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::policy::{EpochKnobs, trained_steps};
+use crate::policy::{EpochCounts, EpochKnobs, trained_steps};
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Batch, Run, Values};
 
@@ -191,9 +191,11 @@ impl D3po {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
-            num_images: self.num_images(),
-            images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
-            num_inner_epochs: self.num_inner_epochs,
+            counts_of_epoch: EpochCounts {
+                num_images: self.num_images(),
+                images_per_update: 2 * self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+                num_inner_epochs: self.num_inner_epochs,
+            },
         }
     }
 }
@@ -215,11 +217,15 @@ impl Algorithm for D3po {
         }
         let accumulation = config.optimizer.gradient_accumulation_steps;
         let counted = counts.iter().all(|(_, count)| *count > 0) && accumulation > 0;
-        if counted && !knobs.num_images.is_multiple_of(knobs.images_per_update) {
+        if counted && !knobs.counts_of_epoch.num_images.is_multiple_of(knobs.counts_of_epoch.images_per_update) {
             findings.push(format!(
                 "an epoch has {} images (algo.d3po.sample_batch_size {} x num_batches_per_epoch {}), which an update of {} (2 x \
                  train_batch_size {} x optimizer.gradient_accumulation_steps {accumulation}) does not divide; change one of them",
-                knobs.num_images, self.sample_batch_size, self.num_batches_per_epoch, knobs.images_per_update, self.train_batch_size
+                knobs.counts_of_epoch.num_images,
+                self.sample_batch_size,
+                self.num_batches_per_epoch,
+                knobs.counts_of_epoch.images_per_update,
+                self.train_batch_size
             ));
         }
         if let Some(regularizer) = &config.regularizer {

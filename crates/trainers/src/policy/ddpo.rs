@@ -40,13 +40,13 @@ use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{Drift, transition_kl};
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
-use crate::policy::epochs::Epochs;
+use crate::policy::epochs::{Epochs, regularization};
 use crate::policy::kl::KlTerm;
 use crate::policy::rollout::{NoiseWindow, Rollout};
 use crate::policy::snapshot;
 use crate::policy::walk::Position;
-use crate::regularizer::{Regularizer, RegularizerConfig, SampledBatch};
-use crate::run::{Batch, Draw, Run, Values};
+use crate::regularizer::{Regularizer, RegularizerConfig};
+use crate::run::{Batch, Run, Values};
 
 use figures::{check_on_policy, is_exact, off_the_tape, told, too_coarse};
 
@@ -181,13 +181,10 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
                 }
 
                 // 7. The regulariser, once per minibatch, but with the weight of all its timesteps.
-                if at.begins_minibatch {
-                    let sampled = SampledBatch { visited: &[], prompts: &minibatch.prompts, size: shared.size };
-                    let draw = Draw { noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
-                    if let Some(regularization) = regularizer.loss(model, shared, &*scheduler, sampled, draw)? {
-                        told.push(("regularizer".into(), Values::from(&regularization)));
-                        loss = loss + regularization * walk.num_trained_steps as f64;
-                    }
+                let minibatch_of = (batch, at, &minibatch.prompts[..]);
+                if let Some(regularization) = regularization(regularizer, model, shared, &*scheduler, minibatch_of, (walk, noise))? {
+                    told.push(("regularizer".into(), Values::from(&regularization)));
+                    loss = loss + regularization * walk.num_trained_steps as f64;
                 }
                 if batch.begins_update {
                     told.extend(rollout.observed());

@@ -2,6 +2,7 @@
 //! then trained on in many backward passes, then forgotten. How the images are sampled, what they are weighed by, and the loss are the algorithm's.
 
 use burn::tensor::Tensor;
+use vp_core::noise::Noise;
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::Trainable;
 use vp_schedulers::Scheduler;
@@ -11,7 +12,8 @@ use crate::environment::Environment;
 use crate::optim::Workers;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
-use crate::run::{Batch, Observed, Run};
+use crate::regularizer::{Regularizer, SampledBatch};
+use crate::run::{Batch, Draw, Observed, Run};
 
 /// The epochs of a run.
 pub(crate) struct Epochs<'a> {
@@ -107,4 +109,25 @@ impl<'a> Epochs<'a> {
         }
         Ok(updated)
     }
+}
+
+/// The regulariser's loss of a minibatch, `[1]`: once for all timesteps of the minibatch, at its first. `None` elsewhere, and without a
+/// regulariser.
+///
+/// # Errors
+/// As [`Regularizer::loss`].
+pub(crate) fn regularization<D: Denoiser>(
+    regularizer: &Regularizer,
+    model: &Trainable<D>,
+    environment: &Environment<D>,
+    scheduler: &dyn Scheduler,
+    (batch, at, prompts): (Batch, &Position, &[String]),
+    (walk, noise): (Walk, Noise),
+) -> Result<Option<Tensor<1>>, Error> {
+    if !at.begins_minibatch {
+        return Ok(None);
+    }
+    let sampled = SampledBatch { visited: &[], prompts, size: environment.size };
+    let draw = Draw { noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
+    regularizer.loss(model, environment, scheduler, sampled, draw)
 }

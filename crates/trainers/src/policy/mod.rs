@@ -13,8 +13,10 @@ pub mod ddpo;
 pub(crate) mod epochs;
 mod kl;
 mod objectives;
+mod plan;
 pub mod rollout;
 pub(crate) mod snapshot;
+mod trajectory;
 pub mod walk;
 
 use burn::tensor::Tensor;
@@ -110,17 +112,13 @@ struct EpochKnobs<'a> {
     counts: &'a [(&'static str, usize)],
     guidance_scale: f64,
     timestep_fraction: f64,
-    /// Images per epoch.
-    num_images: usize,
-    /// Images per update.
-    images_per_update: usize,
-    num_inner_epochs: usize,
+    counts_of_epoch: EpochCounts,
 }
 
 impl EpochKnobs<'_> {
     /// Appends a message for each knob that is out of range, and one if the scheduler is deterministic.
     fn findings(&self, config: &TrainConfig, findings: &mut Vec<String>) {
-        let Self { algo, counts, guidance_scale, timestep_fraction, num_images, .. } = *self;
+        let Self { algo, counts, guidance_scale, timestep_fraction, counts_of_epoch: EpochCounts { num_images, .. } } = *self;
         if num_images > MOST_IMAGES {
             findings.push(format!(
                 "algo.{algo}: an epoch has {num_images} images (sample_batch_size x num_batches_per_epoch), all kept until they are trained on; \
@@ -140,17 +138,34 @@ impl EpochKnobs<'_> {
         }
     }
 
-    /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update. Each image is trained on
-    /// at `trained` timesteps.
+    /// A sentence about the size of the run. Each image is trained on at `trained` timesteps.
     fn arithmetic(&self, config: &TrainConfig, trained: usize) -> String {
-        let Self { num_images, images_per_update, num_inner_epochs, .. } = *self;
-        let steps = config.num_inference_steps();
+        self.counts_of_epoch.arithmetic(config, &format!("{trained} of {} timesteps", config.num_inference_steps()))
+    }
+}
+
+/// The images of an epoch, and of an update.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EpochCounts {
+    /// Images per epoch.
+    pub num_images: usize,
+    /// Images per update.
+    pub images_per_update: usize,
+    /// Walks over the images of an epoch.
+    pub num_inner_epochs: usize,
+}
+
+impl EpochCounts {
+    /// A sentence with the images and updates per epoch, the epochs of the run, and the backward passes per update. `trained` says at which
+    /// timesteps an image is trained on.
+    pub fn arithmetic(self, config: &TrainConfig, trained: &str) -> String {
+        let Self { num_images, images_per_update, num_inner_epochs } = self;
         let updates_per_epoch = num_inner_epochs * num_images / images_per_update;
         let (updates, backwards) = (config.run.num_train_steps, config.settings().micro_batches);
         let epochs = updates as f64 / updates_per_epoch as f64;
         format!(
             "{updates} updates = {epochs:.1} epochs of {num_images} images and {updates_per_epoch} updates; an update takes {images_per_update} \
-             images at {trained} of {steps} timesteps, {backwards} backward passes; {} images in all",
+             images at {trained}, {backwards} backward passes; {} images in all",
             epochs.ceil() as usize * num_images
         )
     }

@@ -4,113 +4,22 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
-use vp_core::noise::{Noise, Purpose, chain_step};
+use vp_core::noise::{Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
-use vp_models::pipeline::{Chain, Guidance, Request, Taken, Trainable};
+use vp_models::pipeline::Trainable;
 use vp_schedulers::Scheduler;
 
 use crate::Error;
 use crate::environment::{Environment, ScoredImages};
 use crate::optim::{NamedTensors, Workers};
 use crate::policy::Minibatch;
+use crate::policy::plan::draw_of;
+pub use crate::policy::plan::{NoiseWindow, RolloutPlan};
+use crate::policy::trajectory::DrawChain;
+pub use crate::policy::trajectory::{Trajectory, draw_images, draw_trajectory};
 use crate::policy::walk::Position;
 use crate::run::{Observed, Run, Values, gathered, values};
-
-/// `size` steps in a row within `min_step..=max_step`. Where they begin is drawn for each prompt of each epoch.
-///
-/// Images that differ in the noise of a few steps alone differ in their rewards because of it, so an advantage says more about the steps
-/// that are trained on than where all steps have noise of their own. Flow-GRPO-Fast and MixGRPO (arXiv 2507.21802) take the other steps
-/// without noise; here they have it, shared, so that every image is drawn as the policy draws it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NoiseWindow {
-    /// Steps in the window, at least 1.
-    pub size: usize,
-    /// The first step that may be in it, counted from 0.
-    pub min_step: usize,
-    /// The last step that may be in it.
-    pub max_step: usize,
-}
-
-impl NoiseWindow {
-    /// The window's first step for the images of a prompt, the first of which is image `first` of `draw`.
-    fn start(self, noise: Noise, draw: u64, first: u64) -> usize {
-        noise.integer(WINDOW, draw, first, self.min_step, self.max_step + 1 - self.size)
-    }
-}
-
-const WINDOW: Purpose = Purpose::named("ddpo.noise_window");
-
-/// The draw of an epoch, counted from 0. Draw 0 belongs to the previews.
-fn draw_of(epoch: u64) -> u64 {
-    epoch + 1
-}
-
-/// The knobs for sampling an epoch.
-#[derive(Debug, Clone, Copy)]
-pub struct RolloutPlan<'a> {
-    /// Images per epoch.
-    pub num_images: usize,
-    /// Images sampled at once.
-    pub batch_size: usize,
-    /// Images per prompt; they are adjacent in the epoch.
-    pub images_per_prompt: usize,
-    /// Whether the images of a prompt start from the same latents.
-    pub share_initial_latents: bool,
-    /// The steps whose noise is each image's own, if the images of a prompt share the noise of all others.
-    pub noise_window: Option<NoiseWindow>,
-    /// Classifier-free guidance scale; 1 for no guidance.
-    pub guidance_scale: f64,
-    /// Prompt that guidance steers away from.
-    pub negative_prompt: Option<&'a str>,
-}
-
-impl RolloutPlan<'_> {
-    /// The batches of images that are sampled together, as ranges of their numbers in the epoch.
-    fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let Self { num_images, batch_size, .. } = *self;
-        (0..num_images).step_by(batch_size).map(move |start| start..(start + batch_size).min(num_images))
-    }
-
-    /// The first image of the prompt of `image`.
-    fn first_of_prompt(&self, image: u64) -> u64 {
-        let group = self.images_per_prompt as u64;
-        image / group * group
-    }
-
-    /// The image whose initial latents each of `images` starts from: itself, or the first image of its prompt.
-    fn starts(&self, images: &[u64]) -> Vec<u64> {
-        images.iter().map(|image| if self.share_initial_latents { self.first_of_prompt(*image) } else { *image }).collect()
-    }
-
-    /// The image whose noise each of `images` gets at `step` of `draw`: itself, or outside of the window the first image of its prompt.
-    fn noises(&self, noise: Noise, draw: u64, step: usize, images: &[u64]) -> Vec<u64> {
-        let Some(window) = self.noise_window else { return images.to_vec() };
-        let of = |image: &u64| {
-            let first = self.first_of_prompt(*image);
-            let start = window.start(noise, draw, first);
-            if (start..start + window.size).contains(&step) { *image } else { first }
-        };
-        images.iter().map(of).collect()
-    }
-
-    /// Turns the steps of `at`, counted within the windows of its images, into steps of the chain.
-    pub fn in_windows(&self, at: Position, noise: Noise) -> Position {
-        let Some(window) = self.noise_window else { return at };
-        let start = |image: &usize| window.start(noise, draw_of(at.epoch), self.first_of_prompt(*image as u64));
-        let steps = at.items.iter().zip(&at.steps).map(|(image, step)| start(image) + step).collect();
-        Position { steps, ..at }
-    }
-
-    /// The guidance for `prompts`, encoded by the model's own text encoders if they train.
-    pub fn guidance<D: Denoiser>(&self, model: &Trainable<D>, environment: &Environment<D>, prompts: &[String]) -> Guidance {
-        let Self { negative_prompt, guidance_scale, .. } = *self;
-        let request = Request { prompts, negative_prompt, guidance_scale, size: environment.size };
-        environment.pipeline.encode(&model.text(&environment.pipeline.text), &request)
-    }
-}
 
 /// The `n` images of one epoch.
 #[derive(Debug, Clone, Default)]
@@ -131,56 +40,6 @@ pub struct Rollout {
     pub advantages: Vec<f32>,
     /// Further scores for the journal, by name: terms of the reward and watched rewards; one value per image.
     pub observed: Vec<(String, Vec<f32>)>,
-}
-
-/// Draws a batch of chains: [`draw_trajectory`] or [`draw_images`].
-type DrawChain<D> = fn(&D, &mut dyn Scheduler, &Guidance, Tensor<4>, &mut dyn FnMut(usize) -> Tensor<4>) -> Trajectory;
-
-/// The sampling chains of a batch of `b` images.
-#[derive(Debug, Clone)]
-pub struct Trajectory {
-    /// The latents before each step and after the last, `[b, c, h, w]` each.
-    pub latents: Vec<Tensor<4>>,
-    /// The log-probability of each step, `[b]` each.
-    pub log_probs: Vec<Tensor<1>>,
-}
-
-/// Samples a whole chain from standard normal noise `latents`, `[b, c, h, w]`, and keeps every step.
-pub fn draw_trajectory<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &mut dyn Scheduler,
-    guidance: &Guidance,
-    latents: Tensor<4>,
-    noise: &mut dyn FnMut(usize) -> Tensor<4>,
-) -> Trajectory {
-    let start = latents * scheduler.init_noise_sigma();
-    let (mut visited, mut outputs) = (vec![start.clone()], Vec::new());
-    let mut observe = |taken: &Taken<'_>| {
-        visited.push(taken.prev_sample.clone());
-        outputs.push(taken.model_output.clone());
-    };
-    let steps = 0..scheduler.timesteps().len();
-    Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut observe }.run(start, steps);
-    let rows = visited[0].dims()[0];
-    let log_prob = |(step, output): (usize, Tensor<4>)| {
-        // Computed from the latents as they are stored, so that training, which has only those, finds the same value.
-        scheduler.transition(output, &vec![step; rows], visited[step].clone()).log_prob(visited[step + 1].clone())
-    };
-    let log_probs = outputs.into_iter().enumerate().map(log_prob).collect();
-    Trajectory { latents: visited, log_probs }
-}
-
-/// Samples a whole chain as [`draw_trajectory`] does, and keeps the last latents alone.
-pub fn draw_images<D: Denoiser>(
-    denoiser: &D,
-    scheduler: &mut dyn Scheduler,
-    guidance: &Guidance,
-    latents: Tensor<4>,
-    noise: &mut dyn FnMut(usize) -> Tensor<4>,
-) -> Trajectory {
-    let (start, steps) = (latents * scheduler.init_noise_sigma(), 0..scheduler.timesteps().len());
-    let last = Chain { denoiser, sampler: scheduler, guidance, noise, observe: &mut |_: &Taken<'_>| {} }.run(start, steps);
-    Trajectory { latents: vec![last], log_probs: Vec::new() }
 }
 
 impl Rollout {

@@ -29,14 +29,12 @@ pub(crate) fn recall<M: Module>(run: &Run<M>, name: &str) -> Option<M> {
     })
 }
 
-/// Moves the policy that was [kept](keep) under `name` towards the current one, `kept ← d · kept + (1 − d) · current`; keeps the current one if
-/// none was.
+/// Moves the policy that was [kept](keep) under `name` towards the current one: `kept ← d · kept + (1 − d) · current`.
 pub(crate) fn follow<M: Module>(run: &mut Run<M>, name: &str, d: f64) {
     for parameter in trainable_parameters(&run.model) {
-        let current = parameter.values;
-        let kept = run.memory.get(&key(name, &parameter.name)).cloned();
-        let moved = kept.map_or_else(|| current.clone(), |kept| kept * d + current.clone() * (1.0 - d));
-        run.memory.insert(key(name, &parameter.name), moved);
+        if let Some(kept) = run.memory.get_mut(&key(name, &parameter.name)) {
+            *kept = kept.clone() * d + parameter.values * (1.0 - d);
+        }
     }
 }
 
@@ -111,8 +109,7 @@ mod tests {
     fn a_kept_policy_follows_the_current_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut run = toy(&dir);
-        follow(&mut run, "average", 0.75);
-        assert_eq!(values(&recall(&run, "average").unwrap())[0], [1.0, 2.0]);
+        keep(&mut run, "average");
         run.model = map_parameters(run.model.clone(), |_, trains, values| if trains { values + 4.0 } else { values });
         follow(&mut run, "average", 0.75);
         assert_eq!(values(&recall(&run, "average").unwrap()), [vec![2.0, 3.0], vec![7.0]]);

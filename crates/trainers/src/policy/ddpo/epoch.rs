@@ -6,7 +6,7 @@ use super::Ddpo;
 use crate::config::TrainConfig;
 use crate::policy::rollout::RolloutPlan;
 use crate::policy::walk::Walk;
-use crate::policy::{EpochKnobs, trained_steps};
+use crate::policy::{EpochCounts, EpochKnobs, trained_steps};
 
 impl Ddpo {
     pub(super) fn num_images(&self) -> usize {
@@ -63,9 +63,11 @@ impl Ddpo {
             counts,
             guidance_scale: self.guidance_scale,
             timestep_fraction: self.timestep_fraction,
-            num_images: self.num_images(),
-            images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
-            num_inner_epochs: self.num_inner_epochs,
+            counts_of_epoch: EpochCounts {
+                num_images: self.num_images(),
+                images_per_update: self.train_batch_size * config.optimizer.gradient_accumulation_steps,
+                num_inner_epochs: self.num_inner_epochs,
+            },
         }
     }
 }
