@@ -2,20 +2,24 @@
 """Every algorithm that learns from a reward, in the world of shapes, each for the same time: what it gained on held-out prompts, and what that took.
 
     cargo build --release && scripts/experiments/side_by_side.py [--minutes 10] [--seeds 0 1 2] [--only nft ddpo]
-        [--rewards judge]
+        [--rewards judge] [--on-one-core]
 
 Trains the `shapes` recipe of each algorithm on VP-Score and, where no gradient is needed, on the judge. A run is stopped when its time is over and
 exports what it has. Then 400 prompts of `test` are drawn once with each LoRA and with the base model. The sentinel's findings are those of the
-previews. Writes the table of docs/concepts/side-by-side.md.
+previews. Writes the table of docs/concepts/side-by-side.md. With `--on-one-core`, as many runs as there are cores train at once, each held to a core
+of its own, which takes half the time on two cores; a run draws then about half as many images per minute.
 """
 
 import argparse
 import json
+import os
+import queue
 import re
 import signal
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import lab
 
@@ -28,18 +32,19 @@ WATCHED = ["--set", 'watch=[{ vp_score = { weights = "embedded:shapes/vp-score" 
 ENDLESS = 100_000
 
 
-def run(algo, reward, seed, seconds):
-    """Trains for so many seconds, then exports; the run's folder."""
+def run(algo, reward, seed, seconds, core=None):
+    """Trains for so many seconds, then exports; the run's folder. Held to `core`, if one is given."""
+    held = [] if core is None else ["taskset", "--cpu-list", str(core)]
     def make(out):
         shutil.rmtree(out, ignore_errors=True)
-        values = {"run.seed": seed, "run.num_train_steps": ENDLESS, "checkpoint.every": 0}
+        values = {"run.seed": seed, "run.num_train_steps": ENDLESS, "checkpoint.every": 0} | ({"run.workers": 1} if held else {})
         rewards = [*lab.settings(JUDGE), *WATCHED] if reward == "judge" else []
         command = [str(lab.BINARY), "train", "--config", f"configs/{algo}/shapes.toml", *lab.settings(values), *rewards, "-o", str(out)]
         print("$ visionprefer", *command[1:], flush=True)
         log = lab.HOME / f"logs/side-{algo}-{reward}-{seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen([*held, *command], cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
             began = time.time()
             # The clock starts with the first update: loading and the first preview are not training.
             while process.poll() is None and (not updates(out) or time.time() - began < seconds):
@@ -54,6 +59,25 @@ def run(algo, reward, seed, seconds):
         lab.visionprefer("train", "--resume", out, log=log.with_suffix(".end.log"))
 
     return lab.once(f"side-by-side/{algo}-{reward}-{seed}", "lora.safetensors", make)
+
+
+def trained(runs, seconds, on_one_core):
+    """The folders of `runs`, one after the other, or as many at once as there are cores."""
+    if not on_one_core:
+        return [run(*one, seconds) for one in runs]
+    free = queue.SimpleQueue()
+    for core in os.sched_getaffinity(0):
+        free.put(core)
+
+    def held(one):
+        core = free.get()
+        try:
+            return run(*one, seconds, core)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return list(pool.map(held, runs))
 
 
 def lines(folder):
@@ -77,19 +101,19 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=WITH_GRADIENT + WITHOUT, default=WITH_GRADIENT + WITHOUT)
     parser.add_argument("--rewards", nargs="+", choices=["vp_score", "judge"], default=["vp_score", "judge"])
+    parser.add_argument("--on-one-core", action="store_true")
     arguments = parser.parse_args()
+    runs = [(algo, reward, seed) for algo in arguments.only for reward in arguments.rewards if reward == "vp_score" or algo in WITHOUT
+            for seed in arguments.seeds]
     found = []
-    for algo in arguments.only:
-        for reward in [reward for reward in arguments.rewards if reward == "vp_score" or algo in WITHOUT]:
-            for seed in arguments.seeds:
-                folder = run(algo, reward, seed, 60 * arguments.minutes)
-                paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
-                sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
-                rules = sorted({finding["rule"] for finding in sentinel["findings"]})
-                found.append([f"`{algo}`", reward, seed, updates(folder), images(folder), *lab.row_of(paired), ", ".join(rules) or "nothing"])
+    for (algo, reward, seed), folder in zip(runs, trained(runs, 60 * arguments.minutes, arguments.on_one_core)):
+        paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
+        sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
+        rules = sorted({finding["rule"] for finding in sentinel["findings"]})
+        found.append([f"`{algo}`", reward, seed, updates(folder), images(folder), *lab.row_of(paired), ", ".join(rules) or "nothing"])
     base = ["base model", "", "", "", "", *lab.base_row(paired), ""]
     header = ["algorithm", "reward", "seed", "updates", "images", *lab.COLUMNS, "the sentinel found"]
-    lab.table("side by side", header, [base, *found], f"{arguments.minutes:g} minutes each, from the first update on.", page=PAGE)
+    lab.table("side by side", header, [base, *found], f"{arguments.minutes:g} minutes of {'one core' if arguments.on_one_core else f'{os.cpu_count()} cores'} each, from the first update on.", page=PAGE)
 
 
 if __name__ == "__main__":

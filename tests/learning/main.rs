@@ -18,6 +18,7 @@ use vp_core::run_dir::RunDir;
 use vp_models::parameters::named_parameters;
 use vp_trainers::assembly::{Assembled, Assembly, assemble};
 use vp_trainers::config::TrainConfig;
+use vp_trainers::optim::Workers;
 use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Run, Start};
 
@@ -103,9 +104,14 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// That a quantity is above nothing, by one value per seed: chance alone would pass this once in a hundred times.
-fn assert_above_chance(what: &str, of_seed: impl Fn(u64) -> f64) {
-    let values: Vec<f64> = (0..SEEDS).map(of_seed).collect();
+/// That a quantity is above nothing, by one value per seed: chance alone would pass this once in a hundred times. Seeds are trained side by side,
+/// each on a core, because the operations of small networks are over before a second core has started on them.
+fn assert_above_chance(what: &str, of_seed: impl Fn(u64) -> f64 + Sync) {
+    let workers = Workers::one_per_core(&device(), SEEDS as usize).unwrap();
+    let share = |first: u64| (first..SEEDS).step_by(workers.count()).map(|seed| (seed, of_seed(seed))).collect::<Vec<_>>();
+    let mut values: Vec<(u64, f64)> = workers.map((0..workers.count() as u64).collect(), share).into_iter().flatten().collect();
+    values.sort_by_key(|(seed, _)| *seed);
+    let values: Vec<f64> = values.into_iter().map(|(_, value)| value).collect();
     let (n, mean) = (values.len() as f64, mean(&values));
     let error = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
     let line = format!("{what}: {mean:.4} ± {error:.4} ({SEEDS} seeds: {values:.4?})");

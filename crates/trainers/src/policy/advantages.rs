@@ -204,15 +204,14 @@ mod tests {
 
     #[test]
     fn a_group_sums_to_zero() {
-        let rewards = [1.0, 2.0, 6.0, -3.0, -3.0, 0.5];
-        let advantages =
-            AdvantagesConfig::Group(GroupStatistics::default()).compute(&rewards, &[0, 0, 0, 1, 1, 1], 3, &mut Tracker::default());
+        let group = AdvantagesConfig::Group(GroupStatistics::default());
+        let compute = |rewards: &[f32], prompts: &[usize]| group.compute(rewards, prompts, 3, &mut Tracker::default());
+        let advantages = compute(&[1.0, 2.0, 6.0, -3.0, -3.0, 0.5], &[0, 0, 0, 1, 1, 1]);
         for group in advantages.chunks(3) {
             assert!(group.iter().sum::<f32>().abs() < 1e-6, "{group:?}");
             assert!((group.iter().map(|a| a * a).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6, "{group:?}");
         }
-        // Nothing to learn where all are alike.
-        assert_eq!(AdvantagesConfig::Group(GroupStatistics::default()).compute(&[2.0; 3], &[0; 3], 3, &mut Tracker::default()), [0.0; 3]);
+        assert_eq!(compute(&[2.0; 3], &[0; 3]), [0.0; 3], "nothing to learn where all are alike");
     }
 
     /// Two groups with means 2 and 10; all six have mean 6 and variance (25 + 16 + 9 + 1 + 16 + 49) / 6 = 58/3.
