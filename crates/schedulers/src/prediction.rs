@@ -16,6 +16,7 @@ use crate::{
     class::SchedulerClass,
     config::{PredictionType, SchedulerConfig},
     error::{Result, SchedulerError},
+    noise_schedule::TrainingLevel,
 };
 
 /// `sample * x_t + output * m`.
@@ -26,6 +27,11 @@ pub(crate) struct Linear {
 }
 
 impl PredictionType {
+    /// How far one unit of the model output moves x_0 at a noise level: σ / α for ε, σ for v, and 1 for x_0 itself.
+    pub fn slope_of_original(self, level: TrainingLevel) -> f64 {
+        self.original_sample(level.signal, level.noise).output.abs()
+    }
+
     /// x_0 from x_t and the model output.
     pub(crate) fn original_sample(self, alpha: f64, sigma: f64) -> Linear {
         match self {

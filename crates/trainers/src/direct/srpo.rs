@@ -6,7 +6,7 @@
 //! | `train_timestep` 5 25 of 50 steps, before the time shift | `min_time`, `max_time`: the last and the first of these as shares of time |
 //! | `timestep_length`, 1000 levels between the two | the training timesteps between the two |
 //! | `groundtruth_ratio`; `mid_timestep`, the random level at which both branches end | `groundtruth_ratio`; [`Times::steps`] |
-//! | `discount_pos`, `discount_inv`, λ(t) | `denoise_discount`, `inversion_discount` |
+//! | `discount_pos`, `discount_inv`, k in `SRP_cfg` | `denoise_discount`, `inversion_discount` |
 //! | control words, one of a list at each update | `positive_words`, `negative_words`, one of a list at each micro-batch |
 //! | `SRP_cfg(p₊, p₋)` = (1 + k) r(p₊) − r(p₋) | `semantic_relative_preference` |
 //! | denoising branch: `SRP_cfg(p₊, p₋)`; inversion branch: `SRP_cfg(p₋, p₊)` | steps 3 and 4 of the loop |
@@ -16,7 +16,7 @@
 //! it the same way, the first mostly to the positive text, the second mostly away from the negative one. The released code has CLIP's
 //! similarity for a reward, encodes the image once, and holds differences of text features against it; here the reward is asked twice, and
 //! may be any. The code's noise levels are those of a flow model; the shares of time are the same, the noise at them is not. The code divides
-//! the loss by `gradient_accumulation_steps`, 2 in the script: one for each branch.
+//! the loss by `gradient_accumulation_steps`, 2 in the script: one for each branch. It gives all images of an update one noise; here each has its own.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};

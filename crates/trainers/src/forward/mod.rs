@@ -9,9 +9,10 @@
 //! |---|---|
 //! | x_0, the clean latents that were sampled | [`Rollout::latents`](crate::policy::rollout::Rollout::latents), the only entry |
 //! | x_t = (1 − t) x_0 + t ε, target v = ε − x_0 | the model's own forward process and target (ε, v or x_0) |
-//! | ℓ_θ = ‖v_θ(x_t) − v‖² | the mean over c, h, w of the squared error of the network's own prediction |
+//! | t | [`Predictions::times`], σ / (α + σ): the flow model's time with as much noise for the signal |
+//! | ℓ_θ = ‖v_θ(x_t) − v‖² | the mean over c, h, w of the squared error of the network's own prediction; of ε it is (1 − t)² times that of v |
 //! | K timesteps per image | `train.num_timesteps`: one uniform timestep from each of K equal parts of `train.timestep_range` |
-//! | v_old, the policy that drew the images | [`Role::Sampler`] |
+//! | v_old, the policy that drew the images | [`Role::Sampler`]; in NFT, whose average draws them, [`Role::Average`] |
 //! | a moving average of the policy | [`Role::Average`], which follows after each epoch as [`Decay`] says |
 //! | v_ref | the base model: the frozen weights without the factors |
 //! | A, clipped to ± A_max | from the rewards of a prompt's images, [`GroupStatistics`] |
@@ -91,8 +92,10 @@ pub struct Predictions {
     pub target: Tensor<4>,
     /// Each image's advantage, clipped, `[b]`.
     pub advantages: Tensor<1>,
-    /// Each row's timestep as a share of the schedule: 0 is no noise, 1 pure noise; `[b]`.
+    /// t of each row, the noise's share σ / (α + σ): 0 is no noise, 1 pure noise; `[b]`.
     pub times: Tensor<1>,
+    /// How far one unit of the prediction moves the clean image x̂_0; `[b]`.
+    pub slopes: Tensor<1>,
     /// The predictions of the policies that the algorithm compares with, off the tape.
     others: Vec<(Role, Tensor<4>)>,
 }

@@ -5,9 +5,10 @@
 //! | v_old, which draws the images and follows the policy after each epoch | [`Role::Average`], `average` |
 //! | r = clip(A / A_max / 2 + ½, 0, 1), the probability that an image is a good one | the same, with `train.adv_clip_max` as A_max |
 //! | v⁺, v⁻, the implicit policies; β, how far apart they are | [`nft_loss`], `beta` |
+//! | errors of x̂_0, t times those of v | errors of the prediction, times what it moves x̂_0 by, but at most [`MOST`] |
 //! | the policy loss times A_max | the same |
 //! | `train.beta`, the distance from the base model | `train.kl_weight` |
-//! | `decay_type` 1: min(0.001 · updates, 0.5); 2: 0 until 75, then min(0.0075 · (updates − 75), 0.999) | `average = { rate, flat, most }` |
+//! | `decay_type` 1: min(0.001 · updates, 0.5); 2: 0 until 75, then min(0.0075 · (updates − 75), 0.999), for OCR alone | `average = { rate, flat, most }` |
 //!
 //! No likelihood is needed, and the optimum has a closed form: the policy moves from v_old along the direction that tells good images from
 //! bad ones. An image with r = ½ gives no gradient at v_old.
@@ -22,6 +23,10 @@ use crate::losses::{nft_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
 
+/// The most that an error counts for what it does to x̂_0. For ε that factor is √(1 − ᾱ_t) / √ᾱ_t, which grows to 14.6 at the end of Stable
+/// Diffusion's schedule; it passes 5 at 0.78 of it.
+const MOST: f64 = 5.0;
+
 /// The knobs of `[algo.nft]`. The defaults are those of `config/nft.py`, apart from what the sections say.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -32,7 +37,7 @@ pub struct Nft {
     pub train: TrainSection,
     /// `[algo.nft.advantages]`.
     pub advantages: GroupStatistics,
-    /// β, above 0: how far the implicit positive and negative policies lie from the old one (1; 0.1 for several rewards at once).
+    /// β, above 0: how far the implicit positive and negative policies lie from the old one (1; 0.1 for several rewards at once and for OCR).
     pub beta: f64,
     /// `[algo.nft.average]`: how the old policy follows the trained one.
     pub average: Decay,
@@ -72,7 +77,8 @@ impl ForwardProcess for Nft {
         let (prediction, old) = (predictions.prediction.clone(), predictions.of(Role::Average));
         let optimality = (predictions.advantages.clone() / (2.0 * most) + 0.5).clamp(0.0, 1.0);
         let distance = squared_errors(prediction.clone().without_autodiff(), old.clone());
-        let loss = nft_loss(prediction, old, predictions.target.clone(), optimality, self.beta) * most;
+        let weights = predictions.slopes.clone().clamp_max(MOST);
+        let loss = nft_loss(prediction, old, predictions.target.clone(), [optimality, weights], self.beta) * most;
         (loss, vec![("average_distance".into(), Values::from(&distance))])
     }
 }

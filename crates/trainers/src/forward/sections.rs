@@ -40,7 +40,8 @@ pub struct TrainSection {
     pub num_inner_epochs: usize,
     /// K, timesteps per image and walk, at least 1: one from each of K equal parts of `timestep_range` (4).
     pub num_timesteps: usize,
-    /// The first and the last timestep that is trained on, as shares of the noise schedule, from 0 (no noise) to 1 (pure noise) ([0, 0.99]).
+    /// The first and the last timestep that is trained on, as shares of the noise schedule, from 0 (no noise) to 1 (pure noise) ([0, 0.99]; NFT trains on
+    /// the steps of its sampler).
     pub timestep_range: [f64; 2],
     /// Classifier-free guidance scale of the predictions in training, at least 0; 1 for none (1).
     pub guidance_scale: f64,

@@ -6,7 +6,7 @@ use vp_core::noise::{Noise, Purpose};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
 use vp_models::pipeline::{Request, Trainable, predict};
-use vp_schedulers::Scheduler;
+use vp_schedulers::{Scheduler, TrainingLevel};
 
 use crate::Error;
 use crate::denoising::{self, Noised};
@@ -142,8 +142,10 @@ struct NoisedImages {
     noised: Noised,
     prompts: Vec<String>,
     advantages: Vec<f32>,
-    /// The last timestep of the schedule.
-    last: f64,
+    /// The noise's share of each image's level, as in [`Predictions::times`].
+    times: Vec<f32>,
+    /// As [`Predictions::slopes`].
+    slopes: Vec<f32>,
 }
 
 impl NoisedImages {
@@ -161,6 +163,7 @@ impl NoisedImages {
         let timestep = |(item, part): (&u64, &usize)| train.timestep(*part, draw.noise.uniform(TIMESTEP, draw.number, *item), count);
         let timesteps: Vec<f64> = items.iter().zip(&at.steps).map(timestep).collect();
         let rows = denoising::Rows { draw, samples: &items };
+        let levels: Vec<TrainingLevel> = timesteps.iter().map(|timestep| scheduler.training_level(*timestep)).collect();
         let latents = rollout.images(&at.items);
         let epsilon = rows.normal(Purpose::DENOISING_NOISE, environment.latent_shape(), environment.pipeline.device());
         let sample = scheduler.add_noise(latents.clone(), epsilon.clone(), &timesteps);
@@ -169,7 +172,8 @@ impl NoisedImages {
             noised: Noised { sample, target, timesteps },
             prompts: rollout.prompts_of(environment, &at.items),
             advantages: at.items.iter().map(|image| train.clipped(rollout.advantages[*image])).collect(),
-            last: (count - 1).max(1) as f64,
+            times: levels.iter().map(|level| (level.noise / (level.signal + level.noise)) as f32).collect(),
+            slopes: levels.iter().map(|level| scheduler.prediction_type().slope_of_original(*level) as f32).collect(),
         }
     }
 
@@ -193,12 +197,12 @@ impl NoisedImages {
         let roles = algorithm.compares_with();
         let base = (base_counts && !roles.contains(&Role::Base)).then_some(Role::Base);
         let others = roles.iter().copied().chain(base).map(|role| (role, other(role))).collect();
-        let times: Vec<f32> = self.noised.timesteps.iter().map(|timestep| (timestep / self.last) as f32).collect();
         Predictions {
             prediction,
             target: self.noised.target.clone(),
             advantages: Tensor::from_data(self.advantages.as_slice(), &device),
-            times: Tensor::from_data(times.as_slice(), &device),
+            times: Tensor::from_data(self.times.as_slice(), &device),
+            slopes: Tensor::from_data(self.slopes.as_slice(), &device),
             others,
         }
     }

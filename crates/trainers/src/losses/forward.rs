@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{row_means, squared_errors};
 
-/// AWM's weight w of a denoising loss ℓ in `log π(x_0) := −w(ℓ)`. t is the share of the noise schedule, 0 to 1.
+/// AWM's weight w of a denoising loss ℓ in `log π(x_0) := −w(ℓ)`. t is the noise's share, 0 to 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
@@ -27,7 +27,7 @@ pub enum Weighting {
 const TINY: f64 = 1e-10;
 
 impl Weighting {
-    /// `−w(ℓ)` of denoising losses `errors` at `times`, the shares of the noise schedule; `[b]` each. `power` is q.
+    /// `−w(ℓ)` of denoising losses `errors` at `times`, the noise's shares; `[b]` each. `power` is q.
     ///
     /// Source: Advantage Weighted Matching (arXiv 2509.25050), `scripts/train_sd3_awm.py`.
     pub fn log_probs(self, errors: Tensor<1>, times: Tensor<1>, power: f64) -> Tensor<1> {
@@ -45,14 +45,14 @@ impl Weighting {
 /// probability r that it is a good one, and the implicit negative policy `v⁻ = (1 + β) v_old − β v` with 1 − r.
 ///
 /// ```text
-/// r ℓ⁺ / β + (1 − r) ℓ⁻ / β      ℓ± = mean (v± − v)² / sg(max(mean |v± − v|, 1e-5))
+/// w (r ℓ⁺ + (1 − r) ℓ⁻) / β      ℓ± = mean (v± − v)² / sg(max(mean |v± − v|, 1e-5))
 /// ```
 ///
-/// `prediction`, `old` and `target` are `[b, c, h, w]`, `optimality` is r, `[b]`.
+/// `prediction`, `old` and `target` are `[b, c, h, w]`; `optimality`, r, and `weights`, w, are `[b]`.
 ///
-/// Source: Zheng et al. (arXiv 2509.16117), `scripts/train_nft_sd3.py`, whose errors are those of x̂_0, t times those of v. Here they are those
-/// of the network's own prediction: the factor for ε, √(1 − ᾱ_t) / √ᾱ_t, reaches 14.6 on Stable Diffusion's schedule.
-pub fn nft_loss(prediction: Tensor<4>, old: Tensor<4>, target: Tensor<4>, optimality: Tensor<1>, beta: f64) -> Tensor<1> {
+/// Source: Zheng et al. (arXiv 2509.16117), `scripts/train_nft_sd3.py`, whose errors are those of x̂_0. As ℓ± grows with its errors, w is how far one unit
+/// of the prediction moves x̂_0.
+pub fn nft_loss(prediction: Tensor<4>, old: Tensor<4>, target: Tensor<4>, [optimality, weights]: [Tensor<1>; 2], beta: f64) -> Tensor<1> {
     let old = old.without_autodiff();
     let positive = prediction.clone() * beta + old.clone() * (1.0 - beta);
     let negative = old * (1.0 + beta) - prediction * beta;
@@ -61,7 +61,7 @@ pub fn nft_loss(prediction: Tensor<4>, old: Tensor<4>, target: Tensor<4>, optima
         squared_errors(implicit, target.clone()) / size
     };
     let losses = normalised(positive) * optimality.clone() + normalised(negative) * (-optimality + 1.0);
-    losses / beta
+    losses * weights / beta
 }
 
 /// DGPO's weight of each row, `[b]`, the same for the rows of a group: `σ(Σ_group β A (ℓ_θ − ℓ_ref) / group)`. The groups are adjacent. Near
@@ -178,7 +178,8 @@ mod tests {
     fn with_r_one_half_nft_has_no_gradient_at_the_old_policy() {
         let (device, at) = (Device::flex(), OLD);
         let of = |r: f32| {
-            let loss = |prediction| nft_loss(prediction, rows(OLD, &device), rows(TARGET, &device), vector(&[r; 3]), 0.7);
+            let loss =
+                |prediction| nft_loss(prediction, rows(OLD, &device), rows(TARGET, &device), [vector(&[r; 3]), vector(&[1.0; 3])], 0.7);
             gradient(loss, at)
         };
         assert!(of(0.5).iter().all(|value| value.abs() < 1e-6), "{:?}", of(0.5));
@@ -189,16 +190,16 @@ mod tests {
         }
     }
 
-    /// One row of one value: v = 2, v_old = 1, target 0, β = ½, r = ¾. v⁺ = 1.5 and v⁻ = 0.5, so ℓ⁺ = 1.5² / 1.5 and ℓ⁻ = 0.5² / 0.5.
+    /// One row of one value: v = 2, v_old = 1, target 0, β = ½, r = ¾, w = 4. v⁺ = 1.5 and v⁻ = 0.5, so ℓ⁺ = 1.5² / 1.5 and ℓ⁻ = 0.5² / 0.5.
     #[test]
     fn nft_by_hand_and_its_gradient() {
         let device = Device::flex();
         let one = |value: f32| Tensor::<4>::from_data([[[[value]]]], &device);
-        let loss = host(nft_loss(one(2.0), one(1.0), one(0.0), vector(&[0.75]), 0.5));
-        assert!((loss[0] - (0.75 * 1.5 + 0.25 * 0.5) / 0.5).abs() < 1e-6, "{loss:?}");
-        let (old, target, r) = (rows(OLD, &device), rows(TARGET, &device), [0.9, 0.2, 0.6]);
+        let loss = host(nft_loss(one(2.0), one(1.0), one(0.0), [vector(&[0.75]), vector(&[4.0])], 0.5));
+        assert!((loss[0] - 4.0 * (0.75 * 1.5 + 0.25 * 0.5) / 0.5).abs() < 1e-6, "{loss:?}");
+        let (old, target, r, w) = (rows(OLD, &device), rows(TARGET, &device), [0.9, 0.2, 0.6], [0.5, 1.0, 1.5]);
         let beta = 0.4;
-        let loss = |prediction| nft_loss(prediction, old.clone(), target.clone(), vector(&r), beta);
+        let loss = |prediction| nft_loss(prediction, old.clone(), target.clone(), [vector(&r), vector(&w)], beta);
         // The same with the sizes of the errors as constants.
         let frozen = |prediction: Tensor<4>, here: Tensor<4>| {
             let size = |implicit: Tensor<4>| row_means((implicit - target.clone()).abs());
@@ -206,7 +207,7 @@ mod tests {
             let negative = |v: Tensor<4>| old.clone() * (1.0 + beta) - v * beta;
             let plus = squared_errors(positive(prediction.clone()), target.clone()) / size(positive(here.clone())) * vector(&r);
             let minus = squared_errors(negative(prediction), target.clone()) / size(negative(here)) * (-vector(&r) + 1.0);
-            (plus + minus) / beta
+            (plus + minus) * vector(&w) / beta
         };
         assert_gradient(loss, frozen, PREDICTION);
     }

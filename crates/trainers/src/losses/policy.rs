@@ -79,10 +79,11 @@ impl Drift {
 pub fn kl_mask_loss(log_probs: Tensor<1>, old_log_probs: Tensor<1>, advantages: Tensor<1>, kl: Tensor<1>, threshold: f64) -> PolicyLoss {
     let log_ratio = log_probs - old_log_probs;
     let kl = kl.without_autodiff();
-    let outward = (advantages.clone() * log_ratio.clone().without_autodiff()).greater_elem(0.0).float();
-    let left_out = kl.clone().greater_equal_elem(threshold).float() * outward;
-    let loss = -(advantages * log_ratio.clone().exp()) * (-left_out.clone() + 1.0);
-    PolicyLoss { clipped: left_out, kl_old: Some(kl), ..policy_loss(loss, log_ratio, f64::INFINITY) }
+    let outward = (advantages.clone() * log_ratio.clone().without_autodiff()).greater_elem(0.0);
+    let left_out = kl.clone().greater_equal_elem(threshold).bool_and(outward);
+    // Filled, not multiplied: a ratio that has overflowed times 0 is not a number.
+    let loss = (-(advantages * log_ratio.clone().exp())).mask_fill(left_out.clone(), 0.0);
+    PolicyLoss { clipped: left_out.float(), kl_old: Some(kl), ..policy_loss(loss, log_ratio, f64::INFINITY) }
 }
 
 /// GRPO-Guard's objective: PPO's clipped one with a corrected ratio, divided by C. Shapes as in [`ppo_clip_loss`].

@@ -122,7 +122,7 @@ impl GroupStatistics {
         }
         let scores = |name: &str| rollout.term(name).unwrap_or_else(|| panic!("the reward told no scores of its term {name}"));
         let terms: Vec<(f64, &[f32])> = weights.iter().map(|(name, weight)| (*weight, scores(name))).collect();
-        self.of_terms(&terms, group_size)
+        Self::of_terms(&terms, group_size)
     }
 
     fn compute(&self, rewards: &[f32], group_size: usize) -> Vec<f32> {
@@ -134,11 +134,12 @@ impl GroupStatistics {
         rewards.chunks(group_size).flat_map(one).collect()
     }
 
-    /// Σ weight · the advantages by each term, normalised over all images. What a term is scaled by in the reward has no effect.
-    fn of_terms(&self, terms: &[(f64, &[f32])], group_size: usize) -> Vec<f32> {
+    /// Σ weight · the advantages by each term within its group, normalised over all images, whatever `global_std` says. What a term is scaled by in the
+    /// reward has no effect.
+    fn of_terms(terms: &[(f64, &[f32])], group_size: usize) -> Vec<f32> {
         let mut sums = vec![0.0; terms.first().map_or(0, |(_, scores)| scores.len())];
         for (weight, scores) in terms {
-            let advantages = self.compute(scores, group_size);
+            let advantages = Self::default().compute(scores, group_size);
             sums.iter_mut().zip(advantages).for_each(|(sum, advantage)| *sum += weight * f64::from(advantage));
         }
         let (mean, std) = mean_and_std(&sums);
@@ -230,8 +231,7 @@ mod tests {
     #[test]
     fn terms_count_by_their_weights_and_not_by_their_scales() {
         let (large, small): ([f32; 4], [f32; 4]) = ([0.0, 0.0, 100.0, 100.0], [0.0, 1.0, 0.0, 1.0]);
-        let group = GroupStatistics { per_reward: true, ..Default::default() };
-        let of = |weights: [f64; 2]| group.of_terms(&[(weights[0], &large[..]), (weights[1], &small[..])], 4);
+        let of = |weights: [f64; 2]| GroupStatistics::of_terms(&[(weights[0], &large[..]), (weights[1], &small[..])], 4);
         // −1, −1, 1, 1 and −1, 1, −1, 1; their sum −2, 0, 0, 2 has the deviation √2.
         let two = 2f32.sqrt();
         for (found, expected) in of([1.0, 1.0]).iter().zip([-two, 0.0, 0.0, two]) {

@@ -15,8 +15,9 @@
 //! held against `reset_above` is the journal's `kl`, that of all images of an update; the code's is that of the penalised ones. Advantages are left
 //! alone: the paper also multiplies them by how unlike an image is to others of its prompt.
 //!
-//! It follows the paper where the code does not: the code ranks the best image first, so that it penalises images that the trained reward likes
-//! *less* than the others do.
+//! It follows the paper where the code does not. The code ranks the best image first, so that it penalises images that the trained reward likes
+//! *less* than the others do. Its KL lacks one factor |dt|, is a mean over the penalised images alone, and its thresholds are in those units: about a tenth of
+//! the divergence that is meant at 10 steps.
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -67,7 +68,9 @@ impl Kl {
             findings.push(format!("algo.ddpo.kl.reset_above is {above}; expected a number above 0 (published: 1e-4), or no such key"));
         }
         if self.reset_every == Some(0) {
-            findings.push("algo.ddpo.kl.reset_every is 0; expected at least 1 (published: 15), or no such key".into());
+            findings.push(
+                "algo.ddpo.kl.reset_every is 0; expected at least 1 (published: 100 updates; in the code 15 epochs), or no such key".into(),
+            );
         }
         let namesake = watched.iter().enumerate().find(|(i, name)| watched[..*i].contains(name));
         if let Some((_, name)) = namesake.filter(|_| self.share < 1.0) {

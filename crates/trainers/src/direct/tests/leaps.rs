@@ -62,12 +62,18 @@ impl ByHand<'_> {
         (to.signal * seen + to.noise * epsilon) / self.input_scale(j)
     }
 
-    /// Where the second leap ends if the weights change: what changes in x_j counts as a whole on the straight path of the velocity, and by
+    /// The factor that makes a rectified flow's x of the network's input at step j.
+    fn flow(&self) -> f64 {
+        let level = self.scheduler.level(self.steps[1]);
+        1.0 / (level.signal + level.noise)
+    }
+
+    /// Where the second leap ends if the weights change: what changes in x_j counts as a whole on the straight path of the flow, and by
     /// `nested` within the network.
     fn end(&self, nested: f64, weights: [f64; 2]) -> f64 {
         let ([_, j], [_, x_j]) = (self.steps, self.real);
         let change = self.leap(weights) - self.leap([SLOPE, PULL]);
-        let straight = self.scheduler.level(j).signal * self.input_scale(j) * (1.0 - nested) * change;
+        let straight = self.flow() * self.input_scale(j) * (1.0 - nested) * change;
         self.seen(j, x_j + nested * change, weights) + straight
     }
 }
@@ -100,7 +106,7 @@ fn the_nested_gradient_is_all_that_the_factor_scales() {
             let [none, some, all] = [0.0, 0.3, 1.0].map(|nested| leapt(&mut *scheduler, steps, nested));
             let by_hand = ByHand { scheduler: &*scheduler, steps, real: none.real };
             let ([_, j], [_, x_j]) = (steps, none.real);
-            let straight = scheduler.level(j).signal * by_hand.input_scale(j);
+            let straight = by_hand.flow() * by_hand.input_scale(j);
             let (first, second) = (differences(|weights| by_hand.leap(weights)), differences(|weights| by_hand.seen(j, x_j, weights)));
             assert_is_the_difference(none.gradient, [0, 1].map(|i| second[i] + straight * first[i]), &format!("{steps:?}, 0"));
             let between = [0, 1].map(|i| none.gradient[i] + 0.3 * (all.gradient[i] - none.gradient[i]));
@@ -121,12 +127,13 @@ fn two_last_steps_with_their_whole_gradient_are_draft_2() {
 }
 
 #[test]
-fn the_distances_are_those_of_the_networks_input() {
+fn the_distances_are_those_of_a_flow() {
     for mut scheduler in [ddim_of(PredictionType::Sample, 0.0), euler_of(PredictionType::Sample)] {
         let Leapt { value, distances, real, .. } = leapt(&mut *scheduler, [0, 3], 0.3);
         let by_hand = ByHand { scheduler: &*scheduler, steps: [0, 3], real };
         let weights = [SLOPE, PULL];
-        let expected = [(by_hand.leap(weights) - real[1]) * by_hand.input_scale(3), by_hand.seen(3, real[1], weights) - value];
+        let expected =
+            [(by_hand.leap(weights) - real[1]) * by_hand.input_scale(3) * by_hand.flow(), by_hand.seen(3, real[1], weights) - value];
         for (got, expected) in distances.into_iter().zip(expected.map(f64::abs)) {
             assert!(expected > 0.1 && (got - expected).abs() < 1e-4 * expected.max(1.0), "got {got}, expected {expected}");
         }
