@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Every algorithm that learns from a reward, in the world of shapes, each for the same time: what it gained on held-out prompts, and what that took.
+"""Every algorithm that learns from a reward, in the world of shapes, each for the same time or on as many images: what it gained on held-out prompts,
+and what that took.
 
-    cargo build --release && scripts/experiments/side_by_side.py [--minutes 10] [--seeds 0 1 2] [--only nft ddpo]
-        [--rewards judge] [--on-one-core]
+    cargo build --release && scripts/experiments/side_by_side.py [--minutes 10 | --images 1024] [--seeds 0 1 2]
+        [--only nft ddpo] [--rewards judge] [--on-one-core]
 
-Trains the `shapes` recipe of each algorithm on VP-Score and, where no gradient is needed, on the judge. A run is stopped when its time is over and
-exports what it has. Then 400 prompts of `test` are drawn once with each LoRA and with the base model. The sentinel's findings are those of the
-previews. Writes the table of docs/concepts/side-by-side.md. With `--on-one-core`, as many runs as there are cores train at once, each held to a core
+Trains the `shapes` recipe of each algorithm on VP-Score and, where no gradient is needed, on the judge. A run is stopped when its time is over, or it has drawn
+its images, and exports what it has. Then 400 prompts of `test` are drawn once with each LoRA and with the base model. The sentinel's findings are those of the
+previews. The seconds per image are those of one core, training included. Writes the table of docs/concepts/side-by-side.md. With `--on-one-core`, as many runs as there are cores train at once, each held to a core
 of its own, which takes half the time on two cores; a run draws then about half as many images per minute.
 """
 
@@ -32,8 +33,8 @@ WATCHED = ["--set", 'watch=[{ vp_score = { weights = "embedded:shapes/vp-score" 
 ENDLESS = 100_000
 
 
-def run(algo, reward, seed, seconds, core=None):
-    """Trains for so many seconds, then exports; the run's folder. Held to `core`, if one is given."""
+def run(algo, reward, seed, limit, core=None):
+    """Trains until `limit(folder, seconds)` says that it is enough, then exports; the run's folder. Held to `core`, if one is given."""
     held = [] if core is None else ["taskset", "--cpu-list", str(core)]
     def make(out):
         shutil.rmtree(out, ignore_errors=True)
@@ -47,12 +48,15 @@ def run(algo, reward, seed, seconds, core=None):
             process = subprocess.Popen([*held, *command], cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
             began = time.time()
             # The clock starts with the first update: loading and the first preview are not training.
-            while process.poll() is None and (not updates(out) or time.time() - began < seconds):
+            while process.poll() is None and (not updates(out) or not limit(out, time.time() - began)):
                 if not updates(out):
                     began = time.time()
                 time.sleep(0.5)
+            if process.poll() is not None:
+                raise SystemExit(f"{log}: the run ended by itself, with exit code {process.returncode}")
             process.send_signal(signal.SIGTERM)
-            process.wait()
+            _, _, usage = os.wait4(process.pid, 0)
+        (out / "usage.json").write_text(json.dumps({"peak_mib": usage.ru_maxrss / 2**10, "seconds": usage.ru_utime + usage.ru_stime}))
         # A run that ends where it was stopped exports its LoRA and draws the last preview.
         config = out / "config.toml"
         config.write_text(re.sub(r"num_train_steps = \d+", f"num_train_steps = {updates(out)}", config.read_text(), count=1))
@@ -61,10 +65,10 @@ def run(algo, reward, seed, seconds, core=None):
     return lab.once(f"side-by-side/{algo}-{reward}-{seed}", "lora.safetensors", make)
 
 
-def trained(runs, seconds, on_one_core):
+def trained(runs, limit, on_one_core):
     """The folders of `runs`, one after the other, or as many at once as there are cores."""
     if not on_one_core:
-        return [run(*one, seconds) for one in runs]
+        return [run(*one, limit) for one in runs]
     free = queue.SimpleQueue()
     for core in os.sched_getaffinity(0):
         free.put(core)
@@ -72,7 +76,7 @@ def trained(runs, seconds, on_one_core):
     def held(one):
         core = free.get()
         try:
-            return run(*one, seconds, core)
+            return run(*one, limit, core)
         finally:
             free.put(core)
 
@@ -95,9 +99,18 @@ def images(folder):
     return round(sum(line["images_per_second"] * line["seconds"] for line in lines(folder) if "seconds" in line))
 
 
+def diversity(name, lora):
+    """How the distance between four images of a prompt changed, in VP-Score's features, in per cent of the base model's; over 60 prompts."""
+    question = ["--prompts", lab.prompts("test", 60, 35), "--seeds", 4, "--batch-size", 20, "-r", "embedded:shapes/vp-score"]
+    folder = lab.once(f"evaluations/{name}-diversity", "report.json", lambda out: lab.visionprefer("evaluate", "--lora", lora, *question, "-o", out))
+    paired = json.loads((folder / "report.json").read_text())["comparison"]["contrasts"][0]["diversity"]["paired"]
+    return lab.difference(paired, 0, 100.0 / paired["baseline"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--images", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=WITH_GRADIENT + WITHOUT, default=WITH_GRADIENT + WITHOUT)
     parser.add_argument("--rewards", nargs="+", choices=["vp_score", "judge"], default=["vp_score", "judge"])
@@ -105,15 +118,23 @@ def main():
     arguments = parser.parse_args()
     runs = [(algo, reward, seed) for algo in arguments.only for reward in arguments.rewards if reward == "vp_score" or algo in WITHOUT
             for seed in arguments.seeds]
+    if arguments.images:
+        limit, said = lambda folder, _: images(folder) >= arguments.images, f"{arguments.images:,} images each or the whole epochs that hold them"
+    else:
+        cores = "one core" if arguments.on_one_core else f"{os.cpu_count()} cores"
+        limit, said = lambda _, seconds: seconds >= 60 * arguments.minutes, f"{arguments.minutes:g} minutes of {cores} each, from the first update on"
     found = []
-    for (algo, reward, seed), folder in zip(runs, trained(runs, 60 * arguments.minutes, arguments.on_one_core)):
+    for (algo, reward, seed), folder in zip(runs, trained(runs, limit, arguments.on_one_core)):
         paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
         sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
         rules = sorted({finding["rule"] for finding in sentinel["findings"]})
-        found.append([f"`{algo}`", reward, seed, updates(folder), images(folder), *lab.row_of(paired), ", ".join(rules) or "nothing"])
-    base = ["base model", "", "", "", "", *lab.base_row(paired), ""]
-    header = ["algorithm", "reward", "seed", "updates", "images", *lab.COLUMNS, "the sentinel found"]
-    lab.table("side by side", header, [base, *found], f"{arguments.minutes:g} minutes of {'one core' if arguments.on_one_core else f'{os.cpu_count()} cores'} each, from the first update on.", page=PAGE)
+        drawn, kept = images(folder), diversity(f"side-by-side-{algo}-{reward}-{seed}", folder / "lora.safetensors")
+        usage = json.loads((folder / "usage.json").read_text())
+        cost = [updates(folder), drawn, f"{usage['seconds'] / drawn:.2f}", f"{usage['peak_mib']:.0f}"]
+        found.append([f"`{algo}`", reward, seed, *cost, *lab.row_of(paired), kept, ", ".join(rules) or "nothing"])
+    base = ["base model", "", "", "", "", "", "", *lab.base_row(paired), "", ""]
+    header = ["algorithm", "reward", "seed", "updates", "images", "seconds per image", "peak MiB", *lab.COLUMNS, "diversity, %", "the sentinel found"]
+    lab.table("side by side", header, [base, *found], f"{said}.", page=PAGE)
 
 
 if __name__ == "__main__":

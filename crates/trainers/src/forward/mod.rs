@@ -148,7 +148,7 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
         // On a trained model: what is learnt is how well it denoises its own images, and random weights denoise none. Few steps, to take
         // seconds.
         &[
-            "run.num_train_steps=5",
+            "run.num_train_steps=8",
             "model.path=embedded:shapes",
             r#"prompts.list=["a red circle", "two blue squares", "a green triangle", "three yellow crosses"]"#,
             r"lora.targets=^unet\.",
