@@ -33,42 +33,63 @@ WATCHED = ["--set", 'watch=[{ vp_score = { weights = "embedded:shapes/vp-score" 
 ENDLESS = 100_000
 
 
-def run(algo, reward, seed, limit, core=None):
-    """Trains until `limit(folder, seconds)` says that it is enough, then exports; the run's folder. Held to `core`, if one is given."""
-    held = [] if core is None else ["taskset", "--cpu-list", str(core)]
+def command(algo, reward, seed, steps, *more):
+    values = {"run.seed": seed, "run.num_train_steps": steps, "checkpoint.every": 0}
+    rewards = [*lab.settings(JUDGE), *WATCHED] if reward == "judge" else []
+    return ["train", "--config", f"configs/{algo}/shapes.toml", *lab.settings(values), *rewards, *more]
+
+
+def updates_for(count, *what):
+    """How many updates train on `count` images, by the arithmetic that the program prints."""
+    said = lab.visionprefer(*command(*what, ENDLESS), "--dry-run")
+    epoch = re.search(r"epochs of (\d+) images and (\d+) updates", said)
+    images, updates = map(int, epoch.groups()) if epoch else (int(re.search(r"updates of (\d+) images", said)[1]), 1)
+    return -(-count // images) * updates
+
+
+def run(algo, reward, seed, seconds, count, core=None):
+    """Trains on `count` images, or else for so many seconds, and exports; the run's folder. Held to `core`, if one is given."""
+    what = (algo, reward, seed)
+
     def make(out):
         shutil.rmtree(out, ignore_errors=True)
-        values = {"run.seed": seed, "run.num_train_steps": ENDLESS, "checkpoint.every": 0} | ({"run.workers": 1} if held else {})
-        rewards = [*lab.settings(JUDGE), *WATCHED] if reward == "judge" else []
-        command = [str(lab.BINARY), "train", "--config", f"configs/{algo}/shapes.toml", *lab.settings(values), *rewards, "-o", str(out)]
-        print("$ visionprefer", *command[1:], flush=True)
+        held = [] if core is None else ["--set", "run.workers=1"]
+        asked = [str(lab.BINARY), *command(*what, updates_for(count, *what) if count else ENDLESS, *held, "-o", str(out))]
+        print("$ visionprefer", *asked[1:], flush=True)
         log = lab.HOME / f"logs/side-{algo}-{reward}-{seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
-            process = subprocess.Popen([*held, *command], cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
-            began = time.time()
-            # The clock starts with the first update: loading and the first preview are not training.
-            while process.poll() is None and (not updates(out) or not limit(out, time.time() - began)):
-                if not updates(out):
-                    began = time.time()
-                time.sleep(0.5)
-            if process.poll() is not None:
-                raise SystemExit(f"{log}: the run ended by itself, with exit code {process.returncode}")
-            process.send_signal(signal.SIGTERM)
-            _, _, usage = os.wait4(process.pid, 0)
+            bound = [] if core is None else ["taskset", "--cpu-list", str(core)]
+            process = subprocess.Popen([*bound, *asked], cwd=lab.ROOT, stdout=file, stderr=subprocess.STDOUT)
+            if not count:
+                stop_after(process, out, seconds)
+            _, status, usage = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status) != 0 and count:
+            raise SystemExit(f"{log}: the run failed")
         (out / "usage.json").write_text(json.dumps({"peak_mib": usage.ru_maxrss / 2**10, "seconds": usage.ru_utime + usage.ru_stime}))
-        # A run that ends where it was stopped exports its LoRA and draws the last preview.
-        config = out / "config.toml"
-        config.write_text(re.sub(r"num_train_steps = \d+", f"num_train_steps = {updates(out)}", config.read_text(), count=1))
-        lab.visionprefer("train", "--resume", out, log=log.with_suffix(".end.log"))
+        if not count:
+            # A run that ends where it was stopped exports its LoRA and draws the last preview.
+            config = out / "config.toml"
+            config.write_text(re.sub(r"num_train_steps = \d+", f"num_train_steps = {updates(out)}", config.read_text(), count=1))
+            lab.visionprefer("train", "--resume", out, log=log.with_suffix(".end.log"))
 
     return lab.once(f"side-by-side/{algo}-{reward}-{seed}", "lora.safetensors", make)
 
 
-def trained(runs, limit, on_one_core):
+def stop_after(process, folder, seconds):
+    """Stops a run. The clock starts with the first update: loading and the first preview are not training."""
+    began = time.time()
+    while not updates(folder) or time.time() - began < seconds:
+        if not updates(folder):
+            began = time.time()
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+
+
+def trained(runs, seconds, count, on_one_core):
     """The folders of `runs`, one after the other, or as many at once as there are cores."""
     if not on_one_core:
-        return [run(*one, limit) for one in runs]
+        return [run(*one, seconds, count) for one in runs]
     free = queue.SimpleQueue()
     for core in os.sched_getaffinity(0):
         free.put(core)
@@ -76,7 +97,7 @@ def trained(runs, limit, on_one_core):
     def held(one):
         core = free.get()
         try:
-            return run(*one, limit, core)
+            return run(*one, seconds, count, core)
         finally:
             free.put(core)
 
@@ -118,13 +139,10 @@ def main():
     arguments = parser.parse_args()
     runs = [(algo, reward, seed) for algo in arguments.only for reward in arguments.rewards if reward == "vp_score" or algo in WITHOUT
             for seed in arguments.seeds]
-    if arguments.images:
-        limit, said = lambda folder, _: images(folder) >= arguments.images, f"{arguments.images:,} images each or the whole epochs that hold them"
-    else:
-        cores = "one core" if arguments.on_one_core else f"{os.cpu_count()} cores"
-        limit, said = lambda _, seconds: seconds >= 60 * arguments.minutes, f"{arguments.minutes:g} minutes of {cores} each, from the first update on"
+    cores = "one core" if arguments.on_one_core else f"{os.cpu_count()} cores"
+    said = f"{arguments.images:,} images each" if arguments.images else f"{arguments.minutes:g} minutes of {cores} each, from the first update on"
     found = []
-    for (algo, reward, seed), folder in zip(runs, trained(runs, limit, arguments.on_one_core)):
+    for (algo, reward, seed), folder in zip(runs, trained(runs, 60 * arguments.minutes, arguments.images, arguments.on_one_core)):
         paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
         sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
         rules = sorted({finding["rule"] for finding in sentinel["findings"]})
