@@ -210,7 +210,7 @@ mod files {
             walk(&folder, &mut found);
             let mut found: Vec<String> = found.iter().map(|path| path.strip_prefix(&folder).unwrap().display().to_string()).collect();
             // What makes the UNet a crate.
-            let crates = ["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "lib.rs"].map(|name| format!("unet/{name}"));
+            let crates = ["Cargo.toml", "lib.rs"].map(|name| format!("unet/{name}"));
             found.retain(|name| !crates.contains(name));
             let mut embedded: Vec<&str> = files().map(|(name, _)| *name).collect();
             found.sort();
