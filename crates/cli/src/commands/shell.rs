@@ -55,7 +55,8 @@ fn pages_of(command: &Command, pages: &mut Vec<(String, String)>) -> anyhow::Res
 
 /// The name and the text of a command's page.
 fn page(command: &Command) -> anyhow::Result<(String, String)> {
-    let (man, mut text) = (Man::new(command.clone()), Vec::new());
+    let source = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+    let (man, mut text) = (Man::new(command.clone()).source(source).manual("VisionPrefer"), Vec::new());
     man.render(&mut text).context("render a page")?;
     // What follows the help are examples and notes; clap_mangen's heading for them says nothing.
     let text = String::from_utf8(text).context("a page is no text")?.replace("\n.SH EXTRA\n", "\n.SH NOTES\n");
