@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// A crate may depend only on lower floors. `cli` is the source of the root package.
-const FLOORS: [(&str, u32); 11] = [
+const FLOORS: [(&str, u32); 13] = [
     ("core", 0),
     ("ops", 0),
     ("evaluation", 0),
+    ("shapes-model", 0),
+    ("shapes-unet", 0),
     ("schedulers", 1),
     ("shapes", 1),
     ("data", 2),
@@ -23,6 +25,8 @@ const FLOORS: [(&str, u32); 11] = [
     ("cli", 6),
 ];
 const ROOT_PACKAGE: &str = "visionprefer";
+/// Crates that are files of the shipped model and lie where these lie, not under `crates/`.
+const DATA: [(&str, &str); 2] = [("shapes-model", "checkpoints"), ("shapes-unet", "checkpoints/shapes/unet")];
 const GPU_BACKENDS: [&str; 6] = ["cuda", "metal", "rocm", "vulkan", "webgpu", "wgpu"];
 const ROOT_ONLY: [&str; 2] = ["anyhow", "clap"];
 const GPU_SOURCE: &str = "crates/cli/src/device.rs";
@@ -35,7 +39,7 @@ const EMPTY_NAMES: [&str; 6] = ["utils", "common", "helpers", "misc", "manager",
 
 struct Workspace {
     root: Table,
-    /// Folder under `crates/` and manifest.
+    /// Folder under `crates/`, or name of [`DATA`], and manifest.
     members: Vec<(String, Table)>,
 }
 
@@ -337,10 +341,9 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn this_workspace() -> Workspace {
     let folders = entries(&root().join("crates")).into_iter().filter(|path| path.is_dir() && !path.ends_with("cli"));
-    let members = folders.map(|path| {
-        let folder = path.file_name().and_then(|name| name.to_str()).expect("a UTF-8 path").to_owned();
-        (folder, parse(&read(&path.join("Cargo.toml"))))
-    });
+    let named = folders.map(|path| (path.file_name().and_then(|name| name.to_str()).expect("a UTF-8 path").to_owned(), path));
+    let data = DATA.iter().map(|(name, folder)| ((*name).to_owned(), root().join(folder)));
+    let members = named.chain(data).map(|(name, path)| (name, parse(&read(&path.join("Cargo.toml")))));
     Workspace { root: parse(&read(&root().join("Cargo.toml"))), members: members.collect() }
 }
 

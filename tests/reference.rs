@@ -1,5 +1,5 @@
-//! `docs/reference/` says what the program says. `VP_BLESS=1 cargo test --release --test reference` rewrites it, but for the pages that
-//! something else writes.
+//! `docs/reference/` says what the program says, and so do the manual pages and completions that packages install (`packaging/data/share`).
+//! `VP_BLESS=1 cargo test --release --test reference` rewrites them, but for the pages that something else writes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,54 @@ fn the_reference_is_in_step_with_the_program() {
     let index = std::fs::read_to_string(root.join("docs/README.md")).unwrap();
     for name in found.keys() {
         assert!(index.contains(&format!("(reference/{name})")), "docs/README.md does not list reference/{name}");
+    }
+}
+
+/// Files below a folder by their path within it.
+fn files_below(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for path in std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        let name = PathBuf::from(path.file_name().unwrap());
+        if path.is_dir() {
+            found.extend(files_below(&path).into_iter().map(|(below, text)| (name.join(below), text)));
+        } else {
+            found.insert(name, std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n"));
+        }
+    }
+    found
+}
+
+/// What packages install beside the program, where Linux and macOS look for it.
+fn write_share(share: &Path) {
+    let program = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_visionprefer")).args(args).output().expect("the binary runs");
+    let pages = share.join("man/man1");
+    assert!(program(&["man", pages.to_str().unwrap()]).status.success());
+    let scripts = [
+        ("bash", "bash-completion/completions/visionprefer"),
+        ("fish", "fish/vendor_completions.d/visionprefer.fish"),
+        ("zsh", "zsh/site-functions/_visionprefer"),
+    ];
+    for (shell, path) in scripts {
+        let path = share.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, program(&["completions", shell]).stdout).unwrap();
+    }
+}
+
+#[test]
+fn what_packages_install_is_in_step_with_the_program() {
+    let share = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/data/share");
+    if std::env::var_os("VP_BLESS").is_some() {
+        let _ = std::fs::remove_dir_all(&share);
+        write_share(&share);
+    }
+    let fresh = tempfile::tempdir().unwrap();
+    write_share(fresh.path());
+    let (expected, found) = (files_below(fresh.path()), files_below(&share));
+    assert!(expected.len() > 10 && expected.values().all(|text| text.len() > 200), "{:?}", expected.keys());
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "the files of packaging/data/share; {ADVICE}");
+    for (path, text) in expected {
+        assert!(text == found[&path], "packaging/data/share/{} is out of step; {ADVICE}", path.display());
     }
 }
 

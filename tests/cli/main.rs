@@ -30,6 +30,7 @@ mod sample;
 mod score;
 mod scripted_server;
 mod sentinel;
+mod shell;
 mod shown;
 mod supervised;
 mod train;

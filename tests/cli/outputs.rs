@@ -102,7 +102,8 @@ fn a_full_standard_output_is_an_error_and_a_closed_pipe_is_not() {
         Command::new("sh").current_dir(dir.path()).args(["-c", &line]).output().unwrap()
     };
     let shapes = "visionprefer dataset shapes --out shapes --n 1";
-    for line in ["visionprefer init refl", "visionprefer list", "visionprefer --help", "visionprefer --version", shapes] {
+    let short = ["visionprefer init refl", "visionprefer list", "visionprefer completions bash", "visionprefer man"];
+    for line in [&short[..], &["visionprefer --help", "visionprefer --version", shapes]].concat() {
         let output = shell(&format!("{line} > /dev/full"));
         assert_eq!(output.status.code(), Some(1), "{line}");
         let told = stderr(&output);
@@ -122,8 +123,10 @@ fn a_full_standard_output_is_an_error_and_a_closed_pipe_is_not() {
         let output = shell(&format!("visionprefer list {nowhere}"));
         assert!(output.status.success(), "{nowhere}: {}", stderr(&output));
     }
-    let closed = shell("(visionprefer list; echo $? >&2) | true");
-    assert_eq!(stderr(&closed), "0\n");
+    for line in short {
+        let closed = shell(&format!("({line}; echo $? >&2) | true"));
+        assert_eq!(stderr(&closed), "0\n", "{line}");
+    }
 }
 
 #[test]

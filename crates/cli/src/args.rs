@@ -1,6 +1,7 @@
 //! The arguments of the command line. Their doc comments are the help texts.
 
 mod dataset;
+mod shell;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
+pub use self::shell::*;
 use crate::embedded;
 use crate::shard::Shard;
 
@@ -50,6 +52,10 @@ pub enum Command {
     Init(InitArgs),
     /// Print what this program is and sees, or check that a device computes rightly.
     Doctor(DoctorArgs),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages, or print the program's own.
+    Man(ManArgs),
     /// Write the pages of docs/reference.
     #[command(hide = true)]
     Docs(DocsArgs),

@@ -124,34 +124,13 @@ mod files {
 
     use crate::terminal::warn;
 
-    macro_rules! shapes {
-        ($($name:literal),+ $(,)?) => {
-            /// Every file of the folder, by its path within.
-            const FILES: &[(&str, &[u8])] = &[$(($name, include_bytes!(concat!("../../../checkpoints/shapes/", $name)))),+];
-        };
+    /// Every file of the model, by its path within the folder.
+    fn files() -> impl Iterator<Item = &'static (&'static str, &'static [u8])> {
+        vp_shapes_model::FILES.iter().chain(vp_shapes_unet::FILES)
     }
 
-    shapes![
-        "model_index.json",
-        "README.md",
-        "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "tokenizer/merges.txt",
-        "tokenizer/special_tokens_map.json",
-        "tokenizer/tokenizer_config.json",
-        "tokenizer/vocab.json",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
-        "vp-score/config.json",
-        "vp-score/model.safetensors",
-        "vp-score/vocab.txt",
-    ];
-
     /// The model's folder below `cache`, named by its content. A file in it that is no longer what was embedded is written anew: the sum of
-    /// the 3 MB is in the folder's name, and to compare them is as fast as to add them up again.
+    /// the 15 MB is in the folder's name, and to compare them is as fast as to add them up again.
     pub fn unpack_into(cache: &Path) -> anyhow::Result<PathBuf> {
         let folder = super::once(cache, &format!("shapes-{}", content()), |folder| write_changed(folder).map(drop))?;
         for path in write_changed(&folder)? {
@@ -163,7 +142,7 @@ mod files {
     /// Writes those files that are not there or hold something else; their paths.
     fn write_changed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let mut changed = Vec::new();
-        for (name, bytes) in FILES {
+        for (name, bytes) in files() {
             let path = folder.join(name);
             if input_file::read_regular(&path).is_ok_and(|found| found == *bytes) {
                 continue;
@@ -178,7 +157,7 @@ mod files {
     /// A hash of what the files hold.
     fn content() -> String {
         let mut hash = Sha256::new();
-        for (name, bytes) in FILES {
+        for (name, bytes) in files() {
             hash.update(name.as_bytes());
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
@@ -194,7 +173,7 @@ mod files {
         fn what_is_unpacked_is_what_was_embedded_and_is_found_again() {
             let cache = tempfile::tempdir().unwrap();
             let folder = unpack_into(cache.path()).unwrap();
-            for (name, bytes) in FILES {
+            for (name, bytes) in files() {
                 assert!(fs::read(folder.join(name)).unwrap() == *bytes, "{name}");
             }
             assert_eq!(unpack_into(cache.path()).unwrap(), folder);
@@ -212,7 +191,7 @@ mod files {
             fs::remove_file(&config).unwrap();
             fs::create_dir(cache.path().join(".shapes-0.tmp-1-0")).unwrap();
             unpack_into(cache.path()).unwrap();
-            for (name, bytes) in FILES {
+            for (name, bytes) in files() {
                 assert!(fs::read(folder.join(name)).unwrap() == *bytes, "{name}");
             }
             assert!(write_changed(&folder).unwrap().is_empty());
@@ -230,7 +209,10 @@ mod files {
             let (folder, mut found) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/shapes"), Vec::new());
             walk(&folder, &mut found);
             let mut found: Vec<String> = found.iter().map(|path| path.strip_prefix(&folder).unwrap().display().to_string()).collect();
-            let mut embedded: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+            // What makes the UNet a crate.
+            let crates = ["Cargo.toml", "lib.rs"].map(|name| format!("unet/{name}"));
+            found.retain(|name| !crates.contains(name));
+            let mut embedded: Vec<&str> = files().map(|(name, _)| *name).collect();
             found.sort();
             embedded.sort();
             assert_eq!(found, embedded);

@@ -11,6 +11,7 @@ mod list;
 mod report;
 mod sample;
 mod score;
+mod shell;
 mod train;
 
 use crate::args::{Args, Command};
@@ -31,6 +32,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => shell::completions(args),
+        Command::Man(args) => shell::man(args),
         Command::Docs(args) => docs::run(args),
     }
 }

@@ -14,8 +14,8 @@ use super::clip::{ClipTokenizer, Vocabulary, read_merge};
 use super::special_tokens;
 use crate::weights::{LoadError, corrupt};
 
-/// The merges of the golden cases, which are the published ones.
-const MERGES: &str = include_str!("../../../../tests/golden/tokenizers/clip/merges.txt");
+/// The published merges.
+const MERGES: &str = include_str!("merges.txt");
 
 /// The token that ends a text, and with which CLIP-L's texts are padded.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -78,6 +78,11 @@ pub fn write(folder: &Path, pad: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_merges_are_those_of_the_golden_cases() {
+        assert!(MERGES == include_str!("../../../../tests/golden/tokenizers/clip/merges.txt"));
+    }
 
     #[test]
     fn the_vocabulary_is_the_published_one() {
