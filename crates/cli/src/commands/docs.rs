@@ -86,7 +86,8 @@ fn algorithms() -> String {
             "`visionprefer train --algo {name}` runs the preset `{default}`. `visionprefer init {name} --preset NAME` writes a preset as a config to start from:\n\n"
         );
         for preset in presets::of(name) {
-            body += &format!("- `{}`: [{1}](../../{1})\n", preset.name, preset.path);
+            // By the repository's address, which leads there from the site too.
+            body += &format!("- `{}`: [{1}]({2}/blob/main/{1})\n", preset.name, preset.path, env!("CARGO_PKG_REPOSITORY"));
         }
         body += &own_knobs(presets::published(name));
     }
