@@ -57,6 +57,11 @@ pub struct Description {
     pub summary: &'static str,
 }
 
+/// The names of all backends.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BACKENDS.iter().map(|backend| backend.name)
+}
+
 /// Every backend.
 pub fn describe() -> impl Iterator<Item = Description> {
     BACKENDS.iter().map(|backend| Description {

@@ -11,11 +11,11 @@ use vp_trainers::config::AlgorithmConfig;
 use vp_trainers::optim::LrSchedulerConfig;
 use vp_trainers::regularizer::RegularizerConfig;
 
-use crate::seen_devices::{SEEN, Seen};
+use crate::seen_devices::{SEEN, SYSTEMS, Seen, support};
 use crate::{device, presets};
 
 /// Columns that are not set as code.
-const PROSE: [&str; 6] = ["summary", "driver", "formats", "state", "date", "what_ran"];
+const PROSE: [&str; 7] = ["summary", "system", "driver", "formats", "state", "date", "what_ran"];
 
 /// A table of things of one kind.
 pub struct Table {
@@ -90,11 +90,25 @@ pub fn devices_of_any_build() -> Table {
 /// Where the program has been seen to compute, and how exactly.
 pub fn seen_devices() -> Table {
     let row = |seen: &Seen| {
-        let Seen { device, driver, formats, state, what_ran, largest_deviation, date } = *seen;
-        vec![json!(device), json!(driver), json!(formats), json!(state), json!(what_ran), json!(largest_deviation), json!(date)]
+        let Seen { system, device, driver, formats, state, what_ran, largest_deviation, date } = *seen;
+        let words = [device, system, driver, formats, state, what_ran].map(|cell| json!(cell));
+        words.into_iter().chain([json!(largest_deviation), json!(date)]).collect()
     };
-    let columns = &["device", "driver", "formats", "state", "what_ran", "largest_deviation", "date"];
+    let columns = &["device", "system", "driver", "formats", "state", "what_ran", "largest_deviation", "date"];
     Table { kind: "device", title: "devices seen", columns, rows: SEEN.iter().map(row).collect() }
+}
+
+/// What is known of each backend on each system, as a Markdown table.
+pub fn support_matrix() -> String {
+    let backends: Vec<&str> = device::names().collect();
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut text = line([String::new()].into_iter().chain(backends.iter().map(|backend| code(backend))).collect());
+    text += &line(vec!["---".to_owned(); backends.len() + 1]);
+    for system in &SYSTEMS {
+        let cells = backends.iter().map(|backend| support(system, backend));
+        text += &line([system.name.to_owned()].into_iter().chain(cells).collect());
+    }
+    text
 }
 
 fn entries(kind: &'static str, title: &'static str, entries: &[Entry]) -> Table {

@@ -2,6 +2,8 @@
 
 /// What was seen of a device.
 pub struct Seen {
+    /// One of [`SYSTEMS`], by its name.
+    pub system: &'static str,
     /// As `--device` takes it.
     pub device: &'static str,
     /// The hardware and its driver.
@@ -21,8 +23,9 @@ pub struct Seen {
 /// The rows, best known first.
 pub const SEEN: [Seen; 3] = [
     Seen {
+        system: "Linux, x86-64",
         device: "cpu",
-        driver: "Linux, x86-64 with AVX-512",
+        driver: "AVX-512",
         formats: "f32, bf16, f16",
         state: "verified",
         what_ran: "all tests",
@@ -30,6 +33,7 @@ pub const SEEN: [Seen; 3] = [
         date: "2026-11-28",
     },
     Seen {
+        system: "Linux, x86-64",
         device: "vulkan",
         driver: "lavapipe (Mesa 25.0.7), a software driver",
         formats: "f32",
@@ -39,6 +43,7 @@ pub const SEEN: [Seen; 3] = [
         date: "2026-11-28",
     },
     Seen {
+        system: "Linux, x86-64",
         device: "cuda",
         driver: "none",
         formats: "",
@@ -48,3 +53,59 @@ pub const SEEN: [Seen; 3] = [
         date: "2026-11-28",
     },
 ];
+
+/// An operating system with its processor.
+pub struct System {
+    /// What it is called.
+    pub name: &'static str,
+    /// The backends that exist there.
+    pub backends: &'static [&'static str],
+}
+
+/// The systems that people have, whether or not anything was seen there.
+pub const SYSTEMS: [System; 4] = [
+    System { name: "Linux, x86-64", backends: &["cpu", "vulkan", "cuda", "wgpu"] },
+    System { name: "Linux, ARM64", backends: &["cpu", "vulkan", "cuda", "wgpu"] },
+    System { name: "Windows, x86-64", backends: &["cpu", "vulkan", "cuda", "wgpu"] },
+    System { name: "macOS, Apple silicon", backends: &["cpu", "metal", "wgpu"] },
+];
+
+/// What is known of a backend on a system, in the words of the table of devices.
+pub fn support(system: &System, backend: &str) -> String {
+    let seen = SEEN.iter().find(|seen| seen.system == system.name && seen.device.split(':').next() == Some(backend));
+    match seen {
+        Some(Seen { state, formats: "", .. }) => (*state).to_owned(),
+        Some(Seen { state, formats, .. }) => format!("{state}: {formats}"),
+        None if system.backends.contains(&backend) => "not tried".to_owned(),
+        None => "does not exist".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device;
+
+    #[test]
+    fn systems_and_backends_are_known_ones() {
+        let backends: Vec<&str> = device::names().collect();
+        for seen in &SEEN {
+            let system = SYSTEMS.iter().find(|system| system.name == seen.system);
+            let backend = seen.device.split(':').next().unwrap();
+            assert!(system.is_some_and(|system| system.backends.contains(&backend)), "{} on {}", seen.device, seen.system);
+        }
+        for system in &SYSTEMS {
+            assert!(system.backends.iter().all(|backend| backends.contains(backend)), "{}", system.name);
+        }
+        assert!(backends.iter().all(|backend| SYSTEMS.iter().any(|system| system.backends.contains(backend))), "{backends:?}");
+    }
+
+    #[test]
+    fn what_was_not_seen_is_said_to_be_so() {
+        let [linux, .., mac] = &SYSTEMS;
+        assert_eq!(support(linux, "cpu"), "verified: f32, bf16, f16");
+        assert_eq!(support(linux, "cuda"), "compiles");
+        assert_eq!(support(mac, "cpu"), "not tried");
+        assert_eq!(support(mac, "cuda"), "does not exist");
+    }
+}

@@ -86,7 +86,8 @@ fn algorithms() -> String {
             "`visionprefer train --algo {name}` runs the preset `{default}`. `visionprefer init {name} --preset NAME` writes a preset as a config to start from:\n\n"
         );
         for preset in presets::of(name) {
-            body += &format!("- `{}`: [{1}](../../{1})\n", preset.name, preset.path);
+            // By the repository's address, which leads there from the site too.
+            body += &format!("- `{}`: [{1}]({2}/blob/main/{1})\n", preset.name, preset.path, env!("CARGO_PKG_REPOSITORY"));
         }
         body += &own_knobs(presets::published(name));
     }
@@ -189,10 +190,15 @@ fn words(comment: &str) -> String {
 fn devices() -> String {
     let intro = "What `--device` takes. `n` counts from 0 the devices that the backend finds; `visionprefer list devices` says which \
                  backends a build has.";
-    let seen = "## Where it has been seen to work\n\n*verified*: every golden case within its tolerance (1e-4 for values, 1e-3 for gradients \
+    let seen = "*verified*: every golden case within its tolerance (1e-4 for values, 1e-3 for gradients \
                 and long chains), the laws of the operations, one update of every algorithm, resuming, and the commands. *smoke-tested*: it ran, \
                 and not everything was checked. *compiles*: no more than that. The largest deviation is that of the golden cases in f32, relative \
                 to the largest value of the tensor. `scripts/check-gpu DEVICE` prints a row. [How to use a GPU](../guide/gpu.md).";
-    let (devices, rows) = (listing::devices_of_any_build().to_markdown(), listing::seen_devices().to_markdown());
-    page("Devices", &format!("{intro}\n\n{devices}\n{seen}\n\n{rows}"))
+    let gaps = "*not tried*: nobody has reported anything, good or bad. The number formats are those that were checked.";
+    let (devices, matrix, rows) =
+        (listing::devices_of_any_build().to_markdown(), listing::support_matrix(), listing::seen_devices().to_markdown());
+    page(
+        "Devices",
+        &format!("{intro}\n\n{devices}\n## Where it has been seen to work\n\n{matrix}\n{seen} {gaps}\n\n## What was seen\n\n{rows}"),
+    )
 }
