@@ -1,7 +1,9 @@
 //! The arguments of the command line. Their doc comments are the help texts.
 
 mod dataset;
+mod pages;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -11,8 +13,9 @@ use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
-use crate::embedded;
+pub use self::pages::*;
 use crate::shard::Shard;
+use crate::{embedded, serve};
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
 #[derive(Debug, Parser)]
@@ -40,6 +43,8 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Write the report of a run again, or of one that was killed.
     Report(ReportArgs),
+    /// Watch runs in a browser, live; look through evaluations and folders of images.
+    Serve(ServeArgs),
     /// Draw images to train on; inspect, convert and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write a model folder in half precision, or convert a LoRA to another format.
@@ -96,6 +101,9 @@ pub struct RunArgs {
     /// Train on a GPU without checking first that it computes rightly (`doctor --check`)
     #[arg(long)]
     pub unchecked_device: bool,
+    /// Serve pages beside the run on which it can be watched, saved and stopped, as `serve` does; they end with the run
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = serve::ADDRESS, conflicts_with_all = ["dry_run", "prove_resume"])]
+    pub serve: Option<SocketAddr>,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,

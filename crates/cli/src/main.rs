@@ -24,6 +24,7 @@ mod presets;
 mod report;
 mod score_table;
 mod seen_devices;
+mod serve;
 mod shapes_dataset;
 mod shard;
 mod signals;
