@@ -37,3 +37,4 @@ mod shown;
 mod supervised;
 mod train;
 mod util;
+mod vote;

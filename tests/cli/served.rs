@@ -58,7 +58,10 @@ impl Served {
 
     /// A request with these headers besides `Host`; one that begins with `Host:` replaces it.
     pub fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Reply {
-        let mut stream = self.send(method, path, headers);
+        Self::reply(self.send(method, path, headers, ""))
+    }
+
+    fn reply(mut stream: TcpStream) -> Reply {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
         let end = bytes.windows(4).position(|some| some == b"\r\n\r\n").expect("a head");
@@ -67,14 +70,14 @@ impl Served {
         Reply { status, head, body: bytes[end + 4..].to_vec() }
     }
 
-    fn send(&self, method: &str, path: &str, headers: &[&str]) -> TcpStream {
+    fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.host).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let host =
             if headers.iter().any(|header| header.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.host) };
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
-        stream.write_all(format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{length}{headers}\r\n").as_bytes()).unwrap();
+        let length = if method == "POST" { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{length}{headers}\r\n{body}").as_bytes()).unwrap();
         stream
     }
 
@@ -90,12 +93,18 @@ impl Served {
 
     /// Presses a button of a page.
     pub fn press(&self, path: &str) -> Reply {
-        self.ask("POST", path, &[&format!("X-Token: {}", self.token()), &format!("Origin: http://{}", self.host)])
+        self.post(path, "")
+    }
+
+    /// Sends what a page sends.
+    pub fn post(&self, path: &str, body: &str) -> Reply {
+        let headers = [format!("X-Token: {}", self.token()), format!("Origin: http://{}", self.host)];
+        Self::reply(self.send("POST", path, &headers.each_ref().map(String::as_str), body))
     }
 
     /// A stream of events: what is sent until one holds `wanted`, after `then` was done.
     pub fn events_until(&self, path: &str, then: impl FnOnce(), wanted: &str) -> String {
-        let mut stream = self.send("GET", path, &["Accept: text/event-stream"]);
+        let mut stream = self.send("GET", path, &["Accept: text/event-stream"], "");
         let (mut seen, mut piece, began) = (Vec::new(), [0; 4096], Instant::now());
         let mut then = Some(then);
         loop {
@@ -103,10 +112,10 @@ impl Served {
             assert!(read > 0, "the stream ended: {}", String::from_utf8_lossy(&seen));
             seen.extend_from_slice(&piece[..read]);
             let text = String::from_utf8_lossy(&seen).into_owned();
-            if text.contains("event: status") || text.contains("event: places") {
-                if let Some(then) = then.take() {
-                    then();
-                }
+            if (text.contains("event: status") || text.contains("event: places"))
+                && let Some(then) = then.take()
+            {
+                then();
             }
             if text.contains(wanted) {
                 return text;

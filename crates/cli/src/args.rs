@@ -45,6 +45,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Watch runs in a browser, live; look through evaluations and folders of images.
     Serve(ServeArgs),
+    /// Let people compare or rate images in a browser; their answers are records like any annotator's.
+    Vote(VoteArgs),
     /// Draw images to train on; inspect, convert and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write a model folder in half precision, or convert a LoRA to another format.

@@ -29,6 +29,7 @@ mod shapes_dataset;
 mod shard;
 mod signals;
 mod terminal;
+mod vote;
 
 use std::process::ExitCode;
 

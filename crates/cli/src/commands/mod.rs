@@ -13,6 +13,7 @@ mod sample;
 mod score;
 mod serve;
 mod train;
+mod vote;
 
 pub use self::evaluate::image_in as image_of_evaluation;
 use crate::args::{Args, Command};
@@ -28,6 +29,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Report(args) => report::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Vote(args) => vote::run(args),
         Command::Score(args) => score::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Export(args) => export::run(args),

@@ -60,7 +60,6 @@ fn add(site: &Site, place: &Place, points: usize, charts: &mut Vec<Chart>) -> (u
     let watched = site.watched(&place.id, &place.folder);
     let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
     watched.metrics.read_on();
-    watched.config(&place.folder);
     let names: Vec<String> = watched.metrics.names().into_iter().map(String::from).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut plans = report::plan_of_charts(&names, watched.config(&place.folder));

@@ -59,7 +59,7 @@ pub fn items(folder: &Path) -> Vec<Item> {
 }
 
 /// The results of each side, in the order of prompts.
-fn sides(folder: &Path) -> BTreeMap<usize, Vec<ImageResult>> {
+pub fn sides(folder: &Path) -> BTreeMap<usize, Vec<ImageResult>> {
     let mut sides: BTreeMap<usize, Vec<ImageResult>> = BTreeMap::new();
     for entry in fs::read_dir(folder.join("results")).into_iter().flatten().flatten() {
         let name = entry.file_name();

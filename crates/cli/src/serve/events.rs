@@ -81,9 +81,8 @@ async fn send_news(mut watching: Watching, site: Arc<Site>, sender: mpsc::Sender
         if !news.is_empty() && sender.send(news.into()).await.is_err() {
             return;
         }
-        tokio::select! {
-            () = tokio::time::sleep(look) => {}
-            () = sender.closed() => return,
+        if tokio::time::timeout(look, sender.closed()).await.is_ok() {
+            return;
         }
     }
 }

@@ -53,10 +53,12 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
     let (categories, models) =
         (names(&|item| item.category.clone()), names(&|item| Some(item.model.clone()).filter(|name| !name.is_empty())));
     let sorts = sorts(&items);
-    for (name, of) in [("category", (|item| item.category.as_deref()) as fn(&Item) -> Option<&str>), ("model", |item| Some(&item.model))] {
-        if let Some(wanted) = asked.value(name).filter(|wanted| !wanted.is_empty()) {
-            items.retain(|item| of(item) == Some(wanted));
-        }
+    let wanted = |name: &str| asked.value(name).filter(|wanted| !wanted.is_empty());
+    if let Some(category) = wanted("category") {
+        items.retain(|item| item.category.as_deref() == Some(category));
+    }
+    if let Some(model) = wanted("model") {
+        items.retain(|item| item.model == model);
     }
     let sort = asked.value("sort").unwrap_or_default();
     order(&mut items, sort, asked.value("descending").is_some());

@@ -26,6 +26,17 @@ pub fn items(folder: &Path) -> Vec<Item> {
     names.into_iter().map(item).collect()
 }
 
+/// The names of the images of a folder, and the prompt of each, which is empty where none is known.
+pub fn captions(folder: &Path) -> BTreeMap<String, String> {
+    let caption = |mut item: Item| {
+        if item.prompt.is_empty() {
+            add_parameters(folder, &mut item);
+        }
+        Some((item.pictures.pop()?.1, item.prompt))
+    };
+    items(folder).into_iter().filter_map(caption).collect()
+}
+
 /// What the lists say of each file.
 fn listed(folder: &Path) -> BTreeMap<String, Item> {
     let mut items = BTreeMap::new();

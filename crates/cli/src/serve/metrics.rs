@@ -217,7 +217,7 @@ mod tests {
             metrics.read_on();
             assert_eq!((metrics.position().1, metrics.last_step()), (replaced + 1, 1));
         }
-        assert_eq!(metrics.series("loss").unwrap().len(), 40);
+        assert_eq!(metrics.series("loss").unwrap().curve(100).1.len(), 40);
     }
 
     #[test]

@@ -26,11 +26,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 
+pub use self::evaluations::sides as results_of_evaluation;
+pub use self::images::captions as images_with_captions;
+pub use self::pictures::image;
 use self::places::Places;
 use self::previews::Steps;
+pub use self::reply::{Asked, Reply};
 use self::runs::Watched;
 use self::security::Guard;
 use crate::terminal::say;
+use crate::vote::Ballot;
 
 /// Where pages are served if nothing else is said.
 pub const ADDRESS: &str = "127.0.0.1:8383";
@@ -43,11 +48,13 @@ struct Site {
     watched: Mutex<HashMap<String, Arc<Mutex<Watched>>>>,
     /// The steps of which each run has previews.
     steps: Mutex<HashMap<String, Steps>>,
+    /// What is voted on, where the pages are for that.
+    ballot: Option<Mutex<Ballot>>,
 }
 
 impl Site {
     fn new(folders: &[PathBuf], guard: Guard) -> anyhow::Result<Self> {
-        Ok(Self { places: Places::open(folders)?, guard, watched: Mutex::default(), steps: Mutex::default() })
+        Ok(Self { places: Places::open(folders)?, guard, watched: Mutex::default(), steps: Mutex::default(), ballot: None })
     }
 
     /// What is known of a run; nothing was read of it if it is new.
@@ -86,6 +93,17 @@ pub fn listen_or_elsewhere(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub fn serve(listener: TcpListener, folders: &[PathBuf]) -> anyhow::Result<()> {
     let guard = Guard::new(listener.local_addr().context("look where this listens")?)?;
     let site = Arc::new(Site::new(folders, guard)?);
+    say(format_args!("{}", address(&site.guard)));
+    server::run(listener, site)
+}
+
+/// Serves the page on which people vote until the process ends.
+///
+/// # Errors
+/// When the system has no thread or socket.
+pub fn serve_votes(listener: TcpListener, ballot: Ballot) -> anyhow::Result<()> {
+    let guard = Guard::new(listener.local_addr().context("look where this listens")?)?;
+    let site = Arc::new(Site { ballot: Some(Mutex::new(ballot)), ..Site::new(&[], guard)? });
     say(format_args!("{}", address(&site.guard)));
     server::run(listener, site)
 }

@@ -9,6 +9,7 @@ use vp_trainers::run::attendant::Request;
 use super::places::{Kind, Place};
 use super::reply::{Asked, Reply};
 use super::{Site, charts, gallery, pictures, previews, runs};
+use crate::vote;
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -23,7 +24,7 @@ const PAGES: [(&str, &str); 3] = [
     ("/gallery", include_str!("../../assets/gallery.html")),
 ];
 /// What pages load, by its address. The first style sheet is that of reports.
-const ASSETS: [(&str, &str, &str); 9] = [
+const ASSETS: [(&str, &str, &str); 10] = [
     ("/assets/report.css", CSS, STYLE),
     ("/assets/pages.css", CSS, include_str!("../../assets/pages.css")),
     ("/assets/page.js", SCRIPT, include_str!("../../assets/page.js")),
@@ -32,12 +33,17 @@ const ASSETS: [(&str, &str, &str); 9] = [
     ("/assets/run.js", SCRIPT, include_str!("../../assets/run.js")),
     ("/assets/previews.js", SCRIPT, include_str!("../../assets/previews.js")),
     ("/assets/gallery.js", SCRIPT, include_str!("../../assets/gallery.js")),
+    ("/assets/vote.js", SCRIPT, include_str!("../../assets/vote.js")),
     ("/assets/icon.svg", "image/svg+xml", include_str!("../../assets/icon.svg")),
 ];
 
+/// The page on which people vote, in place of the others.
+const VOTE: (&str, &str) = ("/", include_str!("../../assets/vote.html"));
+
 /// The reply to a request that may be answered.
 pub fn reply(site: &Site, asked: &Asked) -> Reply {
-    if let Some((_, text)) = PAGES.iter().find(|(path, _)| *path == asked.path && !asked.writes) {
+    let pages = if site.ballot.is_some() { &[VOTE][..] } else { &PAGES[..] };
+    if let Some((_, text)) = pages.iter().find(|(path, _)| *path == asked.path && !asked.writes) {
         // Hexadecimal digits: nothing to escape.
         return Reply::new(HTML, text.replace(TOKEN, site.guard.token()));
     }
@@ -45,6 +51,9 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
         return Reply::new(kind, *text).versioned(format!("\"{:x}\"", hasher.finish()), asked.known.as_deref());
+    }
+    if let Some(ballot) = &site.ballot {
+        return vote::reply(ballot, asked).unwrap_or_else(Reply::missing);
     }
     match (asked.writes, asked.path.as_str()) {
         (false, "/api/places") => Reply::json(&places(site)),

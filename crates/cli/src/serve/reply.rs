@@ -22,6 +22,8 @@ pub struct Asked {
     pub writes: bool,
     /// The version that the browser has already.
     pub known: Option<String>,
+    /// What is sent along.
+    pub body: Vec<u8>,
 }
 
 impl Asked {

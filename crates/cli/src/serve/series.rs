@@ -69,13 +69,12 @@ pub struct Series {
     /// How many points a bucket holds when it is full.
     per: usize,
     latest: Option<f64>,
-    points: usize,
 }
 
 impl Series {
     /// Adds a value, which may be NaN, with its standard error, which is NaN where it is not known. Steps come in order.
     pub fn push(&mut self, step: f64, value: f64, error: f64) {
-        (self.latest, self.points, self.per) = (Some(value), self.points + 1, self.per.max(1));
+        (self.latest, self.per) = (Some(value), self.per.max(1));
         let one = Bucket::of(step, value, error);
         match self.buckets.last_mut() {
             Some(last) if last.points < self.per => *last = last.with(one),
@@ -90,11 +89,6 @@ impl Series {
     /// The value that came last.
     pub fn latest(&self) -> Option<f64> {
         self.latest
-    }
-
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.points
     }
 
     /// At most about `most` points of the curve, and what is around them.
@@ -135,7 +129,7 @@ mod tests {
         assert!(series.buckets.len() <= MOST && series.buckets.capacity() <= 4 * MOST, "{}", series.buckets.len());
         let (band, points) = series.curve(300);
         assert!((150..=300).contains(&points.len()), "{}", points.len());
-        assert_eq!((band, series.len(), series.latest()), (Band::Range, 100_000, Some(0.5)));
+        assert_eq!((band, series.latest()), (Band::Range, Some(0.5)));
         assert_eq!(points.iter().filter(|point| point.high == 9.0).count(), 1);
         assert!(points.iter().all(|point| point.low == 0.5) && points.is_sorted_by(|one, next| one.step < next.step));
         let total: usize = series.buckets.iter().map(|bucket| bucket.points).sum();

@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::net::TcpListener;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hyper::body::{Body, Incoming};
 use hyper::header::IF_NONE_MATCH;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,7 +24,7 @@ const WORKERS: usize = 4;
 const CONNECTIONS: usize = 256;
 /// How long a client may take to send its headers.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The longest address.
+/// The longest address, and the most that is sent along with one.
 const LONGEST: usize = 16 << 10;
 
 /// Answers requests until the process ends.
@@ -64,17 +66,18 @@ async fn accept(listener: tokio::net::TcpListener, site: Arc<Site>) {
     }
 }
 
-async fn answer<B>(request: Request<B>, site: Arc<Site>) -> Result<Response<Payload>, Infallible> {
-    let (head, _) = request.into_parts();
+async fn answer(request: Request<Incoming>, site: Arc<Site>) -> Result<Response<Payload>, Infallible> {
+    let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default();
     if query.len() > LONGEST {
         return Ok(Reply::refused(414, "the address is too long").send());
     }
-    let asked = Asked {
+    let mut asked = Asked {
         path: head.uri.path().to_string(),
         query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
         writes: head.method == Method::POST,
         known: head.headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok()).map(String::from),
+        body: Vec::new(),
     };
     if let Err(refused) = site.guard.check(&head.method, &head.headers, asked.value("token")) {
         return Ok(Reply::refused(refused.status, refused.reason).send());
@@ -89,7 +92,26 @@ async fn answer<B>(request: Request<B>, site: Arc<Site>) -> Result<Response<Payl
     if asked.path == "/events" && !asked.writes {
         return Ok(events::stream(&asked, site));
     }
+    if asked.writes {
+        match whole(body).await {
+            Some(body) => asked.body = body,
+            None => return Ok(Reply::refused(413, "that is more than any page sends").send()),
+        }
+    }
     let reply = tokio::task::spawn_blocking(move || pages::reply(&site, &asked)).await;
     // A panic was told where it happened.
     Ok(reply.unwrap_or_else(|_| Reply::refused(500, "a fault of the program; its terminal says which")).send())
+}
+
+/// All that is sent along with a request; `None` if it is too much or breaks off.
+async fn whole(mut body: Incoming) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let piece = frame.ok()?.into_data().unwrap_or_default();
+        if bytes.len() + piece.len() > LONGEST {
+            return None;
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Some(bytes)
 }
