@@ -1,10 +1,12 @@
 //! Reports in a browser: no script of theirs fails, they request nothing, and they fit the width of a telephone. Chromium is told what to do
-//! over a pipe, by the DevTools protocol. `.ci/run` installs it, and runs this test, which is ignored elsewhere.
+//! over a pipe, by the DevTools protocol. `.ci/run` installs it, and runs this test, which is ignored elsewhere. `browser_pages.rs` looks at the
+//! pages that the program serves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use crate::util::run;
 /// Where Debian puts it.
 const CHROMIUM: &str = "/usr/bin/chromium";
 /// A telephone and a desk, in pixels.
-const WIDTHS: [u64; 2] = [390, 1280];
+pub const WIDTHS: [u64; 2] = [390, 1280];
 const HOSTILE: &str = "<script>alert(1)</script>";
 /// What a page says of itself: its width, what runs in it, what its images came to, all of its text. Everything that folds is open then.
 const INSPECT: &str = "new Promise(done => {
@@ -29,7 +31,7 @@ const INSPECT: &str = "new Promise(done => {
 })";
 
 /// A page in Chromium.
-struct Browser {
+pub struct Browser {
     process: Child,
     commands: File,
     replies: BufReader<File>,
@@ -42,7 +44,8 @@ struct Browser {
 }
 
 impl Browser {
-    fn open(profile: &Path) -> Self {
+    /// Starts Chromium with a profile of its own.
+    pub fn open(profile: &Path) -> Self {
         assert!(Path::new(CHROMIUM).exists(), "Chromium is not at {CHROMIUM}; install Debian's package chromium and test again");
         let pipes = ["commands", "replies"].map(|name| profile.join(name));
         assert!(Command::new("mkfifo").args(&pipes).status().expect("mkfifo runs").success());
@@ -101,10 +104,9 @@ impl Browser {
         self.events.push(event);
     }
 
-    /// Opens a file that wide, and what is wrong with it, beside what it says of itself.
-    fn look(&mut self, page: &Path, width: u64, scheme: &str) -> (Vec<String>, Value) {
+    /// Opens a page that wide.
+    pub fn visit(&mut self, url: &str, width: u64, scheme: &str) {
         self.events.clear();
-        let url = format!("file://{}", page.display());
         let metrics = json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
         self.call("Emulation.setDeviceMetricsOverride", metrics);
         self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] }));
@@ -113,9 +115,46 @@ impl Browser {
             let event = self.next();
             self.note(event);
         }
-        let asked = json!({ "expression": INSPECT, "awaitPromise": true, "returnByValue": true });
-        let found = self.call("Runtime.evaluate", asked)["result"]["value"].clone();
-        let mut problems: Vec<String> = self.events.iter().filter_map(|event| problem(event, &url)).collect();
+    }
+
+    /// The value of an expression in the page.
+    pub fn evaluate(&mut self, expression: &str) -> Value {
+        let asked = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
+        let reply = self.call("Runtime.evaluate", asked);
+        assert!(reply["exceptionDetails"].is_null(), "{expression}: {reply}");
+        reply["result"]["value"].clone()
+    }
+
+    /// Waits until an expression in the page is true.
+    pub fn wait_until(&mut self, expression: &str) {
+        let began = Instant::now();
+        while self.evaluate(expression) != true {
+            let text = if began.elapsed() > Duration::from_secs(90) { self.evaluate("document.body.innerText") } else { Value::Null };
+            assert!(
+                text.is_null(),
+                "{expression} does not come true in: {text}; {:#?}",
+                self.events.iter().filter_map(|event| problem(event, "http")).collect::<Vec<_>>()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Presses a key, as a keyboard does.
+    pub fn press(&mut self, key: &str) {
+        for kind in ["keyDown", "keyUp"] {
+            let text = if key.chars().count() == 1 && kind == "keyDown" { json!(key) } else { Value::Null };
+            let mut event = json!({ "type": kind, "key": key, "code": key });
+            if !text.is_null() {
+                event["text"] = text;
+            }
+            self.call("Input.dispatchKeyEvent", event);
+        }
+    }
+
+    /// What is wrong with the page as it is, and what it says of itself; it may ask for addresses that begin with `origin`.
+    pub fn inspect(&mut self, origin: &str, width: u64) -> (Vec<String>, Value) {
+        let found = self.evaluate(INSPECT);
+        let mut problems: Vec<String> = self.events.iter().filter_map(|event| problem(event, origin)).collect();
         if found["width"].as_u64().is_none_or(|found| found > width) {
             problems.push(format!("it is {} pixels wide on {width}", found["width"]));
         }
@@ -124,9 +163,16 @@ impl Browser {
         }
         (problems, found)
     }
+
+    /// Opens a file that wide, and what is wrong with it, beside what it says of itself.
+    fn look(&mut self, page: &Path, width: u64, scheme: &str) -> (Vec<String>, Value) {
+        let url = format!("file://{}", page.display());
+        self.visit(&url, width, scheme);
+        self.inspect(&url, width)
+    }
 }
 
-/// What an event has to say against a page.
+/// What an event has to say against a page that may ask for what begins with `page`.
 fn problem(event: &Value, page: &str) -> Option<String> {
     let params = &event["params"];
     match event["method"].as_str()? {
@@ -141,7 +187,7 @@ fn problem(event: &Value, page: &str) -> Option<String> {
         "Page.javascriptDialogOpening" => Some(format!("a dialog: {params}")),
         "Network.requestWillBeSent" => {
             let url = params["request"]["url"].as_str()?;
-            (url != page && !url.starts_with("data:")).then(|| format!("a request: {url}"))
+            (!url.starts_with(page) && !url.starts_with("data:")).then(|| format!("a request: {url}"))
         }
         _ => None,
     }

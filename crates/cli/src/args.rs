@@ -1,8 +1,10 @@
 //! The arguments of the command line. Their doc comments are the help texts.
 
 mod dataset;
+mod pages;
 mod shell;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -12,9 +14,10 @@ use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
+pub use self::pages::*;
 pub use self::shell::*;
-use crate::embedded;
 use crate::shard::Shard;
+use crate::{embedded, serve};
 
 /// Reward-driven fine-tuning of text-to-image diffusion models.
 #[derive(Debug, Parser)]
@@ -42,6 +45,10 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Write the report of a run again, or of one that was killed.
     Report(ReportArgs),
+    /// Watch runs in a browser, live; look through evaluations and folders of images.
+    Serve(ServeArgs),
+    /// Let people compare or rate images in a browser; their answers are records like any annotator's.
+    Vote(VoteArgs),
     /// Draw images to train on; inspect, convert and split preference sets.
     Dataset(DatasetArgs),
     /// Merge LoRAs into a model folder, write a model folder in half precision, or convert a LoRA to another format.
@@ -102,6 +109,9 @@ pub struct RunArgs {
     /// Train on a GPU without checking first that it computes rightly (`doctor --check`)
     #[arg(long)]
     pub unchecked_device: bool,
+    /// Serve pages beside the run on which it can be watched, saved and stopped, as `serve` does; they end with the run
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = serve::ADDRESS, conflicts_with_all = ["dry_run", "prove_resume"])]
+    pub serve: Option<SocketAddr>,
     /// At the end, print where the time went: seconds, share and calls of each stage
     #[arg(long)]
     pub profile: bool,

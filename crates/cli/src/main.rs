@@ -24,10 +24,12 @@ mod presets;
 mod report;
 mod score_table;
 mod seen_devices;
+mod serve;
 mod shapes_dataset;
 mod shard;
 mod signals;
 mod terminal;
+mod vote;
 
 use std::process::ExitCode;
 

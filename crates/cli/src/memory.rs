@@ -20,6 +20,17 @@ impl Memory {
     }
 }
 
+/// The bytes of memory that this process holds, where the system tells it.
+pub fn held() -> Option<u64> {
+    resident(&vp_core::input_file::read_regular_to_string("/proc/self/status").ok()?)
+}
+
+/// `VmRSS` of Linux's `/proc/self/status`, which is in KiB.
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
 /// `MemTotal` and `MemAvailable` of Linux's `/proc/meminfo`, which are in KiB.
 fn parse(meminfo: &str) -> Option<Memory> {
     let fields: BTreeMap<&str, &str> = meminfo.lines().filter_map(|line| line.split_once(':')).collect();
@@ -68,6 +79,12 @@ mod tests {
         let memory = parse("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n").unwrap();
         assert_eq!((memory.total, memory.available), (1 << 20, 1 << 19));
         assert!(parse("MemTotal: 1024 kB\n").is_none());
+    }
+
+    #[test]
+    fn what_a_process_holds_is_its_resident_set() {
+        assert_eq!(resident("Name:\tvisionprefer\nVmRSS:\t    2048 kB\nRssAnon: 1 kB\n"), Some(2 << 20));
+        assert_eq!(resident("Name:\tkthreadd\n"), None);
     }
 
     /// 128 and 256 channels of 512x512 f32 are 384 MiB; the image has 3 MiB more.

@@ -16,6 +16,7 @@ mod rewards;
 mod summary;
 mod tables;
 
+pub use page::STYLE;
 use serde::{Deserialize, Serialize};
 
 use crate::comparison::ModelComparison;

@@ -16,6 +16,7 @@ use vp_models::pipeline::{ModelFolder, ModelOptions};
 use vp_models::vae::Tiling;
 use vp_trainers::run::checkpoint::fingerprint;
 
+pub use self::journal::image_in;
 use self::journal::{Journal, PromptResult};
 use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;

@@ -11,9 +11,12 @@ mod list;
 mod report;
 mod sample;
 mod score;
+mod serve;
 mod shell;
 mod train;
+mod vote;
 
+pub use self::evaluate::image_in as image_of_evaluation;
 use crate::args::{Args, Command};
 use crate::failure::Failure;
 
@@ -26,6 +29,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Sample(args) => sample::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Report(args) => report::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Vote(args) => vote::run(args),
         Command::Score(args) => score::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Export(args) => export::run(args),

@@ -3,6 +3,7 @@
 mod finish;
 mod resume;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -16,6 +17,7 @@ use vp_models::number_format::is_cpu;
 use vp_trainers::Error;
 use vp_trainers::assembly::{Assembled, Assembly, Outline, assemble};
 use vp_trainers::config::TrainConfig;
+use vp_trainers::run::attendant::Attendant;
 use vp_trainers::run::checkpoint::{Checkpoint, fingerprint};
 use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Interrupt, Run, Start};
@@ -26,7 +28,7 @@ use crate::device_check::{CASES, Case, Outcome};
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, embedded, out_of_memory, presets, signals};
+use crate::{device, embedded, memory, out_of_memory, presets, serve, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -45,6 +47,8 @@ struct Plan {
     check_device: bool,
     stop_before: Option<u64>,
     dry_run: bool,
+    /// Where the pages that show the run are served, if they are.
+    serve: Option<TcpListener>,
     options: Options,
 }
 
@@ -89,6 +93,10 @@ fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, 
     plan.say(&assembled.outline().arithmetic);
     plan.check_device(CASES)?;
     let Some(mut run) = plan.begin(&assembled, start)? else { return Ok(plan.output) };
+    let _attendant = Attendant::begin(&plan.output, &plan.interrupt, memory::held);
+    if let Some(listener) = plan.serve.take() {
+        serve::beside(listener, &plan.output).map_err(Failure::run)?;
+    }
     assembled.train(&mut run).map_err(|error| ended(run.secured(error)))?;
     let exported = assembled.export(&run).map_err(Failure::run)?;
     finish::finish(&run, &exported, &plan.config);
@@ -113,6 +121,7 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         device,
         stop_before: None,
         dry_run: args.run.dry_run,
+        serve: args.run.serve.map(serve::listen_or_elsewhere).transpose()?,
         options: Options::detect(args.run.quiet),
     })
 }

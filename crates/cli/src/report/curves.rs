@@ -84,26 +84,39 @@ impl Metrics {
     }
 }
 
-/// The charts of a run: each reward, all other metrics, the pixels of the previews, and the weights.
-pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watch: Option<&Watch>) -> Vec<Chart> {
-    let (mut charts, mut drawn) = (Vec::new(), LEFT_OUT.map(String::from).to_vec());
-    let mut add = |title: &str, note: &str, named: &[(&str, &str)]| {
-        let named: Vec<_> = named.iter().filter(|(name, _)| !drawn.iter().any(|known| known == name)).collect();
-        let series = named.iter().map(|(name, shown)| Series { name: (*shown).into(), points: metrics.points(name) });
-        charts.push(chart(title, note, series.collect()));
+/// Which metrics a chart shows, before they are looked up.
+pub struct ChartPlan {
+    pub title: String,
+    /// How to read it; may be empty.
+    pub note: &'static str,
+    /// Each metric, and what the chart calls it.
+    pub series: Vec<(String, String)>,
+}
+
+/// The charts of metrics by these names: each reward, what is known, and then everything else. The config says which rewards there are; without one,
+/// as of a run of another version, they are shown with everything else.
+pub fn plan(names: &[&str], config: Option<&TrainConfig>) -> Vec<ChartPlan> {
+    let (mut plans, mut drawn) = (Vec::new(), LEFT_OUT.map(String::from).to_vec());
+    let mut add = |title: &str, note: &'static str, named: &[(&str, &str)]| {
+        let is_new = |name: &str| names.contains(&name) && !drawn.iter().any(|known| known == name);
+        let named: Vec<_> = named.iter().filter(|(name, _)| is_new(name)).collect();
+        let series: Vec<(String, String)> = named.iter().map(|(name, shown)| (name.to_string(), shown.to_string())).collect();
         drawn.extend(named.iter().map(|(name, _)| name.to_string()));
+        if !series.is_empty() {
+            plans.push(ChartPlan { title: title.into(), note, series });
+        }
     };
-    let trained = config.reward.iter().map(|reward| (reward.name(), true));
-    for (name, is_trained) in trained.chain(config.watch.iter().map(|reward| (reward.name(), false))) {
+    let trained = config.and_then(|config| config.reward.as_ref()).map(|reward| (reward.name(), true));
+    let watched = || config.iter().flat_map(|config| &config.watch).map(|reward| reward.name());
+    for (name, is_trained) in trained.into_iter().chain(watched().map(|name| (name, false))) {
         let (title, in_training) =
             if is_trained { (format!("{name} (trained)"), "reward_mean".to_string()) } else { (name.to_string(), format!("watch/{name}")) };
         let note = "Training draws other prompts and seeds than the previews.";
         add(&title, note, &[(&in_training, "in training"), (&format!("preview/{name}"), "previews")]);
     }
-    let names = metrics.names();
     let terms: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((*name, name.strip_prefix("reward/")?))).collect();
     add("Terms of the reward in training", "", &terms);
-    for name in config.reward.iter().chain(&config.watch).map(|reward| reward.name()) {
+    for name in trained.map(|(name, _)| name).into_iter().chain(watched()) {
         let (title, prefix) = (format!("Terms of {name} in previews"), format!("preview/{name}/"));
         let terms: Vec<(&str, &str)> = names.iter().filter_map(|term| Some((*term, term.strip_prefix(&prefix)?))).collect();
         add(&title, "", &terms);
@@ -116,6 +129,16 @@ pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watc
     for name in names {
         add(shown(name), "", &[(name, shown(name))]);
     }
+    plans
+}
+
+/// The charts of a run: each reward, all other metrics, the pixels of the previews, and the weights.
+pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watch: Option<&Watch>) -> Vec<Chart> {
+    let drawn = plan(&metrics.names(), Some(config)).into_iter().map(|ChartPlan { title, note, series }| {
+        let series = series.into_iter().map(|(metric, name)| Series { points: metrics.points(&metric), name });
+        chart(&title, note, series.collect())
+    });
+    let mut charts: Vec<Chart> = drawn.collect();
     charts.extend(of_images(previews));
     charts.extend(of_weights(watch));
     charts.retain(|chart| !chart.series.is_empty());

@@ -16,6 +16,7 @@ use vp_evaluation::sentinel::findings;
 use vp_trainers::config::TrainConfig;
 use vp_trainers::run::sentinel::{WATCH, Watch};
 
+pub use self::curves::{ChartPlan, plan as plan_of_charts};
 pub use self::leaks::panel as leak_panel;
 pub use self::pairs::ResultsByImage;
 use self::previews::Previews;

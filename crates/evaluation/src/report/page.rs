@@ -8,7 +8,8 @@ use super::html::Html;
 use super::{Report, chart, gallery, panels, rewards, tables};
 use crate::comparison::ModelComparison;
 
-const STYLE: &str = include_str!("style.css");
+/// The style sheet of reports.
+pub const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 /// How many images without a partner are named on the page.
 const NAMED: usize = 12;

@@ -5,6 +5,7 @@
 //! told to, and refuses values that are not finite. Between two batches it can be saved, and then continued to the bit: every random number
 //! is named by the batch it belongs to, so there is no generator to save.
 
+pub mod attendant;
 mod backward;
 pub mod checkpoint;
 pub mod export;
@@ -18,7 +19,7 @@ pub mod sentinel;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
@@ -39,18 +40,38 @@ use crate::statistics::mean_and_std;
 
 pub use observed::{Observed, Values, gathered, values};
 
-/// A flag that a signal handler sets to end a run at its next batch.
+/// The number of SIGINT, which Ctrl-C sends, on every system.
+const SIGINT: i32 = 2;
+
+/// What is asked of a run from outside, to be done at its next batch: by a signal handler, or by somebody who [watches](attendant) it.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicI32>);
+pub struct Interrupt {
+    stop: Arc<AtomicI32>,
+    save: Arc<AtomicBool>,
+}
 
 impl Interrupt {
-    /// The flag itself, to which the handler writes the signal's number.
+    /// The flag that ends the run, to which a signal handler writes the signal's number.
     pub fn flag(&self) -> Arc<AtomicI32> {
-        self.0.clone()
+        self.stop.clone()
+    }
+
+    /// Ends the run as one Ctrl-C does.
+    pub fn ask_to_stop(&self) {
+        let _ = self.stop.compare_exchange(0, SIGINT, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Lets the run save a checkpoint and go on.
+    pub fn ask_to_save(&self) {
+        self.save.store(true, Ordering::Relaxed);
+    }
+
+    fn takes_request_to_save(&self) -> bool {
+        self.save.swap(false, Ordering::Relaxed)
     }
 
     fn signal(&self) -> Option<i32> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+        Some(self.stop.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
     }
 }
 
@@ -235,7 +256,9 @@ impl<M: Module> Run<M> {
         }
         let every = self.settings.checkpoint.every;
         let due = micro == 0 && step > 0 && (over || (every > 0 && step.is_multiple_of(every)));
-        if due && self.saved != Some(self.state.cursor) {
+        if self.interrupt.takes_request_to_save() {
+            self.save_as_asked()?;
+        } else if due && self.saved != Some(self.state.cursor) {
             self.save_if_the_disk_lets()?;
         }
         if micro == 0 {
@@ -411,6 +434,15 @@ impl<M: Module> Run<M> {
     /// The run's folder.
     pub fn dir(&self) -> &Path {
         self.journal.dir()
+    }
+
+    /// Saves a checkpoint because somebody asked for it, and says so.
+    fn save_as_asked(&mut self) -> Result<(), Error> {
+        self.save_if_the_disk_lets()?;
+        if self.saved == Some(self.state.cursor) {
+            self.journal.say(format_args!("step {}: saved, as was asked", self.state.cursor.step));
+        }
+        Ok(())
     }
 
     /// Saves a checkpoint, but only warns if it cannot be written: the disk may have space again later, and the last good checkpoint is

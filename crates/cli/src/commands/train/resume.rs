@@ -101,6 +101,7 @@ pub fn prove(args: TrainArgs) -> Result<(), Failure> {
         check_device: check_device && name == "uninterrupted",
         stop_before,
         dry_run: false,
+        serve: None,
         options,
     };
     train(plan("uninterrupted", None, None, false))?;

@@ -1,0 +1,139 @@
+//! The pages of `serve` and `vote` in a browser: quiet, with no request beyond the server, on a telephone and on a desk, and as a person uses them.
+
+use std::fs;
+
+use crate::browser::{Browser, WIDTHS};
+use crate::serve::write_run;
+use crate::served::Served;
+use crate::vote::{vote_on_folders, write_folders};
+
+const HOSTILE: &str = "<script>alert(1)</script>";
+/// Both images of a question are there.
+const IS_ASKED: &str = "document.querySelectorAll('#images img').length === 2 && [...document.querySelectorAll('#images img')].every(one => one.naturalWidth === 16)";
+
+fn lines(of: std::ops::Range<u64>) -> String {
+    let line = |step: u64| {
+        let tail = "\"lr\":0.001,\"images_per_second\":8,\"seconds\":0.5";
+        let preview = if step.is_multiple_of(10) {
+            format!("{{\"step\":{step},\"preview/vp_score\":{}}}\n", step as f64 / 9.0)
+        } else {
+            String::new()
+        };
+        format!(
+            "{{\"step\":{step},\"loss\":{},\"reward_mean\":{},\"reward_std\":0.5,{tail}}}\n{preview}",
+            1.0 / (step + 1) as f64,
+            step as f64 / 20.0
+        )
+    };
+    of.map(line).collect()
+}
+
+#[test]
+#[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
+fn pages_are_quiet_and_fit_a_telephone() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = dir.path().join("runs");
+    let [first, second] =
+        ["first", "a run with a very long name that has no end and goes on and on_and_on_and_on_and_on"].map(|name| runs.join(name));
+    write_run(&first, &lines(0..200), &[0, 10, 20]);
+    write_run(&second, &lines(0..50), &[0, 10]);
+    let config = fs::read_to_string(second.join("config.toml")).unwrap().replacen("num_train_steps = ", "num_train_steps = 9", 1);
+    fs::write(second.join("config.toml"), config).unwrap();
+    let served = Served::start(&["serve", runs.to_str().unwrap(), "--address", "127.0.0.1:0"]);
+    let origin = format!("http://{}/", served.host);
+    let of_second = "a%20run%20with%20a%20very%20long%20name%20that%20has%20no%20end%20and%20goes%20on%20and%20on_and_on_and_on_and_on";
+    let pages = [
+        (String::new(), "document.querySelectorAll('.places a').length === 2"),
+        (
+            "run?id=0%2Ffirst".to_string(),
+            "document.querySelectorAll('.chart path.line').length > 3 && document.querySelectorAll('.cell img').length === 2",
+        ),
+        (
+            format!("run?id=0%2Ffirst&id=0%2F{of_second}"),
+            "document.querySelectorAll('.chart path.line').length > 6 && document.querySelectorAll('.keys td').length > 1",
+        ),
+        ("gallery?id=0%2Ffirst%2Fsamples%2Fstep-000010".to_string(), "document.querySelectorAll('.pair img').length === 2"),
+    ];
+    let mut browser = Browser::open(dir.path());
+    for (page, is_there) in &pages {
+        for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
+            browser.visit(&format!("{origin}{page}"), width, scheme);
+            browser.wait_until(is_there);
+            let (problems, found) = browser.inspect(&origin, width);
+            assert!(problems.is_empty(), "{page} at {width} pixels, {scheme}: {problems:#?}");
+            let text = found["text"].as_str().unwrap();
+            assert!(page.is_empty() || page.contains("&id=") || text.contains(HOSTILE), "the prompt is text: {text}");
+        }
+    }
+
+    // What is appended is drawn by itself, and the slider goes over the steps.
+    browser.visit(&format!("{origin}run?id=0%2Ffirst"), 1280, "light");
+    browser.wait_until("document.querySelectorAll('.chart path.line').length > 3");
+    write_run(&first, &lines(0..230), &[220]);
+    browser.wait_until("document.getElementById('statuses').innerText.includes('update 229')");
+    browser.wait_until("document.getElementById('preview-step').textContent === '220'");
+    browser.evaluate("document.getElementById('preview-at').focus()");
+    browser.press("Home");
+    browser.wait_until("document.getElementById('preview-step').textContent === '0'");
+    browser.evaluate("document.querySelector('.cell button').click()");
+    browser.wait_until("document.getElementById('large').open && document.getElementById('large-after').naturalWidth === 16");
+    browser.press("Escape");
+    browser.wait_until("!document.getElementById('large').open");
+    browser.evaluate("document.querySelector('.chart svg').focus()");
+    browser.press("ArrowRight");
+    browser.wait_until("document.querySelector('.reading').textContent.startsWith('step ')");
+    let (problems, _) = browser.inspect(&origin, 1280);
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
+#[test]
+#[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
+fn forty_votes_by_keyboard_become_records() {
+    let dir = tempfile::tempdir().unwrap();
+    write_folders(dir.path(), 36);
+    let served = vote_on_folders(dir.path());
+    let origin = format!("http://{}/", served.host);
+    let mut browser = Browser::open(dir.path());
+    for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
+        browser.visit(&format!("{origin}?voter=anna"), width, scheme);
+        browser.wait_until(IS_ASKED);
+        let (problems, found) = browser.inspect(&origin, width);
+        assert!(problems.is_empty(), "at {width} pixels, {scheme}: {problems:#?}");
+        assert!(found["text"].as_str().unwrap().contains("<b>prompt</b>"), "the prompt is text: {found}");
+    }
+    // The voter likes it bright, and reads that from the pixels, as a person would.
+    let look = "(() => { const level = image => { const c = document.createElement('canvas'); c.width = c.height = 1; const x = c.getContext('2d');
+        x.drawImage(image, 0, 0, 1, 1); return x.getImageData(0, 0, 1, 1).data[0]; };
+        const [left, right] = document.querySelectorAll('#images img'); return level(left) > level(right) ? 'ArrowLeft' : 'ArrowRight'; })()";
+    for turn in 0..40 {
+        browser.wait_until(IS_ASKED);
+        if turn == 11 {
+            // A slip, taken back.
+            let (key, before) = (browser.evaluate(look), browser.evaluate("document.querySelector('#images img').src"));
+            browser.press(if key == "ArrowLeft" { "ArrowRight" } else { "ArrowLeft" });
+            browser.wait_until(&format!("document.querySelector('#images img').src !== {before}"));
+            browser.press("u");
+            browser.wait_until(&format!("document.querySelector('#images img').src === {before}"));
+        }
+        if turn == 20 {
+            browser.visit(&origin, 390, "dark");
+            browser.wait_until(IS_ASKED);
+        }
+        let (key, before) = (browser.evaluate(look), browser.evaluate("document.querySelector('#images img').src"));
+        browser.press(key.as_str().unwrap());
+        browser.wait_until(&format!("document.querySelector('#images img')?.src !== {before}"));
+    }
+    browser.wait_until("document.getElementById('prompt').textContent.startsWith('That was all')");
+    browser.evaluate("document.getElementById('results').open = true");
+    browser.wait_until("document.getElementById('results-body').innerText.includes('bright is preferred to dark in 100 %')");
+    let (problems, _) = browser.inspect(&origin, 390);
+    assert!(problems.is_empty(), "{problems:#?}");
+    let records = vp_data::read_records(dir.path().join("votes/records.jsonl")).unwrap();
+    assert_eq!(records.iter().map(|record| record.comparisons.len()).sum::<usize>(), 40);
+    assert!(
+        records
+            .iter()
+            .flat_map(|record| &record.comparisons)
+            .all(|one| (one.preferred == vp_data::Preferred::First) == (one.shown[0] == 1))
+    );
+}
