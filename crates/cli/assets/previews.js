@@ -77,6 +77,8 @@ function showLarge() {
   if (!one) return;
   const first = before ?? one;
   byId("large-prompt").textContent = `${one.prompt} (seed ${one.seed})`;
+  // Without an address they would be broken images until one is opened.
+  if (!byId("large-after")) byId("large-images").append(el("img", { id: "large-before" }), el("img", { id: "large-after" }));
   for (const [name, shown] of [["large-before", first], ["large-after", one]]) {
     const picture = byId(name);
     picture.src = address("/image", { id: state.run.id, path: shown.path });
