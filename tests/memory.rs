@@ -1,17 +1,22 @@
 //! What a tape holds between the forward and the backward pass, and the most that the autoencoder takes at once, in bytes asked of the
-//! allocator. Alone in its program, so that nothing else allocates: one test, which measures everything in turn.
+//! allocator; and that `vp_models::footprint` foretells both. Alone in its program, so that nothing else allocates: one test, which measures everything in turn.
 
 mod counting_allocator;
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::tensor::{Device, Distribution, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_models::GradientCheckpointing::{self, Blocks, None as Kept};
+use vp_models::NumberFormat::F32;
+use vp_models::blip::BlipReward;
 use vp_models::denoiser::{Conditioning, Denoiser};
+use vp_models::footprint::{Engine, Ledger, Traced, counted};
 use vp_models::lora::{FACTORS, Lora};
 use vp_models::parameters::select_trainable;
 use vp_models::pipeline::{ModelFolder, Pipeline, load_vae};
@@ -42,7 +47,7 @@ fn assert_less<const D: usize>(what: &str, most: f64, forward: impl Fn(GradientC
 }
 
 /// The most bytes that `run` takes at once, beyond those that are held before it.
-fn peak<const D: usize>(run: impl Fn() -> Tensor<D>) -> usize {
+fn peak<T>(run: impl Fn() -> T) -> usize {
     // What threads allocate once and keep.
     drop(run());
     let before = HELD.load(Relaxed);
@@ -55,6 +60,93 @@ fn peak<const D: usize>(run: impl Fn() -> Tensor<D>) -> usize {
 fn recomputation_holds_less_and_parts_of_images_take_less() {
     recomputation_holds_less();
     parts_of_images_take_less();
+    what_is_foretold_is_what_is_held();
+}
+
+/// Asserts that a trace tells what `forward` holds, and the most that it takes with its backward pass. `inputs` makes what lies in the ledger
+/// before, `trace` goes forward.
+fn assert_foretold<const D: usize>(
+    what: &str,
+    trained: HashSet<ParamId>,
+    forward: impl Fn() -> Tensor<D>,
+    inputs: impl Fn(&Ledger) -> Vec<Traced>,
+    trace: impl Fn(&Ledger, &[Traced]) -> Traced,
+) {
+    let ledger = Ledger::on_the_tape(Engine::Cpu, Rc::new(trained));
+    let given = inputs(&ledger);
+    let before = ledger.held();
+    let output = trace(&ledger, &given);
+    let told_held = ledger.held() - before;
+    let loss = ledger.loss(std::slice::from_ref(&output));
+    drop(output);
+    ledger.backward(loss);
+    let told_peak = ledger.peak() - before;
+
+    let (found_held, _) = held(&forward);
+    let found_peak = peak(|| drop(forward().sum().backward()));
+    for (part, told, found, most) in [("held", told_held, found_held, 0.1), ("peak", told_peak, found_peak, 0.15)] {
+        let off = told as f64 / found as f64 - 1.0;
+        println!("{what}, {part}: foretold {:.3} MB, found {:.3} MB ({:+.1} %)", told as f64 / 1e6, found as f64 / 1e6, 100.0 * off);
+        assert!(off.abs() < most, "{what}, {part}: {told} bytes foretold, {found} found");
+    }
+}
+
+/// For the networks of a ReFL step, everything kept and recomputed.
+fn what_is_foretold_is_what_is_held() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let device = Device::flex();
+    let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    let (pipeline, unet) = Pipeline::load(ModelFolder::open(&golden.join("sd15_tiny/pipeline")).unwrap(), &device).unwrap();
+    let lora = Lora { rank: 4, alpha: 4.0, targets: Regex::new(r"\.attn[12]\.").unwrap() };
+    let (_, adapted) = pipeline.adapted(unet, &lora, &Noise::new(0)).unwrap();
+    let (adapted, _) = select_trainable(adapted.train(), &Regex::new(FACTORS).unwrap());
+    let factors = counted(&adapted).into_iter().filter(|parameter| parameter.name.contains(".lora."));
+    let factors: HashSet<ParamId> = factors.map(|parameter| parameter.id()).collect();
+    let width = pipeline.folder.unet_config().cross_attention_dim[0];
+    let (sample, states) = (random([2, 4, 32, 32]), random([1, 2, 77, width]).squeeze_dim::<3>(0));
+    let latents = random([2, 4, 32, 32]).autodiff().require_grad();
+    let trained = pipeline.vae.clone().train();
+    let of_decoder: HashSet<ParamId> = counted(&trained).into_iter().map(|parameter| parameter.id()).collect();
+
+    for kept in [Kept, Blocks] {
+        let mut unet = adapted.denoiser.clone();
+        unet.gradient_checkpointing = kept;
+        assert_foretold(
+            &format!("UNet with a LoRA, {kept:?}"),
+            factors.clone(),
+            || {
+                let conditioning = Conditioning { encoder_hidden_states: states.clone(), added: None };
+                unet.forward(sample.clone(), &[10.0, 900.0], &conditioning)
+            },
+            |ledger| vec![ledger.constant(&[2, 4, 32, 32], F32), ledger.constant(&[2, 77, width], F32)],
+            |ledger, given| unet.trace(ledger, given[0].clone(), given[1].clone(), F32),
+        );
+        for (what, of, ids) in [("frozen", &pipeline.vae, HashSet::new()), ("trained", &trained, of_decoder.clone())] {
+            let mut vae = of.clone();
+            vae.gradient_checkpointing = kept;
+            assert_foretold(
+                &format!("{what} decoder, {kept:?}"),
+                ids,
+                || vae.decode_to_images(latents.clone()),
+                |ledger| vec![ledger.leaf(&[2, 4, 32, 32], F32)],
+                |ledger, given| vae.trace_decode(ledger, given[0].clone(), F32),
+            );
+        }
+        let mut reward = VpScore::load(&VpScoreConfig::new(golden.join("blip_reward_tiny/model")), &device).unwrap();
+        reward.set_gradient_checkpointing(kept);
+        let config = reward.config().clone();
+        let size = config.image_size;
+        let pixel_values = random([2, 3, size, size]).autodiff().require_grad();
+        let mut network = BlipReward::new(&config, &device);
+        network.gradient_checkpointing = kept;
+        assert_foretold(
+            &format!("reward, {kept:?}"),
+            HashSet::new(),
+            || reward.score_pixel_values(pixel_values.clone(), &["a fox".into(), "a lighthouse at dusk".into()]),
+            |ledger| vec![ledger.leaf(&[2, 3, size, size], F32)],
+            |ledger, given| network.trace(ledger, given[0].clone(), config.max_length, F32),
+        );
+    }
 }
 
 /// Off the tape: an image of 256 pixels in tiles of 64, and four images one at a time.

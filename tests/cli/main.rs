@@ -20,6 +20,7 @@ mod lora;
 mod model_files;
 mod outputs;
 mod own_rewards;
+mod plan;
 mod policy_gradient;
 mod policy_knobs;
 mod precision;

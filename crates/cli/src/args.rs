@@ -33,6 +33,8 @@ pub struct Args {
 pub enum Command {
     /// Fine-tune a diffusion model with a reward.
     Train(TrainArgs),
+    /// Print what memory a run will take, from configs alone, and what would take less.
+    Plan(PlanArgs),
     /// Rate or compare images of prompts, by a multimodal language model, the judge of the shapes world, a reward, or earlier answers.
     Annotate(AnnotateArgs),
     /// Train a reward model on ranked images.
@@ -80,6 +82,35 @@ pub struct TrainArgs {
     /// Arguments that every run takes.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// `plan`.
+#[derive(Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  visionprefer plan --algo refl --preset sd15\n  visionprefer plan --config my.toml --set algo.refl.batch_size=8 --memory 24GiB --device vulkan\n\nNo weight is read and nothing is downloaded. Of a model that is not on this machine, the sizes of the published one are taken that its name\ntells (Stable Diffusion 1.5, 2.1 or XL), and said to be."
+)]
+pub struct PlanArgs {
+    /// The algorithm; without --config, its small offline config is used
+    #[arg(long, value_name = "NAME", required_unless_present = "config")]
+    pub algo: Option<String>,
+    /// Another config of --algo that ships, such as sd15 (`list algos`)
+    #[arg(long, value_name = "NAME", requires = "algo", conflicts_with = "config")]
+    pub preset: Option<String>,
+    /// A TOML config
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a value of the config, e.g. --set model.size=[768,768] (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// cpu, wgpu, vulkan[:n], metal or cuda[:n]; it need not be there
+    #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
+    pub device: String,
+    /// What the run may take, e.g. 24GiB [default: this machine's memory]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Print one JSON object instead of text; sizes are in bytes
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments that every run takes.

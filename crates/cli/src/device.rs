@@ -99,6 +99,16 @@ pub fn parse(spec: &str) -> anyhow::Result<Device> {
     open(backend.name, index).with_context(|| format!("device `{spec}`"))
 }
 
+/// Whether `spec` names the CPU; the device need not be there, nor its backend be compiled in.
+///
+/// # Errors
+/// When there is no such backend.
+pub fn is_cpu_named(spec: &str) -> anyhow::Result<bool> {
+    let name = spec.split_once(':').map_or(spec, |(name, _)| name);
+    let known = BACKENDS.iter().find(|backend| backend.name == name || backend.alias == Some(name));
+    known.map_or_else(|| select(spec, &BACKENDS).map(|(backend, _)| backend.name == "cpu"), |backend| Ok(backend.name == "cpu"))
+}
+
 fn select<'a>(spec: &str, backends: &'a [Backend]) -> anyhow::Result<(&'a Backend, Option<usize>)> {
     let (name, index) = match spec.split_once(':') {
         Some((name, index)) => (name, Some(index)),

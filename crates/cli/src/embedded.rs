@@ -47,6 +47,14 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// As [`resolve`], but nothing is downloaded: `None` for what is not on this machine.
+///
+/// # Errors
+/// When `path` names an embedded model that this binary does not have, or the cache cannot be written.
+pub fn here(path: &Path) -> anyhow::Result<Option<PathBuf>> {
+    if path.to_str().is_some_and(|name| name.starts_with("embedded:")) { resolve(path).map(Some) } else { Ok(hub::here(path)) }
+}
+
 /// `config` with the name of an embedded model replaced by the path of its unpacked folder.
 ///
 /// # Errors

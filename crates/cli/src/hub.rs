@@ -54,6 +54,14 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The path itself, if something lies there, or what the cache has of the hub's model. Nothing is downloaded.
+pub fn here(path: &Path) -> Option<PathBuf> {
+    match HubId::of(path) {
+        Some(id) => cached(&id),
+        None => path.exists().then(|| path.to_path_buf()),
+    }
+}
+
 fn is_set(variable: &str) -> bool {
     std::env::var(variable).is_ok_and(|value| !["", "0", "false", "no", "off"].contains(&value.to_lowercase().as_str()))
 }

@@ -38,6 +38,53 @@ fn parse(meminfo: &str) -> Option<Memory> {
     Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
 }
 
+/// The most that this process has had resident, in bytes, where the system tells it.
+pub fn peak() -> Option<u64> {
+    peak_of(&vp_core::input_file::read_regular_to_string("/proc/self/status").ok()?)
+}
+
+/// `VmHWM` of Linux's `/proc/self/status`, which is in KiB.
+fn peak_of(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// A size as people write it: `512MiB`, `8 GiB`, `24GB`. A bare number is in bytes.
+///
+/// # Errors
+/// A sentence with what was expected.
+pub fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 9] = [
+        ("", 1.0),
+        ("kib", 1024.0),
+        ("mib", 1048576.0),
+        ("gib", 1073741824.0),
+        ("tib", 1099511627776.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("tb", 1e12),
+    ];
+    let wrong = || format!("{text:?} is not a size; expected a number and a unit, such as 8GiB, 512MiB or 24GB");
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(end);
+    let unit = unit.trim().to_lowercase();
+    let (number, (_, factor)) = number
+        .parse::<f64>()
+        .ok()
+        .zip(UNITS.iter().find(|(name, _)| *name == unit || (unit == "b" && name.is_empty())))
+        .ok_or_else(wrong)?;
+    let bytes = number * factor;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// Bytes as people read them.
+pub fn readable(bytes: u64) -> String {
+    let (gib, mib) = (bytes as f64 / f64::from(1 << 30), bytes as f64 / f64::from(1 << 20));
+    if gib >= 1.0 { format!("{gib:.1} GiB") } else { format!("{mib:.0} MiB") }
+}
+
 /// Refuses images that cannot be decoded in this machine's memory, before anything is drawn.
 ///
 /// # Errors
@@ -85,6 +132,17 @@ mod tests {
     fn what_a_process_holds_is_its_resident_set() {
         assert_eq!(resident("Name:\tvisionprefer\nVmRSS:\t    2048 kB\nRssAnon: 1 kB\n"), Some(2 << 20));
         assert_eq!(resident("Name:\tkthreadd\n"), None);
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let sizes = ["8GiB", "8 gib", "1.5MiB", "24GB", "512", "512 B"].map(|text| size(text).unwrap());
+        assert_eq!(sizes, [8 << 30, 8 << 30, 3 << 19, 24_000_000_000, 512, 512]);
+        for wrong in ["", "much", "8 bananas", "-1GiB", "0", "1e400GiB", "GiB"] {
+            assert!(size(wrong).unwrap_err().contains("expected a number and a unit"), "{wrong}");
+        }
+        assert_eq!([1 << 20, 3 << 29].map(readable), ["1 MiB", "1.5 GiB"]);
+        assert_eq!(peak_of("Name:\tx\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
     }
 
     /// 128 and 256 channels of 512x512 f32 are 384 MiB; the image has 3 MiB more.

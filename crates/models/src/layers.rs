@@ -9,6 +9,9 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use vp_ops::{conv2d, linear};
 
+use crate::footprint::{Ledger, Traced};
+use crate::number_format::NumberFormat;
+
 pub use vp_ops::{Mask, attention};
 
 /// A parameter that is filled with one value until weights are loaded or [initialised](crate::parameters::initialize).
@@ -46,6 +49,18 @@ impl Linear {
             Some(factors) => linear(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
         }
     }
+
+    /// [`forward`](Self::forward) of shapes; `format` is that of the network's frozen weights.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
+        match self.weight.reparameterization::<LowRank>() {
+            None => ledger.linear(x, &weight, bias.as_ref()),
+            Some(factors) => {
+                let base = ledger.linear(x.clone(), &weight, bias.as_ref());
+                ledger.add(base, trace_low_rank(ledger, x, factors))
+            }
+        }
+    }
 }
 
 /// The low-rank factors that a [LoRA](crate::lora) puts beside the weight of a linear map or a convolution, where they train in its stead.
@@ -75,6 +90,16 @@ fn low_rank<const D: usize>(x: Tensor<D>, factors: &LowRank) -> Tensor<D> {
     let (format, down) = (x.dtype(), factors.down.val());
     let x = x.cast(down.dtype());
     (linear(linear(x, down, None), factors.up.val(), None) * factors.scale).cast(format)
+}
+
+/// [`low_rank`] of shapes.
+fn trace_low_rank(ledger: &Ledger, x: Traced, factors: &LowRank) -> Traced {
+    let [down, up] = [&factors.down, &factors.up].map(|factor| ledger.weight(factor, NumberFormat::F32));
+    let format = x.format();
+    let x = ledger.cast(x, NumberFormat::F32);
+    let inner = ledger.linear(x, &down, None);
+    let outer = ledger.scale(ledger.linear(inner, &up, None));
+    ledger.cast(outer, format)
 }
 
 /// A 2-D convolution.
@@ -118,6 +143,43 @@ impl Conv2d {
         let low_rank = conv2d(conv2d(x.clone().cast(down.dtype()), down, None, stride, padding), up, None, 1, (0, 0)) * factors.scale;
         let format = x.dtype();
         conv2d(x, self.weight.base(), bias, stride, padding) + low_rank.cast(format)
+    }
+
+    /// [`forward`](Self::forward) of shapes; `format` is that of the network's frozen weights.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
+        let plain = |x| ledger.conv2d(x, &weight, bias.as_ref(), self.stride, self.padding);
+        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return plain(x) };
+        let [rank, d_out, d_in, k] = [factors.down.lazy_shape()[0], weight.dims()[0], weight.dims()[1], weight.dims()[2]];
+        let down = ledger.weight(&factors.down, NumberFormat::F32).shaped(&[rank, d_in, k, k]);
+        let up = ledger.weight(&factors.up, NumberFormat::F32).shaped(&[d_out, rank, 1, 1]);
+        let (of_network, in_f32) = (x.format(), ledger.cast(x.clone(), NumberFormat::F32));
+        let inner = ledger.conv2d(in_f32, &down, None, self.stride, self.padding);
+        let low_rank = ledger.scale(ledger.conv2d(inner, &up, None, 1, (0, 0)));
+        let base = plain(x);
+        ledger.add(base, ledger.cast(low_rank, of_network))
+    }
+
+    /// [`forward_patches`](Self::forward_patches) of shapes.
+    pub fn trace_patches(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let weight = ledger.weight(&self.weight, format);
+        let &[b, channels, h, w] = x.dims() else { panic!("patches of {:?}", x.dims()) };
+        let [width, patch] = [weight.dims()[0], weight.dims()[2]];
+        let (count, pixels) = ((h / patch) * (w / patch), channels * patch * patch);
+        let rows = ledger.resized(x, &[b, count, pixels]);
+        ledger.linear(rows, &weight.shaped(&[width, pixels]), None)
+    }
+
+    /// [`forward_tokens`](Self::forward_tokens) of shapes.
+    pub fn trace_tokens(&self, ledger: &Ledger, tokens: Traced, format: NumberFormat) -> Traced {
+        let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
+        match self.weight.reparameterization::<LowRank>() {
+            None => ledger.linear(tokens, &weight, bias.as_ref()),
+            Some(factors) => {
+                let base = ledger.linear(tokens.clone(), &weight, bias.as_ref());
+                ledger.add(base, trace_low_rank(ledger, tokens, factors))
+            }
+        }
     }
 
     /// A convolution whose kernel is as large as its stride, as the matrix product it is (and so is its gradient):
@@ -179,6 +241,12 @@ impl GroupNorm {
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         vp_ops::group_norm_silu(x, self.weight.val(), self.bias.val(), self.groups, self.eps)
     }
+
+    /// [`forward`](Self::forward) of shapes, or [`forward_silu`](Self::forward_silu).
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat, with_silu: bool) -> Traced {
+        let [weight, bias] = [&self.weight, &self.bias].map(|parameter| ledger.weight(parameter, format));
+        ledger.norm(x, [&weight, &bias], with_silu)
+    }
 }
 
 /// Layer normalisation over the last axis.
@@ -201,6 +269,12 @@ impl LayerNorm {
     /// `[b, tokens, channels]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         vp_ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let [weight, bias] = [&self.weight, &self.bias].map(|parameter| ledger.weight(parameter, format));
+        ledger.norm(x, [&weight, &bias], false)
     }
 }
 

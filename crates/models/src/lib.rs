@@ -11,6 +11,7 @@ mod config_json;
 pub mod denoiser;
 mod error;
 mod family;
+pub mod footprint;
 mod gradient_checkpointing;
 pub mod hub_id;
 pub mod layers;

@@ -16,6 +16,7 @@ use vp_data::RgbImage;
 use vp_models::NumberFormat;
 use vp_models::blip::RewardHead;
 use vp_models::clip::{ClipConfig, ClipImageEncoder, ClipSource, OpenClipDefaults, without_prefix};
+use vp_models::footprint::{ScoringKind, ScoringNetwork};
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::reward_files::find_weights;
 use vp_models::weights::Weights;
@@ -105,6 +106,16 @@ impl Build for AestheticConfig {
 
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         vec![&mut self.weights]
+    }
+
+    /// The image encoder of the CLIP beside the predictor, or of OpenAI's ViT-L/14, which every published predictor reads.
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        let format = self.dtype.unwrap_or_default();
+        let (config, assumed) = match self.clip().filter(|clip| clip.exists()) {
+            Some(clip) => (openai(&clip)?.config, None),
+            None => (ClipConfig::vit_l(), Some("CLIP ViT-L/14")),
+        };
+        Ok(vec![ScoringNetwork { kind: ScoringKind::ClipImage(config), format, assumed }])
     }
 }
 

@@ -16,6 +16,7 @@ use vp_core::config::Validate;
 use vp_data::{RgbImage, to_tensor};
 use vp_models::NumberFormat;
 use vp_models::clip::{ClipCheckpoint, ClipConfig, ClipModel, ClipNames, ClipSource, OpenClipDefaults};
+use vp_models::footprint::{ScoringKind, ScoringNetwork};
 use vp_models::resize::{Antialias, Preprocessing};
 use vp_models::reward_files::find_weights;
 use vp_models::tokenizer::{ClipTokenizer, Encoding, OpenClipTokenizer, published};
@@ -80,6 +81,11 @@ impl Build for ClipScoreConfig {
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         vec![&mut self.weights]
     }
+
+    /// PickScore's network, if the files are not there.
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        self.files().networks(self.dtype, "PickScore")
+    }
 }
 
 /// Where a reward finds its CLIP.
@@ -107,6 +113,16 @@ impl ClipFiles<'_> {
                  published CLIP has the same), or set reward.{reward}.tokenizer to the folder that has them"
             ));
         }
+    }
+
+    /// The network, from its config; a ViT-H/14 under the name `assumed`, if the files are not there.
+    pub fn networks(&self, format: Option<NumberFormat>, assumed: &'static str) -> Result<Vec<ScoringNetwork>> {
+        let format = format.unwrap_or_default();
+        if !self.weights.exists() {
+            return Ok(vec![ScoringNetwork { kind: ScoringKind::Clip(ClipConfig::vit_h()), format, assumed: Some(assumed) }]);
+        }
+        let config = ClipSource::open(self.weights, self.defaults)?.config;
+        Ok(vec![ScoringNetwork { kind: ScoringKind::Clip(config), format, assumed: None }])
     }
 
     /// Every file that is read; a folder stands for everything in it.

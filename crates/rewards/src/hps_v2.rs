@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_models::NumberFormat;
 use vp_models::clip::OpenClipDefaults;
+use vp_models::footprint::ScoringNetwork;
 use vp_models::resize::{Antialias, Preprocessing, ResizeMode};
 
 use crate::clip_score::{ClipFiles, ClipScore, Looks};
@@ -93,5 +94,10 @@ impl Build for HpsV2Config {
 
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         vec![&mut self.weights]
+    }
+
+    /// HPS v2's network, if the files are not there.
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        self.files().networks(self.dtype, "HPS v2.1")
     }
 }

@@ -50,6 +50,7 @@ use vp_core::config::Validate;
 use vp_data::{Aspect, RgbImage, to_tensor};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
+use vp_models::footprint::ScoringNetwork;
 use vp_models::resize::preprocess_bytes;
 
 use kind::Kind;
@@ -198,6 +199,15 @@ pub trait Build: Validate {
         Vec::new()
     }
 
+    /// The networks that [`build`](Self::build) would load, from their configs: no weight is read. Where the files are not there yet, the
+    /// published network that is usually meant. Empty for a reward without one.
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read.
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        Ok(Vec::new())
+    }
+
     /// Blanks the keys that say where and how fast the reward is computed, not what it is: a run may be resumed with others.
     fn blank_connection(&mut self) {}
 }
@@ -272,6 +282,14 @@ impl RewardConfig {
     /// The files and folders that the reward reads. A folder stands for everything in it.
     pub fn weights(&self) -> Vec<PathBuf> {
         self.chosen().weights()
+    }
+
+    /// The networks of the reward, from their configs.
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read.
+    pub fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        self.chosen().networks()
     }
 
     /// Replaces each path that names weights by what `resolve` makes of it.

@@ -18,8 +18,10 @@ use vp_data::{Aspect, AspectWeights, RgbImage};
 use vp_models::GradientCheckpointing;
 use vp_models::NumberFormat;
 use vp_models::blip::{AspectHeads, BlipConfig, BlipFiles, BlipReward, RewardHead, TextInputs};
+use vp_models::footprint::{ScoringKind, ScoringNetwork};
 use vp_models::resize::{Antialias, preprocess};
 use vp_models::tokenizer::BertTokenizer;
+use vp_models::weights::Weights;
 
 use crate::kind::{self, Kind};
 use crate::{
@@ -143,6 +145,20 @@ impl Build for VpScoreConfig {
 
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {
         vec![&mut self.weights]
+    }
+
+    /// ImageReward's network, if the files are not there.
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        let format = self.dtype.unwrap_or_default();
+        if !self.weights.exists() {
+            return Ok(vec![ScoringNetwork { kind: ScoringKind::Blip(BlipConfig::image_reward()), format, assumed: Some("ImageReward") }]);
+        }
+        let files = self.files()?;
+        let config = match &files.config {
+            Some(path) => BlipConfig::read(path)?,
+            None => BlipConfig::from_weights(&Weights::open(&files.weights)?)?,
+        };
+        Ok(vec![ScoringNetwork { kind: ScoringKind::Blip(config), format, assumed: None }])
     }
 }
 

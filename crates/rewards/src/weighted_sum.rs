@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use vp_core::config::Validate;
 use vp_data::RgbImage;
 use vp_models::GradientCheckpointing;
+use vp_models::footprint::ScoringNetwork;
 
 use crate::{Build, ImageEncoder, Result, Reward, RewardConfig, Scored, ScoredRgb, Warning, check_batch, check_pairs};
 
@@ -92,6 +93,11 @@ impl Build for WeightedSumConfig {
             }
         }
         paths
+    }
+
+    fn networks(&self) -> Result<Vec<ScoringNetwork>> {
+        let networks = self.terms.iter().map(|term| term.reward.networks());
+        Ok(networks.collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn weights_mut(&mut self) -> Vec<&mut PathBuf> {

@@ -7,6 +7,7 @@ use vp_models::pipeline::{LoadedDenoiser, ModelOptions, Trainable};
 use crate::Error;
 use crate::config::{Section, TrainConfig};
 use crate::environment::Environment;
+use crate::plan::Demand;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::reward_model::RewardModel;
 use crate::run::Run;
@@ -61,6 +62,9 @@ pub trait RewardDriven<D: Denoiser> {
 
     /// The size of a run in one sentence, derived from `config`: how many images an update takes, and how many the whole run takes.
     fn arithmetic(&self, config: &TrainConfig) -> String;
+
+    /// What the algorithm holds at once, for a plan of its memory.
+    fn demand(&self, config: &TrainConfig) -> Demand;
 
     /// Whether the algorithm needs the reward's gradient with respect to the images. If it does, a reward without one is refused.
     fn needs_gradient(&self) -> bool {

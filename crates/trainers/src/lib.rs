@@ -16,6 +16,7 @@ pub mod forward;
 pub mod losses;
 mod non_finite;
 pub mod optim;
+pub mod plan;
 pub mod policy;
 pub mod regularizer;
 pub mod reward_model;

@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod init;
 mod list;
+mod plan;
 mod report;
 mod sample;
 mod score;
@@ -25,6 +26,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Train(args) => train::run(args),
         Command::TrainReward(args) => train::run(args.into()),
+        Command::Plan(args) => plan::run(args),
         Command::Annotate(args) => annotate::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Evaluate(args) => evaluate::run(args),

@@ -23,7 +23,7 @@ use vp_trainers::run::journal::{Journal, Silent};
 use vp_trainers::run::{Interrupt, Run, Start};
 
 use crate::args::{RunArgs, TrainArgs};
-use crate::commands::doctor;
+use crate::commands::{doctor, plan as memory_plan};
 use crate::device_check::{CASES, Case, Outcome};
 use crate::failure::Failure;
 use crate::report::{self, provenance};
@@ -100,6 +100,7 @@ fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, 
     assembled.train(&mut run).map_err(|error| ended(run.secured(error)))?;
     let exported = assembled.export(&run).map_err(Failure::run)?;
     finish::finish(&run, &exported, &plan.config);
+    plan.note_memory();
     Ok(plan.output)
 }
 
@@ -222,6 +223,9 @@ impl Plan {
             let run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from);
             let _ = std::fs::remove_dir_all(&scratch);
             let (values, output) = (run?.num_trainable, self.output.display());
+            if let Some(planned) = memory_plan::in_short(&self.config, &self.device_name) {
+                say(format_args!("{planned}"));
+            }
             say(format_args!("would train {values} values ({what_trains}) into {output}; nothing was trained (--dry-run)"));
             return Ok(None);
         }
@@ -234,6 +238,15 @@ impl Plan {
         run.journal.say(format_args!("training {} values ({what_trains}), into {}{began}", run.num_trainable, self.output.display()));
         run.journal.begin(self.config.run.num_train_steps);
         Ok(Some(run))
+    }
+
+    /// Notes in the run's folder what memory it took, and what was planned for it.
+    fn note_memory(&self) {
+        let Some(peak) = memory::peak() else { return };
+        let planned = memory_plan::peak(&self.config, &self.device_name);
+        if let Err(error) = provenance::note_memory(&self.output, peak, planned) {
+            warn(format_args!("the run's peak memory is not noted: {error:#}"));
+        }
     }
 
     /// Opens or creates the run's folder.

@@ -13,6 +13,9 @@ use vp_evaluation::report::{Fact, Provenance};
 use super::curves::Metrics;
 
 const FILE: &str = "provenance.json";
+/// The names of two facts about a run's memory.
+const PEAK: &str = "peak memory";
+const PLANNED: &str = "planned memory";
 
 /// The running command, quoted for a shell.
 pub fn command() -> String {
@@ -56,6 +59,19 @@ pub fn note(run: &Path, device: &str, base: &BTreeMap<String, String>, resumed_a
     };
     now.time.push(Fact::new(event, date(SystemTime::now())));
     let text = serde_json::to_string(&now).context("write where the run comes from")?;
+    atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+/// Adds to the notes the most memory that the process of a run had resident, and what the plan said.
+pub fn note_memory(run: &Path, peak: u64, planned: Option<u64>) -> anyhow::Result<()> {
+    let path = run.join(FILE);
+    let noted = input_file::read_regular_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut provenance: Provenance = serde_json::from_str(&noted).with_context(|| format!("read {}", path.display()))?;
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    provenance.hardware.retain(|fact| fact.name != PEAK && fact.name != PLANNED);
+    provenance.hardware.push(Fact::new(PEAK, mib(peak)));
+    provenance.hardware.extend(planned.map(|planned| Fact::new(PLANNED, mib(planned))));
+    let text = serde_json::to_string(&provenance).context("write where the run comes from")?;
     atomic::write(&path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }
 

@@ -7,7 +7,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::BlipConfig;
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
+use crate::number_format::NumberFormat;
 use crate::tokenizer::BertTokenizer;
 
 /// This is added to the attention scores of padding.
@@ -176,6 +178,14 @@ impl BertLayer {
         let inner = Activation::Gelu.forward(self.intermediate.dense.forward(x.clone()));
         self.output.forward(inner, x)
     }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, hidden_states: Traced, image_embeds: Traced, format: NumberFormat) -> Traced {
+        let x = self.attention.trace(ledger, hidden_states.clone(), hidden_states, format);
+        let x = self.crossattention.trace(ledger, x, image_embeds, format);
+        let inner = ledger.activation(self.intermediate.dense.trace(ledger, x.clone(), format));
+        self.output.trace(ledger, inner, x, format)
+    }
 }
 
 impl BertAttention {
@@ -184,10 +194,22 @@ impl BertAttention {
         let attended = attention(query.forward(x.clone()), key.forward(context.clone()), value.forward(context), *heads, mask);
         self.output.forward(attended, x)
     }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, context: Traced, format: NumberFormat) -> Traced {
+        let BertSelfAttention { query, key, value, heads } = &self.self_;
+        let q = query.trace(ledger, x.clone(), format);
+        let k = key.trace(ledger, context.clone(), format);
+        let v = value.trace(ledger, context, format);
+        self.output.trace(ledger, ledger.attention([q, k, v], *heads), x, format)
+    }
 }
 
 impl BertOutput {
     fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         self.layer_norm.forward(self.dense.forward(x) + residual)
+    }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, residual: Traced, format: NumberFormat) -> Traced {
+        self.layer_norm.trace(ledger, ledger.add(self.dense.trace(ledger, x, format), residual), format)
     }
 }

@@ -19,6 +19,7 @@ pub use vit::{PatchEmbed, StemLayer, VisionAttention, VisionBlock, VisionMlp, Vi
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::footprint::{Ledger, Traced};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Activation, Linear};
 use crate::number_format::{NumberFormat, in_format};
@@ -196,6 +197,27 @@ impl BlipReward {
             Boundary::Fusion { hidden_states, .. } => first_token(hidden_states),
             other => panic!("the last layer left {other:?}"),
         }
+    }
+
+    /// [`features`](Self::features) of shapes, with the encoders' weights and activations in `format`: normalised pixels `[b, 3, size, size]`
+    /// and prompts of so many tokens. The heads, a few thousand values, are left out.
+    pub fn trace(&self, ledger: &Ledger, pixel_values: Traced, tokens: usize, format: NumberFormat) -> Traced {
+        let Blip { visual_encoder, text_encoder } = &self.blip;
+        let kept = self.gradient_checkpointing;
+        let x = visual_encoder.trace_embed(ledger, ledger.cast(pixel_values, format), format);
+        let blocks = visual_encoder.blocks.iter();
+        let x = blocks.fold(x, |x, block| ledger.block(kept, vec![x], |ledger, mut x| block.trace(ledger, x.remove(0), format)));
+        let image_embeds = visual_encoder.norm.trace(ledger, x, format);
+        let words = text_encoder.embeddings.word_embeddings.weight.lazy_shape();
+        let hidden_states = ledger.constant(&[image_embeds.dims()[0], tokens, words[1]], format);
+        let layers = text_encoder.encoder.layer.iter();
+        layers.fold(hidden_states, |hidden_states, layer| {
+            let inputs = vec![hidden_states, image_embeds.clone()];
+            ledger.block(kept, inputs, |ledger, mut inputs| {
+                let hidden_states = inputs.remove(0);
+                layer.trace(ledger, hidden_states, inputs.remove(0), format)
+            })
+        })
     }
 
     fn fold(&self, stages: &[BlipStage], pixel_values: Tensor<4>, text: &TextInputs) -> Boundary {

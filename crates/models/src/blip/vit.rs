@@ -11,7 +11,9 @@ use burn::tensor::{Device, Tensor};
 
 use super::BlipConfig;
 use super::config::STEM_GROUPS;
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, attention, parameter};
+use crate::number_format::NumberFormat;
 
 /// Turns images into tokens. Exact GELU, norms with ε 1e-6, learned positions.
 #[derive(Module, Debug)]
@@ -111,6 +113,17 @@ impl VisionTransformer {
         Tensor::cat(vec![cls_token, patches], 1) + self.pos_embed.val().cast(format)
     }
 
+    /// [`embed`](Self::embed) of shapes.
+    pub fn trace_embed(&self, ledger: &Ledger, pixel_values: Traced, format: NumberFormat) -> Traced {
+        let stem = &self.patch_embed.stem;
+        let x = stem.iter().fold(pixel_values, |x, layer| layer.trace(ledger, x, format));
+        let patches = self.patch_embed.proj.trace_patches(ledger, x, format);
+        let &[b, count, width] = patches.dims() else { panic!("patches of {:?}", patches.dims()) };
+        let class_token = ledger.constant(&[b, 1, width], format);
+        let tokens = ledger.cat(vec![class_token, patches], 1);
+        ledger.add(tokens, ledger.constant(&[1, count + 1, width], format))
+    }
+
     /// Normalised pixels `[b, 3, size, size]` → `[b, tokens, width]`.
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         let x = self.blocks.iter().fold(self.embed(pixel_values), |x, block| block.forward(x));
@@ -141,6 +154,10 @@ impl StemLayer {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         Activation::Gelu.forward(self.norm.forward(self.conv.forward(x)))
     }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        ledger.activation(self.norm.trace(ledger, self.conv.trace(ledger, x, format), format, false))
+    }
 }
 
 impl VisionBlock {
@@ -148,6 +165,17 @@ impl VisionBlock {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = x.clone() + self.attn.forward(self.norm1.forward(x));
         x.clone() + self.mlp.forward(self.norm2.forward(x))
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let shortcut = x.clone();
+        let attended = self.attn.trace(ledger, self.norm1.trace(ledger, x, format), format);
+        let x = ledger.add(shortcut, attended);
+        let shortcut = x.clone();
+        let VisionMlp { fc1, fc2 } = &self.mlp;
+        let inner = ledger.activation(fc1.trace(ledger, self.norm2.trace(ledger, x, format), format));
+        ledger.add(shortcut, fc2.trace(ledger, inner, format))
     }
 }
 
@@ -157,6 +185,14 @@ impl VisionAttention {
         let qkv = self.qkv.forward(x);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * width, width));
         self.proj.forward(attention(q, k, v, self.heads, Mask::None))
+    }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let shape = x.dims().to_vec();
+        let qkv = self.qkv.trace(ledger, x, format);
+        let parts = [(); 3].map(|()| ledger.part(&qkv, &shape));
+        drop(qkv);
+        self.proj.trace(ledger, ledger.attention(parts, self.heads), format)
     }
 }
 

@@ -5,7 +5,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{GroupNorm, Linear, Mask, attention};
+use crate::number_format::NumberFormat;
 
 /// Attention with separate projections; `to_out.0` because the reference keeps a dropout at `to_out.1`.
 #[derive(Module, Debug)]
@@ -43,6 +45,27 @@ impl Attention {
     pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
         let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context.clone()), self.to_v.forward(context));
         self.to_out[0].forward(attention(q, k, v, self.heads, Mask::None))
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, context: Traced, format: NumberFormat) -> Traced {
+        let q = self.to_q.trace(ledger, x, format);
+        let k = self.to_k.trace(ledger, context.clone(), format);
+        let v = self.to_v.trace(ledger, context, format);
+        self.to_out[0].trace(ledger, ledger.attention([q, k, v], self.heads), format)
+    }
+
+    /// [`forward_pixels`](Self::forward_pixels) of shapes.
+    pub fn trace_pixels(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let &[b, c, h, w] = x.dims() else { panic!("attention over pixels of {:?}", x.dims()) };
+        let normed = match &self.group_norm {
+            Some(norm) => norm.trace(ledger, x.clone(), format, false),
+            None => x.clone(),
+        };
+        let tokens = ledger.view(normed, &[b, h * w, c], false);
+        let attended = self.trace(ledger, tokens.clone(), tokens, format);
+        let attended = ledger.view(attended, &[b, c, h * w], false);
+        ledger.add(ledger.reshaped(attended, &[b, c, h, w]), x)
     }
 
     /// Self-attention over pixels around a shortcut: `[b, d, h, w]` → `[b, d, h, w]`.

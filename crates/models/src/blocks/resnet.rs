@@ -5,7 +5,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Conv2d, GroupNorm, Linear};
+use crate::number_format::NumberFormat;
 
 /// norm → SiLU → conv → (+ time) → norm → SiLU → conv, around a shortcut.
 #[derive(Module, Debug)]
@@ -67,6 +69,21 @@ impl ResnetBlock2D {
         let sum = shortcut + h;
         if self.output_scale_factor == 1.0 { sum } else { sum / self.output_scale_factor }
     }
+
+    /// [`forward`](Self::forward) of shapes. `time` is there wherever the block takes it.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, time: Option<&Traced>, format: NumberFormat) -> Traced {
+        let h = self.conv1.trace(ledger, self.norm1.trace(ledger, x.clone(), format, true), format);
+        let h = match (&self.time_emb_proj, time) {
+            (Some(project), Some(time)) => ledger.add(h, project.trace(ledger, ledger.activation(time.clone()), format)),
+            _ => h,
+        };
+        let h = self.conv2.trace(ledger, self.norm2.trace(ledger, h, format, true), format);
+        let shortcut = match &self.conv_shortcut {
+            Some(conv) => conv.trace(ledger, x, format),
+            None => x,
+        };
+        ledger.add(shortcut, h)
+    }
 }
 
 /// A strided 3×3 convolution that halves height and width.
@@ -90,6 +107,11 @@ impl Downsample2D {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv.forward(x)
     }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        self.conv.trace(ledger, x, format)
+    }
 }
 
 /// Nearest-neighbour upsampling, then a 3×3 convolution.
@@ -107,6 +129,12 @@ impl Upsample2D {
     /// `[b, c, h, w]` → `[b, c, size[0], size[1]]`.
     pub fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
         self.conv.forward(nearest(x, size))
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, [height, width]: [usize; 2], format: NumberFormat) -> Traced {
+        let shape = [x.dims()[0], x.dims()[1], height, width];
+        self.conv.trace(ledger, ledger.resized(x, &shape), format)
     }
 }
 

@@ -13,6 +13,7 @@ use vp_core::input_file;
 use super::{ClipEncoder, ClipEncoderLayer, ClipTextConfig, ClipTextModel};
 use crate::bounds;
 use crate::error::{Error, Result};
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask, parameter};
 use crate::number_format::{NumberFormat, in_format};
 use crate::parameters::{load, named_parameters};
@@ -151,6 +152,35 @@ impl ClipConfig {
         config.checked()
     }
 
+    /// The sizes of OpenAI's CLIP ViT-L/14.
+    ///
+    /// # Panics
+    /// Never: the sizes are read by a test.
+    pub fn vit_l() -> Self {
+        Self::of_sizes([768, 3072, 12, 12], [1024, 4096, 24, 16], 768, "quick_gelu")
+    }
+
+    /// The sizes of LAION's CLIP ViT-H/14, which PickScore and HPS v2 are tuned from.
+    ///
+    /// # Panics
+    /// Never: the sizes are read by a test.
+    pub fn vit_h() -> Self {
+        Self::of_sizes([1024, 4096, 24, 16], [1280, 5120, 32, 16], 1024, "gelu")
+    }
+
+    /// Encoders with these widths, inner widths, layers and heads, on patches of 14 pixels.
+    fn of_sizes(text: [usize; 4], vision: [usize; 4], projection_dim: usize, activation: &str) -> Self {
+        let encoder = |[hidden, inner, layers, heads]: [usize; 4]| {
+            serde_json::json!({
+                "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+                "hidden_act": activation, "patch_size": 14,
+            })
+        };
+        let config =
+            serde_json::json!({ "text_config": encoder(text), "vision_config": encoder(vision), "projection_dim": projection_dim });
+        Self::parse(&config.to_string()).expect("published sizes fit together")
+    }
+
     fn checked(self) -> std::result::Result<Self, String> {
         let Self { text, vision, projection_dim, .. } = &self;
         let encoders = [
@@ -248,6 +278,19 @@ impl ClipVisionModel {
     }
 }
 
+impl ClipVisionModel {
+    /// [`forward`](Self::forward) of shapes, with weights and activations in `format`: normalised pixels `[b, 3, size, size]`.
+    pub fn trace(&self, ledger: &Ledger, pixel_values: Traced, format: NumberFormat) -> Traced {
+        let patches = self.embeddings.patch_embedding.trace_patches(ledger, ledger.cast(pixel_values, format), format);
+        let &[b, count, width] = patches.dims() else { panic!("patches of {:?}", patches.dims()) };
+        let tokens = ledger.cat(vec![ledger.constant(&[b, 1, width], format), patches], 1);
+        let tokens = ledger.add(tokens, ledger.constant(&[1, count + 1, width], format));
+        let x = self.pre_layrnorm.trace(ledger, tokens, format);
+        let x = self.encoder.layers.iter().fold(x, |x, layer| layer.trace(ledger, x, format));
+        ledger.part(&x, &[b, width])
+    }
+}
+
 /// The rows of `x` divided by their lengths.
 pub(super) fn normalized(x: Tensor<2>) -> Tensor<2> {
     x.clone() / x.square().sum_dim(1).sqrt()
@@ -339,6 +382,14 @@ impl ClipCheckpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 427.6 M and 986.1 M values, as published.
+    #[test]
+    fn published_clips_have_their_sizes() {
+        let count = |config: ClipConfig| crate::footprint::values(&config.init(&crate::footprint::nowhere()));
+        assert_eq!(count(ClipConfig::vit_l()), 427_616_513);
+        assert_eq!(count(ClipConfig::vit_h()), 986_109_441);
+    }
 
     #[test]
     fn a_config_that_cannot_be_is_refused() {

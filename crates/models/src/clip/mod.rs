@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use regex::Regex;
 
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Activation, Embedding, LayerNorm, Linear, Mask, attention};
 use crate::number_format::{NumberFormat, in_format};
 use crate::weights::{LoadError, Weights};
@@ -52,6 +53,13 @@ impl ClipAttention {
         let (q, k, v) = (self.q_proj.forward(x.clone()), self.k_proj.forward(x.clone()), self.v_proj.forward(x));
         self.out_proj.forward(attention(q, k, v, self.heads, mask))
     }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let q = self.q_proj.trace(ledger, x.clone(), format);
+        let k = self.k_proj.trace(ledger, x.clone(), format);
+        let v = self.v_proj.trace(ledger, x, format);
+        self.out_proj.trace(ledger, ledger.attention([q, k, v], self.heads), format)
+    }
 }
 
 /// Two linear layers around an activation.
@@ -88,6 +96,15 @@ impl ClipEncoderLayer {
         let x = self.self_attn.forward(self.layer_norm1.forward(x.clone()), mask) + x;
         let inner = self.mlp.activation.forward(self.mlp.fc1.forward(self.layer_norm2.forward(x.clone())));
         self.mlp.fc2.forward(inner) + x
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        let normed = self.layer_norm1.trace(ledger, x.clone(), format);
+        let x = ledger.add(self.self_attn.trace(ledger, normed, format), x);
+        let normed = self.layer_norm2.trace(ledger, x.clone(), format);
+        let inner = ledger.activation(self.mlp.fc1.trace(ledger, normed, format));
+        ledger.add(self.mlp.fc2.trace(ledger, inner, format), x)
     }
 }
 
@@ -174,6 +191,13 @@ impl ClipTextModel {
     /// The number format of the activations.
     pub fn format(&self) -> NumberFormat {
         self.format
+    }
+
+    /// [`forward`](Self::forward) of shapes, with weights and activations in `format`: rows of `max_position_embeddings` tokens.
+    pub fn trace(&self, ledger: &Ledger, rows: usize, format: NumberFormat) -> Traced {
+        let embedded = ledger.constant(&[rows, self.config.max_position_embeddings, self.config.hidden_size], format);
+        let last = self.encoder.layers.iter().fold(embedded, |x, layer| layer.trace(ledger, x, format));
+        ledger.cast(self.final_layer_norm.trace(ledger, last, format), NumberFormat::F32)
     }
 
     /// Encodes rows of token ids of equal length.

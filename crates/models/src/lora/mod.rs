@@ -23,7 +23,7 @@ use regex::Regex;
 use vp_core::noise::{Noise, Purpose};
 
 use crate::error::{Error, Result};
-use crate::layers::LowRank;
+use crate::layers::{LowRank, parameter};
 use crate::parameters::{KeyPath, map_parameters, map_parameters_where, name_key, named_parameters, parameter_names};
 
 pub use adapter::{Adapter, left_out};
@@ -104,6 +104,18 @@ pub const FACTORS: &str = r"\.lora\.(down|up)\.weight$";
 /// # Errors
 /// When no layer matches.
 pub fn attach<M: Module>(module: M, lora: &Lora, noise: &Noise) -> Result<M> {
+    attach_with(module, lora, Some(noise))
+}
+
+/// As [`attach`], but the factors are not drawn: to count what a network with factors takes. Nothing is allocated.
+///
+/// # Errors
+/// When no layer matches.
+pub fn attach_unfilled<M: Module>(module: M, lora: &Lora) -> Result<M> {
+    attach_with(module, lora, None)
+}
+
+fn attach_with<M: Module>(module: M, lora: &Lora, noise: Option<&Noise>) -> Result<M> {
     let all = layers(&module);
     let targets: BTreeMap<String, Layer> =
         all.iter().filter(|layer| lora.targets.is_match(&layer.name)).map(|layer| (format!("{}", layer.id), layer.clone())).collect();
@@ -124,7 +136,8 @@ pub fn attach<M: Module>(module: M, lora: &Lora, noise: &Noise) -> Result<M> {
 
 struct Attach<'a> {
     lora: &'a Lora,
-    noise: &'a Noise,
+    /// Where the first factors are drawn from, if they are.
+    noise: Option<&'a Noise>,
     targets: BTreeMap<String, Layer>,
 }
 
@@ -134,15 +147,19 @@ impl Reparameterizer for Attach<'_> {
     fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<LowRank>) {
         let Some(Layer { name, shape, .. }) = self.targets.get(&format!("{}", param.id)) else { return (param, None) };
         let (rank, d_out, fan_in) = (self.lora.rank, shape[0], shape[1..].iter().product::<usize>());
+        let (device, scale) = (param.lazy_device(), self.lora.alpha / rank as f64);
+        let Some(noise) = self.noise else {
+            let (down, up) = (parameter([rank, fan_in], 0.0, &device), parameter([d_out, rank], 0.0, &device));
+            return (param, Some(LowRank { down, up, scale }));
+        };
         let std = (1.0 / (3.0 * fan_in as f32)).sqrt();
         let key = name_key(&format!("{name}.lora.down.weight"));
-        let mut down = self.noise.normal_values(Purpose::PARAMETER_INIT, key, 0, rank * fan_in);
+        let mut down = noise.normal_values(Purpose::PARAMETER_INIT, key, 0, rank * fan_in);
         down.iter_mut().for_each(|value| *value *= std);
-        let device = param.lazy_device();
         let factors = LowRank {
             down: Param::from_data(TensorData::new(down, [rank, fan_in]), &device),
             up: Param::from_data(TensorData::zeros::<f32, _>([d_out, rank]), &device),
-            scale: self.lora.alpha / rank as f64,
+            scale,
         };
         (param, Some(factors))
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::Tensor;
 
 /// The most bytes kept. SD 1.5's embeddings of a prompt take 231 KiB, SDXL's 621.
-const BYTES: usize = 256 << 20;
+pub const BYTES: usize = 256 << 20;
 
 /// What an encoder makes of prompts, one row each.
 #[derive(Debug, Clone)]

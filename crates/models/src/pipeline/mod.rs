@@ -25,6 +25,7 @@ use crate::unet::UNet2DConditionModel;
 use crate::vae::AutoencoderKL;
 
 pub use crate::family::Family;
+pub use embeddings::BYTES as EMBEDDINGS_KEPT;
 pub use folder::{ModelFolder, ModelOptions};
 pub use sampling::{Chain, Guidance, Taken, predict};
 pub use text::{TextEncoder, TextEncoders, TextModel};

@@ -15,6 +15,7 @@ use crate::clip::{ClipTextConfig, ClipTextModel, ClipTextOutput};
 use crate::denoiser::{AddedConditioning, Conditioning};
 use crate::error::{Error, Result};
 use crate::family::Family;
+use crate::footprint::{Ledger, Traced};
 use crate::number_format::NumberFormat;
 use crate::parameters::{initialize, load};
 use crate::tokenizer::ClipTokenizer;
@@ -42,6 +43,15 @@ impl TextModel {
     fn forward(&self, ids: &[Vec<u32>], device: &Device) -> ClipTextOutput {
         match self {
             Self::Clip(model) => model.forward(ids, device),
+        }
+    }
+}
+
+impl TextModel {
+    /// Encodes so many prompts, in shapes, with weights and activations in `format`: `[rows, tokens, d]`.
+    pub fn trace(&self, ledger: &Ledger, rows: usize, format: NumberFormat) -> Traced {
+        match self {
+            Self::Clip(model) => model.trace(ledger, rows, format),
         }
     }
 }

@@ -14,11 +14,13 @@ use serde_json::{Map, Value};
 
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
 use crate::denoiser::{AddedConditioning, Conditioning, Denoiser};
+use crate::footprint::{Ledger, Traced};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::number_format::{NumberFormat, in_format};
 use crate::weights::LoadError;
 use embeddings::{AddEmbedding, TextTimeEmbedding, TimeEmbedding, sinusoidal};
+use stages::{TracedContext, TracedState};
 use transformer::{Transformer2DModel, TransformerOptions};
 
 pub use config::{Addition, TextTime, UNetConfig};
@@ -217,6 +219,22 @@ impl UNet2DConditionModel {
         };
         let sample = if self.config.center_input_sample { sample * 2.0 - 1.0 } else { sample };
         (context, State { hidden: sample.cast(self.format.dtype()), skips: Vec::new() })
+    }
+}
+
+impl UNet2DConditionModel {
+    /// [`forward`](Denoiser::forward) of shapes, with weights and activations in `format`: latents `[b, c, h, w]` and text embeddings
+    /// `[b, tokens, cross_attention_dim]`. The embeddings of times and sizes, one vector per image, are left out.
+    pub fn trace(&self, ledger: &Ledger, sample: Traced, text: Traced, format: NumberFormat) -> Traced {
+        let context = TracedContext {
+            time: ledger.constant(&[sample.dims()[0], self.config.time_embedding_dim], format),
+            encoder_hidden_states: ledger.cast(text, format),
+            gradient_checkpointing: self.gradient_checkpointing,
+            format,
+        };
+        let state = TracedState { hidden: ledger.cast(sample, format), skips: Vec::new() };
+        let hidden = self.stages().into_iter().fold(state, |state, (_, stage)| stage.trace(ledger, state, &context)).hidden;
+        ledger.cast(hidden, NumberFormat::F32)
     }
 }
 

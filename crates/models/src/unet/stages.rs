@@ -8,8 +8,10 @@ use burn::tensor::Tensor;
 use super::UNet2DConditionModel;
 use super::transformer::Transformer2DModel;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use crate::footprint::{Ledger, Traced};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
+use crate::number_format::NumberFormat;
 
 /// The inputs that are the same for every stage.
 #[derive(Debug, Clone)]
@@ -115,6 +117,72 @@ impl UNetStage<'_> {
             skips.push(hidden.clone());
         }
         State { hidden, skips }
+    }
+}
+
+/// What passes from stage to stage of a trace, and what all of them share: [`State`] and [`Context`] of shapes.
+#[derive(Debug)]
+pub(super) struct TracedState {
+    pub hidden: Traced,
+    pub skips: Vec<Traced>,
+}
+
+/// [`Context`] of shapes.
+#[derive(Debug)]
+pub(super) struct TracedContext {
+    pub time: Traced,
+    pub encoder_hidden_states: Traced,
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// That of the network's frozen weights.
+    pub format: NumberFormat,
+}
+
+impl UNetStage<'_> {
+    /// [`forward`](Self::forward) of shapes.
+    pub(super) fn trace(&self, ledger: &Ledger, state: TracedState, context: &TracedContext) -> TracedState {
+        let TracedState { hidden, mut skips } = state;
+        let &TracedContext { ref time, ref encoder_hidden_states, gradient_checkpointing, format } = context;
+        let residual =
+            |ledger: &Ledger, resnet: &ResnetBlock2D, attention: Option<&Transformer2DModel>, hidden, time: &Traced, text: &Traced| {
+                let hidden = resnet.trace(ledger, hidden, Some(time), format);
+                match attention {
+                    Some(attention) => attention.trace(ledger, hidden, text, format),
+                    None => hidden,
+                }
+            };
+        let hidden = match self {
+            Self::ConvIn(conv) => conv.trace(ledger, hidden, format),
+            Self::Down(resnet, attention) | Self::Mid(resnet, attention) => {
+                let inputs = vec![hidden, time.clone(), encoder_hidden_states.clone()];
+                ledger.block(gradient_checkpointing, inputs, |ledger, mut inputs| {
+                    let hidden = inputs.remove(0);
+                    residual(ledger, resnet, *attention, hidden, &inputs[0], &inputs[1])
+                })
+            }
+            Self::Downsample(downsample) => downsample.trace(ledger, hidden, format),
+            Self::Up(resnet, attention) => {
+                let skip = skips.pop().expect("the way down left one skip for each residual block of the way up");
+                let inputs = vec![hidden, skip, time.clone(), encoder_hidden_states.clone()];
+                ledger.block(gradient_checkpointing, inputs, |ledger, mut inputs| {
+                    let both = ledger.cat(inputs.drain(..2).collect(), 1);
+                    residual(ledger, resnet, *attention, both, &inputs[0], &inputs[1])
+                })
+            }
+            Self::Upsample(upsample) => {
+                let above = skips.last().expect("a level below the first has skips left").dims();
+                let size = [above[2], above[3]];
+                let kept = ledger.where_trained(gradient_checkpointing, *upsample);
+                ledger.block(kept, vec![hidden], |ledger, mut x| upsample.trace(ledger, x.remove(0), size, format))
+            }
+            Self::ConvOut(norm, conv) => {
+                let kept = ledger.where_trained(gradient_checkpointing, &((*norm).clone(), (*conv).clone()));
+                ledger.block(kept, vec![hidden], |ledger, mut x| conv.trace(ledger, norm.trace(ledger, x.remove(0), format, true), format))
+            }
+        };
+        if matches!(self, Self::ConvIn(_) | Self::Down(..) | Self::Downsample(_)) {
+            skips.push(hidden.clone());
+        }
+        TracedState { hidden, skips }
     }
 }
 

@@ -6,7 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::blocks::attention::Attention;
+use crate::footprint::{Ledger, Traced};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+use crate::number_format::NumberFormat;
 
 /// `x ⊙ GELU(gate)`.
 #[derive(Module, Debug)]
@@ -28,6 +30,10 @@ impl FeedForward {
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         self.net_2.forward(vp_ops::geglu(self.net_0.proj.forward(x)))
+    }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
+        self.net_2.trace(ledger, ledger.geglu(self.net_0.proj.trace(ledger, x, format)), format)
     }
 }
 
@@ -61,6 +67,14 @@ impl BasicTransformerBlock {
         let x = self.attn2.forward(self.norm2.forward(x.clone()), context.clone()) + x;
         self.ff.forward(self.norm3.forward(x.clone())) + x
     }
+
+    fn trace(&self, ledger: &Ledger, x: Traced, context: &Traced, format: NumberFormat) -> Traced {
+        let normed = self.norm1.trace(ledger, x.clone(), format);
+        let x = ledger.add(self.attn1.trace(ledger, normed.clone(), normed, format), x);
+        let normed = self.norm2.trace(ledger, x.clone(), format);
+        let x = ledger.add(self.attn2.trace(ledger, normed, context.clone(), format), x);
+        ledger.add(self.ff.trace(ledger, self.norm3.trace(ledger, x.clone(), format), format), x)
+    }
 }
 
 /// A projection of channels, stored as a matrix (`use_linear_projection`) or as a 1×1 convolution under the same name.
@@ -82,6 +96,13 @@ impl Projection {
         match self {
             Self::Linear(linear) => linear.forward(tokens),
             Self::Conv(conv) => conv.forward_tokens(tokens),
+        }
+    }
+
+    fn trace(&self, ledger: &Ledger, tokens: Traced, format: NumberFormat) -> Traced {
+        match self {
+            Self::Linear(linear) => linear.trace(ledger, tokens, format),
+            Self::Conv(conv) => conv.trace_tokens(ledger, tokens, format),
         }
     }
 }
@@ -132,5 +153,15 @@ impl Transformer2DModel {
         let tokens = self.proj_in.forward(tokens);
         let tokens = self.transformer_blocks.iter().fold(tokens, |tokens, block| block.forward(tokens, context));
         self.proj_out.forward(tokens).swap_dims(1, 2).reshape([b, c, h, w]) + x
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub fn trace(&self, ledger: &Ledger, x: Traced, context: &Traced, format: NumberFormat) -> Traced {
+        let &[b, c, h, w] = x.dims() else { panic!("a transformer over pixels of {:?}", x.dims()) };
+        let normed = self.norm.trace(ledger, x.clone(), format, false);
+        let tokens = self.proj_in.trace(ledger, ledger.view(normed, &[b, h * w, c], false), format);
+        let tokens = self.transformer_blocks.iter().fold(tokens, |tokens, block| block.trace(ledger, tokens, context, format));
+        let tokens = ledger.view(self.proj_out.trace(ledger, tokens, format), &[b, c, h * w], false);
+        ledger.add(ledger.reshaped(tokens, &[b, c, h, w]), x)
     }
 }

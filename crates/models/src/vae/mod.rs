@@ -12,6 +12,7 @@ use regex::Regex;
 
 use crate::blocks::attention::Attention;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, ResnetOptions, Upsample2D};
+use crate::footprint::{Ledger, Traced};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
 use crate::number_format::{NumberFormat, in_format};
@@ -276,6 +277,29 @@ impl AutoencoderKL {
     pub fn decode_to_images(&self, latents: Tensor<4>) -> Tensor<4> {
         let unscaled = latents / self.config.scaling_factor + self.config.shift_factor;
         (self.decode(unscaled) / 2.0 + 0.5).clamp(0.0, 1.0)
+    }
+
+    fn trace_stages(&self, ledger: &Ledger, stages: &[VaeStage<'_>], x: Traced, format: NumberFormat) -> Traced {
+        let x = ledger.cast(x, format);
+        let y = stages.iter().fold(x, |x, stage| stage.trace(ledger, x, self.gradient_checkpointing, format));
+        ledger.cast(y, NumberFormat::F32)
+    }
+
+    /// [`decode_to_images`](Self::decode_to_images) of shapes, with weights and activations in `format`: latents `[b, latent, h, w]`.
+    pub fn trace_decode(&self, ledger: &Ledger, latents: Traced, format: NumberFormat) -> Traced {
+        let tiles = self.splitting.tiling.pixels(&self.config).map(|pixels| Tiles::of_latents(pixels, self.config.downscale()));
+        let factor = self.config.downscale();
+        let latents = ledger.scale(latents);
+        let decode = |latents| self.trace_stages(ledger, &self.decoder_stages(), latents, format);
+        let images = self.splitting.trace(ledger, latents, tiles, (self.config.out_channels, factor, 1), decode);
+        ledger.clamped(ledger.scale(images))
+    }
+
+    /// [`moments`](Self::moments) of shapes: images `[b, 3, h, w]`.
+    pub fn trace_moments(&self, ledger: &Ledger, images: Traced, format: NumberFormat) -> Traced {
+        let tiles = self.splitting.tiling.pixels(&self.config).map(|pixels| Tiles::of_images(pixels, self.config.downscale()));
+        let encode = |images| self.trace_stages(ledger, &self.encoder_stages(), images, format);
+        self.splitting.trace(ledger, images, tiles, (2 * self.config.latent_channels, 1, self.config.downscale()), encode)
     }
 
     /// Scales the autoencoder's latents to those of diffusion.

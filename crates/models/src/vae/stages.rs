@@ -4,8 +4,10 @@ use burn::tensor::Tensor;
 
 use crate::blocks::attention::Attention;
 use crate::blocks::resnet::{Downsample2D, ResnetBlock2D, Upsample2D};
+use crate::footprint::{Ledger, Traced};
 use crate::gradient_checkpointing::GradientCheckpointing;
 use crate::layers::{Conv2d, GroupNorm};
+use crate::number_format::NumberFormat;
 
 /// One step of the encoder or the decoder: `[b, c, h, w]` → `[b, c', h', w']`.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +43,25 @@ impl VaeStage<'_> {
                 let modules = ((*norm).clone(), (*conv).clone());
                 let kept = gradient_checkpointing.where_trained(&modules);
                 kept.run(&modules, (x,), |(norm, conv), (x,)| conv.forward(norm.forward_silu(x)))
+            }
+        }
+    }
+
+    /// [`forward`](Self::forward) of shapes.
+    pub(super) fn trace(&self, ledger: &Ledger, x: Traced, kept: GradientCheckpointing, format: NumberFormat) -> Traced {
+        match self {
+            Self::Conv(conv) => conv.trace(ledger, x, format),
+            Self::Resnet(resnet) => ledger.block(kept, vec![x], |ledger, mut x| resnet.trace(ledger, x.remove(0), None, format)),
+            Self::Attention(attention) => ledger.block(kept, vec![x], |ledger, mut x| attention.trace_pixels(ledger, x.remove(0), format)),
+            Self::Downsample(downsample) => downsample.trace(ledger, x, format),
+            Self::Upsample(upsample) => {
+                let size = [2 * x.dims()[2], 2 * x.dims()[3]];
+                let kept = ledger.where_trained(kept, *upsample);
+                ledger.block(kept, vec![x], |ledger, mut x| upsample.trace(ledger, x.remove(0), size, format))
+            }
+            Self::Out(norm, conv) => {
+                let kept = ledger.where_trained(kept, &((*norm).clone(), (*conv).clone()));
+                ledger.block(kept, vec![x], |ledger, mut x| conv.trace(ledger, norm.trace(ledger, x.remove(0), format, true), format))
             }
         }
     }

@@ -12,6 +12,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use super::AutoencoderConfig;
+use crate::footprint::{Ledger, Traced};
 
 /// The largest tile that is chosen unasked, in pixels. Stable Diffusion XL's autoencoder names 1024, with which an image of 1024 pixels would
 /// be a single tile.
@@ -134,6 +135,35 @@ impl Splitting {
     }
 }
 
+impl Splitting {
+    /// [`run`](Self::run) of shapes. The output has so many channels and, along each axis, the input's pixels times and divided by two factors.
+    pub(super) fn trace(
+        self,
+        ledger: &Ledger,
+        input: Traced,
+        tiles: Option<Tiles>,
+        (channels, times, divided): (usize, usize, usize),
+        network: impl Fn(Traced) -> Traced,
+    ) -> Traced {
+        let &[batch, _, height, width] = input.dims() else { panic!("the autoencoder takes images, not {:?}", input.dims()) };
+        let whole = |rows: usize| [rows, channels, height * times / divided, width * times / divided];
+        let run = |input: Traced| match tiles {
+            Some(tiles) if height > tiles.size || width > tiles.size => {
+                let rows = input.dims()[0];
+                let done = tiles.trace(ledger, &input, &network);
+                ledger.cat_as(done, &whole(rows))
+            }
+            _ => network(input),
+        };
+        if self.slicing && batch > 1 {
+            let shape = [1, input.dims()[1], height, width];
+            let images = (0..batch).map(|_| run(ledger.part(&input, &shape))).collect();
+            return ledger.cat(images, 0);
+        }
+        run(input)
+    }
+}
+
 /// Square tiles that cover an image. Each begins `stride` after the one before it and shares a margin with it, in which one fades into the
 /// other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +215,17 @@ impl Tiles {
             above = tiles;
         }
         Tensor::cat(rows, 2)
+    }
+
+    /// The output tiles of `input`, in shapes.
+    fn trace(self, ledger: &Ledger, input: &Traced, network: &impl Fn(Traced) -> Traced) -> Vec<Traced> {
+        let &[rows, channels, height, width] = input.dims() else { panic!("tiles of {:?}", input.dims()) };
+        let places = (0..height).step_by(self.stride).flat_map(|top| (0..width).step_by(self.stride).map(move |left| (top, left)));
+        let tile = |(top, left): (usize, usize)| {
+            let shape = [rows, channels, self.size.min(height - top), self.size.min(width - left)];
+            network(ledger.part(input, &shape))
+        };
+        places.map(tile).collect()
     }
 
     /// The part of an output tile that no later tile covers, except where this one fades out.

@@ -23,6 +23,7 @@ use crate::config::TrainConfig;
 use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, Sampling};
 use crate::environment::Environment;
+use crate::plan::Demand;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -120,6 +121,10 @@ impl<D: Denoiser> RewardDriven<D> for AlignProp {
         self.sampling().arithmetic(config, &format!("takes {steps} steps, {on_tape:.1} of them on the tape on average"))
     }
 
+    fn demand(&self, config: &TrainConfig) -> Demand {
+        self.sampling().demand(self.truncation.most_on_tape(config.num_inference_steps()), 1)
+    }
+
     fn needs_gradient(&self) -> bool {
         true
     }
@@ -188,6 +193,14 @@ impl Truncation {
             Self::Fixed(_) | Self::Gaussian(_) => once,
         };
         (0..steps).map(|step| if step + 1 == steps || step >= border(step) { Call::On } else { Call::Off }).collect()
+    }
+
+    /// The largest number of steps on the tape that was seen among a thousand chains of `steps`.
+    pub fn most_on_tape(&self, steps: usize) -> usize {
+        const CHAINS: u64 = 1000;
+        let noise = Noise::new(0);
+        let on_tape = |number| self.calls(steps, Draw { noise, number }).into_iter().filter(|call| *call == Call::On).count();
+        (1..=CHAINS).map(on_tape).max().unwrap_or(steps)
     }
 
     /// The average number of steps on the tape, of a chain of `steps`.

@@ -23,6 +23,7 @@ use crate::config::TrainConfig;
 use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, Sampling, StartingPoint, TapedChain};
 use crate::environment::Environment;
+use crate::plan::Demand;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -88,6 +89,10 @@ impl<D: Denoiser> RewardDriven<D> for Draft {
             _ => format!("takes {steps} steps and the last one {samples} times more, {} on the tape", samples + 1),
         };
         self.sampling().arithmetic(config, &each)
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        self.sampling().demand(self.k + self.num_lv_samples, 1 + self.num_lv_samples)
     }
 
     fn needs_gradient(&self) -> bool {

@@ -23,6 +23,7 @@ use crate::config::TrainConfig;
 use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, End, Sampling};
 use crate::environment::Environment;
+use crate::plan::Demand;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -88,6 +89,10 @@ impl<D: Denoiser> RewardDriven<D> for DrTune {
     fn arithmetic(&self, config: &TrainConfig) -> String {
         let (steps, k) = (config.num_inference_steps(), self.k);
         self.sampling().arithmetic(config, &format!("takes {} to {steps} steps, {k} of them on the tape", self.shortest(steps)))
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        self.sampling().demand(self.k, 1)
     }
 
     fn needs_gradient(&self) -> bool {

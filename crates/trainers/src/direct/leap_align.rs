@@ -26,6 +26,7 @@ use crate::direct::leaps::{Leaps, leap_trajectory};
 use crate::direct::{self, Sampling, ScoredBatch};
 use crate::environment::Environment;
 use crate::losses::{leap_align_loss, trajectory_similarity};
+use crate::plan::Demand;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::{Draw, Run, Values};
 
@@ -99,6 +100,10 @@ impl<D: Denoiser> RewardDriven<D> for LeapAlign {
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
         self.sampling().arithmetic(config, &format!("takes {} steps, and two leaps along them on the tape", config.num_inference_steps()))
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        self.sampling().demand(2, 1)
     }
 
     fn needs_gradient(&self) -> bool {

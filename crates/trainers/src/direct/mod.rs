@@ -40,6 +40,7 @@ use crate::config::TrainConfig;
 use crate::denoising::sample_numbers;
 use crate::environment::{Environment, ScoredImages};
 use crate::non_finite;
+use crate::plan::{AtOnce, Demand};
 use crate::regularizer::Visited;
 use crate::run::{Batch, Draw, Observed, Run, Values, values};
 
@@ -64,6 +65,11 @@ impl Sampling<'_> {
         if !(*guidance_scale >= 0.0 && guidance_scale.is_finite()) {
             findings.push(format!("algo.{algo}.guidance_scale is {guidance_scale}; expected a number of at least 0 (1 for none)"));
         }
+    }
+
+    /// What `calls` of the network on one tape hold, with `decoded` images for each that is sampled.
+    pub fn demand(&self, calls: usize, decoded: usize) -> Demand {
+        Demand::through_reward(AtOnce::new("batch_size", self.batch_size, self.guidance_scale), calls, decoded)
     }
 
     /// A sentence about the images of an update and of the run; `each` says how one image is sampled.

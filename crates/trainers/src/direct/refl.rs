@@ -25,6 +25,7 @@ use crate::config::TrainConfig;
 use crate::direct::{self, Call, Sampling, ScoredBatch, TapedChain};
 use crate::environment::Environment;
 use crate::losses::refl_loss;
+use crate::plan::Demand;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::Run;
 
@@ -95,6 +96,10 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
     fn arithmetic(&self, config: &TrainConfig) -> String {
         let (first, last, steps) = (self.min_mid_step + 1, self.max_mid_step + 1, config.num_inference_steps());
         self.sampling().arithmetic(config, &format!("takes {first} to {last} of {steps} steps, one of them on the tape"))
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        self.sampling().demand(1, 1)
     }
 
     fn needs_gradient(&self) -> bool {

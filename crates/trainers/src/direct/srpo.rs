@@ -30,6 +30,7 @@ use crate::direct::direct_align::{Times, recovered};
 use crate::direct::{self, Sampling, ScoredBatch};
 use crate::environment::Environment;
 use crate::losses::{refl_loss, semantic_relative_preference};
+use crate::plan::Demand;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::{Run, Values};
 
@@ -132,6 +133,12 @@ impl<D: Denoiser> RewardDriven<D> for Srpo {
     fn arithmetic(&self, config: &TrainConfig) -> String {
         let branches = if self.inversion { "two short ones" } else { "one short one" };
         self.sampling().arithmetic(config, &format!("takes {} steps, then {branches} on the tape", config.num_inference_steps()))
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        let branches = if self.inversion { 2 } else { 1 };
+        // Each decoded image is scored for two texts.
+        Demand { scored: 2, ..self.sampling().demand(branches, branches) }
     }
 
     fn needs_gradient(&self) -> bool {

@@ -35,6 +35,7 @@ use crate::Error;
 use crate::algorithm::{Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
+use crate::plan::{AtOnce, Demand};
 use crate::policy::EpochCounts;
 use crate::policy::advantages::GroupStatistics;
 use crate::regularizer::{Regularizer, RegularizerConfig};
@@ -122,6 +123,12 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
 
     fn kept(&self) -> Kept {
         Kept::Images(self.shared().sample.num_images())
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        let Shared { sample, train, .. } = self.shared();
+        let drawn = AtOnce::new("sample.batch_size", sample.batch_size, sample.guidance_scale);
+        Demand::through_steps(drawn, AtOnce::new("train.batch_size", train.batch_size, train.guidance_scale))
     }
 
     fn needs_terms(&self) -> Option<String> {

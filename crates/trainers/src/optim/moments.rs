@@ -32,6 +32,19 @@ const BLOCK: usize = 256;
 /// Codes in one i32. Not every GPU has an 8-bit type.
 const LANES: usize = 4;
 
+impl MomentsFormat {
+    /// Bytes of both moments of a parameter with so many values: in 8 bits, a byte for each value and a scale for each block.
+    pub fn bytes(self, values: u64) -> u64 {
+        match self {
+            Self::EightBit if values >= MIN_VALUES as u64 => {
+                let blocks = values.div_ceil(BLOCK as u64);
+                2 * (blocks * BLOCK as u64 + 4 * blocks)
+            }
+            _ => 8 * values,
+        }
+    }
+}
+
 /// One moment of one parameter.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "some hundred bytes beside the values of a parameter")]

@@ -21,6 +21,7 @@ use crate::algorithm::{Algorithm, Driver, Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{d3po_loss, transition_kl};
+use crate::plan::{AtOnce, Demand};
 use crate::policy::epochs::Epochs;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
@@ -119,6 +120,11 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
 
     fn kept(&self) -> Kept {
         Kept::Trajectories(self.num_images())
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        let drawn = AtOnce::new("sample_batch_size", self.sample_batch_size, self.guidance_scale);
+        Demand::through_steps(drawn, AtOnce::pairs("train_batch_size", self.train_batch_size, self.guidance_scale))
     }
 
     fn default_regularizer(&self) -> RegularizerConfig {

@@ -39,6 +39,7 @@ use crate::algorithm::{Kept, RewardDriven};
 use crate::config::TrainConfig;
 use crate::environment::Environment;
 use crate::losses::{Drift, transition_kl};
+use crate::plan::{AtOnce, Demand};
 use crate::policy::advantages::{AdvantagesConfig, Tracker};
 use crate::policy::epochs::{Epochs, regularization};
 use crate::policy::kl::KlTerm;
@@ -209,6 +210,11 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 
     fn kept(&self) -> Kept {
         Kept::Trajectories(self.num_images())
+    }
+
+    fn demand(&self, _: &TrainConfig) -> Demand {
+        let drawn = AtOnce::new("sample_batch_size", self.sample_batch_size, self.guidance_scale);
+        Demand::through_steps(drawn, AtOnce::new("train_batch_size", self.train_batch_size, self.guidance_scale))
     }
 
     fn needs_terms(&self) -> Option<String> {

@@ -1,0 +1,225 @@
+//! `plan`: memory told from configs alone, held against what runs take.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::util::run;
+
+/// `plan --json` of these arguments.
+fn plan(args: &[&str]) -> Value {
+    let words = [&["plan", "--json"], args].concat();
+    serde_json::from_str(&run(&words).ok().stdout()).unwrap()
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
+/// A run to hold against its plan: small networks on large images or batches, so that what comes and goes decides and not the process.
+struct Case {
+    name: &'static str,
+    args: &'static [&'static str],
+}
+
+/// Two images of a preview at once, one update, no checkpoint in between.
+const SHORT: [&str; 5] =
+    ["run.num_train_steps=1", "preview.seeds=[1]", "preview.prompts=[\"a red circle\"]", "preview.num_inference_steps=1", "run.workers=1"];
+
+const CASES: [Case; 7] = [
+    Case {
+        name: "refl, batch 1",
+        args: &["--config", "configs/refl/shapes.toml", "--set", "algo.refl.batch_size=1", "--set", "model.size=[256,256]"],
+    },
+    Case {
+        name: "refl, batch 4",
+        args: &["--config", "configs/refl/shapes.toml", "--set", "algo.refl.batch_size=4", "--set", "model.size=[256,256]"],
+    },
+    Case {
+        name: "refl, batch 4, recomputed",
+        args: &[
+            "--config",
+            "configs/refl/shapes.toml",
+            "--set",
+            "algo.refl.batch_size=4",
+            "--set",
+            "model.size=[256,256]",
+            "--set",
+            "model.gradient_checkpointing=blocks",
+        ],
+    },
+    Case { name: "refl, batch 64", args: &["--config", "configs/refl/shapes.toml", "--set", "algo.refl.batch_size=64"] },
+    Case {
+        name: "ddpo, batch 1",
+        args: &[
+            "--config",
+            "configs/ddpo/tiny.toml",
+            "--set",
+            "algo.ddpo.train_batch_size=1",
+            "--set",
+            "algo.ddpo.sample_batch_size=2",
+            "--set",
+            "algo.ddpo.num_batches_per_epoch=1",
+            "--set",
+            "optimizer.gradient_accumulation_steps=1",
+            "--set",
+            "model.size=[512,512]",
+        ],
+    },
+    Case {
+        name: "ddpo, batch 4",
+        args: &[
+            "--config",
+            "configs/ddpo/tiny.toml",
+            "--set",
+            "algo.ddpo.train_batch_size=4",
+            "--set",
+            "algo.ddpo.sample_batch_size=4",
+            "--set",
+            "algo.ddpo.num_batches_per_epoch=1",
+            "--set",
+            "optimizer.gradient_accumulation_steps=1",
+            "--set",
+            "model.size=[512,512]",
+        ],
+    },
+    Case {
+        name: "refl, whole weights",
+        args: &["--config", "configs/refl/shapes.toml", "--set", "model.trainable=^unet\\.", "--set", "algo.refl.batch_size=32"],
+    },
+];
+
+/// The most memory that the run noted, and what it noted of its plan, in MiB.
+fn noted(folder: &Path) -> [f64; 2] {
+    let provenance: Value = serde_json::from_str(&fs::read_to_string(folder.join("provenance.json")).unwrap()).unwrap();
+    let fact = |name: &str| {
+        let facts = provenance["hardware"].as_array().unwrap();
+        let value = facts.iter().find(|fact| fact["name"] == name).unwrap_or_else(|| panic!("no fact {name}: {facts:?}"))["value"]
+            .as_str()
+            .unwrap();
+        value.strip_suffix(" MiB").unwrap().parse().unwrap()
+    };
+    [fact("peak memory"), fact("planned memory")]
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_planned_is_what_runs_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for (i, case) in CASES.iter().enumerate() {
+        let folder = dir.path().join(i.to_string());
+        let sets: Vec<&str> = SHORT.iter().flat_map(|set| ["--set", set]).collect();
+        let args = [case.args, &sets].concat();
+        let planned = plan(&args);
+        run(&[&["train", "--quiet", "-o", folder.to_str().unwrap()], &args[..]].concat()).ok();
+        let [peak, told] = noted(&folder);
+        let expected = mib(planned["peak"].as_f64().unwrap());
+        assert!((expected - told).abs() < 0.1, "{}: plan says {expected} MiB, the run {told}", case.name);
+        let off = expected / peak - 1.0;
+        println!(
+            "{:<28} planned {expected:7.1} MiB in {}, took {peak:7.1} ({:+.1} %); stays {:.1}, phases {}",
+            case.name,
+            planned["peak_phase"],
+            100.0 * off,
+            mib(planned["fixed"].as_f64().unwrap()),
+            planned["phases"]
+        );
+        if off.abs() > 0.15 {
+            wrong.push(format!("{}: planned {expected:.1} MiB, took {peak:.1}", case.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn published_models_are_planned_by_name_in_under_a_second() {
+    for (model, algo, key) in [
+        ("sd15", "refl", "algo.refl.batch_size"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "refl", "algo.refl.batch_size"),
+        ("sd15", "ddpo", "algo.ddpo.train_batch_size"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "ddpo", "algo.ddpo.train_batch_size"),
+    ] {
+        let path = format!("model.path={model}-not-here");
+        let set = if model == "sd15" { "model.path=sd15" } else { &path };
+        let began = Instant::now();
+        let told = plan(&["--algo", algo, "--preset", "sd15", "--set", set, "--memory", "64GiB"]);
+        let took = began.elapsed();
+        assert!(took.as_secs_f64() < 1.0, "{model}, {algo}: {took:?}");
+        assert!(told["assumed"][0].as_str().unwrap().starts_with("Stable Diffusion"), "{told}");
+        assert!(told["peak"].as_f64().unwrap() > told["fixed"].as_f64().unwrap());
+        assert!(told["largest"].get(key).is_some(), "{told}");
+        let peaks: Vec<u64> = ["1", "2", "4", "8"].map(|batch| told["peak_by_batch"][batch].as_u64().unwrap()).into();
+        assert!(peaks.windows(2).all(|two| two[0] <= two[1]) && peaks[0] < peaks[3], "{peaks:?}");
+        for advice in told["advice"].as_array().unwrap() {
+            assert!(advice["saves"].as_u64().unwrap() > 0, "{advice}");
+        }
+    }
+}
+
+/// With a setting of the advice, the peak falls by what it said; and the largest batch fits, while one more does not.
+#[test]
+fn advice_and_largest_batch_are_what_they_say() {
+    let args = ["--algo", "refl", "--preset", "sd15", "--memory", "24GiB", "--set", "model.gradient_checkpointing=none"];
+    let told = plan(&args);
+    let [first, second] = [0, 1].map(|i| &told["advice"][i]);
+    assert!(first["saves"].as_u64() >= second["saves"].as_u64());
+    let setting = first["setting"].as_str().unwrap();
+    let after = plan(&[&args[..], &["--set", setting]].concat());
+    assert_eq!(told["peak"].as_u64().unwrap() - after["peak"].as_u64().unwrap(), first["saves"].as_u64().unwrap(), "{setting}");
+    let largest = told["largest"]["algo.refl.batch_size"].as_u64().unwrap();
+    let fits = |batch: u64| plan(&[&args[..], &["--set", &format!("algo.refl.batch_size={batch}")]].concat())["fits"].as_bool().unwrap();
+    assert!(fits(largest) && !fits(largest + 1), "{largest}");
+}
+
+#[test]
+fn it_fits_on_a_screen() {
+    for preset in ["refl", "ddpo", "nft", "dpo", "srpo"] {
+        for more in [&[][..], &["--set", "model.trainable=^unet\\.", "--device", "vulkan"]] {
+            let words = [&["plan", "--algo", preset, "--preset", "sd15", "--memory", "200GiB"], more].concat();
+            let text = run(&words).ok().stdout();
+            assert!(text.lines().count() <= 24, "{} lines:\n{text}", text.lines().count());
+            assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+            for part in ["UNet", "stays", "peak ", "largest batch that fits", "published sizes of Stable Diffusion 1.5"] {
+                assert!(text.contains(part), "{part}:\n{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_planned_says_why() {
+    let refused = |args: &[&str]| run(&[&["plan"], args].concat()).refused();
+    let told = refused(&["--algo", "refl", "--memory", "much"]);
+    assert!(told.contains("--memory \"much\" is not a size; expected a number and a unit, such as 8GiB"), "{told}");
+    let told = refused(&["--algo", "refl", "--preset", "sd15", "--memory", "1GiB"]);
+    assert!(
+        told.contains("below what stays for the whole run") && told.contains("UNet 3.2 GiB") && told.contains("model.dtype=bf16"),
+        "{told}"
+    );
+    let told = refused(&["--algo", "refl", "--set", "model.path=no-such-model"]);
+    assert!(told.contains("its name tells no published model"), "{told}");
+    let told = refused(&["--algo", "refl", "--set", "algo.refl.batch_sise=2"]);
+    assert!(told.contains("batch_size"), "{told}");
+    let told = refused(&["--algo", "vae", "--preset", "sd15"]);
+    assert!(told.contains("[algo.vae] trains no denoiser"), "{told}");
+    let told = refused(&["--algo", "refl", "--preset", "sd16"]);
+    assert!(told.contains("did you mean") && told.contains("sd15"), "{told}");
+
+    // A config of a network that is there but cannot be read is no reason to take a published one.
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("sd15");
+    crate::util::copy_dir(&crate::util::root().join(crate::util::MODEL), &model);
+    fs::write(model.join("unet/config.json"), "{ \"block_out_channels\": []").unwrap();
+    let told = refused(&["--algo", "refl", "--preset", "tiny", "--set", &format!("model.path={}", model.display())]);
+    assert!(told.contains("unet/config.json"), "{told}");
+}
+
+#[test]
+fn a_dry_run_says_it_in_a_line() {
+    let text = run(&["train", "--config", "configs/refl/tiny.toml", "--dry-run"]).ok().stdout();
+    let line = text.lines().find(|line| line.starts_with("memory: about ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains(" stay, the most comes in ") && line.contains("`plan` tells"), "{line}");
+}
