@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use serde_json::{Value, json};
 
-use super::places::{Kind, Place};
+use super::places::{FolderKind, ShownFolder};
 use super::reply::{Asked, Reply};
 use super::series::{Band, Point};
 use super::{Site, previews};
@@ -27,10 +27,10 @@ struct Chart {
 }
 
 /// The runs that an address names, each once.
-pub fn asked_runs(site: &Site, asked: &Asked) -> Vec<Place> {
-    let mut places: Vec<Place> = Vec::new();
+pub fn asked_runs(site: &Site, asked: &Asked) -> Vec<ShownFolder> {
+    let mut places: Vec<ShownFolder> = Vec::new();
     for id in asked.values("id").take(RUNS) {
-        let place = site.places.find(id).filter(|place| place.kind == Kind::Run && places.iter().all(|known| known.id != place.id));
+        let place = site.places.find(id).filter(|place| place.kind == FolderKind::Run && places.iter().all(|known| known.id != place.id));
         places.extend(place);
     }
     places
@@ -56,7 +56,7 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
 }
 
 /// Adds the lines of a run; the position in its metrics up to which they go.
-fn add(site: &Site, place: &Place, points: usize, charts: &mut Vec<Chart>) -> (u64, u64) {
+fn add(site: &Site, place: &ShownFolder, points: usize, charts: &mut Vec<Chart>) -> (u64, u64) {
     let watched = site.watched(&place.id, &place.folder);
     let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
     watched.metrics.read_on();

@@ -10,7 +10,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::places::Place;
+use super::places::ShownFolder;
 use super::reply::{Asked, Payload, Reply};
 use super::{Site, charts, pages, runs, security};
 
@@ -22,7 +22,7 @@ const SILENT_LOOKS: u32 = 20;
 
 /// A run that somebody watches, and what they know of it.
 struct Followed {
-    place: Place,
+    place: ShownFolder,
     /// The number of the next line, and how often the file was replaced.
     position: (u64, u64),
     status: Value,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::places::{Kind, Place};
+use super::places::{FolderKind, ShownFolder};
 use super::reply::{Asked, Reply};
 use super::{Site, evaluations, images};
 
@@ -46,8 +46,8 @@ impl Item {
 pub fn reply(site: &Site, asked: &Asked) -> Reply {
     let Some(place) = asked.value("id").and_then(|id| site.places.find(id)) else { return Reply::missing() };
     let mut items = match place.kind {
-        Kind::Evaluation => evaluations::items(&place.folder),
-        Kind::Images | Kind::Run => images::items(&place.folder),
+        FolderKind::Evaluation => evaluations::items(&place.folder),
+        FolderKind::Images | FolderKind::Run => images::items(&place.folder),
     };
     let names = |values: &dyn Fn(&Item) -> Option<String>| items.iter().filter_map(values).collect::<BTreeSet<_>>();
     let (categories, models) =
@@ -93,9 +93,9 @@ fn order(items: &mut [Item], sort: &str, descending: bool) {
     }
 }
 
-fn shown(place: &Place, mut item: Item) -> Value {
+fn shown(place: &ShownFolder, mut item: Item) -> Value {
     // Only what is on the page is opened for it.
-    if place.kind != Kind::Evaluation {
+    if place.kind != FolderKind::Evaluation {
         images::add_parameters(&place.folder, &mut item);
     }
     let pictures: Vec<Value> = item.pictures.iter().map(|(label, path)| json!({ "label": label, "path": path })).collect();

@@ -24,7 +24,7 @@ const MARK: usize = 128;
 const PACE: usize = 50;
 
 /// The metrics of a run, as far as they were read.
-pub struct Metrics {
+pub struct GrowingMetrics {
     path: PathBuf,
     /// Where the next line begins, and what was in the file before.
     offset: u64,
@@ -42,7 +42,7 @@ pub struct Metrics {
     replaced: u64,
 }
 
-impl Metrics {
+impl GrowingMetrics {
     /// Of a run's folder; nothing was read yet.
     pub fn of(run: &Path) -> Self {
         Self {
@@ -199,7 +199,7 @@ mod tests {
     fn a_file_is_read_on_line_by_line_and_anew_when_it_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut metrics = Metrics::of(dir.path());
+        let mut metrics = GrowingMetrics::of(dir.path());
         metrics.read_on();
         assert_eq!((metrics.position(), metrics.names().len()), ((0, 0), 0));
         fs::write(&path, "{\"step\":1,\"loss\":0.5,\"seconds\":2}\n{\"step\":2,\"lo").unwrap();
@@ -225,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lines: String = (0..3 * RECENT).map(|step| format!("{{\"step\":{step},\"loss\":1}}\n")).collect();
         fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
-        let mut metrics = Metrics::of(dir.path());
+        let mut metrics = GrowingMetrics::of(dir.path());
         metrics.read_on();
         assert_eq!(metrics.lines_from(0), None);
         assert_eq!(metrics.lines_from(2 * RECENT as u64).unwrap().len(), RECENT);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vp_evaluation::report::STYLE;
 use vp_trainers::run::attendant::Request;
 
-use super::places::{Kind, Place};
+use super::places::{FolderKind, ShownFolder};
 use super::reply::{Asked, Reply};
 use super::{Site, charts, gallery, pictures, previews, runs};
 use crate::vote;
@@ -71,15 +71,15 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
 }
 
 /// A reply about the run that the address names.
-fn of_run(site: &Site, asked: &Asked, reply: impl FnOnce(&Place) -> Reply) -> Reply {
-    let place = asked.value("id").and_then(|id| site.places.find(id)).filter(|place| place.kind == Kind::Run);
+fn of_run(site: &Site, asked: &Asked, reply: impl FnOnce(&ShownFolder) -> Reply) -> Reply {
+    let place = asked.value("id").and_then(|id| site.places.find(id)).filter(|place| place.kind == FolderKind::Run);
     place.map_or_else(Reply::missing, |place| reply(&place))
 }
 
 /// Everything there is to show.
 pub fn places(site: &Site) -> Value {
-    let about = |place: Place| match place.kind {
-        Kind::Run => runs::listed(site, &place),
+    let about = |place: ShownFolder| match place.kind {
+        FolderKind::Run => runs::listed(site, &place),
         kind => json!({ "id": place.id, "name": place.name, "kind": kind.name(), "folder": place.folder.display().to_string() }),
     };
     site.places.list().into_iter().map(about).collect()

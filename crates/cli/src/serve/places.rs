@@ -21,7 +21,7 @@ pub struct Places {
 
 /// What a folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FolderKind {
     /// `config.toml` and what training writes.
     Run,
     /// `evaluation.json` and its results.
@@ -30,7 +30,7 @@ pub enum Kind {
     Images,
 }
 
-impl Kind {
+impl FolderKind {
     /// As pages name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -55,11 +55,11 @@ impl Kind {
 }
 
 /// A folder to show.
-pub struct Place {
+pub struct ShownFolder {
     pub id: String,
     /// What people call it.
     pub name: String,
-    pub kind: Kind,
+    pub kind: FolderKind,
     pub folder: PathBuf,
 }
 
@@ -95,7 +95,7 @@ impl Places {
     }
 
     /// Everything there is to show, the newest first.
-    pub fn list(&self) -> Vec<Place> {
+    pub fn list(&self) -> Vec<ShownFolder> {
         let mut found = Vec::new();
         for (number, root) in self.roots.iter().enumerate() {
             self.look(number, root, root, 0, &mut found);
@@ -104,16 +104,16 @@ impl Places {
         found
     }
 
-    fn look(&self, number: usize, root: &Path, folder: &Path, depth: usize, found: &mut Vec<Place>) {
+    fn look(&self, number: usize, root: &Path, folder: &Path, depth: usize, found: &mut Vec<ShownFolder>) {
         if found.len() >= MOST {
             return;
         }
-        let kind = Kind::of(folder);
+        let kind = FolderKind::of(folder);
         if let Some(kind) = kind {
             found.push(self.place(number, root, folder, kind));
         }
         // What is inside a run or an evaluation is shown with it.
-        if depth >= DEPTH || matches!(kind, Some(Kind::Run | Kind::Evaluation)) {
+        if depth >= DEPTH || matches!(kind, Some(FolderKind::Run | FolderKind::Evaluation)) {
             return;
         }
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -124,7 +124,7 @@ impl Places {
         folders.iter().for_each(|path| self.look(number, root, path, depth + 1, found));
     }
 
-    fn place(&self, number: usize, root: &Path, folder: &Path, kind: Kind) -> Place {
+    fn place(&self, number: usize, root: &Path, folder: &Path, kind: FolderKind) -> ShownFolder {
         let below = folder.strip_prefix(root).unwrap_or(Path::new("")).components();
         let below = below.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
         let of_root = root.file_name().map_or_else(|| root.display().to_string(), |name| name.to_string_lossy().into_owned());
@@ -134,15 +134,15 @@ impl Places {
             (false, _) => format!("{of_root}/{below}"),
         };
         let id = if below.is_empty() { number.to_string() } else { format!("{number}/{below}") };
-        Place { id, name, kind, folder: folder.to_path_buf() }
+        ShownFolder { id, name, kind, folder: folder.to_path_buf() }
     }
 
     /// The place of an id, if there is something to show.
-    pub fn find(&self, id: &str) -> Option<Place> {
+    pub fn find(&self, id: &str) -> Option<ShownFolder> {
         let folder = self.folder(id)?;
         let number: usize = id.split('/').next()?.parse().ok()?;
-        let kind = Kind::of(&folder)?;
-        Some(Place { id: id.to_string(), ..self.place(number, self.roots.get(number)?, &folder, kind) })
+        let kind = FolderKind::of(&folder)?;
+        Some(ShownFolder { id: id.to_string(), ..self.place(number, self.roots.get(number)?, &folder, kind) })
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
         }
         let places = Places::open(std::slice::from_ref(&root)).unwrap();
         let listed: Vec<_> = places.list().into_iter().map(|place| (place.id, place.name, place.kind)).collect();
-        assert_eq!(listed, [("0/a".to_string(), "a".to_string(), Kind::Run)]);
+        assert_eq!(listed, [("0/a".to_string(), "a".to_string(), FolderKind::Run)]);
         assert!(places.image("0/a", "x.png").is_some() && places.image("0", "a/x.png").is_some());
         for path in ["../../out/y.png", "a/../../out/y.png", "/etc/hostname.png", "", ".", "..", "a//x.png", "a/./x.png", "a\\x.png"] {
             assert_eq!(places.image("0", path), None, "{path}");

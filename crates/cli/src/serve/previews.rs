@@ -12,7 +12,7 @@ use vp_evaluation::comparison::ImageResult;
 use vp_trainers::run::journal::{RESULTS, image_name};
 
 use super::Site;
-use super::places::Place;
+use super::places::ShownFolder;
 use super::reply::{Asked, Reply};
 
 /// The most steps that are listed at once.
@@ -71,7 +71,7 @@ pub fn results(folder: &Path, step: u64) -> Vec<ImageResult> {
 }
 
 /// A page of the list of steps: from which place on, how many.
-pub fn page(site: &Site, place: &Place, asked: &Asked) -> Reply {
+pub fn page(site: &Site, place: &ShownFolder, asked: &Asked) -> Reply {
     let steps = steps(site, &place.id, &place.folder);
     let steps = upto(&steps, last_step(site, place));
     let from = asked.number("from").unwrap_or(0).min(steps.len());
@@ -80,7 +80,7 @@ pub fn page(site: &Site, place: &Place, asked: &Asked) -> Reply {
 }
 
 /// The images of the preview at a place in the list of steps, or of the last one.
-pub fn one(site: &Site, place: &Place, asked: &Asked) -> Reply {
+pub fn one(site: &Site, place: &ShownFolder, asked: &Asked) -> Reply {
     let steps = steps(site, &place.id, &place.folder);
     let steps = upto(&steps, last_step(site, place));
     let Some(last) = steps.len().checked_sub(1) else { return Reply::json(&json!({ "total": 0, "images": [] })) };
@@ -96,7 +96,7 @@ pub fn one(site: &Site, place: &Place, asked: &Asked) -> Reply {
     Reply::json(&json!({ "total": steps.len(), "at": at, "step": step, "images": images, "grid": grid }))
 }
 
-fn last_step(site: &Site, place: &Place) -> u64 {
+fn last_step(site: &Site, place: &ShownFolder) -> u64 {
     let watched = site.watched(&place.id, &place.folder);
     let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
     watched.metrics.read_on();

@@ -13,8 +13,8 @@ use vp_trainers::config::TrainConfig;
 use vp_trainers::run::attendant::{BEAT, Heartbeat, Request};
 use vp_trainers::run::sentinel::{WATCH, Watch};
 
-use super::metrics::Metrics;
-use super::places::{Place, changed};
+use super::metrics::GrowingMetrics;
+use super::places::{ShownFolder, changed};
 use super::reply::Reply;
 use super::{Site, previews};
 
@@ -25,7 +25,7 @@ const END: u64 = 16 << 10;
 
 /// What was read of a run, to be read on.
 pub struct Watched {
-    pub metrics: Metrics,
+    pub metrics: GrowingMetrics,
     /// The config, when it was written, and how it reads.
     config: Option<(SystemTime, Option<TrainConfig>)>,
     /// What the sentinel found, and when it looked last.
@@ -35,7 +35,7 @@ pub struct Watched {
 impl Watched {
     /// Of a run's folder; nothing was read yet.
     pub fn of(folder: &Path) -> Self {
-        Self { metrics: Metrics::of(folder), config: None, findings: None }
+        Self { metrics: GrowingMetrics::of(folder), config: None, findings: None }
     }
 
     /// The config of the run, unless it is one of another version.
@@ -89,7 +89,7 @@ impl State {
 }
 
 /// What a list says of a run: the end of its metrics is enough for that.
-pub fn listed(site: &Site, place: &Place) -> Value {
+pub fn listed(site: &Site, place: &ShownFolder) -> Value {
     let last = last_line(&place.folder);
     let step = last.get("step").and_then(Value::as_u64).unwrap_or(0);
     let config = table(&place.folder);
@@ -102,7 +102,7 @@ pub fn listed(site: &Site, place: &Place) -> Value {
 }
 
 /// What the page of a run says of it, and keeps up to date.
-pub fn status(site: &Site, place: &Place) -> Value {
+pub fn status(site: &Site, place: &ShownFolder) -> Value {
     let watched = site.watched(&place.id, &place.folder);
     let mut watched = watched.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     watched.metrics.read_on();
@@ -118,7 +118,7 @@ pub fn status(site: &Site, place: &Place) -> Value {
     about
 }
 
-fn summary(place: &Place, config: &Table, step: u64) -> Value {
+fn summary(place: &ShownFolder, config: &Table, step: u64) -> Value {
     let heartbeat = Heartbeat::read(&place.folder);
     let age = |written: &SystemTime| SystemTime::now().duration_since(*written).unwrap_or_default();
     let of = config.get("run").and_then(|run| run.get("num_train_steps")?.as_integer()).and_then(|of| u64::try_from(of).ok());
@@ -177,7 +177,7 @@ fn found(path: &Path) -> Value {
 }
 
 /// What does not change while a run trains: its config, key by key and as text, and where it comes from.
-pub fn details(place: &Place) -> Reply {
+pub fn details(place: &ShownFolder) -> Reply {
     let read = |name: &str| input_file::read_regular_to_string(place.folder.join(name)).ok();
     let provenance = read("provenance.json").and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let mut keys = Map::new();
@@ -199,7 +199,7 @@ fn flatten(name: &str, value: &toml::Value, keys: &mut Map<String, Value>) {
 }
 
 /// Asks the run to stop or to save.
-pub fn ask(place: &Place, request: Request) -> Reply {
+pub fn ask(place: &ShownFolder, request: Request) -> Reply {
     let heartbeat = Heartbeat::read(&place.folder).map(|(_, written)| SystemTime::now().duration_since(written).unwrap_or_default());
     if heartbeat.is_none_or(|age| age > SILENCE) {
         return Reply::refused(409, "nobody trains this run");
