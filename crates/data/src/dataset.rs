@@ -177,12 +177,20 @@ impl Dataset {
     ///
     /// # Errors
     /// Under [`OnProblem::Refuse`] all images that cannot be decoded.
-    pub fn usable(&self, mut records: Vec<Record>, on_problem: OnProblem) -> Result<UsableRecords> {
+    pub fn usable(&self, records: Vec<Record>, on_problem: OnProblem) -> Result<UsableRecords> {
+        self.usable_with(records, on_problem, &mut |_| {})
+    }
+
+    /// As [`usable`](Self::usable); `looked_at` hears how many images were looked at so far.
+    ///
+    /// # Errors
+    /// As [`usable`](Self::usable).
+    pub fn usable_with(&self, mut records: Vec<Record>, on_problem: OnProblem, looked_at: &mut dyn FnMut(usize)) -> Result<UsableRecords> {
         let mut names: Vec<&str> =
             records.iter().flat_map(|record| &record.completions).map(|completion| completion.image_path.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let (of, skipped) = (names.len(), undecodable(self, names));
+        let (of, skipped) = (names.len(), undecodable(self, names, looked_at));
         if on_problem == OnProblem::Refuse && !skipped.is_empty() {
             return Err(Error::UnreadableImages { problems: skipped, of });
         }

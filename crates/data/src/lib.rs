@@ -67,4 +67,4 @@ pub use record_file::{read_records, write_records};
 pub use records::{Aggregation, AnnotatorId, Aspect, AspectWeights, Comparison, Completion, Preferred, Rating, Ratings, Record};
 pub use split::{RecordSplit, split};
 pub use stats::{AspectStats, Stats, stats};
-pub use validate::{Validation, validate};
+pub use validate::{Validation, validate, validate_with};

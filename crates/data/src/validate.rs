@@ -32,6 +32,14 @@ pub struct Validation {
 /// A path that cannot be read or whose format is not known, and tables, lists or archives that cannot be opened. What is wrong with
 /// single records and images is in [`Validation::problems`], all of it.
 pub fn validate(path: impl AsRef<Path>) -> Result<Validation> {
+    validate_with(path, &mut |_| {})
+}
+
+/// As [`validate`]; `looked_at` hears how many images were looked at so far.
+///
+/// # Errors
+/// As [`validate`].
+pub fn validate_with(path: impl AsRef<Path>, looked_at: &mut dyn FnMut(usize)) -> Result<Validation> {
     let dataset = open_dataset(path)?;
     let (mut records, mut seen, mut waiting) = (dataset.records()?, HashSet::new(), Vec::new());
     let mut found = Validation { format: dataset.format(), records: 0, unlabelled: 0, images: 0, problems: Vec::new() };
@@ -50,18 +58,25 @@ pub fn validate(path: impl AsRef<Path>) -> Result<Validation> {
             }
             if waiting.len() == AT_ONCE {
                 found.decode(std::mem::take(&mut waiting));
+                looked_at(seen.len());
             }
         }
     }
     found.decode(waiting);
+    looked_at(seen.len());
     found.unlabelled = records.unlabelled();
     Ok(found)
 }
 
 /// The images of `names` in a set that cannot be decoded, and why; a few dozen are in memory at a time.
-pub(crate) fn undecodable(dataset: &Dataset, names: Vec<&str>) -> Vec<Problem> {
-    let of_some = |names: &[&str]| decode(names.iter().map(|name| (dataset.image(name), (*name).to_owned())).collect());
-    names.chunks(AT_ONCE).flat_map(of_some).flatten().collect()
+pub(crate) fn undecodable(dataset: &Dataset, names: Vec<&str>, looked_at: &mut dyn FnMut(usize)) -> Vec<Problem> {
+    let (mut problems, mut count) = (Vec::new(), 0);
+    for some in names.chunks(AT_ONCE) {
+        problems.extend(decode(some.iter().map(|name| (dataset.image(name), (*name).to_owned())).collect()).into_iter().flatten());
+        count += some.len();
+        looked_at(count);
+    }
+    problems
 }
 
 /// Reads images one after the other, as archives are fastest read, and decodes them side by side: what is wrong with each.

@@ -24,6 +24,7 @@ mod tiles;
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
+pub use kernel::vector_unit;
 pub use linear::linear;
 pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
 pub use recompute::{Boundary, recompute, trains};

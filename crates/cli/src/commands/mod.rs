@@ -2,6 +2,7 @@
 
 mod annotate;
 mod dataset;
+mod debug_report;
 mod docs;
 mod doctor;
 mod evaluate;
@@ -15,9 +16,13 @@ mod train;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;
+use crate::progress;
 
 /// Runs what was typed.
 pub fn run(args: Args) -> Result<(), Failure> {
+    if args.command.is_quiet() {
+        progress::be_quiet();
+    }
     match args.command {
         Command::Train(args) => train::run(args),
         Command::TrainReward(args) => train::run(args.into()),
@@ -31,6 +36,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::DebugReport(args) => debug_report::run(args),
         Command::Docs(args) => docs::run(args),
     }
 }

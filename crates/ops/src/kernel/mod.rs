@@ -19,6 +19,19 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+/// The vector instructions that these loops use on this machine, as `pulp` picks them.
+pub fn vector_unit() -> &'static str {
+    match pulp::Arch::new() {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        pulp::Arch::V4(_) => "AVX-512",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        pulp::Arch::V3(_) => "AVX2",
+        #[cfg(target_arch = "aarch64")]
+        pulp::Arch::Neon(_) => "NEON",
+        _ => "no vectors",
+    }
+}
+
 /// `0..len` in `count` nearly equal parts, each but the last a multiple of `unit`.
 pub fn parts(len: usize, count: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
     let units = len.div_ceil(unit);
