@@ -194,8 +194,12 @@ fn a_run_whose_program_dies_can_be_resumed() {
     assert_eq!(finished.code(), Some(1), "{stderr}");
     assert!(stderr.contains("reward command: /bin/sh -c ") && stderr.contains("it ended (exit status: 7)"), "{stderr}");
     assert!(stderr.contains("step-000002"), "{stderr}");
+    // The reason stays in the folder until the run has reached its end.
+    let reason = std::fs::read_to_string(output.join("failure.txt")).unwrap();
+    assert!(reason.contains("it ended (exit status: 7)") && reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
     // What is left takes ten answers.
     resume(&output, &[]).ok();
+    assert!(!output.join("failure.txt").exists());
     assert_eq!(result(&output).1.iter().filter(|line| line["reward_mean"].is_number()).count(), 4);
 }
 

@@ -1,6 +1,7 @@
 //! The arguments of the command line. Their doc comments are the help texts.
 
 mod dataset;
+mod diagnosis;
 mod pages;
 mod shell;
 
@@ -14,6 +15,7 @@ use vp_schedulers::PredictionType;
 use vp_trainers::sections::Dtype;
 
 pub use self::dataset::*;
+pub use self::diagnosis::*;
 pub use self::pages::*;
 pub use self::shell::*;
 use crate::shard::Shard;
@@ -65,9 +67,28 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages, or print the program's own.
     Man(ManArgs),
+    /// Pack what an issue needs into one file: what `doctor` prints and the texts of a run, without secrets.
+    DebugReport(DebugReportArgs),
     /// Write the pages of docs/reference.
     #[command(hide = true)]
     Docs(DocsArgs),
+}
+
+impl Command {
+    /// Whether `--quiet` was given.
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Train(args) => args.run.quiet,
+            Self::TrainReward(args) => args.run.quiet,
+            Self::Annotate(args) => args.quiet,
+            Self::Sample(args) => args.quiet,
+            Self::Score(args) => args.quiet,
+            Self::Evaluate(args) => args.quiet,
+            Self::Dataset(args) => args.quiet,
+            Self::Export(args) => args.quiet,
+            Self::Report(_) | Self::List(_) | Self::Init(_) | Self::Doctor(_) | Self::DebugReport(_) | Self::Docs(_) => false,
+        }
+    }
 }
 
 /// `train`.
@@ -299,6 +320,9 @@ pub struct SampleArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+    /// Print nothing on standard error but warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// How the autoencoder of a command that draws images is run.
@@ -346,21 +370,6 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
-/// `doctor`.
-#[derive(Debug, ClapArgs)]
-#[command(
-    after_help = "Examples:\n  visionprefer doctor\n  visionprefer doctor --check vulkan\n\nWith --check: exit code 0 where every case is right, 1 where one is wrong."
-)]
-pub struct DoctorArgs {
-    /// Run small cases on a device, cpu, wgpu, vulkan[:n], metal or cuda[:n], and compare them with the numbers in this program [default: the
-    /// device that VP_DEVICE names, or cpu]
-    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "")]
-    pub check: Option<String>,
-    /// Print one JSON object per line, instead of text
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `score`.
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -392,6 +401,9 @@ pub struct ScoreArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+    /// Print nothing on standard error but warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// `report`.
@@ -471,6 +483,9 @@ pub struct EvaluateArgs {
     /// cpu, wgpu, vulkan[:n], metal or cuda[:n]
     #[arg(long, value_name = "NAME", env = "VP_DEVICE", hide_env_values = true, default_value = "cpu")]
     pub device: String,
+    /// Print nothing on standard error but warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// A LoRA file and the weight it is added with.
@@ -522,6 +537,9 @@ pub struct ExportArgs {
     /// A new folder with --merge, a new file with --format
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
+    /// Print nothing on standard error but warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// How a file names its tensors: three of LoRAs, one of whole models.

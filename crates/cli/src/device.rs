@@ -12,7 +12,9 @@ use burn::tensor::Device;
 use burn::tensor::DeviceKind;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
 use burn::tensor::DeviceType;
+use vp_core::contained;
 use vp_core::suggest::did_you_mean;
+use vp_models::number_format::NumberFormat;
 
 /// A backend that `--device` can name.
 #[derive(Debug, PartialEq, Eq)]
@@ -160,6 +162,64 @@ fn pick<D: Clone>(found: &[D], index: Option<usize>, preferred: D) -> anyhow::Re
         (_, None) => Ok(preferred),
         (count, Some(index)) => found.get(index).cloned().with_context(|| format!("this machine has {count}, numbered from 0")),
     }
+}
+
+/// What a GPU backend of this build finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDevices {
+    /// As `--device` takes it.
+    pub backend: &'static str,
+    /// The devices in order, or why looking for them failed.
+    pub devices: Result<Vec<FoundDevice>, String>,
+}
+
+/// A device that a backend finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDevice {
+    /// As it calls itself, if it does.
+    pub name: Option<String>,
+    /// What kernels are compiled for, if the backend says.
+    pub compiled_for: Option<String>,
+    /// The number formats that it computes in.
+    pub formats: Vec<&'static str>,
+}
+
+/// What every GPU backend of this build finds. Opens each device.
+pub fn found() -> Vec<FoundDevices> {
+    let look = |backend: &Backend| {
+        // A driver that is broken ends in a panic of the backend.
+        let devices = contained::contain(|| enumerate(backend.name).iter().map(described).collect());
+        let reason = |payload: Box<dyn std::any::Any + Send>| {
+            let text = payload.downcast_ref::<String>().cloned().or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            text.and_then(|text| text.lines().next().map(str::to_owned)).unwrap_or_else(|| "it failed".into())
+        };
+        FoundDevices { backend: backend.name, devices: devices.map_err(reason) }
+    };
+    BACKENDS.iter().filter(|backend| backend.compiled && backend.indexed).map(look).collect()
+}
+
+fn enumerate(name: &str) -> Vec<Device> {
+    match name {
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::enumerate(DeviceType::Wgpu).into_vec(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::enumerate(DeviceType::Vulkan).into_vec(),
+        #[cfg(feature = "metal")]
+        "metal" => Device::enumerate(DeviceType::Metal).into_vec(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::enumerate(DeviceType::Cuda).into_vec(),
+        _ => Vec::new(),
+    }
+}
+
+fn described(device: &Device) -> FoundDevice {
+    let formats = [NumberFormat::F32, NumberFormat::Bf16, NumberFormat::F16].into_iter().filter(|format| format.check(device).is_ok());
+    let formats = formats.map(NumberFormat::name).collect();
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+    if let Some(identity) = device.identity() {
+        return FoundDevice { name: Some(identity.name), compiled_for: Some(identity.fingerprint), formats };
+    }
+    FoundDevice { name: None, compiled_for: None, formats }
 }
 
 fn known(backends: &[Backend]) -> String {

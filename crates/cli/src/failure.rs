@@ -34,15 +34,21 @@ impl Failure {
 
     /// Prints the failure once, on standard error.
     pub fn report(&self) -> ExitCode {
-        let (error, code) = match self {
-            Self::Input(error) => (error, 2),
-            Self::Run(error) => (error, 1),
-            Self::Stopped(signal, error) => (error, 128 + *signal as u8),
-            Self::Halted(error) => (error, 3),
+        let code = match self {
+            Self::Input(_) => 2,
+            Self::Run(_) => 1,
+            Self::Stopped(signal, _) => 128 + *signal as u8,
+            Self::Halted(_) => 3,
         };
         let label = if matches!(self, Self::Stopped(..) | Self::Halted(_)) { "stopped" } else { "error" };
-        terminal::complain(label, format_args!("{}", message(error)));
+        terminal::complain(label, format_args!("{}", self.message()));
         ExitCode::from(code)
+    }
+
+    /// What is wrong, and why.
+    pub fn message(&self) -> String {
+        let (Self::Input(error) | Self::Run(error) | Self::Stopped(_, error) | Self::Halted(error)) = self;
+        message(error)
     }
 }
 

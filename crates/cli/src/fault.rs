@@ -4,12 +4,13 @@
 use std::any::Any;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use vp_core::{contained, shown};
 
-use crate::terminal;
+use crate::{run_failure, terminal};
 
 /// The exit code.
 const INTERNAL: u8 = 70;
@@ -18,6 +19,14 @@ const COMMAND: usize = 200;
 
 /// The first panic of any thread: what others panic with later, for the want of that thread, says less.
 static FIRST: Mutex<Option<String>> = Mutex::new(None);
+
+/// The folder of the run that is under way.
+static RUN: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// A fault from now on is noted in this run's folder too.
+pub fn note_in(run: &Path) {
+    *RUN.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.to_path_buf());
+}
 
 /// Does `work`; a panic in it is told in one line. With `RUST_BACKTRACE` set, Rust's own report with the backtrace comes first.
 pub fn told(work: impl FnOnce() -> ExitCode) -> ExitCode {
@@ -34,7 +43,11 @@ pub fn told(work: impl FnOnce() -> ExitCode) -> ExitCode {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let first = FIRST.lock().unwrap_or_else(PoisonError::into_inner).take();
         let what = first.unwrap_or_else(|| text(&*payload).to_owned());
-        terminal::complain("error", format_args!("{}", line(&what, std::env::args_os().skip(1))));
+        let line = line(&what, std::env::args_os().skip(1));
+        if let Some(run) = RUN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            run_failure::write(&run, &line);
+        }
+        terminal::complain("error", format_args!("{line}"));
         ExitCode::from(INTERNAL)
     })
 }

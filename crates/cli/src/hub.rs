@@ -14,6 +14,7 @@ use vp_core::input_file;
 use vp_models::hub_id::{HubId, WEIGHTS};
 use vp_models::weights::chosen_weights;
 
+use crate::progress::{self, Progress};
 use crate::terminal::{complain, warn};
 
 /// The folders of a pipeline that are read. A safety checker, among others, is not.
@@ -70,6 +71,11 @@ fn cache() -> Cache {
     std::env::var_os("HF_HUB_CACHE").filter(|value| !value.is_empty()).map_or_else(Cache::from_env, |path| Cache::new(path.into()))
 }
 
+/// The folder of the hub's cache.
+pub fn cache_folder() -> PathBuf {
+    cache().path().clone()
+}
+
 /// What the cache has of the model.
 fn cached(id: &HubId) -> Option<PathBuf> {
     let repo = cache().repo(handle(id));
@@ -108,7 +114,7 @@ fn download(id: &HubId) -> anyhow::Result<PathBuf> {
         None => ApiBuilder::from_cache(cache()),
     };
     let builder = if token.is_some() { builder.with_token(token) } else { builder };
-    let api: Api = builder.with_progress(true).with_user_agent("visionprefer", env!("CARGO_PKG_VERSION")).build()?;
+    let api: Api = builder.with_progress(false).with_user_agent("visionprefer", env!("CARGO_PKG_VERSION")).build()?;
     let repo = api.repo(handle(id));
     let info = repo.info().map_err(|error| explained(id, error))?;
     if !is_plain(&info.sha) {
@@ -141,7 +147,7 @@ impl Source<'_> {
     /// Downloads those of `files` that the cache lacks; a file that was cut off goes on where it stopped.
     fn fetch(&self, files: &[String]) -> anyhow::Result<()> {
         let missing: Vec<&String> = files.iter().filter(|file| !self.snapshot.join(file).exists()).collect();
-        if !missing.is_empty() {
+        if !missing.is_empty() && !progress::is_quiet() {
             complain("hub", format_args!("downloading {} of {} files of {}", missing.len(), files.len(), self.id.repo));
         }
         for file in missing {
@@ -161,7 +167,10 @@ impl Source<'_> {
         }
         let (blob, size) = (cache().repo(handle(self.id)).blob_path(about.etag()), about.size() as u64);
         for retry in 0.. {
-            let reason = match prepare(&blob, size).map_err(ApiError::from).and_then(|()| self.repo.download(file)) {
+            let reason = match prepare(&blob, size)
+                .map_err(ApiError::from)
+                .and_then(|()| self.repo.download_with_progress(file, Download::default()))
+            {
                 Ok(path) if fs::metadata(&path).is_ok_and(|found| found.len() == size) => return Ok(path),
                 Ok(path) => {
                     // A server that begins anew where it was asked to go on.
@@ -176,6 +185,24 @@ impl Source<'_> {
             std::thread::sleep(WAIT * 2u32.pow(retry));
         }
         unreachable!("the last try returns")
+    }
+}
+
+/// Tells how a download is going, as the client says it.
+#[derive(Default)]
+struct Download(Option<Progress>);
+
+impl hf_hub::api::Progress for Download {
+    fn init(&mut self, size: usize, filename: &str) {
+        self.0 = Some(Progress::of_bytes(filename, size as u64));
+    }
+
+    fn update(&mut self, size: usize) {
+        self.0.iter().for_each(|progress| progress.advance(size));
+    }
+
+    fn finish(&mut self) {
+        self.0 = None;
     }
 }
 

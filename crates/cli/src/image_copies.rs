@@ -7,6 +7,8 @@ use anyhow::{Context, bail};
 use vp_core::{atomic, input_file};
 use vp_data::{Dataset, INSIDE, Record};
 
+use crate::progress::Progress;
+
 /// The folder of the copies, below the one that is written to.
 const FOLDER: &str = "images";
 
@@ -17,8 +19,10 @@ const FOLDER: &str = "images";
 /// As [`copy_image`].
 pub fn copy_images(dataset: &Dataset, records: &mut [Record], output: &Path) -> anyhow::Result<()> {
     atomic::sweep(&output.join(FOLDER));
+    let progress = Progress::of("images copied", records.iter().map(|record| record.completions.len()).sum());
     for completion in records.iter_mut().flat_map(|record| &mut record.completions) {
         completion.image_path = copy_image(dataset, &completion.image_path, output)?;
+        progress.advance(1);
     }
     Ok(())
 }

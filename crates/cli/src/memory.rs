@@ -5,18 +5,38 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use vp_models::vae::{AutoencoderConfig, Tiling};
 
+use crate::doctor::limits;
+use crate::machine::Machine;
+
 /// In bytes.
 pub struct Memory {
     /// What the machine has.
     pub total: u64,
-    /// What of it can be had without swapping.
+    /// What can be had without swapping, and within the limit.
     pub available: u64,
+    /// What this process's control group may have, where that is less than the machine has.
+    pub limit: Option<u64>,
 }
 
 impl Memory {
     /// That of this machine, where the system tells it.
     pub fn look() -> Option<Self> {
-        parse(&vp_core::input_file::read_regular_to_string("/proc/meminfo").ok()?)
+        Self::of(&Machine::this())
+    }
+
+    /// That of a machine, where its system tells it.
+    pub fn of(machine: &Machine) -> Option<Self> {
+        let mut memory = parse(&machine.text("/proc/meminfo")?)?;
+        if let Some(limit) = limits::memory(machine).filter(|limit| limit.bytes < memory.total) {
+            memory.available = memory.available.min(limit.bytes.saturating_sub(limit.used));
+            memory.limit = Some(limit.bytes);
+        }
+        Some(memory)
+    }
+
+    /// What this process can have at most.
+    pub fn usable(&self) -> u64 {
+        self.limit.unwrap_or(self.total)
     }
 }
 
@@ -35,7 +55,7 @@ fn resident(status: &str) -> Option<u64> {
 fn parse(meminfo: &str) -> Option<Memory> {
     let fields: BTreeMap<&str, &str> = meminfo.lines().filter_map(|line| line.split_once(':')).collect();
     let bytes = |name: &str| Some(fields.get(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
-    Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
+    Some(Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")?, limit: None })
 }
 
 /// The most that this process has had resident, in bytes, where the system tells it.
@@ -88,18 +108,19 @@ pub fn readable(bytes: u64) -> String {
 /// Refuses images that cannot be decoded in this machine's memory, before anything is drawn.
 ///
 /// # Errors
-/// When decoding takes more than the machine has.
+/// When decoding takes more than the machine has, or than a container or service manager lets this process have.
 pub fn check_decoding(vae: &AutoencoderConfig, size: [usize; 2], images: usize, tiling: Tiling) -> anyhow::Result<()> {
     let Some(memory) = Memory::look() else { return Ok(()) };
     let needed = decoding(vae, size, images, tiling);
-    if needed > memory.total as f64 {
+    if needed > memory.usable() as f64 {
         let gib = |bytes: f64| bytes / f64::from(1 << 30);
         let ([height, width], whole) = (size, tiling.pixels(vae).is_none());
         bail!(
-            "{images} image(s) of {width}x{height} pixels at once: decoding takes at least {:.0} GiB, this machine has {:.0}; ask for smaller \
+            "{images} image(s) of {width}x{height} pixels at once: decoding takes at least {:.0} GiB, {} {:.0}; ask for smaller \
              images, a smaller --batch-size{}",
             gib(needed),
-            gib(memory.total as f64),
+            if memory.limit.is_some() { "this process's control group may have" } else { "this machine has" },
+            gib(memory.usable() as f64),
             if whole { " or --vae-tiling" } else { "" }
         );
     }
@@ -119,6 +140,7 @@ fn decoding(vae: &AutoencoderConfig, size: [usize; 2], images: usize, tiling: Ti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::tests::tree;
     use vp_models::NetworkConfig;
 
     #[test]
@@ -143,6 +165,20 @@ mod tests {
         }
         assert_eq!([1 << 20, 3 << 29].map(readable), ["1 MiB", "1.5 GiB"]);
         assert_eq!(peak_of("Name:\tx\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
+    }
+
+    #[test]
+    fn a_limit_below_what_the_machine_has_counts() {
+        let meminfo = ("/proc/meminfo", "MemTotal: 4096 kB\nMemAvailable: 3072 kB\n");
+        let group = [("/proc/self/cgroup", "0::/\n"), ("/sys/fs/cgroup/memory.current", "1048576\n")];
+        let of = |limit: &str| {
+            let root = tree(&[meminfo, ("/sys/fs/cgroup/memory.max", limit), group[0], group[1]]);
+            let memory = Memory::of(&Machine::at(root.path(), &[])).unwrap();
+            (memory.usable() >> 10, memory.available >> 10, memory.limit.is_some())
+        };
+        assert_eq!(of("2097152\n"), (2048, 1024, true));
+        assert_eq!(of("max\n"), (4096, 3072, false));
+        assert_eq!(of("1099511627776\n"), (4096, 3072, false));
     }
 
     /// 128 and 256 channels of 512x512 f32 are 384 MiB; the image has 3 MiB more.

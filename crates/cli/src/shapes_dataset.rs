@@ -12,6 +12,7 @@ use vp_shapes::pretraining::{Captioned, PRETRAINING};
 use vp_shapes::{Description, Scene, Split, Variant, render, variant};
 
 use crate::output_folder;
+use crate::progress::Progress;
 use crate::shard::Shard;
 
 /// The file that says what the folder is made from.
@@ -62,8 +63,15 @@ impl ShapesDataset {
     /// # Errors
     /// When a file cannot be written.
     pub fn fill(&self) -> anyhow::Result<u64> {
+        let Shard { index, of } = self.shard;
+        let progress = Progress::of("captions", self.captions.saturating_sub(index).div_ceil(of) as usize);
+        let draw = |index: u64| {
+            let drawn = self.draw(index);
+            progress.advance(1);
+            drawn
+        };
         let part = (0..self.captions).filter(|index| self.shard.has(*index));
-        let drawn = part.map(|index| self.draw(index)).sum::<anyhow::Result<u64>>()?;
+        let drawn = part.map(draw).sum::<anyhow::Result<u64>>()?;
         if self.images_per_caption > 1 { self.write_candidates() } else { self.write_metadata() }?;
         Ok(drawn)
     }

@@ -33,8 +33,11 @@ pub fn print_json(json: &str) -> anyhow::Result<()> {
 }
 
 fn write_out(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match closed_output::check().and_then(|()| out.write_all(text.as_bytes())).and_then(|()| out.flush()) {
+    let write = || {
+        let mut out = std::io::stdout().lock();
+        closed_output::check().and_then(|()| out.write_all(text.as_bytes())).and_then(|()| out.flush())
+    };
+    match around_the_bar(write) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Unwritten(error).into()),
         _ => Ok(()),
     }
@@ -58,7 +61,7 @@ static LOST: Mutex<Option<Unwritten>> = Mutex::new(None);
 /// One line on standard output that tells how a command is going. A full disk is not a reason to lose the work: [`finish`] tells of it. A
 /// reader that went away (`| head`) is none at all.
 pub fn say(line: Arguments<'_>) {
-    remember(closed_output::check().and_then(|()| writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string()))));
+    remember(around_the_bar(|| closed_output::check().and_then(|()| writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string())))));
 }
 
 /// Ends the output of a command.
@@ -95,7 +98,40 @@ pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: 
 
 /// One message on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
 pub fn complain(label: &str, line: Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{}", told(label, &line.to_string()));
+    let _ = around_the_bar(|| writeln!(std::io::stderr(), "{}", told(label, &line.to_string())));
+}
+
+/// A plain line of news on standard error. A closed pipe is no reason to end.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", shown::lines(line));
+}
+
+/// The bar of a [`crate::progress::Progress`] that is on the screen.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Lets lines that are written go around a bar; whether it is the only one. There is room for one.
+pub fn show(bar: &ProgressBar) -> bool {
+    let mut shown = BAR.lock().unwrap_or_else(PoisonError::into_inner);
+    if shown.is_some() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        return false;
+    }
+    *shown = Some(bar.clone());
+    true
+}
+
+/// The bar that was shown is gone.
+pub fn hide() {
+    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// Writes while the bar, if there is one, is off the screen.
+fn around_the_bar<T>(write: impl FnOnce() -> T) -> T {
+    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
 }
 
 /// A message with its label, each line of which is fit to be shown.
@@ -128,6 +164,11 @@ impl Options {
     pub fn detect(quiet: bool) -> Self {
         let terminals = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
         Self::choose(quiet, terminals, |name| std::env::var_os(name))
+    }
+
+    /// As [`detect`](Self::detect), for bars of commands whose standard output is their result and may go elsewhere.
+    pub fn on_standard_error(quiet: bool) -> Self {
+        Self::choose(quiet, std::io::stderr().is_terminal(), |name| std::env::var_os(name))
     }
 
     fn choose(quiet: bool, terminals: bool, variable: impl Fn(&str) -> Option<OsString>) -> Self {
@@ -221,7 +262,7 @@ impl Voice for Terminal {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::sync::{Arc, Mutex};
 
     use indicatif::TermLike;
@@ -230,7 +271,7 @@ mod tests {
 
     /// A terminal that keeps what is written, one entry per piece.
     #[derive(Debug, Clone, Default)]
-    struct Screen(Arc<Mutex<Vec<String>>>);
+    pub struct Screen(Arc<Mutex<Vec<String>>>);
 
     impl Screen {
         fn push(&self, piece: &str) -> std::io::Result<()> {
@@ -238,7 +279,8 @@ mod tests {
             Ok(())
         }
 
-        fn text(&self) -> String {
+        /// All of it.
+        pub fn text(&self) -> String {
             self.0.lock().unwrap().concat()
         }
     }

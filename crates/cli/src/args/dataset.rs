@@ -14,6 +14,9 @@ pub struct DatasetArgs {
     /// What to do
     #[command(subcommand)]
     pub kind: DatasetKind,
+    /// Print nothing on standard error but warnings and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
 }
 
 /// What `dataset` does.

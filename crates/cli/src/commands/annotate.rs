@@ -4,7 +4,7 @@ mod candidates;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
@@ -24,6 +24,7 @@ use self::candidates::{Candidates, SamplingSection};
 use crate::args::AnnotateArgs;
 use crate::failure::Failure;
 use crate::image_copies::copy_images;
+use crate::progress::Progress;
 use crate::terminal::{say, warn, warn_of_some};
 use crate::{device, embedded, signals};
 
@@ -86,7 +87,7 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
         say_what_it_would_cost(&found.map_err(anyhow::Error::from)?);
         return Ok(());
     }
-    let summary = annotate(job, &*annotator, &config.questions, &progress(args.quiet), &stop).map_err(Failure::run)?;
+    let summary = annotate(job, &*annotator, &config.questions, &news(), &stop).map_err(Failure::run)?;
     conclude(&args.output.join("records.jsonl"), &summary)
 }
 
@@ -167,7 +168,7 @@ impl Annotation<'_> {
         let folder = args.output.join("prompts");
         create(&folder)?;
         let questions = &self.config.questions;
-        let summary = polish(&prompts, self.annotator, questions, &folder, &progress(args.quiet), self.stop).map_err(Failure::run)?;
+        let summary = polish(&prompts, self.annotator, questions, &folder, &news(), self.stop).map_err(Failure::run)?;
         let path = folder.join("prompts.jsonl");
         conclude(&path, &summary)?;
         Ok(read_prompts(&path).map_err(anyhow::Error::from)?)
@@ -200,19 +201,14 @@ fn create(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
 }
 
-/// Prints a line for every tenth of the questions, and every notice.
-fn progress(quiet: bool) -> impl Fn(Event<'_>) + Sync {
-    let shown = Mutex::new(0);
+/// Tells of notices, and of how many questions are settled.
+fn news() -> impl Fn(Event<'_>) + Sync {
+    let progress: OnceLock<Progress> = OnceLock::new();
     move |event| match event {
         Event::Notice(line) => warn(format_args!("{line}")),
         Event::Settled { done, of, usd } => {
-            let tenth = done * 10 / of.max(1);
-            let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if !quiet && tenth > *shown {
-                *shown = tenth;
-                let spent = if usd > 0.0 { format!(", {usd:.4} USD") } else { String::new() };
-                say(format_args!("{done} of {of} questions{spent}"));
-            }
+            let spent = if usd > 0.0 { format!("{usd:.4} USD") } else { String::new() };
+            progress.get_or_init(|| Progress::of("questions", of)).reach(done, &spent);
         }
     }
 }

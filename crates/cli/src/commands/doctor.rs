@@ -1,18 +1,17 @@
 //! `doctor`: what this program is and sees, and whether a device computes rightly.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use burn::tensor::Device;
 use serde_json::json;
 use vp_models::number_format::is_cpu;
 
 use crate::args::DoctorArgs;
+use crate::device;
 use crate::device_check::{CASES, Case, Outcome, Verdict};
+use crate::doctor::Surroundings;
 use crate::failure::Failure;
-use crate::memory::Memory;
-use crate::terminal::print;
-use crate::{device, embedded, listing};
+use crate::terminal::{print, print_json};
 
 /// What to do about a device that computes wrongly.
 pub const ADVICE: &str = "Ways out, in this order: a newer driver; another backend (`visionprefer list devices`); the environment variable \
@@ -22,12 +21,28 @@ pub const ADVICE: &str = "Ways out, in this order: a newer driver; another backe
 /// The top-level entry point for `doctor`.
 pub fn run(args: DoctorArgs) -> Result<(), Failure> {
     match &args.check {
-        None => Ok(print(&Surroundings::look().told(args.json))?),
+        None => look_around(args.json),
         Some(given) => {
             let chosen = std::env::var("VP_DEVICE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "cpu".into());
             let name = if given.is_empty() { &chosen } else { given };
             check(CASES, &Examined { name, device: device::parse(name)?, json: args.json })
         }
+    }
+}
+
+/// Prints what the program is and sees.
+fn look_around(json: bool) -> Result<(), Failure> {
+    let seen = Surroundings::look();
+    if json {
+        print_json(&seen.json())?
+    } else {
+        print(&seen.text())?
+    }
+    let obstacles: Vec<&str> = seen.obstacles().collect();
+    match obstacles.len() {
+        0 => Ok(()),
+        1 => Err(Failure::run(anyhow::anyhow!("{}", obstacles[0]))),
+        count => Err(Failure::run(anyhow::anyhow!("{}; and {} more of this weight, above", obstacles[0], count - 1))),
     }
 }
 
@@ -104,62 +119,6 @@ fn json_line(device: &str, outcome: &Outcome) -> String {
         "tolerance": tolerance, "seconds": seconds, "remark": remark,
     });
     format!("{line}\n")
-}
-
-/// What a report of a fault should say about a machine.
-struct Surroundings {
-    features: Vec<String>,
-    cores: Option<usize>,
-    memory: Option<Memory>,
-    caches: Vec<PathBuf>,
-}
-
-impl Surroundings {
-    fn look() -> Self {
-        let compiled = device::describe().filter(|device| device.compiled && device.add_with.is_some());
-        let backends = compiled.map(|device| device.name.split('[').next().unwrap_or_default().to_string());
-        let embedded = cfg!(feature = "embedded").then(|| "embedded".to_string());
-        Self {
-            features: embedded.into_iter().chain(backends).collect(),
-            cores: std::thread::available_parallelism().ok().map(usize::from),
-            memory: Memory::look(),
-            caches: vec![embedded::cache(), embedded::cache().with_file_name("cubecl")],
-        }
-    }
-
-    fn told(&self, json: bool) -> String {
-        if json { self.json() } else { self.text() }
-    }
-
-    fn json(&self) -> String {
-        let program = json!({
-            "kind": "program", "version": env!("CARGO_PKG_VERSION"), "system": std::env::consts::OS,
-            "architecture": std::env::consts::ARCH, "features": self.features, "cores": self.cores,
-            "memory_bytes": self.memory.as_ref().map(|memory| memory.total),
-            "available_bytes": self.memory.as_ref().map(|memory| memory.available), "caches": self.caches,
-        });
-        format!("{program}\n{}", listing::devices().to_json_lines())
-    }
-
-    fn text(&self) -> String {
-        let unknown = || "unknown".to_string();
-        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let memory = |memory: &Memory| format!("{:.1} GiB, {:.1} GiB of it available", gib(memory.total), gib(memory.available));
-        let cache = |path: &PathBuf| if path.is_dir() { path.display().to_string() } else { format!("{} (not there yet)", path.display()) };
-        let rows = [
-            ("version", format!("visionprefer {}, {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
-            ("features", if self.features.is_empty() { "none".into() } else { self.features.join(", ") }),
-            ("cores", self.cores.map_or_else(unknown, |cores| cores.to_string())),
-            ("memory", self.memory.as_ref().map_or_else(unknown, memory)),
-            ("unpacked models", cache(&self.caches[0])),
-            ("tuned kernels", cache(&self.caches[1])),
-        ];
-        let mut text: String = rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
-        let _ = write!(text, "\n{}\n", listing::devices().to_text());
-        text + "Check that a device computes rightly:  visionprefer doctor --check DEVICE\n\
-                Log what a GPU backend compiles:       CUBECL_DEBUG_LOG=stderr\n\
-                Where a panic came from:               RUST_BACKTRACE=1\n"
-    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::args::{EvaluateArgs, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling, default_guidance_scale};
 use crate::named_rewards::{self, NamedReward};
+use crate::progress::{self, Progress};
 use crate::signals;
 use crate::terminal::{say, warn, warn_of_some};
 use crate::{device, embedded};
@@ -303,7 +304,9 @@ impl Evaluation<'_> {
         if open.is_empty() {
             return Ok(());
         }
-        say(format_args!("{}: {} prompts", side.name, open.len()));
+        if !progress::is_quiet() {
+            say(format_args!("{}: {} prompts", side.name, open.len()));
+        }
         let mut source = match &side.source {
             Source::Model(path, loras) => {
                 let sampling = Sampling {
@@ -318,6 +321,7 @@ impl Evaluation<'_> {
         };
         // Whole prompts, as many as fill a batch.
         let at_once = (plan.args.batch_size / plan.seeds().len()).max(1);
+        let progress = Progress::of("images", open.len() * plan.seeds().len());
         for indices in open.chunks(at_once) {
             let images = source.get(plan, indices)?;
             for (index, images) in indices.iter().zip(images) {
@@ -326,6 +330,7 @@ impl Evaluation<'_> {
                     write_png::<&str, &str>(journal.image(number, *index, seed), image, &[])?;
                 }
                 journal.add(number, shard, &result)?;
+                progress.advance(images.len());
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use vp_models::weights::SaveType;
 use crate::args::{ExportArgs, ExportFormat, LoraArg};
 use crate::failure::Failure;
 use crate::image_generator::with_loras;
+use crate::progress::Progress;
 use crate::terminal::{say, warn};
 use crate::{device, embedded};
 
@@ -31,9 +32,16 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A model is read, LoRAs are added, and it is written.
+const STEPS: usize = 3;
+
 fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> Result<(), Failure> {
+    let progress = Progress::of("steps", STEPS);
+    progress.reach(0, "reading the model");
     let (pipeline, unet) = Pipeline::load(folder, device)?;
+    progress.reach(1, "adding LoRAs");
     let model = with_loras(&pipeline, unet, &args.loras)?;
+    progress.reach(2, "writing the model");
     let mut components = model.components();
     if args.half {
         components.push(Component::vae(&pipeline.vae));
@@ -46,8 +54,12 @@ fn merge(args: &ExportArgs, folder: ModelFolder, device: &Device) -> Result<(), 
 
 /// The whole model with LoRAs in the layout of the original code.
 fn single_file(args: &ExportArgs, folder: ModelFolder, device: &Device) -> Result<(), Failure> {
+    let progress = Progress::of("steps", STEPS);
+    progress.reach(0, "reading the model");
     let (pipeline, unet) = Pipeline::load(folder, device)?;
+    progress.reach(1, "adding LoRAs");
     let model: Trainable<_> = with_loras(&pipeline, unet, &args.loras)?;
+    progress.reach(2, "writing the file");
     let save_type = if args.half { SaveType::F16 } else { SaveType::F32 };
     pipeline.export_single_file(&model, &args.output, save_type).map_err(Failure::run)
 }

@@ -2,6 +2,7 @@
 
 mod annotate;
 mod dataset;
+mod debug_report;
 mod docs;
 mod doctor;
 mod evaluate;
@@ -20,9 +21,13 @@ mod vote;
 pub use self::evaluate::image_in as image_of_evaluation;
 use crate::args::{Args, Command};
 use crate::failure::Failure;
+use crate::progress;
 
 /// Runs what was typed.
 pub fn run(args: Args) -> Result<(), Failure> {
+    if args.command.is_quiet() {
+        progress::be_quiet();
+    }
     match args.command {
         Command::Train(args) => train::run(args),
         Command::TrainReward(args) => train::run(args.into()),
@@ -41,6 +46,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
+        Command::DebugReport(args) => debug_report::run(args),
         Command::Docs(args) => docs::run(args),
     }
 }

@@ -19,6 +19,7 @@ use vp_schedulers::{Sampler, SchedulerEntry, build_sampler, by_name, entry_of};
 use crate::args::SampleArgs;
 use crate::failure::Failure;
 use crate::image_generator::{default_guidance_scale, with_loras};
+use crate::progress::Progress;
 use crate::terminal::{say, say_where_time_went, warn};
 use crate::{device, embedded, memory};
 
@@ -114,6 +115,7 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
 fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
     let (count, mut next_name) = (plan.num_images, first_free_number(&plan.args.output)?);
     let shape = pipeline.latent_shape(plan.size);
+    let progress = Progress::of("images", count);
     for start in (0..count).step_by(plan.args.batch_size) {
         let rows = plan.args.batch_size.min(count - start);
         let seeds: Vec<u64> = (start..start + rows).map(|i| plan.args.seed.wrapping_add(i as u64)).collect();
@@ -137,6 +139,7 @@ fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable
             say(format_args!("{}", path.display()));
             next_name += 1;
         }
+        progress.advance(rows);
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::args::ScoreArgs;
 use crate::device;
 use crate::failure::Failure;
 use crate::named_rewards::{self, NamedReward};
+use crate::progress::Progress;
 use crate::score_table::ScoreTable;
 use crate::signals;
 use crate::terminal::{print, print_json, warn_of_some};
@@ -25,7 +26,10 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     if let Some(path) = &args.records {
         let dataset = open_dataset(path)?;
         let records = dataset.read(OnProblem::Refuse)?.records;
-        let records = dataset.usable(records, OnProblem::Refuse).with_context(|| format!("--records {}", path.display()))?.records;
+        let looked_at = Progress::uncounted("images looked at");
+        let usable = dataset.usable_with(records, OnProblem::Refuse, &mut |done| looked_at.reach(done, ""));
+        drop(looked_at);
+        let records = usable.with_context(|| format!("--records {}", path.display()))?.records;
         signals::end_programs_too()?;
         let rewards = named_rewards::build(configs, &device)?;
         return agree(&rewards, &dataset, &records, &args, &device).map_err(Failure::run);
@@ -40,6 +44,7 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
 
 fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let mut rows = Vec::new();
+    let progress = Progress::of("images", images.len());
     for batch in images.chunks(args.batch_size) {
         let pixels = batch.iter().map(|image| load_image(&image.path)).collect::<Result<Vec<_>, _>>()?;
         let scores = rewards.iter().map(|reward| reward.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -50,7 +55,9 @@ fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, devic
             }
             rows.push(scores);
         }
+        progress.advance(batch.len());
     }
+    drop(progress);
     if args.json {
         return Ok(());
     }
@@ -61,7 +68,9 @@ fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, devic
 fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let aggregation = Aggregation::default();
     let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); rewards.len()];
+    let progress = Progress::of("records", records.len());
     for record in records {
+        progress.advance(1);
         if record.pairs(&aggregation).is_empty() && record.ties(&aggregation) == 0 {
             continue;
         }
@@ -78,6 +87,7 @@ fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &
             found.push(Ranked::new(scores, ranks.clone())?);
         }
     }
+    drop(progress);
     for (reward, ranked) in rewards.iter().zip(&found) {
         let accuracies = by_every_protocol(ranked);
         if args.json {

@@ -28,7 +28,7 @@ use crate::device_check::{CASES, Case, Outcome};
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, embedded, memory, out_of_memory, presets, serve, signals};
+use crate::{device, embedded, fault, memory, out_of_memory, presets, run_failure, serve, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -62,8 +62,12 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let plan = plan(args, interrupt)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let device = plan.device_name.clone();
+    if !dry_run {
+        fault::note_in(&output);
+    }
     let ended = out_of_memory::told(&device, || train(plan).map(|_| ()));
     if !matches!(ended, Err(Failure::Input(_))) && !dry_run {
+        run_failure::note(&output, &ended);
         profile::time(Stage::Io, || report::conclude(&output));
     }
     if matches!(ended, Ok(()) | Err(Failure::Stopped(..))) {

@@ -18,6 +18,7 @@ use crate::embedded;
 use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling};
 use crate::output_folder;
+use crate::progress::{self, Progress};
 use crate::terminal::say;
 
 /// `[sampling]`.
@@ -122,7 +123,9 @@ impl Candidates<'_> {
         for (index, model) in section.models.iter().enumerate() {
             let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
             if !of_model.is_empty() {
-                say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
+                if !progress::is_quiet() {
+                    say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
+                }
                 self.draw_with(index, &of_model, &folder)?;
             }
         }
@@ -143,6 +146,7 @@ impl Candidates<'_> {
         let generator = ImageGenerator::open(&section.models[model], &loras, &sampling, device).context("[sampling]")?;
         let name = name(&section.models[model], section.loras.get(model));
         let [height, width] = generator.size;
+        let progress = Progress::of("images", wanted.len());
         // One request has one guidance scale.
         for scale in &section.guidance_scales {
             let of_scale: Vec<&&Wanted> = wanted.iter().filter(|one| one.guidance_scale == *scale).collect();
@@ -161,6 +165,7 @@ impl Candidates<'_> {
                         .with("Size", format!("{width}x{height}"))
                         .with("Model", name.clone());
                     write_png(folder.join(&one.file_name), image, &[("parameters", parameters.to_text())]).map_err(Failure::run)?;
+                    progress.advance(1);
                 }
             }
         }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use vp_core::atomic::{self, Begun, TemporaryFolder, begun};
 use vp_data::{
-    Dataset, OnProblem, Record, UsableRecords, open_dataset, split, stats, to_imagereward, validate, write_pairs, write_records,
+    Dataset, OnProblem, Record, UsableRecords, open_dataset, split, stats, to_imagereward, validate_with, write_pairs, write_records,
 };
 
 use crate::args::{ConvertArgs, ConvertTo, SplitArgs, StatsArgs, ValidateArgs};
 use crate::failure::Failure;
 use crate::image_copies::copy_images;
+use crate::progress::Progress;
 use crate::terminal::{print, print_json, say, warn, warn_of_some};
 
 /// How many of the records, and of the images, that are left out are shown.
@@ -19,7 +20,9 @@ const SHOWN: usize = 5;
 
 /// Reads every record and decodes every image, and fails if anything is wrong.
 pub fn validate_set(args: &ValidateArgs) -> Result<(), Failure> {
-    let found = validate(&args.path)?;
+    let progress = Progress::uncounted("images");
+    let found = validate_with(&args.path, &mut |done| progress.reach(done, ""))?;
+    drop(progress);
     print(&format!("{found}\n"))?;
     match found.problems.len() {
         0 => Ok(()),
@@ -101,8 +104,10 @@ fn clear(output: &Path) -> anyhow::Result<()> {
 /// The records without the images that cannot be decoded.
 fn with_images(dataset: &Dataset, records: Vec<Record>, on_problem: OnProblem) -> anyhow::Result<Vec<Record>> {
     let way_out = "restore them, or leave them out with --skip-problems";
-    let UsableRecords { records, skipped } =
-        dataset.usable(records, on_problem).with_context(|| format!("{}: {way_out}", dataset.path().display()))?;
+    let progress = Progress::uncounted("images looked at");
+    let usable = dataset.usable_with(records, on_problem, &mut |done| progress.reach(done, ""));
+    drop(progress);
+    let UsableRecords { records, skipped } = usable.with_context(|| format!("{}: {way_out}", dataset.path().display()))?;
     warn_of_some(skipped.iter().map(|problem| format!("left out: {problem}")), SHOWN, "more images are left out");
     Ok(records)
 }
