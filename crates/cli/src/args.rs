@@ -86,7 +86,8 @@ impl Command {
             Self::Evaluate(args) => args.quiet,
             Self::Dataset(args) => args.quiet,
             Self::Export(args) => args.quiet,
-            Self::Report(_) | Self::List(_) | Self::Init(_) | Self::Doctor(_) | Self::DebugReport(_) | Self::Docs(_) => false,
+            Self::Report(_) | Self::Plan(_) | Self::List(_) | Self::Init(_) | Self::Serve(_) | Self::Vote(_) => false,
+            Self::Doctor(_) | Self::DebugReport(_) | Self::Completions(_) | Self::Man(_) | Self::Docs(_) => false,
         }
     }
 }
