@@ -167,7 +167,7 @@ impl Surroundings {
         let found: Vec<(String, String)> = self.found.iter().flat_map(found_rows).collect();
         some(screen, &found, FOUND, "devices");
         if !self.lacks.is_empty() {
-            screen.row(&self.lacks.join(" "), "not in this build: cargo build --release --features NAME adds one", 1);
+            screen.row("others", &format!("{} not in this build; cargo build --release --features NAME", self.lacks.join(", ")), 1);
         }
         let cards: Vec<(String, String)> = self.graphics.cards.iter().map(|card| ("GPU".to_owned(), card.text())).collect();
         some(screen, &cards, CARDS, "GPUs");

@@ -234,7 +234,7 @@ mod tests {
             let screen = Screen::default();
             let bar = bar(ProgressDrawTarget::term_like(Box::new(screen.clone())), &unit, of, false);
             bar.set_position(3);
-            bar.tick();
+            bar.set_message(" a note");
             let expected = match (&unit, of) {
                 (Unit::Things(_), Some(_)) => "images 3/4 [===============>    ]",
                 (Unit::Things(_), None) => "images 3",
