@@ -69,7 +69,8 @@ fn every_command_has_a_page() {
     let program = read("visionprefer.1");
     assert_eq!(program, run(&["man"]).ok().stdout());
     for command in commands() {
-        assert!(program.contains(&format!("visionprefer\\-{command}(1)")), "the program's page says nothing of {command}");
+        let escaped = command.replace('-', "\\-");
+        assert!(program.contains(&format!("visionprefer\\-{escaped}(1)")), "the program's page says nothing of {command}");
         let page = read(&format!("visionprefer-{command}.1"));
         let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
         assert!(
