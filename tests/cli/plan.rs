@@ -30,11 +30,7 @@ const MOST_OFF: f64 = 0.2;
 const SHORT: [&str; 5] =
     ["run.num_train_steps=1", "preview.seeds=[1]", "preview.prompts=[\"a red circle\"]", "preview.num_inference_steps=1", "run.workers=1"];
 
-const CASES: [Case; 6] = [
-    Case {
-        name: "refl, batch 1",
-        args: &["--config", "configs/refl/shapes.toml", "--set", "algo.refl.batch_size=1", "--set", "model.size=[256,256]"],
-    },
+const CASES: [Case; 5] = [
     Case {
         name: "refl, batch 4, recomputed",
         args: &[
