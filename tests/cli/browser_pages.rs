@@ -77,7 +77,7 @@ fn pages_are_quiet_and_fit_a_telephone() {
     browser.wait_until("document.getElementById('preview-step').textContent === '0'");
     browser.evaluate("document.querySelector('.cell button').click()");
     browser.wait_until("document.getElementById('large').open && document.getElementById('large-after')?.naturalWidth === 16");
-    browser.press("Escape");
+    browser.evaluate("document.querySelector('#large form button').click()");
     browser.wait_until("!document.getElementById('large').open");
     browser.evaluate("document.querySelector('.chart svg').focus()");
     browser.press("ArrowRight");
