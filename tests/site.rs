@@ -10,7 +10,7 @@ use toml::Table;
 
 /// Markdown outside docs/, which is read on the forge alone.
 const FORGE_PAGES: [&str; 5] = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "checkpoints/shapes/README.md"];
-/// Pages of docs/ that are no chapters.
+/// Pages of docs/ that are not chapters.
 const NO_CHAPTERS: [&str; 2] = ["docs/404.md", "docs/SUMMARY.md"];
 const CONTENTS: &str = "docs/SUMMARY.md";
 
@@ -28,7 +28,7 @@ struct Link {
 
 // Markdown, as far as links go.
 
-/// The page with code blanked out, lines kept: what stands in code is no link. Blocks that are indented by four spaces stay, since items of lists are
+/// The page with code blanked out, lines kept: what stands in code is not a link. Blocks that are indented by four spaces stay, since items of lists are
 /// too.
 fn without_code(page: &str) -> String {
     let (span, mut fenced) = (Regex::new(r"`+[^`]*`+").unwrap(), false);

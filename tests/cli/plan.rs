@@ -200,7 +200,7 @@ fn what_cannot_be_planned_says_why() {
     let told = refused(&["--algo", "refl", "--preset", "sd16"]);
     assert!(told.contains("did you mean") && told.contains("sd15"), "{told}");
 
-    // A config of a network that is there but cannot be read is no reason to take a published one.
+    // If a network's config is there but cannot be read, a published one must not take its place.
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("sd15");
     crate::util::copy_dir(&crate::util::root().join(crate::util::MODEL), &model);

@@ -104,7 +104,7 @@ pub fn parse(spec: &str) -> anyhow::Result<Device> {
 /// Whether `spec` names the CPU; the device need not be there, nor its backend be compiled in.
 ///
 /// # Errors
-/// When there is no such backend.
+/// When the program was built without that backend, or there is none of this name.
 pub fn is_cpu_named(spec: &str) -> anyhow::Result<bool> {
     let name = spec.split_once(':').map_or(spec, |(name, _)| name);
     let known = BACKENDS.iter().find(|backend| backend.name == name || backend.alias == Some(name));

@@ -65,7 +65,7 @@ impl Redactor {
             .users
             .extend(["USER", "LOGNAME", "USERNAME", "SUDO_USER"].iter().filter_map(|name| machine.variable(name)).map(str::to_lowercase));
         redactor.users.retain(|user| user.len() >= 2 && !ANYBODY.contains(&user.as_str()));
-        // The root's own folder is no home to hide anything in.
+        // A home at the root would hide every path.
         redactor.homes.retain(|home| home.len() > 1);
         let files = ["/etc/hostname", "/proc/sys/kernel/hostname"].iter().filter_map(|path| machine.text(path));
         let variables = ["HOSTNAME", "COMPUTERNAME", "HOST"].iter().filter_map(|name| machine.variable(name)).map(str::to_owned);

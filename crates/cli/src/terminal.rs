@@ -101,7 +101,7 @@ pub fn complain(label: &str, line: Arguments<'_>) {
     let _ = around_the_bar(|| writeln!(std::io::stderr(), "{}", told(label, &line.to_string())));
 }
 
-/// A plain line of news on standard error. A closed pipe is no reason to end.
+/// A plain line of news on standard error. A closed pipe does not end the program.
 pub fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shown::lines(line));
 }

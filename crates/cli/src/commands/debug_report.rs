@@ -148,7 +148,7 @@ mod tests {
             let time = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
             std::fs::File::options().write(true).open(run.join("config.toml")).unwrap().set_modified(time).unwrap();
         }
-        std::fs::create_dir(dir.path().join("d, which is no run")).unwrap();
+        std::fs::create_dir(dir.path().join("d, which is not a run")).unwrap();
         assert_eq!(newest(dir.path()), Some(dir.path().join("a")));
         // A run writes its metrics after its config.
         std::fs::write(dir.path().join("b/metrics.jsonl"), "").unwrap();

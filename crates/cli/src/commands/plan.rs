@@ -137,7 +137,7 @@ fn read(args: &PlanArgs) -> anyhow::Result<TrainConfig> {
 
 /// The configs of the networks that `config` names: those on this machine, or the published ones of the same name.
 fn networks(config: &TrainConfig) -> anyhow::Result<Networks> {
-    // What trains no denoiser has no model folder to look for.
+    // An algorithm that does not train a denoiser does not have a model folder to look for.
     demand(config)?;
     let path = &config.model.path;
     let (model, assumed) = match embedded::here(path)? {

@@ -16,7 +16,7 @@ pub fn completions(args: CompletionsArgs) -> Result<(), Failure> {
     let (mut program, mut script) = (program(), Vec::new());
     let name = program.get_name().to_owned();
     clap_complete::generate(args.shell, &mut program, name, &mut script);
-    Ok(print(&String::from_utf8(script).context("the script is no text")?)?)
+    Ok(print(&String::from_utf8(script).context("the completions are not text")?)?)
 }
 
 /// The top-level entry point for `man`.
@@ -59,6 +59,6 @@ fn page(command: &Command) -> anyhow::Result<(String, String)> {
     let (man, mut text) = (Man::new(command.clone()).source(source).manual("VisionPrefer"), Vec::new());
     man.render(&mut text).context("render a page")?;
     // What follows the help are examples and notes; clap_mangen's heading for them says nothing.
-    let text = String::from_utf8(text).context("a page is no text")?.replace("\n.SH EXTRA\n", "\n.SH NOTES\n");
+    let text = String::from_utf8(text).context("a page is not text")?.replace("\n.SH EXTRA\n", "\n.SH NOTES\n");
     Ok((man.get_filename(), text))
 }

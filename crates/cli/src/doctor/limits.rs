@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::machine::Machine;
 
-/// Version 1 writes a number near the largest one where there is no limit.
+/// Where there is no limit, version 1 has a number close to the largest possible one.
 const NO_LIMIT: u64 = 1 << 60;
 
 /// The memory of a control group, in bytes.

@@ -77,7 +77,7 @@ fn sorts(items: &[Item]) -> Vec<String> {
     scores.chain(of(|item| &item.before).into_iter().map(|name| format!("difference:{name}"))).collect()
 }
 
-/// What has no such score comes last, either way.
+/// Images without that score come last, in either direction.
 fn order(items: &mut [Item], sort: &str, descending: bool) {
     items.sort_by(|one, other| match (one.key(sort), other.key(sort)) {
         (Some(one), Some(other)) if descending => other.total_cmp(&one),

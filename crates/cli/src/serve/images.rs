@@ -13,7 +13,7 @@ use super::places::is_image;
 
 /// Lists with a line of JSON for each image, by the names that they have: those of captions, and those of previews.
 const LISTS: [&str; 2] = ["metadata.jsonl", "results.jsonl"];
-/// Keys that hold numbers which are no scores.
+/// Keys whose numbers are not scores.
 const NO_SCORES: [&str; 6] = ["index", "seed", "width", "height", "steps", "guidance_scale"];
 
 /// The images of a folder, in the order of their names.

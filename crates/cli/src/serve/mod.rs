@@ -89,7 +89,7 @@ pub fn listen_or_elsewhere(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Serves the pages of these folders until the process ends.
 ///
 /// # Errors
-/// When a folder is not there, or the system has no thread or socket.
+/// When a folder is not there, or the system cannot start a thread or open a socket.
 pub fn serve(listener: TcpListener, folders: &[PathBuf]) -> anyhow::Result<()> {
     let guard = Guard::new(listener.local_addr().context("look where this listens")?)?;
     let site = Arc::new(Site::new(folders, guard)?);
@@ -100,7 +100,7 @@ pub fn serve(listener: TcpListener, folders: &[PathBuf]) -> anyhow::Result<()> {
 /// Serves the page on which people vote until the process ends.
 ///
 /// # Errors
-/// When the system has no thread or socket.
+/// When the system cannot start a thread or open a socket.
 pub fn serve_votes(listener: TcpListener, ballot: Ballot) -> anyhow::Result<()> {
     let guard = Guard::new(listener.local_addr().context("look where this listens")?)?;
     let site = Arc::new(Site { ballot: Some(Mutex::new(ballot)), ..Site::new(&[], guard)? });

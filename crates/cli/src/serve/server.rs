@@ -30,7 +30,7 @@ const LONGEST: usize = 16 << 10;
 /// Answers requests until the process ends.
 ///
 /// # Errors
-/// When the system has no thread or socket.
+/// When the system cannot start a thread or open a socket.
 pub fn run(listener: TcpListener, site: Arc<Site>) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_io().enable_time().max_blocking_threads(WORKERS).build().context("start the server")?;
@@ -59,7 +59,7 @@ async fn accept(listener: tokio::net::TcpListener, site: Arc<Site>) {
             let service = service_fn(|request| answer(request, site.clone()));
             let mut connection = http1::Builder::new();
             let connection = connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(64 << 10);
-            // Somebody who went away is no fault.
+            // A client that went away is not an error.
             let _ = connection.serve_connection(TokioIo::new(stream), service).await;
             drop(place);
         });

@@ -82,7 +82,7 @@ fn picture(ballot: &Ballot, asked: &Asked) -> Option<Reply> {
 fn vote(ballot: &mut Ballot, body: &[u8]) -> Reply {
     let sent: Sent = match serde_json::from_slice(body) {
         Ok(sent) => sent,
-        Err(error) => return Reply::refused(400, &format!("this is no answer: {error}")),
+        Err(error) => return Reply::refused(400, &format!("this is not an answer: {error}")),
     };
     let Some(name) = voter(&sent.voter) else { return bad_name() };
     if ballot.question(&name).map(|question| question.id(ballot.seed())) != Some(sent.question.clone()) {

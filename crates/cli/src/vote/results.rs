@@ -76,7 +76,7 @@ fn wins(first: &[&(&Vote, &Record, Comparison)]) -> Vec<Value> {
     of_models.into_iter().filter_map(shown).collect()
 }
 
-/// How often the image on the left is preferred, of those answers that are no ties; ½ for those who do not mind the place.
+/// How often the image on the left is preferred, among answers that are not ties; ½ if its place does not matter to the voter.
 fn left(first: &[&(&Vote, &Record, Comparison)]) -> Option<Value> {
     let count = |wanted| first.iter().filter(|(.., comparison)| comparison.preferred == wanted).count();
     let (left, right) = (count(Preferred::First), count(Preferred::Second));

@@ -51,7 +51,7 @@ pub fn savings(config: &TrainConfig, networks: &Networks, engine: Engine) -> Res
     let now = MemoryPlan::of(config, networks, engine)?.peak().1;
     let mut found = Vec::new();
     for Candidate { setting, alike, config, networks } in candidates(config, networks)? {
-        // A change that cannot be, such as a pattern that no longer matches, is no advice.
+        // A change that would be refused, for example because a pattern no longer matches, is not advised.
         let Ok(plan) = MemoryPlan::of(&config, &networks, engine) else { continue };
         let saves = now.saturating_sub(plan.peak().1);
         if saves > 0 {

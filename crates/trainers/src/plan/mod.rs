@@ -25,15 +25,17 @@ use crate::sections::Dtype;
 use networks::Laid;
 
 /// What the process holds beside all that is counted, in bytes: the program itself, its threads, tokenizers, the scratch of kernels, and what the
-/// allocator keeps of earlier phases. With [`ALLOCATOR`], what fits the seven runs best (Linux, 2 threads) whose peaks
+/// allocator keeps of earlier phases. With [`ALLOCATOR`], fitted to the peaks (Linux, 2 threads) of seven runs: the five that
 ///
 ///     cargo test --release --test cli plan:: -- --nocapture
 ///
-/// prints beside the plan: the largest error is then 17 %, of runs of 300 to 800 MiB; one of 3.2 GiB was 6 % above its plan.
+/// prints beside the plan, and of two more (ReFL at 256x256 with everything kept, batches of 1 and 4). The largest error is 17 %, of runs of 300 to
+/// 800 MiB; the one of 3.2 GiB was 7 % above its plan.
 pub const PROCESS: u64 = 112 << 20;
 
 /// What the allocator holds beyond what is in use, as a share of what comes and goes: buffers of other sizes that were freed and are kept
-/// (`crates/cli/src/allocator.rs`). Fitted with [`PROCESS`]; the traces themselves are within 10 % of what is allocated (`tests/memory.rs`).
+/// (`crates/cli/src/allocator.rs`). Fitted with [`PROCESS`]; where everything is kept, the traces
+/// themselves are within 10 % of what is allocated (`tests/memory.rs`).
 pub const ALLOCATOR: f64 = 0.22;
 
 /// Something that stays for the whole run.
@@ -104,7 +106,7 @@ impl MemoryPlan {
     /// # Errors
     /// When the algorithm is not one that trains a denoiser, or a pattern matches nothing.
     pub fn of(config: &TrainConfig, networks: &Networks, engine: Engine) -> Result<Self, Error> {
-        // The algorithm is looked at first: of some the model is no denoiser's.
+        // The algorithm is looked at first, because the model of some is not a denoiser.
         demand(config)?;
         Self::of_laid(config, networks, &Laid::out(config, networks, engine)?)
     }

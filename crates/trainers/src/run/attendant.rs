@@ -92,7 +92,7 @@ pub struct Attendant {
 impl Attendant {
     /// Begins to write heartbeats into the run's folder and to pass requests on to `interrupt`. Requests that were made before are dropped: they
     /// were meant for a run that has ended. `memory` tells the bytes that the process holds. A folder that cannot be written, or a thread that the
-    /// system refuses, is no reason not to train.
+    /// system refuses, does not keep the run from training.
     pub fn begin(run: &Path, interrupt: &Interrupt, memory: fn() -> Option<u64>) -> Self {
         Request::ALL.into_iter().for_each(|request| {
             request.take(run);

@@ -46,7 +46,7 @@ impl<'a> Libraries<'a> {
         let is_it = |name: &String| name == begins || name.strip_prefix(begins).is_some_and(|rest| rest.starts_with('.'));
         self.folders.iter().find_map(|folder| {
             let name = self.machine.names(folder).into_iter().find(is_it)?;
-            // A link that leads nowhere is no library.
+            // A link that leads nowhere is not a library.
             let path = folder.join(name);
             self.machine.has(&path).then(|| path.display().to_string())
         })
