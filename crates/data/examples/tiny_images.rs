@@ -1,7 +1,9 @@
 //! Draws `checkpoints/tiny-images`: 50 small captioned pictures to train on offline, and pairs of them of which the larger shape
 //! is preferred.
 //!
-//!     cargo run --release -p vp-data --example tiny_images -- checkpoints/tiny-images
+//! ```text
+//! cargo run --release -p vp-data --example tiny_images -- checkpoints/tiny-images
+//! ```
 
 use std::path::PathBuf;
 

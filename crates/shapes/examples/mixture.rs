@@ -1,6 +1,8 @@
 //! A folder of captioned images of a mixture with other shares, to try out what a base model learns from it.
 //!
-//!     cargo run --release -p vp-shapes --example mixture -- DIR N [SHARE=X ...]
+//! ```text
+//! cargo run --release -p vp-shapes --example mixture -- DIR N [SHARE=X ...]
+//! ```
 //!
 //! SHARE is a field of `Mixture`; the others are as `dataset shapes --split pretraining` has them. `faults=X` multiplies all six.
 

@@ -27,7 +27,9 @@ use networks::Laid;
 /// What the process holds beside all that is counted, in bytes: the program itself, its threads, tokenizers, the scratch of kernels, and what the
 /// allocator keeps of earlier phases. With [`ALLOCATOR`], fitted to the peaks (Linux, 2 threads) of seven runs: the five that
 ///
-///     cargo test --release --test cli plan:: -- --nocapture
+/// ```text
+/// cargo test --release --test cli plan:: -- --nocapture
+/// ```
 ///
 /// prints beside the plan, and of two more (ReFL at 256x256 with everything kept, batches of 1 and 4). The largest error is 17 %, of runs of 300 to
 /// 800 MiB; the one of 3.2 GiB was 7 % above its plan.
