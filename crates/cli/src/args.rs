@@ -132,9 +132,26 @@ pub struct PlanArgs {
     /// What the run may take, e.g. 24GiB [default: this machine's memory]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Print one JSON object instead of text; sizes are in bytes
+    /// Predict the speed on so many devices, one rank each, e.g. --ranks 8,64,512
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub ranks: Vec<u64>,
+    /// What a rank computes, in TFLOP/s; 400 is 40 % of an H200 in bf16
+    #[arg(long, value_name = "X", default_value = "400", requires = "ranks", value_parser = positive)]
+    pub tflops: f64,
+    /// What connects two ranks, in Gbit/s
+    #[arg(long, value_name = "X", default_value = "100", requires = "ranks", value_parser = positive)]
+    pub bandwidth: f64,
+    /// How long a message between two ranks takes at least, in microseconds
+    #[arg(long, value_name = "X", default_value = "10", requires = "ranks", value_parser = positive)]
+    pub latency: f64,
+    /// Print one JSON object instead of text; sizes are in bytes, times in seconds
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number above zero.
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0).ok_or_else(|| "expected a number above 0".into())
 }
 
 /// Arguments that every run takes.

@@ -1,5 +1,6 @@
-//! `plan`: what memory a run will take, from configs alone.
+//! `plan`: what memory a run will take, and how fast it would be on several devices, from configs alone.
 
+mod ranks;
 mod told;
 
 use std::convert::Infallible;
@@ -13,7 +14,7 @@ use vp_models::footprint::{Engine, ModelSizes, Published};
 use vp_models::pipeline::ModelFolder;
 use vp_rewards::RewardConfig;
 use vp_trainers::config::TrainConfig;
-use vp_trainers::plan::{Advice, ByBatch, Details, Largest, MemoryPlan, Networks, demand, savings};
+use vp_trainers::plan::{Advice, ByBatch, Details, Largest, MemoryPlan, Networks, Work, demand, savings};
 
 use crate::args::PlanArgs;
 use crate::failure::Failure;
@@ -52,6 +53,15 @@ pub fn run(args: PlanArgs) -> Result<(), Failure> {
     let engine = engine(&args.device)?;
     let limit = limit(args.memory.as_deref())?;
     let config = read(&args)?;
+    if !args.ranks.is_empty() {
+        let work = Work::of(&config, &networks(&config)?, engine)?;
+        let spread = ranks::Spread::of(&args, work, config);
+        match args.json {
+            true => print_json(&format!("{}\n", spread.json()))?,
+            false => print(&spread.text())?,
+        }
+        return Ok(());
+    }
     let planned = Planned::of(config, engine, limit)?;
     match args.json {
         true => print_json(&format!("{}\n", told::json(&planned)))?,

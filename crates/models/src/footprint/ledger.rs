@@ -267,7 +267,10 @@ impl Ledger {
         let again = Self::on_the_tape(self.engine, self.trained.clone());
         let leaf = |input: &Traced| Traced { buffer: again.buffer(0), node: input.node.map(|_| again.node()), ..input.clone() };
         let leaves = inputs.iter().map(leaf).collect();
-        again.backward(block(&again, leaves));
+        let output = block(&again, leaves);
+        // The gradient of the output is handed over to that tape, and so is held once.
+        let handed = size(&output.shape, output.format);
+        again.backward(output);
         let parameters = again.parameters.take();
         if parameters.is_empty() && inputs.iter().all(|input| input.node.is_none()) {
             return block(self, inputs);
@@ -283,7 +286,7 @@ impl Ledger {
         let constants = inputs.into_iter().map(|input| Traced { node: None, ..input }).collect();
         let output = self.constantly(|| block(self, constants));
         self.note_scores(again.scores());
-        let back = Back { passed: passed.into_iter().map(Some).collect(), kept, scratch: again.peak().saturating_sub(new) };
+        let back = Back { passed: passed.into_iter().map(Some).collect(), kept, scratch: again.peak().saturating_sub(new + handed) };
         let Traced { shape, format, buffer, .. } = output;
         self.output(&shape, format, buffer, back)
     }

@@ -211,9 +211,14 @@ fn is_weights(name: &str) -> bool {
         || [".bin", ".msgpack", ".ckpt", ".onnx", ".pb", ".xml", ".h5"].iter().any(|end| name.ends_with(end))
 }
 
-/// Copies what is not weights.
+/// Whether a file describes a component: its config, or what a tokenizer is made of. Everything else that lies in the folder stays there.
+fn is_description(name: &str) -> bool {
+    !is_weights(name) && [".json", ".txt", ".model"].iter().any(|end| name.ends_with(end))
+}
+
+/// Copies the files that describe a component.
 fn copy_small_files(from: &Path, to: &Path) -> std::io::Result<()> {
-    for name in names_in(from)?.iter().filter(|name| !is_weights(name) && from.join(name).is_file()) {
+    for name in names_in(from)?.iter().filter(|name| is_description(name) && from.join(name).is_file()) {
         fs::copy(from.join(name), to.join(name))?;
     }
     Ok(())
@@ -282,5 +287,20 @@ impl Component {
         fs::write(&path, config).map_err(|source| Error::Io { path: path.display().to_string(), source })?;
         let tensors = self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice(), on_host(&tensor.values)));
         Ok(save_safetensors(&folder.join(format!("{}.safetensors", self.stem)), tensors, &[], self.save_type)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_description;
+
+    #[test]
+    fn what_is_no_part_of_a_component_stays_where_it_is() {
+        for part in ["config.json", "vocab.json", "merges.txt", "spiece.model"] {
+            assert!(is_description(part), "{part}");
+        }
+        for other in ["Cargo.toml", "lib.rs", "README.md", ".DS_Store", "model.safetensors.index.json", "model.safetensors"] {
+            assert!(!is_description(other), "{other}");
+        }
     }
 }

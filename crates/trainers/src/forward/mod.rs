@@ -128,7 +128,7 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
     fn demand(&self, _: &TrainConfig) -> Demand {
         let Shared { sample, train, .. } = self.shared();
         let drawn = AtOnce::new("sample.batch_size", sample.batch_size, sample.guidance_scale);
-        Demand::through_steps(drawn, AtOnce::new("train.batch_size", train.batch_size, train.guidance_scale))
+        Demand::through_steps(drawn, AtOnce::new("train.batch_size", train.batch_size, train.guidance_scale), train.num_inner_epochs)
     }
 
     fn needs_terms(&self) -> Option<String> {

@@ -48,22 +48,24 @@ pub struct Demand {
     pub scored: usize,
     /// Whether another policy's prediction, off the tape, is held against that on the tape.
     pub compared: bool,
+    /// Walks over the drawn images before others are drawn.
+    pub walks: usize,
 }
 
 impl Demand {
     /// Of an algorithm that differentiates a reward: so many calls on one tape, and `decoded` images of each row, each scored once.
     pub fn through_reward(rows: AtOnce, calls: usize, decoded: usize) -> Self {
-        Self { drawn: Some(rows), taped: rows, calls, decoded, scored: 1, compared: false }
+        Self { drawn: Some(rows), taped: rows, calls, decoded, scored: 1, compared: false, walks: 1 }
     }
 
-    /// Of an algorithm that draws images off the tape, then trains on one call of the network for each of them.
-    pub fn through_steps(drawn: AtOnce, taped: AtOnce) -> Self {
-        Self { drawn: Some(drawn), taped, calls: 1, decoded: 0, scored: 0, compared: true }
+    /// Of an algorithm that draws images off the tape, then walks over them so many times and trains on one call of the network for each of them.
+    pub fn through_steps(drawn: AtOnce, taped: AtOnce, walks: usize) -> Self {
+        Self { drawn: Some(drawn), taped, calls: 1, decoded: 0, scored: 0, compared: true, walks }
     }
 
     /// Of an algorithm that trains on the denoising of images from a data set.
     pub fn on_images(taped: AtOnce, compared: bool) -> Self {
-        Self { drawn: None, taped, calls: 1, decoded: 0, scored: 0, compared }
+        Self { drawn: None, taped, calls: 1, decoded: 0, scored: 0, compared, walks: 1 }
     }
 }
 

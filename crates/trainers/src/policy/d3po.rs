@@ -124,7 +124,7 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
 
     fn demand(&self, _: &TrainConfig) -> Demand {
         let drawn = AtOnce::new("sample_batch_size", self.sample_batch_size, self.guidance_scale);
-        Demand::through_steps(drawn, AtOnce::pairs("train_batch_size", self.train_batch_size, self.guidance_scale))
+        Demand::through_steps(drawn, AtOnce::pairs("train_batch_size", self.train_batch_size, self.guidance_scale), self.num_inner_epochs)
     }
 
     fn default_regularizer(&self) -> RegularizerConfig {

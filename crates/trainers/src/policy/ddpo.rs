@@ -214,7 +214,7 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 
     fn demand(&self, _: &TrainConfig) -> Demand {
         let drawn = AtOnce::new("sample_batch_size", self.sample_batch_size, self.guidance_scale);
-        Demand::through_steps(drawn, AtOnce::new("train_batch_size", self.train_batch_size, self.guidance_scale))
+        Demand::through_steps(drawn, AtOnce::new("train_batch_size", self.train_batch_size, self.guidance_scale), self.num_inner_epochs)
     }
 
     fn needs_terms(&self) -> Option<String> {

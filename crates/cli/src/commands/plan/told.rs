@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vp_models::footprint::Engine;
-use vp_trainers::plan::{ALLOCATOR, Advice, MemoryPlan, PROCESS};
+use vp_trainers::plan::{ALLOCATOR, Advice, KEPT, MemoryPlan, PROCESS};
 
 use super::{BATCHES, Planned};
 use crate::memory::readable;
@@ -169,7 +169,7 @@ pub fn json(planned: &Planned) -> Value {
         "peak_by_batch": by_batch,
         "largest": largest,
         "advice": advice,
-        "constants": { "process": PROCESS, "allocator": ALLOCATOR },
+        "constants": { "process": PROCESS, "allocator": ALLOCATOR, "kept": KEPT },
     })
 }
 

@@ -63,7 +63,11 @@ complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l confi
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l set -d 'Override a value of the config, e.g. --set model.size=[768,768] (repeatable)' -r
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l device -d 'cpu, wgpu, vulkan[:n], metal or cuda[:n]; it need not be there' -r
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l memory -d 'What the run may take, e.g. 24GiB [default: this machine\'s memory]' -r
-complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l json -d 'Print one JSON object instead of text; sizes are in bytes'
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l ranks -d 'Predict the speed on so many devices, one rank each, e.g. --ranks 8,64,512' -r
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l tflops -d 'What a rank computes, in TFLOP/s; 400 is 40 % of an H200 in bf16' -r
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l bandwidth -d 'What connects two ranks, in Gbit/s' -r
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l latency -d 'How long a message between two ranks takes at least, in microseconds' -r
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -l json -d 'Print one JSON object instead of text; sizes are in bytes, times in seconds'
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand plan" -s h -l help -d 'Print help'
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand annotate" -s a -l annotator -d 'openai, judge, reward or replay, with its default settings; --set changes them' -r
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand annotate" -l config -d 'A TOML config with [annotator.<name>] and, if needed, [questions] and [sampling]' -r -F
