@@ -109,7 +109,7 @@ def main():
     rows = []
     for title, before, after in [
         ("random weights", learned("untrained", records, **{"run.num_train_steps": 1, "optimizer.learning_rate": 1e-12}),
-         learned("from-nothing", records, **{"run.num_train_steps": 400, "rankings.validation_every": 50})),
+         learned("from-nothing", records, **{"run.num_train_steps": 200, "rankings.validation_every": 25})),
         ("the VP-Score that ships", "embedded:shapes/vp-score",
          learned("from-shipped", records, **{"model.initialize": False, "run.num_train_steps": 100, "optimizer.learning_rate": 2e-5,
                                              "rankings.validation_every": 20})),

@@ -170,7 +170,7 @@ fn the_images_of_an_evaluation_are_rated_by_digits() {
         }
     }
     browser.wait_until("document.getElementById('prompt').textContent.startsWith('That was all')");
-    let (problems, _) = browser.inspect(&origin, 390);
+    let (problems, _) = browser.inspect(&origin, 1280);
     assert!(problems.is_empty(), "{problems:#?}");
     let said = evaluate_folders(dir.path(), &["--votes", &path("votes")]).ok().stdout();
     assert!(said.contains("2 votes by one person"), "two images that are rated differently are a vote: {said}");

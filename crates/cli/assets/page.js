@@ -47,9 +47,10 @@ export async function post(path, query, body) {
   return found;
 }
 
-/** An image of a place; small ones are shown as squares, not smoothed. */
+/** An image of a place; small ones are shown as squares, not smoothed. One whose size is known beforehand is loaded when it comes into sight. */
 export function image(id, path, alt, side) {
-  const picture = el("img", { alt, loading: "lazy", decoding: "async", src: address("/image", { id, path, side }) });
+  const size = side ? { loading: "lazy", width: side, height: side } : {};
+  const picture = el("img", { alt, ...size, decoding: "async", src: address("/image", { id, path, side }) });
   picture.addEventListener("load", () => picture.classList.toggle("small", Math.max(picture.naturalWidth, picture.naturalHeight) <= 128));
   return picture;
 }
