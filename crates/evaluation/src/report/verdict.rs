@@ -151,14 +151,16 @@ fn clauses(trained: &[(Move, Vec<&str>)], watched: &[(Move, Vec<&str>)]) -> Stri
         format!("{kind}{} {}{too}", list(names), moved.verb())
     });
     let of_watched: Vec<String> = of_watched.collect();
+    let is_alike = |place: usize| watched.get(place).is_some_and(|(moved, _)| moved_alike(*moved));
     let said = match (&of_trained[..], &of_watched[..]) {
         ([], []) => "no reward could be compared".into(),
         ([one], []) | ([], [one]) => one.clone(),
         ([first, rest @ ..], []) | ([], [first, rest @ ..]) => format!("{first}, but {}", rest.join(" and ")),
-        (trained, others) => {
-            let connected = if watched.iter().all(|(moved, _)| moved_alike(*moved)) { "and" } else { "but" };
-            format!("{}, {connected} {}", trained.join(" and "), others.join(" and "))
-        }
+        (trained, [other]) => format!("{}, {} {other}", trained.join(" and "), if is_alike(0) { "and" } else { "but" }),
+        (trained, [first, rest @ ..]) => match is_alike(0) {
+            true => format!("{}, and {first}, but {}", trained.join(" and "), rest.join(" and ")),
+            false => format!("{}, but {first} and {}", trained.join(" and "), rest.join(" and ")),
+        },
     };
     let first: String = said.chars().take(1).flat_map(char::to_uppercase).collect();
     first + said.get(1..).unwrap_or_default()
