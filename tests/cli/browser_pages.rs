@@ -87,6 +87,39 @@ fn pages_are_quiet_and_fit_a_telephone() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+/// How much memory a process has resident, in MiB; `None` where its system does not tell.
+fn resident(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    Some(status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").parse::<u64>().ok()? >> 10)
+}
+
+#[test]
+#[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
+fn a_run_of_a_hundred_thousand_updates_and_ten_thousand_previews_opens_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps: Vec<u64> = (0..10_000).map(|step| 10 * step).collect();
+    write_run(&dir.path().join("long"), &lines(0..100_000), &steps);
+    let served = Served::start(&["serve", dir.path().to_str().unwrap(), "--address", "127.0.0.1:0"]);
+    let page = format!("http://{}/run?id=0%2Flong", served.host);
+    let mut browser = Browser::open(dir.path());
+    browser.visit(&served.address, 1280, "light");
+    let is_there = "document.querySelectorAll('.chart path.line').length > 3 && document.querySelectorAll('.cell img').length === 2
+        && [...document.querySelectorAll('.cell img')].every(one => one.naturalWidth === 16)";
+    let mut open = || {
+        let began = std::time::Instant::now();
+        browser.visit(&page, 1280, "light");
+        browser.wait_until(is_there);
+        (began.elapsed(), resident(served.process.id()))
+    };
+    let visits: Vec<_> = (0..10).map(|_| open()).collect();
+    println!("{visits:?}");
+    // The first visit reads the metrics. An idle machine takes a second.
+    assert!(visits.iter().all(|(took, _)| took.as_secs() < 10), "{visits:?}");
+    if let (Some(first), Some(last)) = (visits[0].1, visits[9].1) {
+        assert!(last < first + 16 && last < 160, "memory grows with every visit: {visits:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
 fn forty_votes_by_keyboard_become_records() {
