@@ -47,10 +47,9 @@ export async function post(path, query, body) {
   return found;
 }
 
-/** An image of a place; small ones are shown as squares, not smoothed. One whose size is known beforehand is loaded when it comes into sight. */
+/** An image of a place; small ones are shown as squares, not smoothed. */
 export function image(id, path, alt, side) {
-  const size = side ? { loading: "lazy", width: side, height: side } : {};
-  const picture = el("img", { alt, ...size, decoding: "async", src: address("/image", { id, path, side }) });
+  const picture = el("img", { alt, decoding: "async", src: address("/image", { id, path, side }) });
   picture.addEventListener("load", () => picture.classList.toggle("small", Math.max(picture.naturalWidth, picture.naturalHeight) <= 128));
   return picture;
 }
