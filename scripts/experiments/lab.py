@@ -160,7 +160,8 @@ def clip():
 
 def accuracy(model, records):
     """Share of the pairs that the judge orders strictly which a reward orders alike, with its 95 % interval over prompts."""
-    out = json.loads(visionprefer("score", "-r", model, "--records", records, "--batch-size", 64, "--json").splitlines()[0])
+    said = visionprefer("score", "-r", model, "--records", records, "--batch-size", 64, "--json", "--quiet")
+    out = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     found = {row["protocol"]: row for row in out["accuracies"]}["imagereward-pooled"]
     share, low, high = (100 * value for value in (found["value"], found["interval"]["low"], found["interval"]["high"]))
     return f"{share:.1f} % ({low:.1f} to {high:.1f})"

@@ -5,7 +5,7 @@ use std::fs;
 use crate::browser::{Browser, WIDTHS};
 use crate::serve::write_run;
 use crate::served::Served;
-use crate::vote::{vote_on_folders, write_folders};
+use crate::vote::{evaluate_folders, vote_on_folders, write_folders};
 
 const HOSTILE: &str = "<script>alert(1)</script>";
 /// Both images of a question are there.
@@ -55,6 +55,7 @@ fn pages_are_quiet_and_fit_a_telephone() {
         ("gallery?id=0%2Ffirst%2Fsamples%2Fstep-000010".to_string(), "document.querySelectorAll('.pair img').length === 2"),
     ];
     let mut browser = Browser::open(dir.path());
+    browser.visit(&served.address, 1280, "light");
     for (page, is_there) in &pages {
         for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
             browser.visit(&format!("{origin}{page}"), width, scheme);
@@ -86,6 +87,38 @@ fn pages_are_quiet_and_fit_a_telephone() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+/// How much memory a process has resident, in MiB; `None` where its system does not tell.
+fn resident(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    Some(status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").parse::<u64>().ok()? >> 10)
+}
+
+#[test]
+#[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
+fn a_run_of_a_hundred_thousand_updates_and_ten_thousand_previews_opens_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps: Vec<u64> = (0..10_000).map(|step| 10 * step).collect();
+    write_run(&dir.path().join("long"), &lines(0..100_000), &steps);
+    let served = Served::start(&["serve", dir.path().to_str().unwrap(), "--address", "127.0.0.1:0"]);
+    let page = format!("http://{}/run?id=0%2Flong", served.host);
+    let mut browser = Browser::open(dir.path());
+    browser.visit(&served.address, 1280, "light");
+    let is_there = "document.querySelectorAll('.chart path.line').length > 3 && document.querySelectorAll('.cell img').length === 2";
+    let mut open = || {
+        let began = std::time::Instant::now();
+        browser.visit(&page, 1280, "light");
+        browser.wait_until(is_there);
+        (began.elapsed(), resident(served.process.id()))
+    };
+    let visits: Vec<_> = (0..10).map(|_| open()).collect();
+    println!("{visits:?}");
+    // The first visit reads the metrics. An idle machine takes a second.
+    assert!(visits.iter().all(|(took, _)| took.as_secs() < 10), "{visits:?}");
+    if let (Some(first), Some(last)) = (visits[0].1, visits[9].1) {
+        assert!(last < first + 16 && last < 160, "memory grows with every visit: {visits:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
 fn forty_votes_by_keyboard_become_records() {
@@ -94,6 +127,8 @@ fn forty_votes_by_keyboard_become_records() {
     let served = vote_on_folders(dir.path());
     let origin = format!("http://{}/", served.host);
     let mut browser = Browser::open(dir.path());
+    browser.visit(&format!("{}&voter=anna", served.address), 1280, "light");
+    assert_eq!(browser.evaluate("location.search"), "?voter=anna", "the token does not stay in the address");
     for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
         browser.visit(&format!("{origin}?voter=anna"), width, scheme);
         browser.wait_until(IS_ASKED);
@@ -136,4 +171,39 @@ fn forty_votes_by_keyboard_become_records() {
             .flat_map(|record| &record.comparisons)
             .all(|one| (one.preferred == vp_data::Preferred::First) == (one.shown[0] == 1))
     );
+}
+
+#[test]
+#[ignore = "needs Debian's chromium; .ci/run installs it and runs this"]
+fn the_images_of_an_evaluation_are_rated_by_digits() {
+    let dir = tempfile::tempdir().unwrap();
+    write_folders(dir.path(), 2);
+    evaluate_folders(dir.path(), &[]).ok();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let served = Served::start(&["vote", "--evaluation", &path("evaluation"), "--rate", "-o", &path("votes"), "--address", "127.0.0.1:0"]);
+    let origin = format!("http://{}/", served.host);
+    let mut browser = Browser::open(dir.path());
+    browser.visit(&format!("{}&voter=anna", served.address), 1280, "light");
+    let is_asked = "document.querySelectorAll('#images img').length === 1 && document.querySelector('#images img').naturalWidth === 16";
+    for (width, scheme) in WIDTHS.iter().flat_map(|width| [(*width, "light"), (*width, "dark")]) {
+        browser.visit(&format!("{origin}?voter=anna"), width, scheme);
+        browser.wait_until(is_asked);
+        let (problems, _) = browser.inspect(&origin, width);
+        assert!(problems.is_empty(), "at {width} pixels, {scheme}: {problems:#?}");
+    }
+    for done in 0..4 {
+        browser.wait_until(&format!("{is_asked} && document.getElementById('progress').value === {done}"));
+        let bright = browser.evaluate(
+            "(() => { const c = document.createElement('canvas'); c.width = c.height = 1; const x = c.getContext('2d');
+             x.drawImage(document.querySelector('#images img'), 0, 0, 1, 1); return x.getImageData(0, 0, 1, 1).data[0] > 100; })()",
+        );
+        for _ in 0..4 {
+            browser.press(if bright == true { "5" } else { "2" });
+        }
+    }
+    browser.wait_until("document.getElementById('prompt').textContent.startsWith('That was all')");
+    let (problems, _) = browser.inspect(&origin, 1280);
+    assert!(problems.is_empty(), "{problems:#?}");
+    let said = evaluate_folders(dir.path(), &["--votes", &path("votes")]).ok().stdout();
+    assert!(said.contains("2 votes by one person"), "two images that are rated differently are a vote: {said}");
 }

@@ -104,7 +104,7 @@ fn every_algorithm_has_a_report() {
         let pairs = report["pairs"].as_array().unwrap().len();
         assert_eq!(pairs > 0, drawn, "{name}: {pairs} pairs of images");
         let html = fs::read_to_string(output.join("report.html")).unwrap();
-        assert_eq!(html.contains("Key figures"), rewarded, "{name} has rewards or not");
+        assert_eq!(html.contains("id=\"figures\""), rewarded, "{name} has rewards or not");
         assert_eq!(report["trained_rewards"].as_array().unwrap().is_empty(), !rewarded);
     }
 }

@@ -169,20 +169,56 @@ fn other_sites_are_refused_and_writing_needs_the_token() {
 }
 
 #[test]
-fn another_address_than_loopback_needs_the_token_that_is_printed() {
+fn every_address_needs_the_token_that_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     write_run(&dir.path().join("mine"), &line(1), &[]);
-    let served = Served::start(&["serve", dir.path().to_str().unwrap(), "--address", "0.0.0.0:0"]);
-    let token = served.address.split_once("token=").expect("a token in the address").1.to_string();
-    assert_eq!((served.get("/").status, served.get("/api/places").status, served.get("/?token=00").status), (401, 401, 401));
-    let entered = served.get(&format!("/run?id=0%2Fmine&token={token}"));
-    assert_eq!(entered.status, 303);
-    assert!(entered.head.lines().any(|line| line == "location: /run?id=0%2fmine"), "{}", entered.head);
-    let cookie = entered.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap().split(';').next().unwrap().to_string();
-    assert!(entered.head.contains("httponly; samesite=strict"), "{}", entered.head);
-    assert_eq!(served.ask("GET", "/api/places", &[&format!("Cookie: {cookie}"), "Host: desk.example"]).status, 200);
-    let post = served.ask("POST", "/api/stop?id=0%2Fmine", &[&format!("Cookie: {cookie}")]);
-    assert_eq!(post.status, 403, "a cookie goes along with what other sites send; the header does not");
+    // Other users of the machine reach a loopback address too.
+    for (address, host, of_host) in
+        [("127.0.0.1:0", "localhost", 200), ("127.0.0.1:0", "desk.example", 403), ("0.0.0.0:0", "desk.example", 200)]
+    {
+        let served = Served::start(&["serve", dir.path().to_str().unwrap(), "--address", address]);
+        let token = served.address.split_once("token=").expect("a token in the address").1.trim_end().to_string();
+        let stranger = |path: &str| served.ask("GET", path, &["Cookie: other=1"]);
+        for path in ["/", "/api/places", "/?token=00", "/assets/run.js", "/events", "/image?id=0&path=x.png"] {
+            let refused = stranger(path);
+            assert_eq!(refused.status, 401, "{path}");
+            assert!(!refused.text().contains(&token) && refused.text().contains("open the one that the program printed"), "{path}");
+        }
+        let entered = stranger(&format!("/run?id=0%2Fmine&token={token}"));
+        assert_eq!(entered.status, 303);
+        assert!(entered.head.lines().any(|line| line == "location: /run?id=0%2fmine"), "{}", entered.head);
+        let cookie =
+            entered.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap().split(';').next().unwrap().to_string();
+        assert!(entered.head.contains("httponly; samesite=strict"), "{}", entered.head);
+        let known = format!("Cookie: {cookie}");
+        assert_eq!(served.ask("GET", "/api/places", &[&known, &format!("Host: {host}")]).status, of_host, "{address} as {host}");
+        let post = served.ask("POST", "/api/stop?id=0%2Fmine", &[&known]);
+        assert_eq!(post.status, 403, "a cookie goes along with what other sites send; the header does not");
+    }
+}
+
+#[test]
+fn a_report_is_shown_apart_from_the_other_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("mine");
+    write_run(&folder, &line(1), &[0]);
+    let served = serve(dir.path());
+    assert_eq!(served.get("/api/status?id=0%2Fmine").json()["report"], false);
+    assert_eq!(served.get("/report?id=0%2Fmine").status, 404);
+    fs::write(folder.join("report.html"), "<!doctype html><title>mine</title>").unwrap();
+    assert_eq!(served.get("/api/status?id=0%2Fmine").json()["report"], true);
+    let report = served.get("/report?id=0%2Fmine");
+    assert_eq!((report.status, report.text().as_str()), (200, "<!doctype html><title>mine</title>"));
+    // Whoever wrote the run wrote the report: it may not act as one of the program's own pages.
+    let policies: Vec<&str> = report.head.lines().filter(|line| line.starts_with("content-security-policy:")).collect();
+    assert!(
+        policies.len() == 1 && policies[0].contains("sandbox allow-scripts;") && !policies[0].contains("allow-same-origin"),
+        "{policies:?}"
+    );
+    assert!(!policies[0].contains("connect-src") && policies[0].contains("default-src 'none'"), "{policies:?}");
+    for id in ["0%2F..", "0%2Fnothing", "0", "9", ""] {
+        assert_eq!(served.get(&format!("/report?id={id}")).status, 404, "{id}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ pub struct Served {
     pub process: Child,
     /// `127.0.0.1:8383`
     pub host: String,
-    /// As it was printed.
+    /// As it was printed, with its token.
     pub address: String,
 }
 
@@ -56,7 +56,13 @@ impl Served {
         Self { process, host, address }
     }
 
-    /// A request with these headers besides `Host`; one that begins with `Host:` replaces it.
+    /// The cookie that a browser has after it was at the address.
+    fn cookie(&self) -> String {
+        let (port, token) = (self.host.rsplit(':').next().unwrap(), self.address.split_once("token=").expect("a token in the address").1);
+        format!("Cookie: visionprefer-{port}={}", token.trim_end())
+    }
+
+    /// A request with these headers besides `Host` and `Cookie`; one that begins with `Host:` or `Cookie:` replaces it.
     pub fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Reply {
         Self::reply(self.send(method, path, headers, ""))
     }
@@ -73,8 +79,11 @@ impl Served {
     fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.host).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let host =
-            if headers.iter().any(|header| header.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.host) };
+        let given = |name: &str| headers.iter().any(|header| header.starts_with(name));
+        let mut host = if given("Host:") { String::new() } else { format!("Host: {}\r\n", self.host) };
+        if !given("Cookie:") {
+            host += &format!("{}\r\n", self.cookie());
+        }
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let length = if method == "POST" { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
         stream.write_all(format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{length}{headers}\r\n{body}").as_bytes()).unwrap();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vp_data::{Preferred, RgbImage, read_records};
 
 use crate::served::Served;
-use crate::util::run;
+use crate::util::{Finished, run};
 
 /// Two folders of images under the same names, the second brighter.
 pub fn write_folders(dir: &Path, images: u8) {
@@ -141,6 +141,72 @@ fn ratings_are_on_four_aspects_of_records_of_others() {
     assert_eq!((written.len(), written[0].completions.len(), written[0].annotator.as_ref().unwrap().name.as_str()), (1, 1, "human"));
     assert_eq!(written[0].completions[0].annotations.len(), 4);
     assert!(output.join(&written[0].completions[0].image_path).is_file(), "the folder is complete in itself");
+}
+
+/// Evaluates the two folders of [`write_folders`], with what else is given.
+pub fn evaluate_folders(dir: &Path, more: &[&str]) -> Finished {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let folders = ["evaluate", "--base-images", &path("dark"), "--tuned-images", &path("bright"), "-o", &path("evaluation")];
+    run(&[&folders[..], &["-r", "brightness", "-r", "saturation", "--trained-reward", "brightness"], more].concat())
+}
+
+#[test]
+fn votes_on_an_evaluation_are_in_its_report() {
+    let dir = tempfile::tempdir().unwrap();
+    write_folders(dir.path(), 12);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let before = evaluate_folders(dir.path(), &[]).ok().stdout();
+    assert!(before.contains("The trained reward brightness rose") && !before.contains("People"), "{before}");
+    assert!(before.lines().count() < 24, "it fits on a screen: {before}");
+
+    let served = Served::start(&["vote", "--evaluation", &path("evaluation"), "-o", &path("votes"), "--address", "127.0.0.1:0"]);
+    for voter in ["anna", "ben"] {
+        let mut question = served.get(&format!("/api/question?voter={voter}")).json();
+        while question["question"].is_string() {
+            let is_tie = voter == "ben" && question["done"] == 0;
+            let bright_is_left = level(&served, voter, &question, 0) > level(&served, voter, &question, 1);
+            question = answer(
+                &served,
+                voter,
+                &question,
+                if is_tie {
+                    "tie"
+                } else if bright_is_left {
+                    "left"
+                } else {
+                    "right"
+                },
+            );
+        }
+    }
+    drop(served);
+
+    let after = evaluate_folders(dir.path(), &["--votes", &path("votes")]).ok().stdout();
+    assert!(after.contains("People prefer bright to dark: 98 % of 24 votes"), "{after}");
+    assert!(after.contains("24 votes by 2 people"), "{after}");
+    let report: Value = serde_json::from_slice(&fs::read(dir.path().join("evaluation/report.json")).unwrap()).unwrap();
+    let wins = &report["votes"]["wins"][0];
+    assert_eq!(
+        (&wins["candidate"], &wins["prompts"], &wins["won"], &wins["tied"], &wins["lost"]),
+        (&json!("bright"), &json!(12), &json!(23), &json!(1), &json!(0))
+    );
+    let agreement = &report["votes"]["agreement"][0];
+    assert_eq!(
+        (&agreement["reward"], &agreement["votes"], &agreement["rate"]["estimate"]),
+        (&json!("brightness"), &json!(23), &json!(1.0))
+    );
+    let read = |name: &str| fs::read_to_string(dir.path().join("evaluation").join(name)).unwrap();
+    assert!(read("report.html").contains("What people prefer") && read("report.md").contains("What people prefer"));
+
+    // Votes on other images are none on these.
+    let served =
+        Served::start(&["vote", "--images", &path("dark"), "--images", &path("bright"), "-o", &path("others"), "--address", "127.0.0.1:0"]);
+    answer(&served, "anna", &served.get("/api/question?voter=anna").json(), "left");
+    drop(served);
+    let told = evaluate_folders(dir.path(), &["--votes", &path("others")]).refused();
+    assert!(told.contains("is not about images of this evaluation"), "{told}");
+    let told = evaluate_folders(dir.path(), &["--votes", &path("nothing")]).refused();
+    assert!(told.contains("--votes") && told.contains("nothing"), "{told}");
 }
 
 #[test]

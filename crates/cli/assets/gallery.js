@@ -1,5 +1,5 @@
 "use strict";
-import { byId, copyButton, el, get, image, number } from "./page.js";
+import { address, byId, copyButton, el, get, image, number } from "./page.js";
 
 const id = new URLSearchParams(location.search).get("id");
 let [from, total, asked, known] = [0, 0, 0, false];
@@ -20,7 +20,8 @@ function card(item) {
   const about = [item.seed === null ? null : `seed ${item.seed}`, item.category].filter(Boolean).join(", ");
   const parts = [images, el("p", { class: "prompt", dir: "auto" }, item.prompt.trim() || "(no prompt)"), el("p", { class: "quiet" }, about)];
   // The terms of a reward are folded, its own score is not.
-  const [scores, terms] = [item.scores.filter(({ name }) => !name.includes("/")), item.scores.filter(({ name }) => name.includes("/"))];
+  const isTerm = ({ name }) => item.scores.some((other) => name.startsWith(`${other.name}/`));
+  const [scores, terms] = [item.scores.filter((one) => !isTerm(one)), item.scores.filter(isTerm)];
   parts.push(el("ul", { class: "scores" }, ...scores.map(score)));
   if (terms.length) parts.push(el("details", {}, el("summary", {}, "Terms"), el("ul", { class: "scores" }, ...terms.map(score))));
   if (item.parameters) parts.push(el("details", {}, el("summary", {}, "Parameters"), el("pre", { class: "command" }, item.parameters)));
@@ -42,6 +43,8 @@ async function show(again) {
     options(byId("model"), "all", found.models);
     byId("of-category").hidden = found.categories.length === 0;
     byId("of-model").hidden = found.models.length < 2;
+    byId("report").hidden = !found.report;
+    byId("report").href = address("/report", { id });
   }
   total = found.total;
   from = found.from + found.items.length;

@@ -15,6 +15,8 @@ function place(found) {
     byId("compare").hidden = chosen.size < 2;
   });
   const picture = found.preview ? image(found.id, found.preview, "", 144) : el("span", { class: "no-picture", "aria-hidden": "true" });
+  // There may be hundreds of them, all of one size.
+  if (found.preview) picture.loading = "lazy";
   const about = el("div", { class: "about" }, link, " ", el("span", { class: `state ${found.state}` }, found.state));
   about.append(el("p", { class: "quiet" }, [found.algorithm, ...facts(found)].filter(Boolean).join(" · ")));
   if (found.of) about.append(el("progress", { max: found.of, value: Math.min(found.step, found.of), "aria-label": `Updates of ${found.name}` }));

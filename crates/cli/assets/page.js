@@ -49,7 +49,7 @@ export async function post(path, query, body) {
 
 /** An image of a place; small ones are shown as squares, not smoothed. */
 export function image(id, path, alt, side) {
-  const picture = el("img", { alt, loading: "lazy", decoding: "async", src: address("/image", { id, path, side }) });
+  const picture = el("img", { alt, decoding: "async", src: address("/image", { id, path, side }) });
   picture.addEventListener("load", () => picture.classList.toggle("small", Math.max(picture.naturalWidth, picture.naturalHeight) <= 128));
   return picture;
 }

@@ -72,6 +72,8 @@ function showStatus(run) {
   if (!several) {
     byId("title").textContent = run.name;
     document.title = `${run.step}${run.of ? `/${run.of}` : ""} ${run.name}`;
+    byId("report").hidden = !run.report;
+    byId("report").href = address("/report", { id: run.id });
     byId("findings").hidden = run.findings.length === 0;
     const found = run.findings.map(({ step, rule, reason }) => el("li", { class: "notice bad" }, el("strong", {}, `step ${step}: ${rule}`), el("p", {}, reason)));
     byId("findings-list").replaceChildren(...found);

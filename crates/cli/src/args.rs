@@ -440,7 +440,7 @@ pub struct ReportArgs {
 /// `evaluate`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nTo continue an evaluation that was stopped, give the same command again."
+    after_help = "Examples:\n  visionprefer evaluate --lora runs/refl-…/lora.safetensors --prompts heldout.txt -r judge -o evaluation\n  visionprefer evaluate --base ./sd15 --tuned ./mine --prompts PartiPrompts.tsv -r ./ImageReward -r ./PickScore -o evaluation\n  visionprefer evaluate --base-images a --tuned-images b -r ./ImageReward -o evaluation\n\nTo continue an evaluation that was stopped, give the same command again; to add what people say, with --votes."
 )]
 pub struct EvaluateArgs {
     /// The base model: a diffusers folder, a single-file checkpoint, a hub id, or the model that is part of this program
@@ -476,6 +476,10 @@ pub struct EvaluateArgs {
     /// A reward that the model was trained on, and which therefore rises; marked in the report (repeatable)
     #[arg(long = "trained-reward", value_name = "NAME")]
     pub trained_rewards: Vec<String>,
+    /// What people say of these images: the folder or records.jsonl of `vote --evaluation` (repeatable); the report then shows whom they prefer, and
+    /// which rewards agree with them
+    #[arg(long, value_name = "PATH")]
+    pub votes: Vec<PathBuf>,
     /// The folder for results, images and the report
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,

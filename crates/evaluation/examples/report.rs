@@ -11,6 +11,7 @@ use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelCom
 use vp_evaluation::pixels::PixelStats;
 use vp_evaluation::report::{Chart, Fact, ImagePair, Leak, LeakPanel, Picture, Provenance, Report, ScorePair, SentinelPanel, Series};
 use vp_evaluation::sentinel::{Action, Look, RewardUpHeldoutDown, SentinelConfig, findings};
+use vp_evaluation::votes::{Vote, count_votes};
 
 const MODELS: [&str; 3] = ["base", "tuned with ReFL", "tuned with DDPO <b>\"&"];
 const REWARDS: [&str; 3] = ["imagereward", "hpsv2", "aesthetic"];
@@ -74,7 +75,13 @@ fn scores(model: usize, index: usize, seed: u64) -> BTreeMap<String, f64> {
         let base = [0.2, 0.27, 5.4][reward] + spread[reward] * noise([index, reward, 0, 1]);
         base + gain[reward] + 0.5 * spread[reward] * noise([index, seed as usize, reward, 2 + model])
     };
-    REWARDS.iter().enumerate().map(|(place, reward)| (reward.to_string(), score(place))).collect()
+    let of_rewards = REWARDS.iter().enumerate().map(|(place, reward)| (reward.to_string(), score(place)));
+    // One of them says what it is made of.
+    let terms = ["colours", "composition"]
+        .into_iter()
+        .zip(1..)
+        .map(|(term, place)| (format!("{}/{term}", REWARDS[2]), score(2) / f64::from(place)));
+    of_rewards.chain(terms).collect()
 }
 
 fn rows() -> Result<Vec<ImageResult>, Box<dyn Error>> {
@@ -166,16 +173,19 @@ fn curves(looks: &[Look]) -> Vec<Chart> {
         Chart {
             title: "reward_mean, imagereward".into(),
             note: "Of the images drawn in training. The gap is a stretch without a finite value.".into(),
+            leads: true,
             series: vec![series("tuned with DDPO <b>", dense(0.45, 0)), series("tuned with ReFL", dense(0.2, 1))],
         },
         Chart {
             title: "Held-out hpsv2".into(),
             note: String::new(),
+            leads: true,
             series: vec![series("hpsv2", of_looks(&|look| mean(&look.watched["hpsv2"])))],
         },
         Chart {
             title: "Pixels of held-out images".into(),
             note: String::new(),
+            leads: false,
             series: PixelStats::NAMES
                 .iter()
                 .enumerate()
@@ -185,7 +195,7 @@ fn curves(looks: &[Look]) -> Vec<Chart> {
                 })
                 .collect(),
         },
-        Chart { title: "loss".into(), note: String::new(), series: vec![series("never finite", vec![(0.0, f64::NAN)])] },
+        Chart { title: "loss".into(), series: vec![series("never finite", vec![(0.0, f64::NAN)])], ..Chart::default() },
     ]
 }
 
@@ -212,7 +222,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = SentinelConfig { reward_up_heldout_down: stop, ..SentinelConfig::default() };
     let leak =
         |heldout: usize, training: &str, similarity| Leak { heldout: PROMPTS[heldout].into(), training: training.into(), similarity };
+    let vote = |place: usize| Vote {
+        index: place % PROMPTS.len(),
+        seed: place as u64 % SEEDS,
+        models: [MODELS[0].into(), MODELS[1 + place % 2].into()],
+        first_is_better: [0.0, 0.0, 0.5, 1.0][place * 7 % 4],
+        voter: ["anna", "ben"][place % 2].into(),
+    };
+    let votes: Vec<Vote> = (0..80).map(vote).collect();
     let report = Report {
+        votes: count_votes(&votes, &rows()?, MODELS[0], 0.95),
         title: "Two ways to tune, against the base".into(),
         about: "12 held-out prompts, 4 seeds each, drawn by a base model and by two models tuned from it. Made-up data.".into(),
         trained_rewards: vec!["imagereward".into()],

@@ -63,11 +63,12 @@ pub struct ModelComparison {
 }
 
 impl ModelComparison {
-    /// The images that [`Contrast::changes`] names, each once: candidate, prompt number and seed, in order. Those a report wants to show, with the
-    /// baseline's of the same number and seed.
+    /// The images that [`Contrast::changes`] names by a reward that is no term of another, each once: candidate, prompt number and seed, in order.
+    /// Those a report wants to show, with the baseline's of the same number and seed.
     pub fn extreme_images(&self) -> BTreeSet<(&str, usize, u64)> {
         let of = |contrast: &Contrast| {
-            let changes = contrast.changes.iter().flat_map(|changes| changes.regressions.iter().chain(&changes.improvements));
+            let shown = contrast.changes.iter().filter(|changes| !contrast.is_term(&changes.reward));
+            let changes = shown.flat_map(|changes| changes.regressions.iter().chain(&changes.improvements));
             changes.map(|change| (change.index, change.seed)).collect::<Vec<_>>()
         };
         let named =
@@ -228,6 +229,21 @@ mod tests {
         assert_eq!(named(&changes.improvements), [(0, 1, 2.0), (2, 1, 1.0)]);
         let all = ModelComparison { baseline: "a".into(), models: vec![], contrasts: vec![found], standings: vec![], options: OPTIONS };
         assert_eq!(all.extreme_images().into_iter().collect::<Vec<_>>(), [("b", 0, 0), ("b", 0, 1), ("b", 1, 0), ("b", 2, 1)]);
+    }
+
+    #[test]
+    fn terms_stand_below_their_reward() {
+        let mut all = [rows("a", &[&[1.0]]), rows("b", &[&[2.0]])].concat();
+        for row in &mut all {
+            let more = ["r/x", "r/y", "rx", "other/x"].map(|name| (name.to_string(), row.scores["r"]));
+            row.scores.extend(more);
+        }
+        let found = compare(&all, &["a", "b"], None, &OPTIONS).unwrap().contrasts.remove(0);
+        let name = |of: &RewardContrast| of.reward.clone();
+        let families: Vec<(String, Vec<String>)> =
+            found.families().into_iter().map(|(reward, terms)| (name(reward), terms.into_iter().map(name).collect())).collect();
+        let expected = [("other/x", vec![]), ("r", vec!["r/x", "r/y"]), ("rx", vec![])];
+        assert_eq!(families, expected.map(|(reward, terms)| (reward.to_string(), terms.into_iter().map(String::from).collect())));
     }
 
     #[test]

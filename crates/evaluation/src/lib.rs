@@ -8,6 +8,7 @@
 //! - [`interval`], [`bootstrap`]: how sure a number is, win rates among them; [`significance`]: whether two models differ.
 //! - [`ranking`]: strengths of many models from comparisons of two.
 //! - [`pixels`]: five numbers that describe what an image looks like; [`comparison`]: all of the above for models that drew the same prompts.
+//! - [`votes`]: which of those models people prefer, and which rewards agree with them.
 //! - [`sentinel`]: rules that notice during training that a model exploits its reward.
 //! - [`report`]: results as HTML, Markdown and JSON.
 //!
@@ -27,5 +28,6 @@ pub mod ranking;
 pub mod report;
 pub mod sentinel;
 pub mod significance;
+pub mod votes;
 
 pub use error::{Error, Result};

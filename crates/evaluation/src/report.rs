@@ -15,12 +15,14 @@ mod panels;
 mod rewards;
 mod summary;
 mod tables;
+mod verdict;
 
 pub use page::STYLE;
 use serde::{Deserialize, Serialize};
 
 use crate::comparison::ModelComparison;
 use crate::sentinel::{Finding, SentinelConfig};
+use crate::votes::VoteCounts;
 
 /// Everything that a report shows. Fields that are `None` or empty were not measured; the report says so where that matters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -31,6 +33,8 @@ pub struct Report {
     /// The rewards that the models were trained on. They go up by construction, and are marked.
     pub trained_rewards: Vec<String>,
     pub comparison: Option<ModelComparison>,
+    /// What people say of the images.
+    pub votes: Option<VoteCounts>,
     /// Before and after, in this order.
     pub pairs: Vec<ImagePair>,
     /// Images of the worst regressions and best improvements ([`ModelComparison::extreme_images`] names them), in any order.
@@ -89,6 +93,8 @@ pub struct Chart {
     pub title: String,
     /// A sentence on how to read it; may be empty.
     pub note: String,
+    /// Whether it is one of the few to look at first.
+    pub leads: bool,
     /// The lines, all on one scale.
     pub series: Vec<Series>,
 }
@@ -178,7 +184,7 @@ impl Report {
         markdown::markdown(self)
     }
 
-    /// The rewards' means and differences in plain text, at most as much as fits on a screen.
+    /// The verdict, and a row for each reward, in plain text: at most as much as fits on a screen.
     pub fn to_summary(&self) -> String {
         summary::summary(self)
     }

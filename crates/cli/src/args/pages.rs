@@ -10,7 +10,7 @@ use crate::serve;
 /// `serve`.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Examples:\n  visionprefer serve\n  visionprefer serve runs evaluation out\n  visionprefer serve runs --address 0.0.0.0:8383\n\nPages are served on this machine alone unless another address is given; that one then needs the token that is printed with it. Ctrl-C ends it."
+    after_help = "Examples:\n  visionprefer serve\n  visionprefer serve runs evaluation out\n  visionprefer serve runs --address 0.0.0.0:8383\n\nPages are served on this machine alone unless another address is given. The address that is printed holds a token, without which nothing is shown. Ctrl-C ends it."
 )]
 pub struct ServeArgs {
     /// Folders: runs, evaluations, images, and folders of these

@@ -2,6 +2,7 @@
 
 mod journal;
 mod report;
+mod votes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -128,7 +129,10 @@ fn plan(args: EvaluateArgs) -> anyhow::Result<EvaluationPlan> {
         bail!("--strict: {} of {} prompts are near-duplicates of training prompts", leaks.len(), held_out.len());
     }
     let checksums = checksums(&args, &sides)?;
-    Ok(EvaluationPlan { args, sides, prompts, guidance_scale, leaks, training, checksums })
+    let plan = EvaluationPlan { args, sides, prompts, guidance_scale, leaks, training, checksums };
+    // Votes that do not fit are refused before anything is drawn; there may be more of them when the report is written.
+    votes::read(&plan, &plan.args.votes)?;
+    Ok(plan)
 }
 
 fn say_leaks(leaks: &[NearDuplicate], held_out: &[String], training: &[String]) {

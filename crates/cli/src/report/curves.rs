@@ -41,6 +41,8 @@ const GROUPS: [(&str, &str, &[&str]); 9] = [
     ("Norm of the gradients", "Before clipping.", &["grad_norm"]),
     ("Learning rate", "", &["lr"]),
 ];
+/// What to look at first where nothing is scored.
+const WITHOUT_REWARDS: [&str; 2] = ["Loss", "Accuracy"];
 /// Metrics without a chart: they tell how fast a run was or how its rewards were spread, not how it went.
 const LEFT_OUT: [&str; 4] = ["step", "images_per_second", "seconds", "reward_std"];
 
@@ -91,54 +93,57 @@ pub struct ChartPlan {
     pub note: &'static str,
     /// Each metric, and what the chart calls it.
     pub series: Vec<(String, String)>,
+    /// Whether it is one of the few to look at first.
+    pub leads: bool,
 }
 
 /// The charts of metrics by these names: each reward, what is known, and then everything else. The config says which rewards there are; without one,
 /// as of a run of another version, they are shown with everything else.
 pub fn plan(names: &[&str], config: Option<&TrainConfig>) -> Vec<ChartPlan> {
     let (mut plans, mut drawn) = (Vec::new(), LEFT_OUT.map(String::from).to_vec());
-    let mut add = |title: &str, note: &'static str, named: &[(&str, &str)]| {
+    let mut add = |title: &str, note: &'static str, named: &[(&str, &str)], leads: bool| {
         let is_new = |name: &str| names.contains(&name) && !drawn.iter().any(|known| known == name);
         let named: Vec<_> = named.iter().filter(|(name, _)| is_new(name)).collect();
         let series: Vec<(String, String)> = named.iter().map(|(name, shown)| (name.to_string(), shown.to_string())).collect();
         drawn.extend(named.iter().map(|(name, _)| name.to_string()));
         if !series.is_empty() {
-            plans.push(ChartPlan { title: title.into(), note, series });
+            plans.push(ChartPlan { title: title.into(), note, series, leads });
         }
     };
     let trained = config.and_then(|config| config.reward.as_ref()).map(|reward| (reward.name(), true));
     let watched = || config.iter().flat_map(|config| &config.watch).map(|reward| reward.name());
+    let has_rewards = trained.is_some() || watched().next().is_some();
     for (name, is_trained) in trained.into_iter().chain(watched().map(|name| (name, false))) {
         let (title, in_training) =
             if is_trained { (format!("{name} (trained)"), "reward_mean".to_string()) } else { (name.to_string(), format!("watch/{name}")) };
         let note = "Training draws other prompts and seeds than the previews.";
-        add(&title, note, &[(&in_training, "in training"), (&format!("preview/{name}"), "previews")]);
+        add(&title, note, &[(&in_training, "in training"), (&format!("preview/{name}"), "previews")], true);
     }
     let terms: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((*name, name.strip_prefix("reward/")?))).collect();
-    add("Terms of the reward in training", "", &terms);
+    add("Terms of the reward in training", "", &terms, false);
     for name in trained.map(|(name, _)| name).into_iter().chain(watched()) {
         let (title, prefix) = (format!("Terms of {name} in previews"), format!("preview/{name}/"));
         let terms: Vec<(&str, &str)> = names.iter().filter_map(|term| Some((*term, term.strip_prefix(&prefix)?))).collect();
-        add(&title, "", &terms);
+        add(&title, "", &terms, false);
     }
     for (title, note, of_group) in GROUPS {
         let named: Vec<(&str, &str)> = of_group.iter().map(|name| (*name, shown(name))).collect();
-        add(title, note, &named);
+        add(title, note, &named, !has_rewards && WITHOUT_REWARDS.contains(&title));
     }
     // What a table of names does not know is shown all the same.
     for name in names {
-        add(shown(name), "", &[(name, shown(name))]);
+        add(shown(name), "", &[(name, shown(name))], false);
     }
     plans
 }
 
 /// The charts of a run: each reward, all other metrics, the pixels of the previews, and the weights.
 pub fn charts(metrics: &Metrics, config: &TrainConfig, previews: &Previews, watch: Option<&Watch>) -> Vec<Chart> {
-    let drawn = plan(&metrics.names(), Some(config)).into_iter().map(|ChartPlan { title, note, series }| {
+    let drawn = plan(&metrics.names(), Some(config)).into_iter().map(|ChartPlan { title, note, series, leads }| {
         let series = series.into_iter().map(|(metric, name)| Series { points: metrics.points(&metric), name });
-        chart(&title, note, series.collect())
+        Chart { leads, ..chart(&title, note, series.collect()) }
     });
-    let mut charts: Vec<Chart> = drawn.collect();
+    let mut charts: Vec<Chart> = of_rewards(config, previews).into_iter().chain(drawn).collect();
     charts.extend(of_images(previews));
     charts.extend(of_weights(watch));
     charts.retain(|chart| !chart.series.is_empty());
@@ -152,7 +157,18 @@ fn shown(name: &str) -> &str {
 /// A chart of those series that have points.
 fn chart(title: &str, note: &str, mut series: Vec<Series>) -> Chart {
     series.retain(|series| !series.points.is_empty());
-    Chart { title: title.into(), note: note.into(), series }
+    Chart { title: title.into(), note: note.into(), series, leads: false }
+}
+
+/// The trained reward beside the watched ones, on one scale; `None` without two rewards or two previews.
+fn of_rewards(config: &TrainConfig, previews: &Previews) -> Option<Chart> {
+    let trained = config.reward.iter().map(|reward| (reward.name(), format!("{} (trained)", reward.name())));
+    let watched = config.watch.iter().map(|reward| (reward.name(), reward.name().to_string()));
+    let series = trained.chain(watched).map(|(name, shown)| Series { points: previews.change(name), name: shown });
+    let note = "How far each mean has moved since the first preview, in standard deviations of its images. The trained one goes up by construction.";
+    let chart = chart("Trained and watched rewards", note, series.collect());
+    let is_course = chart.series.len() > 1 && chart.series.iter().any(|series| series.points.len() > 1);
+    is_course.then_some(Chart { leads: true, ..chart })
 }
 
 /// Pixel statistics of the previews; `None` for fewer than three previews, which are compared instead.

@@ -67,6 +67,7 @@ pub fn of_run(folder: &Path) -> anyhow::Result<Report> {
         about: about(&config, metrics.last_step(), &previews),
         trained_rewards: config.reward.iter().map(|reward| reward.name().to_string()).collect(),
         comparison,
+        votes: None,
         pairs,
         extremes,
         curves: curves::charts(&metrics, &config, &previews, watch.as_ref()),

@@ -75,6 +75,19 @@ impl Previews {
         self.steps.iter().map(|step| (step.step as f64, mean(step))).collect()
     }
 
+    /// For each step, how far the mean of a reward has moved since the first preview, in standard deviations over that one's images; empty where
+    /// they are scored alike, or not at all.
+    pub fn change(&self, reward: &str) -> Vec<(f64, f64)> {
+        let score = |row: &ImageResult| row.score(reward).unwrap_or(f64::NAN);
+        let first: Vec<f64> = self.steps.first().map(|first| first.results.iter().map(score).collect()).unwrap_or_default();
+        let mean = first.iter().sum::<f64>() / first.len() as f64;
+        let spread = (first.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / first.len() as f64).sqrt();
+        if !(spread.is_finite() && spread > 0.0) {
+            return Vec::new();
+        }
+        self.course(score).into_iter().map(|(step, now)| (step, (now - mean) / spread)).collect()
+    }
+
     /// Compares the last preview with the first.
     pub fn compare(&self) -> anyhow::Result<Option<ModelComparison>> {
         let Some((first, last)) = self.both() else { return Ok(None) };

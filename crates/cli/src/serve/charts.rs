@@ -67,6 +67,7 @@ fn add(site: &Site, place: &ShownFolder, points: usize, charts: &mut Vec<Chart>)
         title: "Images a second".into(),
         note: "",
         series: vec![("images_per_second".into(), "images a second".into())],
+        leads: false,
     });
     let steps = previews::steps(site, &place.id, &place.folder);
     let intervals = intervals(&place.folder, previews::upto(&steps, watched.metrics.last_step()));

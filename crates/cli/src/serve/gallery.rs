@@ -67,6 +67,7 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
     Reply::json(&json!({
         "id": place.id, "name": place.name, "kind": place.kind.name(), "total": total, "from": from, "page": PAGE,
         "sorts": sorts, "categories": categories, "models": models, "items": page,
+        "report": site.places.report(&place.id).is_some(),
     }))
 }
 

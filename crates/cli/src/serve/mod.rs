@@ -137,8 +137,5 @@ fn address(guard: &Guard) -> String {
         ip => ip,
     };
     let address = SocketAddr::new(host, bound.port());
-    match guard.token_in_address() {
-        Some(token) => format!("http://{address}/?token={token}"),
-        None => format!("http://{address}/"),
-    }
+    format!("http://{address}/?token={}", guard.token())
 }

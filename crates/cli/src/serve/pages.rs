@@ -3,11 +3,13 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Value, json};
+use vp_core::input_file;
 use vp_evaluation::report::STYLE;
 use vp_trainers::run::attendant::Request;
 
 use super::places::{FolderKind, ShownFolder};
 use super::reply::{Asked, Reply};
+use super::security::POLICY_OF_REPORTS;
 use super::{Site, charts, gallery, pictures, previews, runs};
 use crate::vote;
 
@@ -64,9 +66,19 @@ pub fn reply(site: &Site, asked: &Asked) -> Reply {
         (false, "/api/preview") => of_run(site, asked, |place| previews::one(site, place, asked)),
         (false, "/api/gallery") => gallery::reply(site, asked),
         (false, "/image") => pictures::reply(site, asked),
+        (false, "/report") => report(site, asked),
         (true, "/api/stop") => of_run(site, asked, |place| runs::ask(place, Request::Stop)),
         (true, "/api/save") => of_run(site, asked, |place| runs::ask(place, Request::Save)),
         _ => Reply::missing(),
+    }
+}
+
+/// The report in the folder of a run or an evaluation.
+fn report(site: &Site, asked: &Asked) -> Reply {
+    let Some(path) = asked.value("id").and_then(|id| site.places.report(id)) else { return Reply::missing() };
+    match input_file::read_regular(&path) {
+        Ok(bytes) => Reply::new(HTML, bytes).under(POLICY_OF_REPORTS),
+        Err(error) => Reply::refused(500, &format!("cannot read the report: {error}")),
     }
 }
 

@@ -94,6 +94,11 @@ impl Places {
         (is_image(&found) && found.is_file()).then_some(found)
     }
 
+    /// The report in the folder of an id, if one was written.
+    pub fn report(&self, id: &str) -> Option<PathBuf> {
+        within(&self.folder(id)?, "report.html").filter(|found| found.is_file())
+    }
+
     /// Everything there is to show, the newest first.
     pub fn list(&self) -> Vec<ShownFolder> {
         let mut found = Vec::new();
@@ -195,6 +200,9 @@ mod tests {
         for path in ["../../out/y.png", "a/../../out/y.png", "/etc/hostname.png", "", ".", "..", "a//x.png", "a/./x.png", "a\\x.png"] {
             assert_eq!(places.image("0", path), None, "{path}");
         }
+        assert_eq!(places.report("0/a"), None);
+        fs::write(root.join("a/report.html"), "").unwrap();
+        assert!(places.report("0/a").is_some() && places.report("0/..").is_none());
         assert_eq!((places.image("0/a", ".hidden.png"), places.image("0/a", "x.txt"), places.image("0/a", "samples")), (None, None, None));
         for id in ["1", "-1", "", "0/..", "0/../out", "0/a/..", "x", "0//", "0/b"] {
             assert_eq!(places.folder(id), None, "{id}");

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, SET_COOKIE};
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, SET_COOKIE};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
@@ -52,12 +52,14 @@ pub struct Reply {
     version: Option<String>,
     /// Where to go instead, and what to remember.
     elsewhere: Option<(String, String)>,
+    /// What it may do, if it is not what every page may.
+    policy: Option<&'static str>,
 }
 
 impl Reply {
     /// Bytes of a kind.
     pub fn new(kind: &'static str, body: impl Into<Bytes>) -> Self {
-        Self { status: StatusCode::OK, kind, body: body.into(), version: None, elsewhere: None }
+        Self { status: StatusCode::OK, kind, body: body.into(), version: None, elsewhere: None, policy: None }
     }
 
     /// JSON.
@@ -89,12 +91,20 @@ impl Reply {
         Self { version: Some(version), ..self }
     }
 
+    /// With a policy of its own.
+    pub fn under(self, policy: &'static str) -> Self {
+        Self { policy: Some(policy), ..self }
+    }
+
     /// As it is sent.
     pub fn send(self) -> Response<Payload> {
         let mut response = Response::new(Payload::Whole(Some(self.body)));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         security::add_headers(headers);
+        if let Some(policy) = self.policy {
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
         // Images are asked for again, and answered with "the same" where they are; a run that is resumed draws some of them again.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static(if self.version.is_some() { "private, no-cache" } else { "no-store" }));

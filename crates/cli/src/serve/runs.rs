@@ -115,6 +115,7 @@ pub fn status(site: &Site, place: &ShownFolder) -> Value {
     let steps = previews::steps(site, &place.id, &place.folder);
     about["previews"] = json!(previews::upto(&steps, step).len());
     about["findings"] = watched.findings(&place.folder);
+    about["report"] = json!(site.places.report(&place.id).is_some());
     about
 }
 

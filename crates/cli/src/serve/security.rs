@@ -1,4 +1,4 @@
-//! Who may ask: no page of another site, and from other machines only those who know the token.
+//! Who may ask: those who know the token that the program printed, and no page of another site.
 
 use std::net::SocketAddr;
 
@@ -6,6 +6,10 @@ use anyhow::Context;
 use hyper::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use hyper::{Method, Uri};
 
+/// What a report may do: as little, but its one script and style are inside it. It comes from a run's folder, which somebody else may have
+/// written, so that it is kept apart from the other pages, as if it came from elsewhere.
+pub const POLICY_OF_REPORTS: &str = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
+                                     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// What every page may do: load what comes from here, and nothing else. No script or style within a page, no frame around it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
@@ -62,11 +66,6 @@ impl Guard {
         &self.token
     }
 
-    /// The token, if it is needed for reading too: whoever can reach another address than loopback may be anybody.
-    pub fn token_in_address(&self) -> Option<&str> {
-        (!self.address.ip().is_loopback()).then_some(&*self.token)
-    }
-
     /// Checks a request. `token` is the one in its address, if there is one.
     ///
     /// # Errors
@@ -75,7 +74,7 @@ impl Guard {
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let host = text(&HOST).ok_or(refusal(400, "the request names no host"))?;
         // Under a name of its own that leads here, a foreign site would be "the same" site.
-        if self.token_in_address().is_none() && !is_loopback_name(host) {
+        if self.address.ip().is_loopback() && !is_loopback_name(host) {
             return Err(refusal(403, "this server answers to localhost and 127.0.0.1 alone"));
         }
         let writes = match *method {
@@ -87,7 +86,8 @@ impl Guard {
             return Err(refusal(403, "pages of other sites may not use this one"));
         }
         let knows = |given: Option<&str>| given.is_some_and(|given| is_same(given, &self.token));
-        if self.token_in_address().is_some() && !knows(token) && !knows(cookie(headers, &self.cookie_name())) {
+        // Even on loopback: other users of the machine reach it, and may not read these folders.
+        if !knows(token) && !knows(cookie(headers, &self.cookie_name())) {
             return Err(refusal(401, "the address lacks its token: open the one that the program printed"));
         }
         if writes && !knows(headers.get(TOKEN).and_then(|value| value.to_str().ok())) {
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn on_loopback_names_of_other_hosts_and_other_sites_are_refused() {
         let guard = Guard::new("127.0.0.1:8383".parse().unwrap()).unwrap();
-        let get = |pairs: &[(&'static str, &str)]| status(&guard, Method::GET, pairs, None);
+        let get = |pairs: &[(&'static str, &str)]| status(&guard, Method::GET, pairs, Some(guard.token()));
         for host in ["127.0.0.1:8383", "localhost:8383", "LOCALHOST", "[::1]:9", "127.0.0.2:1"] {
             assert_eq!(get(&[("host", host)]), 200, "{host}");
         }
@@ -190,17 +190,22 @@ mod tests {
         let link = [here, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
         assert_eq!(get(&link), 200);
         assert_eq!(get(&[link[0], link[1], link[2], ("sec-fetch-dest", "iframe")]), 403);
-        assert_eq!(status(&guard, Method::DELETE, &[here], None), 405);
+        assert_eq!(status(&guard, Method::DELETE, &[here], Some(guard.token())), 405);
     }
 
     #[test]
-    fn writing_needs_the_token_and_reading_from_other_machines_too() {
+    fn reading_needs_the_token_and_writing_needs_it_in_a_header() {
         let here = ("host", "localhost:8383");
         let guard = Guard::new("127.0.0.1:8383".parse().unwrap()).unwrap();
         let token = guard.token().to_string();
         assert_eq!(status(&guard, Method::POST, &[here], Some(&token)), 403, "it must be in the header, which other sites cannot set");
-        assert_eq!(status(&guard, Method::POST, &[here, ("x-token", &token)], None), 200);
-        assert_eq!(status(&guard, Method::POST, &[here, ("x-token", &token[1..])], None), 403);
+        let cookie = format!("visionprefer-8383={token}");
+        let known = ("cookie", &*cookie);
+        assert_eq!(status(&guard, Method::GET, &[here], None), 401, "another user of the machine");
+        assert_eq!(status(&guard, Method::GET, &[here, known], None), 200);
+        assert_eq!(status(&guard, Method::POST, &[here, known], None), 403);
+        assert_eq!(status(&guard, Method::POST, &[here, known, ("x-token", &token)], None), 200);
+        assert_eq!(status(&guard, Method::POST, &[here, known, ("x-token", &token[1..])], None), 403);
         let foreign =
             [here, ("x-token", &*token), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
         assert_eq!(status(&guard, Method::POST, &foreign, None), 403);

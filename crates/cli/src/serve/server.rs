@@ -83,8 +83,7 @@ async fn answer(request: Request<Incoming>, site: Arc<Site>) -> Result<Response<
         return Ok(Reply::refused(refused.status, refused.reason).send());
     }
     // The token need not stay in the address, where others see it over one's shoulder.
-    if site.guard.token_in_address().is_some()
-        && !asked.writes
+    if !asked.writes
         && let Some(location) = security::without_token(&head.uri)
     {
         return Ok(Reply::elsewhere(location, site.guard.cookie()).send());

@@ -155,6 +155,17 @@ pub struct Contrast {
 }
 
 impl Contrast {
+    /// The rewards, each with its terms: the term `fidelity` of `judge` is named `judge/fidelity`.
+    pub fn families(&self) -> Vec<(&RewardContrast, Vec<&RewardContrast>)> {
+        let terms_of = |of: &RewardContrast| self.rewards.iter().filter(|term| is_term_of(&term.reward, &of.reward)).collect();
+        self.rewards.iter().filter(|of| !self.is_term(&of.reward)).map(|of| (of, terms_of(of))).collect()
+    }
+
+    /// Whether a score is a term of another one that is there too.
+    pub fn is_term(&self, reward: &str) -> bool {
+        self.rewards.iter().any(|other| is_term_of(reward, &other.reward))
+    }
+
     /// Everything but diversity.
     pub(super) fn of(candidate: &str, pairs: &[Pair], unpaired: Vec<Unpaired>, options: &CompareOptions) -> Self {
         let names = pairs.iter().flat_map(|pair| pair.baseline.scores.keys().chain(pair.candidate.scores.keys()));
@@ -172,6 +183,10 @@ impl Contrast {
             diversity: None,
         }
     }
+}
+
+fn is_term_of(name: &str, reward: &str) -> bool {
+    name.strip_prefix(reward).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// The means of candidate and baseline over the pairs of each prompt that have a value, and how many pairs have. Pairs are in order of prompts.

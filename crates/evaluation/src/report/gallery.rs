@@ -1,23 +1,59 @@
 //! Images before and after.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::html::Html;
-use super::{ImagePair, Picture, Report, numbers};
+use super::{ImagePair, Picture, Report, ScorePair, numbers};
 use crate::comparison::{Change, Contrast};
 
 /// Up to which width or height an image's pixels are shown as squares: smoothed, small images are a blur.
 const SMALL: u32 = 128;
 
+/// How many pairs are shown at once; the others are folded.
+const FIRST: usize = 3;
+
 /// Pairs with a slider between them, for which the script looks; without it, side by side.
 pub(super) fn before_and_after(html: &mut Html, pairs: &[ImagePair]) {
-    html.tag("div", &[("class", "gallery wipes")], |html| pairs.iter().for_each(|pair| card(html, pair, None)));
+    let pairs = in_turn(pairs);
+    let (first, more) = pairs.split_at(pairs.len().min(FIRST));
+    let gallery = |html: &mut Html, pairs: &[&ImagePair]| {
+        html.tag("div", &[("class", "gallery wipes")], |html| pairs.iter().for_each(|pair| card(html, pair, None)));
+    };
+    gallery(html, first);
+    if !more.is_empty() {
+        html.tag("details", &[], |html| {
+            html.leaf("summary", &[], &format!("{} more", more.len()));
+            gallery(html, more);
+        });
+    }
+}
+
+/// Every model in turn, and of each one every prompt before another seed of one.
+fn in_turn(pairs: &[ImagePair]) -> Vec<&ImagePair> {
+    let mut of_prompts: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    let mut of_turns: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    let mut placed: Vec<(usize, usize, &ImagePair)> = Vec::new();
+    for pair in pairs {
+        let model = pair.candidate.model.as_str();
+        let count = |counts: &mut BTreeMap<_, usize>, key| {
+            let count = counts.entry(key).or_default();
+            *count += 1;
+            *count - 1
+        };
+        let turn = count(&mut of_prompts, (model, pair.index));
+        placed.push((turn, count(&mut of_turns, (model, turn)), pair));
+    }
+    placed.sort_by_key(|(turn, place, _)| (*turn, *place));
+    placed.into_iter().map(|(.., pair)| pair).collect()
 }
 
 /// The worst regressions and the best improvements of a model by each reward, the first reward open.
 pub(super) fn changes(html: &mut Html, report: &Report, contrast: &Contrast) {
     let some = contrast.changes.iter().filter(|changes| !changes.regressions.is_empty() || !changes.improvements.is_empty());
+    let some = some.filter(|changes| !contrast.is_term(&changes.reward));
     for (place, changes) in some.enumerate() {
         let attributes: &[_] = if place == 0 { &[("open", "")] } else { &[] };
         html.tag("details", attributes, |html| {
@@ -59,11 +95,28 @@ fn card(html: &mut Html, pair: &ImagePair, change: Option<&Change>) {
         html.leaf("p", &[("class", "prompt"), ("dir", "auto")], if empty { "(empty prompt)" } else { &pair.prompt });
         let category = change.and_then(|change| change.category.as_ref()).map_or_else(String::new, |category| format!(", {category}"));
         html.leaf("p", &[("class", "quiet")], &format!("prompt {}, seed {}{category}", pair.index, pair.seed));
-        html.tag("ul", &[("class", "scores")], |html| match change {
-            Some(change) => score(html, "", change.baseline, change.candidate),
-            None => pair.scores.iter().for_each(|pair| score(html, &pair.reward, pair.baseline, pair.candidate)),
-        });
+        match change {
+            Some(change) => html.tag("ul", &[("class", "scores")], |html| score(html, "", change.baseline, change.candidate)),
+            None => scores(html, &pair.scores),
+        }
     });
+}
+
+/// The scores of each reward, and below them those of the rewards' terms, folded.
+fn scores(html: &mut Html, pairs: &[ScorePair]) {
+    let is_term =
+        |of: &&ScorePair| pairs.iter().any(|other| of.reward.strip_prefix(&other.reward).is_some_and(|rest| rest.starts_with('/')));
+    let (terms, rewards): (Vec<&ScorePair>, Vec<&ScorePair>) = pairs.iter().partition(is_term);
+    let list = |html: &mut Html, pairs: &[&ScorePair]| {
+        html.tag("ul", &[("class", "scores")], |html| pairs.iter().for_each(|of| score(html, &of.reward, of.baseline, of.candidate)));
+    };
+    list(html, &rewards);
+    if !terms.is_empty() {
+        html.tag("details", &[("class", "terms")], |html| {
+            html.leaf("summary", &[], &numbers::counted(terms.len(), "term"));
+            list(html, &terms);
+        });
+    }
 }
 
 fn score(html: &mut Html, reward: &str, from: f64, to: f64) {
@@ -115,6 +168,19 @@ fn png_size(bytes: &[u8]) -> Option<[u32; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_and_prompts_take_turns() {
+        let pair = |model: &str, index, seed| ImagePair {
+            index,
+            seed,
+            candidate: Picture { model: model.into(), ..Picture::default() },
+            ..ImagePair::default()
+        };
+        let pairs = [pair("a", 0, 1), pair("a", 0, 2), pair("a", 1, 1), pair("b", 0, 1), pair("b", 1, 1)];
+        let order: Vec<_> = in_turn(&pairs).into_iter().map(|pair| (&*pair.candidate.model, pair.index, pair.seed)).collect();
+        assert_eq!(order, [("a", 0, 1), ("b", 0, 1), ("a", 1, 1), ("b", 1, 1), ("a", 0, 2)]);
+    }
 
     #[test]
     fn images_are_told_by_their_first_bytes() {

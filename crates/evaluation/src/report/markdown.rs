@@ -1,18 +1,22 @@
 //! The report's numbers as GitHub's Markdown.
 
 use super::Report;
-use super::panels::{leaks_say, sentinel_says};
+use super::numbers::counted;
+use super::panels::{leaks_say, sentinel_says, voters_of};
 use super::tables::{self, Table};
+use super::verdict::verdicts;
 
 /// How many images without a partner are named.
 const NAMED: usize = 12;
 
 pub(super) fn markdown(report: &Report) -> String {
     let mut out = format!("# {}\n", escaped(&report.title));
+    verdicts(report).iter().for_each(|verdict| paragraph(&mut out, &escaped(&verdict.text)));
     paragraph(&mut out, &escaped(&report.about));
+    people(&mut out, report);
     for (comparison, contrast) in report.contrasts() {
         heading(&mut out, &format!("{} against {}", contrast.candidate, comparison.baseline));
-        table(&mut out, &tables::rewards(report, comparison, contrast));
+        table(&mut out, &tables::rewards(report, comparison, contrast, &contrast.rewards.iter().collect::<Vec<_>>()));
         if !contrast.rewards.is_empty() {
             paragraph(
                 &mut out,
@@ -24,9 +28,9 @@ pub(super) fn markdown(report: &Report) -> String {
             paragraph(&mut out, &format!("{what}."));
             list(&mut out, lines.iter());
         }
-        table(&mut out, &tables::categories(report, comparison, contrast));
+        table(&mut out, &tables::categories(report, comparison, contrast, |_| true));
         table(&mut out, &tables::looks(comparison, contrast));
-        for changes in &contrast.changes {
+        for changes in contrast.changes.iter().filter(|changes| !contrast.is_term(&changes.reward)) {
             extremes(&mut out, report, changes);
         }
     }
@@ -58,6 +62,14 @@ fn extremes(out: &mut String, report: &Report, changes: &crate::comparison::Chan
             },
         );
     }
+}
+
+fn people(out: &mut String, report: &Report) {
+    let (Some(votes), Some(comparison)) = (&report.votes, &report.comparison) else { return };
+    heading(out, "What people prefer");
+    paragraph(out, &format!("{} by {}.", counted(votes.votes, "vote"), voters_of(votes)));
+    table(out, &tables::wins(comparison, votes));
+    table(out, &tables::agreement(report, votes, |_| true));
 }
 
 fn doubts(out: &mut String, report: &Report) {

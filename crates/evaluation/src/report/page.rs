@@ -5,8 +5,10 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::html::Html;
-use super::{Report, chart, gallery, panels, rewards, tables};
-use crate::comparison::ModelComparison;
+use super::numbers::counted;
+use super::verdict::verdicts;
+use super::{Chart, Report, chart, gallery, panels, rewards, tables};
+use crate::comparison::{ModelComparison, Standings};
 
 /// The style sheet of reports.
 pub const STYLE: &str = include_str!("style.css");
@@ -23,30 +25,8 @@ struct Section {
     is_there: fn(&Report) -> bool,
 }
 
-const SECTIONS: [Section; 11] = [
-    Section {
-        id: "figures",
-        title: "Key figures",
-        about: "Paired differences, candidate minus baseline, with their intervals. A reward that was trained goes up by construction; what tells \
-                are the others.",
-        write: rewards::key_figures,
-        is_there: has_rewards,
-    },
-    Section {
-        id: "rewards",
-        title: "Rewards",
-        about: "The seeds of a prompt are averaged; prompts are what is counted. Win rates compare those averages, a tie counting one half. P-values \
-                are not corrected for the number of rewards.",
-        write: reward_section,
-        is_there: has_rewards,
-    },
-    Section {
-        id: "standings",
-        title: "Standings",
-        about: "Every prompt is a game of every two models. 400 points more are odds of 10 to 1; the mean of all is 1500.",
-        write: |html, report| each_comparison(html, report, standings),
-        is_there: |report| report.comparison.as_ref().is_some_and(|comparison| !comparison.standings.is_empty()),
-    },
+/// What people look at comes first, then what supports it.
+const SECTIONS: [Section; 12] = [
     Section {
         id: "pairs",
         title: "Before and after",
@@ -62,20 +42,18 @@ const SECTIONS: [Section; 11] = [
         is_there: |report| !report.curves.is_empty(),
     },
     Section {
-        id: "categories",
-        title: "By category",
-        about: "With many rows, some will differ by chance. Under 10 prompts a bootstrap interval is too narrow to decide by.",
-        write: |html, report| {
-            report.contrasts().for_each(|(comparison, contrast)| panels::table(html, &tables::categories(report, comparison, contrast)));
-        },
-        is_there: |report| report.contrasts().any(|(_, contrast)| !contrast.categories.is_empty()),
+        id: "people",
+        title: "What people prefer",
+        about: "Votes on these images. Those on one prompt are averaged, for prompts are what is counted; a tie counts one half.",
+        write: panels::people,
+        is_there: |report| report.votes.is_some() && report.comparison.is_some(),
     },
     Section {
-        id: "changes",
-        title: "Worst regressions and best improvements",
-        about: "Single images, chosen because they are extreme: they show what can happen, not what usually does.",
-        write: |html, report| report.contrasts().for_each(|(_, contrast)| gallery::changes(html, report, contrast)),
-        is_there: |report| report.contrasts().any(|(_, contrast)| !contrast.changes.is_empty()),
+        id: "figures",
+        title: "What the rewards say",
+        about: "A reward that was trained goes up by construction; what tells are the others.",
+        write: |html, report| report.contrasts().for_each(|(comparison, contrast)| rewards::forest(html, report, comparison, contrast)),
+        is_there: has_rewards,
     },
     Section {
         id: "sentinel",
@@ -90,6 +68,35 @@ const SECTIONS: [Section; 11] = [
         about: "On a held-out prompt that is like a training prompt, a better score says little about others.",
         write: |html, report| panels::leaks(html, report.leaks.as_ref()),
         is_there: |_| true,
+    },
+    Section {
+        id: "rewards",
+        title: "Figures and tests",
+        about: "The seeds of a prompt are averaged; prompts are what is counted. Win rates compare those averages, a tie counting one half. P-values \
+                are not corrected for the number of rewards.",
+        write: reward_section,
+        is_there: has_rewards,
+    },
+    Section {
+        id: "standings",
+        title: "Standings",
+        about: "Every prompt is a game of every two models. 400 points more are odds of 10 to 1; the mean of all is 1500.",
+        write: |html, report| each_comparison(html, report, standings),
+        is_there: |report| report.comparison.as_ref().is_some_and(|comparison| !comparison.standings.is_empty()),
+    },
+    Section {
+        id: "categories",
+        title: "By category",
+        about: "With many rows, some will differ by chance. Under 10 prompts a bootstrap interval is too narrow to decide by.",
+        write: category_section,
+        is_there: |report| report.contrasts().any(|(_, contrast)| !contrast.categories.is_empty()),
+    },
+    Section {
+        id: "changes",
+        title: "Worst regressions and best improvements",
+        about: "Single images, chosen because they are extreme: they show what can happen, not what usually does.",
+        write: |html, report| report.contrasts().for_each(|(_, contrast)| gallery::changes(html, report, contrast)),
+        is_there: |report| report.contrasts().any(|(_, contrast)| !contrast.changes.is_empty()),
     },
     Section {
         id: "looks",
@@ -123,9 +130,15 @@ pub(super) fn page(report: &Report) -> String {
         let there = || SECTIONS.iter().filter(|section| (section.is_there)(report));
         html.tag("header", &[], |html| {
             html.leaf("h1", &[], &report.title);
+            for verdict in verdicts(report) {
+                html.leaf("p", &[("class", &format!("verdict {}", verdict.tone.class()))], &verdict.text);
+            }
             html.leaf("p", &[("class", "about")], &report.about);
-            html.tag("nav", &[("aria-label", "Sections")], |html| {
-                there().for_each(|section| html.leaf("a", &[("href", &format!("#{}", section.id))], section.title));
+            html.tag("details", &[("class", "contents")], |html| {
+                html.leaf("summary", &[], "Contents");
+                html.tag("nav", &[("aria-label", "Sections")], |html| {
+                    there().for_each(|section| html.leaf("a", &[("href", &format!("#{}", section.id))], section.title));
+                });
             });
         });
         html.tag("main", &[], |html| there().for_each(|section| write(html, report, section)));
@@ -162,12 +175,32 @@ fn write(html: &mut Html, report: &Report, section: &Section) {
 
 fn reward_section(html: &mut Html, report: &Report) {
     for (comparison, contrast) in report.contrasts() {
-        rewards::forest(html, report, comparison, contrast);
-        panels::table(html, &tables::rewards(report, comparison, contrast));
+        let families = contrast.families();
+        let rewards: Vec<_> = families.iter().map(|(reward, _)| *reward).collect();
+        panels::table(html, &tables::rewards(report, comparison, contrast, &rewards));
+        for (reward, terms) in families.iter().filter(|(_, terms)| !terms.is_empty()) {
+            html.tag("details", &[("class", "terms")], |html| {
+                html.leaf("summary", &[], &format!("{} of {}", counted(terms.len(), "term"), reward.reward));
+                panels::table(html, &tables::rewards(report, comparison, contrast, terms));
+            });
+        }
         if let Some((what, lines)) = tables::left_out(contrast, NAMED) {
             html.tag("details", &[("class", "left-out")], |html| {
                 html.leaf("summary", &[], &what);
                 html.tag("ul", &[], |html| lines.iter().for_each(|line| html.leaf("li", &[], line)));
+            });
+        }
+    }
+}
+
+fn category_section(html: &mut Html, report: &Report) {
+    for (comparison, contrast) in report.contrasts() {
+        panels::table(html, &tables::categories(report, comparison, contrast, |reward| !contrast.is_term(reward)));
+        let terms = tables::categories(report, comparison, contrast, |reward| contrast.is_term(reward));
+        if !terms.rows.is_empty() {
+            html.tag("details", &[("class", "terms")], |html| {
+                html.leaf("summary", &[], "Terms of the rewards");
+                panels::table(html, &terms);
             });
         }
     }
@@ -178,13 +211,38 @@ fn each_comparison(html: &mut Html, report: &Report, write: fn(&mut Html, &Repor
 }
 
 fn standings(html: &mut Html, report: &Report, comparison: &ModelComparison) {
-    html.tag("div", &[("class", "facts")], |html| {
-        comparison.standings.iter().for_each(|of| panels::table(html, &tables::standings(report, comparison, of)));
-    });
+    let is_term = |of: &&Standings| comparison.contrasts.iter().any(|contrast| contrast.is_term(&of.reward));
+    let (terms, rewards): (Vec<&Standings>, Vec<&Standings>) = comparison.standings.iter().partition(is_term);
+    let tables = |html: &mut Html, shown: &[&Standings]| {
+        html.tag("div", &[("class", "facts")], |html| {
+            shown.iter().for_each(|of| panels::table(html, &tables::standings(report, comparison, of)));
+        });
+    };
+    tables(html, &rewards);
+    if !terms.is_empty() {
+        html.tag("details", &[("class", "terms")], |html| {
+            html.leaf("summary", &[], "Terms of the rewards");
+            tables(html, &terms);
+        });
+    }
 }
 
+/// The charts to look at first, and the others folded; without such charts, all of them.
 fn curves(html: &mut Html, report: &Report) {
     let mut marks: Vec<u64> = report.sentinel.iter().flat_map(|panel| &panel.findings).map(|finding| finding.step).collect();
     marks.dedup();
-    html.tag("div", &[("class", "charts")], |html| report.curves.iter().for_each(|curve| chart::chart(html, curve, &marks)));
+    let charts = |html: &mut Html, shown: &[&Chart]| {
+        html.tag("div", &[("class", "charts")], |html| shown.iter().for_each(|curve| chart::chart(html, curve, &marks)));
+    };
+    let (leading, others): (Vec<&Chart>, Vec<&Chart>) = report.curves.iter().partition(|chart| chart.leads);
+    if leading.is_empty() {
+        return charts(html, &others);
+    }
+    charts(html, &leading);
+    if !others.is_empty() {
+        html.tag("details", &[], |html| {
+            html.leaf("summary", &[], &format!("{} of losses, terms and everything else", counted(others.len(), "more curve")));
+            charts(html, &others);
+        });
+    }
 }

@@ -4,11 +4,14 @@ use super::html::Html;
 use super::numbers::counted;
 use super::tables::{self, Table};
 use super::{LeakPanel, Provenance, Report, SentinelPanel};
+use crate::votes::VoteCounts;
 
 /// A table in a box of its own, which scrolls where it is too wide.
 pub(super) fn table(html: &mut Html, table: &Table) {
     let box_of = [("class", "scroll"), ("role", "region"), ("aria-label", &*table.caption), ("tabindex", "0")];
-    html.tag("figure", &[("class", "table")], |html| {
+    // One with many columns is a list of its rows where it does not fit.
+    let class = if table.head.len() > 3 { "table stacks" } else { "table" };
+    html.tag("figure", &[("class", class)], |html| {
         // Not a caption of the table's own, which would be as wide as the table and scroll with it.
         html.leaf("figcaption", &[], &table.caption);
         html.tag("div", &box_of, |html| rows(html, table));
@@ -33,13 +36,36 @@ fn rows(html: &mut Html, table: &Table) {
                 html.tag("tr", &[], |html| {
                     for (column, cell) in row.iter().enumerate() {
                         let name = if column == 0 { "th" } else { "td" };
-                        let scope: &[_] = if column == 0 { &[("scope", "row"), ("dir", "auto")] } else { &[("dir", "auto")] };
-                        html.leaf(name, &[&[("class", class(column))], scope].concat(), cell);
+                        let about: &[_] = if column == 0 { &[("scope", "row")] } else { &[("data-head", &*table.head[column])] };
+                        html.leaf(name, &[&[("class", class(column)), ("dir", "auto")], about].concat(), cell);
                     }
                 });
             }
         });
     });
+}
+
+/// What people say of the images, and who agrees with them.
+pub(super) fn people(html: &mut Html, report: &Report) {
+    let (Some(votes), Some(comparison)) = (&report.votes, &report.comparison) else { return };
+    html.leaf("p", &[], &format!("{} by {}.", counted(votes.votes, "vote"), voters_of(votes)));
+    if !votes.wins.is_empty() {
+        table(html, &tables::wins(comparison, votes));
+    }
+    let is_term = |reward: &str| comparison.contrasts.iter().any(|contrast| contrast.is_term(reward));
+    table(html, &tables::agreement(report, votes, |reward| !is_term(reward)));
+    let terms = tables::agreement(report, votes, is_term);
+    if !terms.rows.is_empty() {
+        html.tag("details", &[("class", "terms")], |html| {
+            html.leaf("summary", &[], "Terms of the rewards");
+            table(html, &terms);
+        });
+    }
+}
+
+/// `3 people`
+pub(super) fn voters_of(votes: &VoteCounts) -> String {
+    if votes.voters == 1 { "one person".into() } else { format!("{} people", votes.voters) }
 }
 
 pub(super) fn sentinel(html: &mut Html, panel: Option<&SentinelPanel>) {

@@ -1,56 +1,25 @@
-//! What the rewards say: the figures at the top, and paired differences as intervals.
+//! What the rewards say: paired differences as intervals, a reward's terms folded under it.
 
 use super::html::Html;
 use super::{Report, numbers};
-use crate::comparison::{Contrast, Difference, ModelComparison};
-
-/// The figures that a reader in a hurry takes along.
-pub(super) fn key_figures(html: &mut Html, report: &Report) {
-    for (comparison, contrast) in report.contrasts() {
-        if comparison.contrasts.len() > 1 {
-            html.leaf("h3", &[], &format!("{} against {}", contrast.candidate, comparison.baseline));
-        }
-        html.tag("ul", &[("class", "cards")], |html| {
-            for reward in &contrast.rewards {
-                let kind = if report.is_trained(&reward.reward) { "trained" } else { "not trained" };
-                html.tag("li", &[], |html| {
-                    card(html, &reward.reward, kind, reward.paired.as_ref());
-                    let wins = reward.win_rate.map(|found| format!("wins {}", numbers::share(&found.rate)));
-                    html.leaf("span", &[("class", "detail")], &wins.unwrap_or_else(|| "no win rate".into()));
-                    let prompts = reward.paired.map_or(0, |paired| paired.prompts);
-                    let n = format!("{}, {}", numbers::counted(prompts, "prompt"), numbers::counted(reward.images, "image pair"));
-                    html.leaf("span", &[("class", "detail")], &n);
-                });
-            }
-        });
-    }
-}
-
-fn card(html: &mut Html, name: &str, kind: &str, paired: Option<&Difference>) {
-    html.tag("span", &[("class", "label")], |html| {
-        html.text(name);
-        html.leaf("span", &[("class", "tag")], kind);
-    });
-    let shown = paired.map_or_else(|| numbers::NONE.to_string(), numbers::difference);
-    let (estimate, interval) = shown.split_once(' ').unwrap_or((&shown, ""));
-    html.tag("span", &[("class", "figure")], |html| {
-        html.text(estimate);
-        html.leaf("span", &[("class", "interval")], &format!(" {interval}"));
-    });
-    html.leaf("span", &[("class", "detail")], paired.map_or("no pair has both scores", numbers::verdict));
-}
+use crate::comparison::{Contrast, Difference, ModelComparison, RewardContrast};
 
 /// Paired differences as a dot and a bar, a row for each reward.
 pub(super) fn forest(html: &mut Html, report: &Report, comparison: &ModelComparison, contrast: &Contrast) {
-    html.leaf("h3", &[], &format!("{} against {}", contrast.candidate, comparison.baseline));
+    if comparison.contrasts.len() > 1 {
+        html.leaf("h3", &[], &format!("{} against {}", contrast.candidate, comparison.baseline));
+    }
     html.tag("figure", &[("class", "forest")], |html| {
-        for reward in &contrast.rewards {
-            let Some(paired) = &reward.paired else { continue };
-            html.tag("div", &[("class", "row")], |html| {
-                html.leaf("span", &[("class", "name")], &report.reward_name(&reward.reward));
-                bar(html, &reward.reward, paired);
-                let n = numbers::counted(paired.prompts, "prompt");
-                html.leaf("span", &[("class", "number")], &format!("{}, {n}", numbers::difference(paired)));
+        for (reward, terms) in contrast.families() {
+            row(html, reward, &reward.reward, report.is_trained(&reward.reward));
+            if terms.is_empty() {
+                continue;
+            }
+            html.tag("details", &[("class", "terms")], |html| {
+                html.leaf("summary", &[], &format!("{} of {}", numbers::counted(terms.len(), "term"), reward.reward));
+                html.tag("div", &[("class", "forest")], |html| {
+                    terms.iter().for_each(|term| row(html, term, &term.reward[reward.reward.len() + 1..], false));
+                });
             });
         }
         let level = numbers::percent(comparison.options.bootstrap.level);
@@ -60,6 +29,24 @@ pub(super) fn forest(html: &mut Html, report: &Report, comparison: &ModelCompari
             contrast.candidate, comparison.baseline
         );
         html.leaf("figcaption", &[], &caption);
+    });
+}
+
+fn row(html: &mut Html, reward: &RewardContrast, name: &str, is_trained: bool) {
+    let Some(paired) = &reward.paired else { return };
+    html.tag("div", &[("class", "row")], |html| {
+        html.tag("span", &[("class", "name")], |html| {
+            html.text(name);
+            if is_trained {
+                html.leaf("span", &[("class", "tag")], "trained");
+            }
+        });
+        bar(html, &reward.reward, paired);
+        let n = numbers::counted(paired.prompts, "prompt");
+        html.tag("span", &[("class", "number")], |html| {
+            html.leaf("strong", &[], numbers::verdict(paired));
+            html.text(&format!(" {}, {n}", numbers::difference(paired)));
+        });
     });
 }
 

@@ -4,6 +4,7 @@ use super::numbers::{self, NONE};
 use super::{Fact, LeakPanel, Provenance, Report, SentinelPanel};
 use crate::comparison::{Contrast, Difference, ModelComparison, RewardContrast, Standings};
 use crate::sentinel::{Action, Rule};
+use crate::votes::{VoteAgreement, VoteCounts, VoteWins};
 
 /// A table of texts.
 pub(super) struct Table {
@@ -64,8 +65,8 @@ fn counts(of: &RewardContrast) -> String {
     format!("{}, {}", of.paired.map_or(0, |paired| paired.prompts), of.images)
 }
 
-/// All rewards of one model against the baseline.
-pub(super) fn rewards(report: &Report, comparison: &ModelComparison, contrast: &Contrast) -> Table {
+/// Some rewards of one model against the baseline.
+pub(super) fn rewards(report: &Report, comparison: &ModelComparison, contrast: &Contrast, shown: &[&RewardContrast]) -> Table {
     let row = |of: &RewardContrast| {
         let sign = of.sign_test.map_or(NONE.into(), |test| numbers::p_value(test.p_value));
         let permutation = of.permutation_test.map_or(NONE.into(), |test| numbers::p_value(test.p_value));
@@ -90,15 +91,15 @@ pub(super) fn rewards(report: &Report, comparison: &ModelComparison, contrast: &
         "p (permutation)",
         "prompts, images",
     ];
-    Table::new(caption, &head, 1, contrast.rewards.iter().map(row).collect())
+    Table::new(caption, &head, 1, shown.iter().copied().map(row).collect())
 }
 
-/// All rewards by category; without a row if there are no categories.
-pub(super) fn categories(report: &Report, comparison: &ModelComparison, contrast: &Contrast) -> Table {
+/// Rewards by category, all or those that `is_shown` names; without a row if there are no categories.
+pub(super) fn categories(report: &Report, comparison: &ModelComparison, contrast: &Contrast, is_shown: impl Fn(&str) -> bool) -> Table {
     let mut rows = Vec::new();
     for category in &contrast.categories {
         let name = category.category.as_deref().unwrap_or("no category");
-        rows.extend(category.rewards.iter().map(|of| {
+        rows.extend(category.rewards.iter().filter(|of| is_shown(&of.reward)).map(|of| {
             let [rate, _] = win_rate(of);
             let row = [name.to_string(), report.reward_name(&of.reward)].into_iter().chain(means(of.paired.as_ref()));
             row.chain([rate, counts(of)]).collect()
@@ -107,6 +108,26 @@ pub(super) fn categories(report: &Report, comparison: &ModelComparison, contrast
     let level = numbers::percent(comparison.options.bootstrap.level);
     let caption = format!("{} against {}, by category, with {level} intervals", contrast.candidate, comparison.baseline);
     Table::new(caption, &["category", "reward", "baseline", "candidate", "difference", "verdict", "win rate", "prompts, images"], 2, rows)
+}
+
+/// How often people prefer each model to the baseline.
+pub(super) fn wins(comparison: &ModelComparison, votes: &VoteCounts) -> Table {
+    let row = |of: &VoteWins| {
+        let counts = format!("{}/{}/{}", of.won, of.tied, of.lost);
+        vec![of.candidate.clone(), numbers::share(&of.rate), counts, of.prompts.to_string()]
+    };
+    let level = numbers::percent(comparison.options.bootstrap.level);
+    let caption = format!("How often people prefer a model to {}, with {level} intervals over prompts", comparison.baseline);
+    Table::new(caption, &["model", "preferred", "won/tied/lost", "prompts"], 1, votes.wins.iter().map(row).collect())
+}
+
+/// How often rewards prefer what people prefer: all or those that `is_shown` names.
+pub(super) fn agreement(report: &Report, votes: &VoteCounts, is_shown: impl Fn(&str) -> bool) -> Table {
+    let row =
+        |of: &VoteAgreement| vec![report.reward_name(&of.reward), numbers::share(&of.rate), of.votes.to_string(), of.prompts.to_string()];
+    let rows = votes.agreement.iter().filter(|of| is_shown(&of.reward)).map(row).collect();
+    let caption = "How often a reward prefers the image that people prefer; chance is 50 %".to_string();
+    Table::new(caption, &["reward", "agrees", "votes", "prompts"], 1, rows)
 }
 
 /// What images look like, and how different those of one prompt are.

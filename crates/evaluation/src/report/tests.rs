@@ -9,6 +9,7 @@ use crate::bootstrap::Bootstrap;
 use crate::comparison::{CompareOptions, ImageResult, compare};
 use crate::pixels::PixelStats;
 use crate::sentinel::{Action, Rule};
+use crate::votes::{Vote, count_votes};
 
 /// Ends whatever it stands in, if it can: text, an attribute, a comment, a script, a code block, a table's cell.
 const HOSTILE: &str = "</p></td></script></style></pre>--><script>alert(1)</script>\" onload='alert(2)' x=\"`|``` **b**";
@@ -41,6 +42,7 @@ fn hostile() -> Report {
     let facts = || vec![Fact::new(HOSTILE, HOSTILE)];
     let scores = vec![ScorePair { reward: HOSTILE.into(), baseline: 0.0, candidate: 1.0 }];
     let pair = ImagePair { index: 3, seed: 7, prompt: HOSTILE.into(), baseline: picture("base"), candidate: picture(HOSTILE), scores };
+    let vote = Vote { index: 3, seed: 7, models: ["base", HOSTILE].map(String::from), first_is_better: 0.0, voter: HOSTILE.into() };
     let finding = Finding {
         rule: Rule::DarkImages,
         action: Action::Stop,
@@ -57,11 +59,13 @@ fn hostile() -> Report {
         about: HOSTILE.into(),
         trained_rewards: vec![HOSTILE.into()],
         comparison: Some(compare(&rows(), &["base", HOSTILE], None, &options).unwrap()),
+        votes: count_votes(&[vote], &rows(), "base", 0.95),
         pairs: vec![pair.clone()],
         extremes: vec![pair],
         curves: vec![Chart {
             title: HOSTILE.into(),
             note: HOSTILE.into(),
+            leads: false,
             series: vec![Series { name: HOSTILE.into(), points: vec![(0.0, 1.0), (40.0, 2.0)] }],
         }],
         sentinel: Some(SentinelPanel { steps: vec![0, 20, 40], config: SentinelConfig::default(), findings: vec![finding] }),
@@ -181,7 +185,7 @@ fn every_number_comes_with_its_interval_and_n() {
     assert!(shown.contains('[') && paired.prompts == 4, "{shown}");
     let html = report.to_html();
     assert!(html.contains(&format!("{shown}, 4 prompts")));
-    assert!(html.contains("4 prompts, 4 image pairs") && html.contains("(n = 2)"));
+    assert!(html.contains("(n = 2)") && html.contains("100.0 % [20.7, 100.0]"));
     assert!(html.contains("image without a partner: 1") && html.contains("prompt 9, seed 7: no image of &lt;/p&gt;"));
     // Means of 0 to 3, and of one and a half times that.
     let markdown = report.to_markdown();
@@ -201,6 +205,46 @@ fn a_summary_fits_on_a_screen_and_its_columns_stand_below_each_other() {
         let before: Vec<char> = row.chars().skip(column - 2).take(2).collect();
         assert_eq!(before, [' ', ' '], "{summary}");
     }
+}
+
+/// What people look at is above what supports it, and what few read is folded.
+#[test]
+fn it_opens_with_the_verdict_and_the_images() {
+    let mut report = hostile();
+    let chart = |title: &str, leads| Chart {
+        title: title.into(),
+        leads,
+        series: vec![Series { name: "a".into(), points: vec![(0.0, 1.0)] }],
+        ..Chart::default()
+    };
+    report.curves = vec![chart("Norm", false), chart("Trained beside watched", true)];
+    let pair = report.pairs[0].clone();
+    let scores = ["judge", "judge/fidelity"].map(|reward| ScorePair { reward: reward.into(), baseline: 1.0, candidate: 2.0 });
+    report.pairs = (0..5).map(|index| ImagePair { index, scores: scores.to_vec(), ..pair.clone() }).collect();
+    let html = report.to_html();
+    let order = [
+        "<h1>",
+        "class=\"verdict",
+        "id=\"pairs\"",
+        "<summary>2 more</summary>",
+        "id=\"curves\"",
+        "Trained beside watched",
+        "<summary>1 more curve",
+        "<h3>Norm",
+        "id=\"people\"",
+        "id=\"figures\"",
+        "id=\"rewards\"",
+        "id=\"provenance\"",
+    ];
+    let places: Vec<usize> = order.iter().map(|part| html.find(part).unwrap_or_else(|| panic!("{part} is missing"))).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    let of_pairs = between(&html, "id=\"pairs\"", "</section>");
+    assert_eq!(
+        of_pairs
+            .matches("<details class=\"terms\"><summary>1 term</summary><ul class=\"scores\"><li><span class=\"name\">judge/fidelity")
+            .count(),
+        5
+    );
 }
 
 #[test]
@@ -239,8 +283,8 @@ fn tables_of_markdown_are_whole_whatever_they_hold() {
             }
         }
     }
-    // Rewards, categories, pixels, improvements, rules, leaks, and four of where it comes from.
-    assert_eq!((fence, tables), (None, 10));
+    // What people prefer and who agrees, rewards, categories, pixels, improvements, rules, leaks, and four of where it comes from.
+    assert_eq!((fence, tables), (None, 12));
 }
 
 #[test]

@@ -9,10 +9,11 @@ use vp_data::RgbImage;
 use vp_evaluation::comparison::{CompareOptions, Distances, ImageResult, ModelComparison, compare};
 use vp_evaluation::pixels;
 use vp_evaluation::report::{Fact, Picture, Provenance, Report};
+use vp_evaluation::votes::count_votes;
 use vp_trainers::run::checkpoint::checksum;
 
-use super::EvaluationPlan;
 use super::journal::{PromptResult, image_in};
+use super::{EvaluationPlan, votes};
 use crate::named_rewards::NamedReward;
 use crate::report::provenance::{date, of_program};
 use crate::report::{PAIRS, ResultsByImage, leak_panel, write as write_report};
@@ -54,10 +55,11 @@ pub fn write(plan: &EvaluationPlan, results: Vec<PromptResult>, rewards: &[Named
     let distances = (!models.is_empty()).then_some(Distances { metric, models });
     let names: Vec<&str> = plan.sides.iter().map(|side| side.name.as_str()).collect();
     let comparison = compare(&rows, &names, distances.as_ref(), &CompareOptions::default())?;
-    let report = report(plan, comparison, &rows, started.elapsed())?;
+    let votes = count_votes(&votes::read(plan, &plan.args.votes)?, &rows, names[0], comparison.options.bootstrap.level);
+    let report = Report { votes, ..report(plan, comparison, &rows, started.elapsed())? };
     let path = write_report(&plan.args.output, &report)?;
     print(&format!(
-        "{}\nThe same by category, the images that changed most, the checksums: report.html, .md and .json.\n",
+        "{}\nThe images, the rewards' terms, tests and categories are in the report, and in report.md and report.json beside it:\n",
         report.to_summary()
     ))?;
     say(format_args!("{}", path.display()));
@@ -95,6 +97,7 @@ fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResul
         about,
         trained_rewards: plan.args.trained_rewards.clone(),
         comparison: Some(comparison),
+        votes: None,
         pairs,
         extremes,
         curves: Vec::new(),
