@@ -10,15 +10,13 @@ fn main() {
     let mut table = String::from("&[\n");
     for folder in sorted(configs) {
         for file in sorted(&folder).into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "toml")) {
-            let path = fs::canonicalize(&file).expect("a file that was just listed");
             let name = |path: &Path| path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
             let (folder, name) = (name(&folder), name(&file));
-            let text = path.display().to_string();
-            writeln!(
-                table,
-                "Config {{ folder: {folder:?}, name: {name:?}, path: \"configs/{folder}/{name}.toml\", text: include_str!({text:?}) }},"
-            )
-            .expect("a string takes everything");
+            let path = format!("configs/{folder}/{name}.toml");
+            // Relative to the crate: a target folder may serve the repository and what was packed of it.
+            let text = format!("include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{path}\"))");
+            writeln!(table, "Config {{ folder: {folder:?}, name: {name:?}, path: {path:?}, text: {text} }},")
+                .expect("a string takes everything");
         }
     }
     table += "]\n";
