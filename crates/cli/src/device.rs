@@ -6,6 +6,8 @@
 //! (`tests/architecture.rs` looks for it), so writing to the process environment, `unsafe` since edition 2024, would buy nothing.
 //! One path inside Burn does call it, `ModuleOptimizer::load_record`; our optimizer keeps its own state and does not use that.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
@@ -16,7 +18,13 @@ use vp_core::contained;
 use vp_core::suggest::did_you_mean;
 use vp_models::number_format::NumberFormat;
 
-use crate::ranks;
+/// The number of this process among the ranks of its machine, counted from 0.
+static LOCAL_RANK: AtomicUsize = AtomicUsize::new(0);
+
+/// Says which of the ranks of its machine this process is: that decides what `auto` means.
+pub fn set_local_rank(number: usize) {
+    LOCAL_RANK.store(number, Ordering::Relaxed);
+}
 
 /// A backend that `--device` can name.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,7 +121,7 @@ fn of_rank(backend: &Backend, spec: &str) -> anyhow::Result<usize> {
     if !backend.indexed {
         bail!("device `{spec}`: `{}` is one device and takes no index; write `{}`", backend.name, backend.name);
     }
-    Ok(ranks::local() % enumerate(backend.name).len().max(1))
+    Ok(LOCAL_RANK.load(Ordering::Relaxed) % enumerate(backend.name).len().max(1))
 }
 
 /// Whether `spec` names the CPU; the device need not be there, nor its backend be compiled in.

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use vp_trainers::ranks::Ranks;
 
 use crate::failure::Failure;
-use crate::{progress, terminal};
+use crate::{device, progress, terminal};
 
 /// What this process is among the ranks.
 #[derive(Debug, Default)]
@@ -26,11 +26,6 @@ static PLACE: OnceLock<Place> = OnceLock::new();
 /// The ranks of this command.
 pub fn all() -> Ranks {
     PLACE.get().map(|place| place.ranks.clone()).unwrap_or_default()
-}
-
-/// The number of this rank among those of its machine, counted from 0.
-pub fn local() -> usize {
-    PLACE.get().map_or(0, |place| place.local)
 }
 
 /// What people call this rank, if it is one of several.
@@ -53,8 +48,11 @@ pub fn first_before_others<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyho
 /// Does the work of a command on all ranks, if a launcher started several. If one fails, all end, and the first rank tells why.
 pub fn together(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     let place = PLACE.get_or_init(begun);
+    device::set_local_rank(place.local);
     if place.ranks.are_one() {
-        return work();
+        let ended = work();
+        end();
+        return ended;
     }
     if !place.ranks.is_first() {
         progress::be_quiet();

@@ -37,6 +37,7 @@ const HEART: c_int = 3;
 
 /// One call of the library at a time: that much every MPI can do with threads.
 static LIBRARY: Mutex<()> = Mutex::new(());
+static BEGUN: AtomicBool = AtomicBool::new(false);
 static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Calls the library; `None` after the end, when only the heartbeat still tries.
@@ -60,6 +61,7 @@ pub(super) fn begun() -> Option<Place> {
             ffi::MPI_Comm_size(world(), &mut size);
         }
     });
+    BEGUN.store(true, Ordering::Relaxed);
     if threads < needed {
         give_up("this MPI has no support for threads; expected at least MPI_THREAD_SERIALIZED: use another build of it");
     }
@@ -95,8 +97,11 @@ fn split(bytes: &[u8]) -> (String, String) {
     text.split_once('\n').map_or_else(|| (text.to_string(), String::new()), |(host, process)| (host.into(), process.into()))
 }
 
-/// Says goodbye to the library, as all ranks do at the same time.
+/// Says goodbye to the library, as all ranks do at the same time. Nothing happens if it was not begun.
 pub(super) fn end() {
+    if !BEGUN.load(Ordering::Relaxed) {
+        return;
+    }
     let _one = LIBRARY.lock().unwrap_or_else(PoisonError::into_inner);
     ENDED.store(true, Ordering::Relaxed);
     // The library waits for all ranks, and nobody watches them any more. Without a thread there is no bound.
