@@ -45,7 +45,8 @@ fn overrides(algo: &str) -> Vec<&'static str> {
         "align_prop" => &["algo.align_prop.batch_size=6", "algo.align_prop.truncation.gaussian.mean=2.5"],
         "drtune" => &["algo.drtune.batch_size=6", "algo.drtune.k=1"],
         "srpo" => &["algo.srpo.batch_size=6"],
-        "leap_align" => &["algo.leap_align.batch_size=6"],
+        // Its gradients, and what they are rounded by, are larger.
+        "leap_align" => &["algo.leap_align.batch_size=6", "optimizer.adamw.eps=1e-2"],
         "ddpo" => &["algo.ddpo.sample_batch_size=6", "algo.ddpo.num_batches_per_epoch=2", "algo.ddpo.train_batch_size=3"],
         "d3po" => &["algo.d3po.sample_batch_size=6", "algo.d3po.num_batches_per_epoch=2", "algo.d3po.train_batch_size=3"],
         "awm" => &["algo.awm.sample.batch_size=12", "algo.awm.sample.images_per_prompt=4", "algo.awm.train.batch_size=12"],
