@@ -106,7 +106,7 @@ fn draft_1_is_refl_at_the_last_step() {
     };
     let predicted = predict_clean_latents(&mut TapedChain::new(&unet, &mut *scheduler, &guidance, &noise), latents.clone(), STEPS - 1);
     let refl = gradients(predicted, |rewards| refl_loss(rewards, 100.0, 0.5));
-    let calls = Draft::default().calls(STEPS, Draw { noise: Noise::new(1), number: 1 });
+    let calls = Draft::default().calls(STEPS, Draw::new(Noise::new(1), 1));
     let sampled = TapedChain::new(&unet, &mut *scheduler, &guidance, &noise).run(latents, &calls, End::Sample);
     let draft = gradients(sampled, |rewards| reward_loss(rewards, 0.5));
     assert_eq!(refl.len(), draft.len());

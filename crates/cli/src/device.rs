@@ -6,6 +6,8 @@
 //! (`tests/architecture.rs` looks for it), so writing to the process environment, `unsafe` since edition 2024, would buy nothing.
 //! One path inside Burn does call it, `ModuleOptimizer::load_record`; our optimizer keeps its own state and does not use that.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
@@ -15,6 +17,14 @@ use burn::tensor::DeviceType;
 use vp_core::contained;
 use vp_core::suggest::did_you_mean;
 use vp_models::number_format::NumberFormat;
+
+/// The number of this process among the ranks of its machine, counted from 0.
+static LOCAL_RANK: AtomicUsize = AtomicUsize::new(0);
+
+/// Says which of the ranks of its machine this process is: that decides what `auto` means.
+pub fn set_local_rank(number: usize) {
+    LOCAL_RANK.store(number, Ordering::Relaxed);
+}
 
 /// A backend that `--device` can name.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,15 +100,28 @@ impl Backend {
 
 /// The device that `spec` names: `cpu` (or `flex`), `wgpu[:n]`, `vulkan[:n]`, `metal[:n]`, `cuda[:n]`.
 ///
-/// `n` counts from 0 the devices that the backend finds on this machine; without it the backend's own first choice is taken.
+/// `n` counts from 0 the devices that the backend finds on this machine; without it the backend's own first choice is taken. With `auto` in place of
+/// `n`, the ranks of a machine take its devices in turn.
 ///
 /// # Errors
 ///
 /// One line, for a name that is unknown or not compiled in, for an index that is not a number, has no device or may not be there,
 /// and for a backend that finds no device at all.
 pub fn parse(spec: &str) -> anyhow::Result<Device> {
-    let (backend, index) = select(spec, &BACKENDS)?;
+    let (name, automatic) = spec.strip_suffix(":auto").map_or((spec, false), |name| (name, true));
+    let (backend, mut index) = select(if automatic { name } else { spec }, &BACKENDS)?;
+    if automatic {
+        index = Some(of_rank(backend, spec)?);
+    }
     open(backend.name, index).with_context(|| format!("device `{spec}`"))
+}
+
+/// The number of the device that this rank takes: the ranks of a machine take its devices in turn.
+fn of_rank(backend: &Backend, spec: &str) -> anyhow::Result<usize> {
+    if !backend.indexed {
+        bail!("device `{spec}`: `{}` is one device and takes no index; write `{}`", backend.name, backend.name);
+    }
+    Ok(LOCAL_RANK.load(Ordering::Relaxed) % enumerate(backend.name).len().max(1))
 }
 
 /// Whether `spec` names the CPU; the device need not be there, nor its backend be compiled in.
@@ -284,6 +307,7 @@ mod tests {
             assert!(error(spec).contains("is not a whole number; write `vulkan:0`"), "{spec}");
         }
         assert!(error("cpu:0").contains("takes no index; write `cpu`"));
+        assert!(parse("cpu:auto").unwrap_err().to_string().contains("takes no index; write `cpu`"));
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod out_of_memory;
 mod output_folder;
 mod presets;
 mod progress;
+mod ranks;
 mod redaction;
 mod report;
 mod run_failure;

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::ranks;
+
 /// Part `index`, from 0, of `of`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shard {
@@ -12,6 +14,24 @@ pub struct Shard {
 impl Shard {
     /// All of it.
     pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// The part of this process: what was asked for, or that of its rank.
+    ///
+    /// # Errors
+    /// When a part was asked for, and several ranks have one each already.
+    pub fn of_rank(asked: Self) -> anyhow::Result<Self> {
+        let ranks = ranks::all();
+        match (ranks.are_one(), asked == Self::WHOLE) {
+            (true, _) => Ok(asked),
+            (false, true) => Ok(Self { index: ranks.rank() as u64, of: ranks.size() as u64 }),
+            (false, false) => anyhow::bail!(
+                "--shard {}/{}: {} ranks share the work already; leave --shard out, or start one process",
+                asked.index + 1,
+                asked.of,
+                ranks.size()
+            ),
+        }
+    }
 
     /// Whether item `index` of the work belongs to this part.
     pub fn has(self, index: u64) -> bool {

@@ -1,7 +1,8 @@
 //! Signals that ask a process to end: Ctrl-C, SIGTERM, and SIGHUP, which comes when its terminal is closed. The first asks, the second ends.
 //!
 //! A SIGHUP that the process was started to ignore, as by `nohup`, is still ignored. A SIGINT is not: shells start whatever runs in the background
-//! of a script to ignore it, and there `kill -INT` should save too.
+//! of a script to ignore it, and there `kill -INT` should save too. Where a process is one of several ranks, SIGUSR1 asks too: launchers pass it on
+//! to all ranks, while they follow SIGTERM with SIGKILL a second later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -11,6 +12,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level;
 use vp_core::waits;
 use vp_trainers::run::Interrupt;
+
+use crate::ranks;
 
 /// The last one that asked.
 static RECEIVED: AtomicI32 = AtomicI32::new(SIGINT);
@@ -68,12 +71,23 @@ fn end_programs() {
 }
 
 fn on(action: impl Fn(i32) + Clone + Send + Sync + 'static) -> anyhow::Result<()> {
-    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup()) {
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup()).chain(forwarded()) {
         let action = action.clone();
         // SAFETY: the actions above load and store atomics, send signals, and end the process without its clean-up: all async-signal-safe.
         unsafe { low_level::register(signal, move || action(signal)) }.context("install a signal handler")?;
     }
     Ok(())
+}
+
+/// The signal that launchers of ranks pass on without ending the ranks themselves soon after: SIGUSR1.
+#[cfg(unix)]
+fn forwarded() -> Option<i32> {
+    ranks::own_name().map(|_| signal_hook::consts::SIGUSR1)
+}
+
+#[cfg(not(unix))]
+fn forwarded() -> Option<i32> {
+    None
 }
 
 /// SIGHUP, unless the process was started to ignore it.

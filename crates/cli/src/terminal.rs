@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vp_core::{profile, shown};
 use vp_trainers::run::journal::{Voice, clock};
 
-use crate::closed_output;
+use crate::{closed_output, ranks};
 
 /// The longest line of a warning or an error, in characters: what a message quotes may be of any length.
 const LONGEST_LINE: usize = 500;
@@ -32,7 +33,30 @@ pub fn print_json(json: &str) -> anyhow::Result<()> {
     write_out(&shown::json(json))
 }
 
+/// What this process does not say, because another rank of its command says it.
+static LEFT: AtomicU8 = AtomicU8::new(NOTHING);
+const NOTHING: u8 = 0;
+const NEWS: u8 = 1;
+const ALL: u8 = 2;
+
+/// From now on only errors are told: another rank tells the rest.
+pub fn leave_news_to_another() {
+    LEFT.store(NEWS, Ordering::Relaxed);
+}
+
+/// From now on nothing is told.
+pub fn leave_all_to_another() {
+    LEFT.store(ALL, Ordering::Relaxed);
+}
+
+fn is_left(what: u8) -> bool {
+    LEFT.load(Ordering::Relaxed) >= what
+}
+
 fn write_out(text: &str) -> anyhow::Result<()> {
+    if is_left(NEWS) {
+        return Ok(());
+    }
     let write = || {
         let mut out = std::io::stdout().lock();
         closed_output::check().and_then(|()| out.write_all(text.as_bytes())).and_then(|()| out.flush())
@@ -61,6 +85,9 @@ static LOST: Mutex<Option<Unwritten>> = Mutex::new(None);
 /// One line on standard output that tells how a command is going. A full disk is not a reason to lose the work: [`finish`] tells of it. A
 /// reader that went away (`| head`) is none at all.
 pub fn say(line: Arguments<'_>) {
+    if is_left(NEWS) {
+        return;
+    }
     remember(around_the_bar(|| closed_output::check().and_then(|()| writeln!(std::io::stdout(), "{}", shown::lines(&line.to_string())))));
 }
 
@@ -84,7 +111,9 @@ pub fn remember(written: std::io::Result<()>) {
 
 /// One line on standard error, with `warning: ` before it.
 pub fn warn(line: Arguments<'_>) {
-    complain("warning", line);
+    if !is_left(NEWS) {
+        complain("warning", line);
+    }
 }
 
 /// Warns of the first `shown` of many problems, and says how many `more` there are.
@@ -98,11 +127,21 @@ pub fn warn_of_some(warnings: impl Iterator<Item = String>, shown: usize, more: 
 
 /// One message on standard error, with a label before it. A closed pipe must not turn an exit code into a panic.
 pub fn complain(label: &str, line: Arguments<'_>) {
-    let _ = around_the_bar(|| writeln!(std::io::stderr(), "{}", told(label, &line.to_string())));
+    if is_left(ALL) {
+        return;
+    }
+    let line = match ranks::own_name().filter(|_| is_left(NEWS)) {
+        Some(name) => format!("{name}: {line}"),
+        None => line.to_string(),
+    };
+    let _ = around_the_bar(|| writeln!(std::io::stderr(), "{}", told(label, &line)));
 }
 
 /// A plain line of news on standard error. A closed pipe does not end the program.
 pub fn tell(line: &str) {
+    if is_left(NEWS) {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{}", shown::lines(line));
 }
 

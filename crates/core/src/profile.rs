@@ -32,6 +32,8 @@ pub enum Stage {
     Optimizer,
     /// Reading weights and images; writing checkpoints, metrics, images and models, and reading them back to check them.
     Io,
+    /// Messages between ranks, and waiting for them.
+    Ranks,
 }
 
 impl Stage {
@@ -42,7 +44,7 @@ impl Stage {
 }
 
 /// The names of the rows: the stages in their order, then the time outside of any stage.
-const NAMES: [&str; 9] = ["encode", "rollout", "tracked step", "decode", "reward", "backward", "optimizer", "I/O", "other"];
+const NAMES: [&str; 10] = ["encode", "rollout", "tracked step", "decode", "reward", "backward", "optimizer", "I/O", "ranks", "other"];
 const OTHER: usize = NAMES.len() - 1;
 
 thread_local! {

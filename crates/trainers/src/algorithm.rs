@@ -8,6 +8,7 @@ use crate::Error;
 use crate::config::{Section, TrainConfig};
 use crate::environment::Environment;
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::reward_model::RewardModel;
 use crate::run::Run;
@@ -92,6 +93,9 @@ pub trait RewardDriven<D: Denoiser> {
         Kept::Nothing
     }
 
+    /// What ranks can share of a micro-batch: its images, or what its loss compares with each other.
+    fn items(&self) -> Items;
+
     /// The regulariser of a config without a `[regularizer.<name>]` section.
     fn default_regularizer(&self) -> RegularizerConfig {
         RegularizerConfig::default()
@@ -114,6 +118,18 @@ pub enum Kept {
 }
 
 impl Driver<'_> {
+    /// What ranks can share of a micro-batch.
+    pub fn items(&self) -> Items {
+        match self {
+            Self::Reward(algorithm) => algorithm.items(),
+            Self::Captions(sft) => Items::of("algo.sft.batch_size", sft.batch_size),
+            Self::Pairs(dpo) => Items::of("algo.dpo.batch_size", dpo.batch_size),
+            Self::Likes(kto) => Items::of("algo.kto.batch_size", kto.batch_size),
+            Self::Autoencoder(vae) => Items::of("algo.vae.batch_size", vae.batch_size),
+            Self::Rankings(reward_model) => Items::of("algo.reward_model.batch_size", reward_model.batch_size),
+        }
+    }
+
     /// The sections that the config must have.
     pub fn needs(&self) -> &'static [Section] {
         match self {

@@ -199,14 +199,27 @@ impl Section {
 impl TrainConfig {
     /// The settings of the run that do not depend on its algorithm.
     pub fn settings(&self) -> Settings {
-        let (trainable, micro_batches) = (self.trainable(), self.micro_batches());
+        let (trainable, micro_batches, items) = (self.trainable(), self.micro_batches(), self.algo.chosen().driver().items());
         let Self { run, optimizer, lr_scheduler, ema, checkpoint, guard, sentinel, preview, data, preferences, rankings, .. } =
             self.clone();
         let every = [data.map(|data| data.validation_every), preferences.map(|pairs| pairs.validation_every)];
         let validation_every = every.into_iter().flatten().next().or(rankings.map(|rankings| rankings.validation_every));
         let preview_every = validation_every.or(preview.map(|preview| preview.every)).unwrap_or(0);
         let loss_scaling = self.model.dtype == Some(Dtype::F16);
-        Settings { run, trainable, micro_batches, optimizer, lr_scheduler, ema, checkpoint, guard, loss_scaling, sentinel, preview_every }
+        Settings {
+            run,
+            trainable,
+            micro_batches,
+            items,
+            optimizer,
+            lr_scheduler,
+            ema,
+            checkpoint,
+            guard,
+            loss_scaling,
+            sentinel,
+            preview_every,
+        }
     }
 
     /// The LoRA that trains; `None` if whole weights train.
@@ -276,11 +289,12 @@ impl TrainConfig {
     }
 
     /// The differences between this config and the one that a run was started with, one line each, as far as they affect the weights.
-    /// Workers, previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change, and where
+    /// Workers, what ranks send, previews, validation, checkpoints, the guard, the sentinel, gradient checkpointing and the format of AdamW's moments may change, and where
     /// and how fast a reward outside the program is asked.
     pub fn differences(&self, saved: &Value) -> Vec<String> {
-        const FREE: [&str; 11] = [
+        const FREE: [&str; 12] = [
             "run.workers",
+            "run.reduction",
             "vae.slicing",
             "checkpoint",
             "guard",

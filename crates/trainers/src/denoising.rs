@@ -56,7 +56,7 @@ impl Noised {
 
     /// As [`of`](Self::of), with a uniform random timestep per row.
     pub fn at_random(posterior: &Posterior, pipeline: &Pipeline, schedule: &(impl NoiseSchedule + ?Sized), draw: Draw) -> Self {
-        let samples = sample_numbers(posterior.mean.dims()[0]);
+        let samples = draw.samples(posterior.mean.dims()[0]);
         let rows = Rows { draw, samples: &samples };
         Self::of(posterior, pipeline, schedule, random_timesteps(schedule, rows), rows)
     }
@@ -111,14 +111,9 @@ impl Rows<'_> {
     }
 }
 
-/// The sample numbers of a batch of `count` rows: `0..count`.
-pub fn sample_numbers(count: usize) -> Vec<u64> {
-    (0..count as u64).collect()
-}
-
 /// One random timestep per row, uniform over the schedule.
 pub fn random_timesteps(schedule: &(impl NoiseSchedule + ?Sized), rows: Rows<'_>) -> Vec<f64> {
-    let (last, Draw { noise, number }) = (schedule.num_train_timesteps() - 1, rows.draw);
+    let (last, Draw { noise, number, .. }) = (schedule.num_train_timesteps() - 1, rows.draw);
     rows.samples.iter().map(|sample| noise.integer(Purpose::DENOISING_TIMESTEP, number, *sample, 0, last) as f64).collect()
 }
 

@@ -10,6 +10,7 @@ use vp_rewards::{Reward, Scored};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
+use crate::ranks::Ranks;
 use crate::run::checkpoint::text_checksum;
 use crate::run::preview::{Preview, PreviewRequest, draw};
 use crate::run::{Observed, Run, Values};
@@ -157,13 +158,15 @@ impl<D: Denoiser> Environment<D> {
         Ok(profile::time(Stage::Reward, || self.reward.score(images, prompts))?)
     }
 
-    /// Draws the preview's prompts and seeds with `model` and scores the images with every reward, the trained one first.
+    /// Draws the preview's prompts and seeds with `model`, each rank some of the prompts, and scores the images with every reward, the trained one
+    /// first.
     ///
     /// # Errors
     /// When a reward fails, or an image is not finite; that error names `step`.
-    pub fn draw_preview(&self, model: &Trainable<D>, step: u64) -> Result<Preview, Error> {
+    pub fn draw_preview(&self, model: &Trainable<D>, step: u64, ranks: &Ranks) -> Result<Preview, Error> {
         let rewards: Vec<&dyn Reward> = std::iter::once(&*self.reward).chain(self.watched.iter().map(|reward| &**reward)).collect();
-        let preview = draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step });
+        let preview =
+            draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step, ranks });
         self.pipeline.release_memory();
         preview
     }
@@ -175,9 +178,9 @@ impl<D: Denoiser> Environment<D> {
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
         if run.is_at_the_beginning() {
-            run.record_preview(&self.draw_preview(&run.tuned(), 0)?)?;
+            run.record_preview(&self.draw_preview(&run.tuned(), 0, &run.ranks)?)?;
         } else if let Some(step) = run.owed_preview() {
-            run.record_preview(&self.draw_preview(&run.tuned(), step)?)?;
+            run.record_preview(&self.draw_preview(&run.tuned(), step, &run.ranks)?)?;
         }
         Ok(())
     }
@@ -189,7 +192,7 @@ impl<D: Denoiser> Environment<D> {
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_if_due(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
         match updated.filter(|step| run.preview_is_due(*step)) {
-            Some(step) => run.record_preview(&self.draw_preview(&run.tuned(), step)?),
+            Some(step) => run.record_preview(&self.draw_preview(&run.tuned(), step, &run.ranks)?),
             None => Ok(()),
         }
     }

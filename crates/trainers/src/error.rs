@@ -103,6 +103,14 @@ pub enum Error {
         /// The checkpoint to resume from.
         checkpoint: PathBuf,
     },
+    /// Another rank of the run ended with an error.
+    #[error("{rank}: {problem}")]
+    OfRank {
+        /// The rank, as people call it.
+        rank: String,
+        /// Its error.
+        problem: String,
+    },
     /// A value in a preview or a validation is not finite.
     #[error("after update {step}: {what} is not finite in the preview or the validation")]
     NonFinitePreview {

@@ -18,6 +18,7 @@ mod non_finite;
 pub mod optim;
 pub mod plan;
 pub mod policy;
+pub mod ranks;
 pub mod regularizer;
 pub mod reward_model;
 pub mod run;

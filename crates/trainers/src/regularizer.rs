@@ -194,9 +194,11 @@ impl Regularizer {
                 Ok(Some(loss * *weight))
             }
             Self::Images { folder, order, weight } => {
-                let rows = prompts.len();
-                let entries = order.lock().unwrap_or_else(PoisonError::into_inner).entries((draw.number - 1) * rows as u64, rows);
-                let (images, captions) = profile::time(Stage::Io, || read_images(folder, &entries, size, pipeline.device()))?;
+                // As many as the micro-batch has rows, of which these are some.
+                let count = prompts.len() * draw.part.of;
+                let entries = order.lock().unwrap_or_else(PoisonError::into_inner).entries((draw.number - 1) * count as u64, count);
+                let entries = &entries[draw.part.rows(count)];
+                let (images, captions) = profile::time(Stage::Io, || read_images(folder, entries, size, pipeline.device()))?;
                 let batch = DenoisingBatch { images, captions: &captions, size };
                 Ok(Some(batch.loss(model, pipeline, scheduler, draw) * *weight))
             }

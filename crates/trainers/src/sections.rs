@@ -17,6 +17,7 @@ use vp_schedulers::{PredictionType, SchedulerConfig, SchedulerEntry, TimestepSpa
 
 use crate::Error;
 use crate::optim::{AdamWConfig, EmaConfig, LrSchedulerConfig};
+use crate::ranks::{Items, Reduction};
 
 /// The settings of a run that do not depend on its algorithm.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Settings {
     pub trainable: String,
     /// Micro-batches per update.
     pub micro_batches: usize,
+    /// What ranks share of a micro-batch.
+    pub items: Items,
     /// `[optimizer]`.
     pub optimizer: OptimizerSection,
     /// `[lr_scheduler.<name>]`.
@@ -82,6 +85,14 @@ pub struct RunSection {
     /// cores; at least 1 (1). Faster where the network is small; the results do not depend on it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub workers: usize,
+    /// The number format in which gradients travel between the ranks of a run, if it has several: `f32`, or `bf16`, which halves what is sent and
+    /// rounds the gradients (f32).
+    #[serde(default, skip_serializing_if = "is_exact")]
+    pub reduction: Reduction,
+}
+
+fn is_exact(reduction: &Reduction) -> bool {
+    *reduction == Reduction::F32
 }
 
 /// As many threads as any machine has cores.

@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::image_copies::copy_images;
 use crate::progress::Progress;
 use crate::terminal::{say, warn, warn_of_some};
-use crate::{device, embedded, signals};
+use crate::{device, embedded, ranks, signals};
 
 /// How many set-aside questions are shown.
 const SHOWN: usize = 5;
@@ -66,7 +66,7 @@ impl Validate for AnnotateConfig {
 
 /// The top-level entry point for `annotate`.
 pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
-    let device = device::parse(&args.device)?;
+    let (device, ranks) = (device::parse(&args.device)?, ranks::all());
     if args.prompts.is_none() && Splitting::from(args.decoding) != Splitting::default() {
         return Err(anyhow::anyhow!("--vae-tiling and --vae-slicing are for the images that --prompts draws; leave them out").into());
     }
@@ -74,9 +74,20 @@ pub fn run(args: AnnotateArgs) -> Result<(), Failure> {
     let stop = signals::flag()?;
     let annotator = config.annotator.build(build_context(&config, &device)?).map_err(anyhow::Error::from)?;
     let annotation = Annotation { args: &args, config: &config, annotator: &*annotator, device: &device, stop: &stop };
+    // The other ranks help to draw, and that is all that they do.
+    if !ranks.is_first() && (args.dry_run || args.prompts.is_none()) {
+        return Ok(());
+    }
     // A dry run writes nothing there.
-    let _lock = if args.dry_run { None } else { Some(FolderLock::take(&args.output, "")?) };
+    let _lock = if args.dry_run || !ranks.is_first() { None } else { Some(FolderLock::take(&args.output, "")?) };
+    if !args.dry_run && args.prompts.is_some() {
+        // Nobody draws before the folder is locked.
+        ranks.gather(&[])?;
+    }
     let (items, root) = annotation.items()?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     if items.is_empty() {
         return Err(anyhow::anyhow!("there is nothing to annotate: no prompt has an image").into());
     }
@@ -166,11 +177,14 @@ impl Annotation<'_> {
             return Ok(prompts);
         }
         let folder = args.output.join("prompts");
-        create(&folder)?;
-        let questions = &self.config.questions;
-        let summary = polish(&prompts, self.annotator, questions, &folder, &news(), self.stop).map_err(Failure::run)?;
-        let path = folder.join("prompts.jsonl");
-        conclude(&path, &summary)?;
+        let (path, ranks) = (folder.join("prompts.jsonl"), ranks::all());
+        if ranks.is_first() {
+            create(&folder)?;
+            let questions = &self.config.questions;
+            let summary = polish(&prompts, self.annotator, questions, &folder, &news(), self.stop).map_err(Failure::run)?;
+            conclude(&path, &summary)?;
+        }
+        ranks.gather(&[]).map_err(Failure::run)?;
         Ok(read_prompts(&path).map_err(anyhow::Error::from)?)
     }
 }

@@ -7,13 +7,18 @@ use vp_shapes::Split;
 
 use crate::args::{DatasetArgs, DatasetKind, ShapesArgs};
 use crate::failure::Failure;
+use crate::ranks;
 use crate::shapes_dataset::{MOST_CANDIDATES, ShapesDataset};
+use crate::shard::Shard;
 use crate::terminal::say;
 
 /// The top-level entry point for `dataset`.
 pub fn run(args: DatasetArgs) -> Result<(), Failure> {
+    let one = ranks::all().is_first();
     match args.kind {
         DatasetKind::Shapes(args) => shapes(args),
+        // One rank is enough for what writes one file.
+        _ if !one => Ok(()),
         DatasetKind::Validate(args) => records::validate_set(&args),
         DatasetKind::Stats(args) => records::say_stats(&args),
         DatasetKind::Convert(args) => records::convert(&args),
@@ -37,10 +42,13 @@ fn shapes(args: ShapesArgs) -> Result<(), Failure> {
     if split == Split::Pretraining && per_caption > 1 {
         return Err(anyhow::anyhow!("--per-caption is {per_caption}; --split pretraining has one image per caption (variants of one caption come from the other splits)").into());
     }
+    let (ranks, shard) = (ranks::all(), Shard::of_rank(shard)?);
     let dataset = ShapesDataset { folder: out, captions: n, seed, split, images_per_caption: per_caption, side, shard };
-    dataset.create()?;
+    ranks::first_before_others(|| dataset.create())?;
     let drawn = dataset.fill().map_err(Failure::run)?;
-    let of = if shard.of > 1 { format!(" (part {} of {})", shard.index + 1, shard.of) } else { String::new() };
+    let all = ranks.gather(&drawn.to_le_bytes()).map_err(Failure::run)?;
+    let drawn: u64 = all.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?))).sum();
+    let of = if shard.of > 1 && ranks.are_one() { format!(" (part {} of {})", shard.index + 1, shard.of) } else { String::new() };
     let images = n * per_caption;
     say(format_args!("{images} images of {side}x{side} pixels in {}{of}, {drawn} of them new", dataset.folder.display()));
     Ok(())

@@ -24,9 +24,9 @@ use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling, default_guidance_scale};
 use crate::named_rewards::{self, NamedReward};
 use crate::progress::{self, Progress};
-use crate::signals;
+use crate::shard::Shard;
 use crate::terminal::{say, warn, warn_of_some};
-use crate::{device, embedded};
+use crate::{device, embedded, ranks, signals};
 
 /// How many leaks are shown.
 const SHOWN: usize = 5;
@@ -76,12 +76,20 @@ pub fn run(args: EvaluateArgs) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let device = device::parse(&args.device)?;
     let mut plan = plan(args)?;
+    plan.args.shard = Shard::of_rank(plan.args.shard)?;
     signals::end_programs_too()?;
     let rewards = named_rewards::open(&plan.args.rewards, &device)?;
     plan.checksums.extend(checksums_of_rewards(&rewards)?);
-    let journal = Journal::open(&plan.args.output, plan.args.shard, &plan.description(&rewards))?;
+    let description = plan.description(&rewards);
+    let journal = ranks::first_before_others(|| Journal::open(&plan.args.output, plan.args.shard, &description))?;
     let evaluation = Evaluation { plan: &plan, rewards: &rewards, device: &device, journal: &journal };
     (0..plan.sides.len()).try_for_each(|side| evaluation.evaluate_side(side)).map_err(Failure::run)?;
+    // The first rank reports when all have done their part.
+    let ranks = ranks::all();
+    ranks.gather(&[]).map_err(Failure::run)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let results = journal.read(&plan.sides).map_err(Failure::run)?;
     let found: usize = results.iter().map(|result| result.rows.len()).sum();
     let expected = plan.prompts.len() * plan.seeds().len() * plan.sides.len();

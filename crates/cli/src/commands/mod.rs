@@ -21,7 +21,7 @@ mod vote;
 pub use self::evaluate::image_in as image_of_evaluation;
 use crate::args::{Args, Command};
 use crate::failure::Failure;
-use crate::progress;
+use crate::{progress, ranks};
 
 /// Runs what was typed.
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -29,17 +29,17 @@ pub fn run(args: Args) -> Result<(), Failure> {
         progress::be_quiet();
     }
     match args.command {
-        Command::Train(args) => train::run(args),
-        Command::TrainReward(args) => train::run(args.into()),
+        Command::Train(args) => ranks::together(|| train::run(args)),
+        Command::TrainReward(args) => ranks::together(|| train::run(args.into())),
         Command::Plan(args) => plan::run(args),
-        Command::Annotate(args) => annotate::run(args),
-        Command::Sample(args) => sample::run(args),
-        Command::Evaluate(args) => evaluate::run(args),
+        Command::Annotate(args) => ranks::together(|| annotate::run(args)),
+        Command::Sample(args) => ranks::together(|| sample::run(args)),
+        Command::Evaluate(args) => ranks::together(|| evaluate::run(args)),
         Command::Report(args) => report::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Vote(args) => vote::run(args),
-        Command::Score(args) => score::run(args),
-        Command::Dataset(args) => dataset::run(args),
+        Command::Score(args) => ranks::together(|| score::run(args)),
+        Command::Dataset(args) => ranks::together(|| dataset::run(args)),
         Command::Export(args) => export::run(args),
         Command::List(args) => list::run(args),
         Command::Init(args) => init::run(args),

@@ -1,7 +1,8 @@
 //! `sample`: prompts to PNGs.
 
 use std::fs;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -21,7 +22,7 @@ use crate::failure::Failure;
 use crate::image_generator::{default_guidance_scale, with_loras};
 use crate::progress::Progress;
 use crate::terminal::{say, say_where_time_went, warn};
-use crate::{device, embedded, memory};
+use crate::{device, embedded, memory, ranks};
 
 /// The most images that one command draws.
 const MOST_IMAGES: usize = 10_000_000;
@@ -57,10 +58,12 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     pipeline.vae.splitting = plan.args.decoding.into();
     warn_of_cut_prompts(&pipeline, &plan.prompts);
     prepare_output(&plan.args.output)?;
-    if let Some(path) = &plan.args.save_latents {
+    if let Some(path) = plan.args.save_latents.as_ref().filter(|_| ranks::all().is_first()) {
         profile::time(Stage::Io, || save_latents(path, &plan.latents_of(0, plan.num_images, &pipeline))).map_err(Failure::run)?;
     }
-    draw(&plan, &pipeline, &model, &mut *sampler).map_err(Failure::run)?;
+    let first = first_number(&plan.args.output)?;
+    draw(&plan, &pipeline, &model, &mut *sampler, first).map_err(Failure::run)?;
+    tell_of_other_ranks(&plan, first).map_err(Failure::run)?;
     say_where_time_went();
     Ok(())
 }
@@ -112,12 +115,19 @@ fn plan(args: SampleArgs, folder: &ModelFolder, entry: Option<&'static Scheduler
     Ok(SamplingPlan { args, prompts, num_images, size, guidance_scale, latents: given, sampler_name, model_name })
 }
 
-fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable<D>, sampler: &mut dyn Sampler) -> anyhow::Result<()> {
-    let (count, mut next_name) = (plan.num_images, first_free_number(&plan.args.output)?);
+/// Draws this rank's share of the images, whose names begin with their number after `first`.
+fn draw<D: Denoiser>(
+    plan: &SamplingPlan,
+    pipeline: &Pipeline,
+    model: &Trainable<D>,
+    sampler: &mut dyn Sampler,
+    first: usize,
+) -> anyhow::Result<()> {
+    let Range { start, end } = ranks::all().share(plan.num_images);
     let shape = pipeline.latent_shape(plan.size);
-    let progress = Progress::of("images", count);
-    for start in (0..count).step_by(plan.args.batch_size) {
-        let rows = plan.args.batch_size.min(count - start);
+    let progress = Progress::of("images", end - start);
+    for start in (start..end).step_by(plan.args.batch_size) {
+        let rows = plan.args.batch_size.min(end - start);
         let seeds: Vec<u64> = (start..start + rows).map(|i| plan.args.seed.wrapping_add(i as u64)).collect();
         let prompts: Vec<String> = (start..start + rows).map(|i| plan.prompts[i / plan.args.num_images].clone()).collect();
         let request = Request {
@@ -132,19 +142,32 @@ fn draw<D: Denoiser>(plan: &SamplingPlan, pipeline: &Pipeline, model: &Trainable
         };
         let latents = plan.latents_of(start, rows, pipeline);
         let images = from_tensor(pipeline.generate(model, sampler, &request, latents, &mut noise))?;
-        for ((image, prompt), seed) in images.iter().zip(&prompts).zip(&seeds) {
-            let path = plan.args.output.join(format!("{next_name:05}-{seed}.png"));
+        for (row, ((image, prompt), seed)) in images.iter().zip(&prompts).zip(&seeds).enumerate() {
+            let path = plan.path(first, start + row);
             let parameters = plan.parameters(prompt, *seed).to_text();
             profile::time(Stage::Io, || write_png(&path, image, &[("parameters", parameters)]))?;
             say(format_args!("{}", path.display()));
-            next_name += 1;
         }
         progress.advance(rows);
     }
     Ok(())
 }
 
+/// Names, once they are there, the images that other ranks have drawn.
+fn tell_of_other_ranks(plan: &SamplingPlan, first: usize) -> anyhow::Result<()> {
+    let ranks = ranks::all();
+    ranks.gather(&[])?;
+    let own = ranks.share(plan.num_images);
+    (0..plan.num_images).filter(|image| !own.contains(image)).for_each(|image| say(format_args!("{}", plan.path(first, image).display())));
+    Ok(())
+}
+
 impl SamplingPlan {
+    /// Where an image goes, if the first of all has the number `first`.
+    fn path(&self, first: usize, image: usize) -> PathBuf {
+        self.args.output.join(format!("{:05}-{}.png", first + image, self.args.seed.wrapping_add(image as u64)))
+    }
+
     /// The unit noise of `rows` images from `start` on, `[rows, c, h, w]`.
     fn latents_of(&self, start: usize, rows: usize, pipeline: &Pipeline) -> Tensor<4> {
         if let Some(given) = &self.latents {
@@ -196,6 +219,14 @@ fn prepare_output(folder: &Path) -> anyhow::Result<()> {
     atomic::sweep(folder);
     let probe = atomic::temporary_beside(&folder.join("probe"));
     fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).with_context(|| format!("write to output folder {}", folder.display()))
+}
+
+/// The number of the first image: for all ranks what the first finds, before anybody draws.
+fn first_number(folder: &Path) -> anyhow::Result<usize> {
+    let own = first_free_number(folder)? as u64;
+    let all = ranks::all().gather(&own.to_le_bytes())?;
+    let first = all[0].as_slice().try_into().context("the first rank is of another version")?;
+    Ok(u64::from_le_bytes(first) as usize)
 }
 
 /// The number after the highest in the folder, so that no image is overwritten.

@@ -8,13 +8,13 @@ use vp_data::{Aggregation, Dataset, ImageEntry, OnProblem, Record, check_images,
 use vp_evaluation::accuracy::{Ranked, by_every_protocol};
 
 use crate::args::ScoreArgs;
-use crate::device;
 use crate::failure::Failure;
 use crate::named_rewards::{self, NamedReward};
 use crate::progress::Progress;
 use crate::score_table::ScoreTable;
 use crate::signals;
 use crate::terminal::{print, print_json, warn_of_some};
+use crate::{device, ranks};
 
 /// The top-level entry point for `score`.
 pub fn run(args: ScoreArgs) -> Result<(), Failure> {
@@ -43,14 +43,15 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
 }
 
 fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
-    let progress = Progress::of("images", images.len());
-    for batch in images.chunks(args.batch_size) {
+    let ranks = ranks::all();
+    let (mut rows, own) = (Vec::new(), &images[ranks.share(images.len())]);
+    let progress = Progress::of("images", own.len());
+    for batch in own.chunks(args.batch_size) {
         let pixels = batch.iter().map(|image| load_image(&image.path)).collect::<Result<Vec<_>, _>>()?;
         let scores = rewards.iter().map(|reward| reward.score(&pixels, batch, device)).collect::<anyhow::Result<Vec<_>>>()?;
         for (i, image) in batch.iter().enumerate() {
             let scores: Vec<f64> = scores.iter().map(|scores| scores[i]).collect();
-            if args.json {
+            if args.json && ranks.are_one() {
                 print_scores(rewards, image, &scores)?;
             }
             rows.push(scores);
@@ -58,8 +59,11 @@ fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, devic
         progress.advance(batch.len());
     }
     drop(progress);
+    let rows = of_all_ranks(rows)?;
     if args.json {
-        return Ok(());
+        // One rank alone has printed them one by one.
+        let all = images.iter().zip(&rows).filter(|_| !ranks.are_one());
+        return all.into_iter().try_for_each(|(image, scores)| print_scores(rewards, image, scores));
     }
     print(&ScoreTable { rewards: headings(rewards), images, rows: &rows }.to_string())
 }
@@ -67,14 +71,13 @@ fn score(rewards: &[NamedReward], images: &[ImageEntry], args: &ScoreArgs, devic
 /// How well each reward orders the images of records, by every protocol.
 fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &ScoreArgs, device: &Device) -> anyhow::Result<()> {
     let aggregation = Aggregation::default();
-    let mut found: Vec<Vec<Ranked>> = vec![Vec::new(); rewards.len()];
-    let progress = Progress::of("records", records.len());
-    for record in records {
+    let is_ordered = |record: &&Record| !record.pairs(&aggregation).is_empty() || record.ties(&aggregation) > 0;
+    let ordered: Vec<&Record> = records.iter().filter(is_ordered).collect();
+    let own = &ordered[ranks::all().share(ordered.len())];
+    let mut found: Vec<Vec<f64>> = Vec::new();
+    let progress = Progress::of("records", own.len());
+    for record in own {
         progress.advance(1);
-        if record.pairs(&aggregation).is_empty() && record.ties(&aggregation) == 0 {
-            continue;
-        }
-        let ranks = record.ranks(&aggregation);
         let images: Vec<ImageEntry> = record.completions.iter().map(|completion| entry(&record.prompt, &completion.image_path)).collect();
         let mut scores = vec![Vec::new(); rewards.len()];
         for batch in images.chunks(args.batch_size) {
@@ -83,13 +86,15 @@ fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &
                 scores.extend(reward.score(&pixels, batch, device)?);
             }
         }
-        for (found, scores) in found.iter_mut().zip(scores) {
-            found.push(Ranked::new(scores, ranks.clone())?);
-        }
+        found.extend(scores);
     }
     drop(progress);
-    for (reward, ranked) in rewards.iter().zip(&found) {
-        let accuracies = by_every_protocol(ranked);
+    let found = of_all_ranks(found)?;
+    for (number, reward) in rewards.iter().enumerate() {
+        let scores = found.iter().skip(number).step_by(rewards.len());
+        let ranked = ordered.iter().zip(scores).map(|(record, scores)| Ranked::new(scores.clone(), record.ranks(&aggregation)));
+        let ranked = ranked.collect::<Result<Vec<_>, _>>()?;
+        let accuracies = by_every_protocol(&ranked);
         if args.json {
             let line = serde_json::json!({ "reward": reward.name, "records": dataset.path(), "accuracies": accuracies });
             print_json(&format!("{line}\n"))?;
@@ -99,6 +104,22 @@ fn agree(rewards: &[NamedReward], dataset: &Dataset, records: &[Record], args: &
         accuracies.iter().try_for_each(|accuracy| print(&format!("  {accuracy}\n")))?;
     }
     Ok(())
+}
+
+/// The rows of scores of all ranks, in their order.
+fn of_all_ranks(own: Vec<Vec<f64>>) -> anyhow::Result<Vec<Vec<f64>>> {
+    let ranks = ranks::all();
+    if ranks.are_one() {
+        return Ok(own);
+    }
+    // As bits, for JSON has no NaN.
+    let bits: Vec<Vec<u64>> = own.iter().map(|row| row.iter().map(|score| score.to_bits()).collect()).collect();
+    let mut all = Vec::new();
+    for bytes in ranks.gather(&serde_json::to_vec(&bits)?)? {
+        let bits: Vec<Vec<u64>> = serde_json::from_slice(&bytes).context("a rank is of another version")?;
+        all.extend(bits.into_iter().map(|row| row.into_iter().map(f64::from_bits).collect()));
+    }
+    Ok(all)
 }
 
 fn entry(prompt: &str, image_path: &str) -> ImageEntry {

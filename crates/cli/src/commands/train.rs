@@ -2,6 +2,7 @@
 
 mod finish;
 mod resume;
+mod together;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use crate::device_check::{CASES, Case, Outcome};
 use crate::failure::Failure;
 use crate::report::{self, provenance};
 use crate::terminal::{Options, Terminal, say, say_where_time_went, warn};
-use crate::{device, embedded, fault, memory, out_of_memory, presets, run_failure, serve, signals};
+use crate::{device, embedded, fault, memory, out_of_memory, presets, ranks, run_failure, serve, signals};
 
 /// What is to be trained, where, and from where on.
 struct Plan {
@@ -55,18 +56,24 @@ struct Plan {
 /// The top-level entry point for `train` and `train-reward`.
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
     if args.run.prove_resume {
-        return resume::prove(args);
+        return match ranks::own_name() {
+            Some(_) => {
+                Err(anyhow::anyhow!("--prove-resume stops within an update, which several ranks share; start it without a launcher").into())
+            }
+            None => resume::prove(args),
+        };
     }
     let interrupt = Interrupt::default();
     signals::install(&interrupt)?;
-    let plan = plan(args, interrupt)?;
+    let mut plan = plan(args, interrupt)?;
+    together::agree(&mut plan)?;
     let (output, dry_run) = (plan.output.clone(), plan.dry_run);
     let device = plan.device_name.clone();
     if !dry_run {
         fault::note_in(&output);
     }
     let ended = out_of_memory::told(&device, || train(plan).map(|_| ()));
-    if !matches!(ended, Err(Failure::Input(_))) && !dry_run {
+    if !matches!(ended, Err(Failure::Input(_))) && !dry_run && ranks::all().is_first() {
         run_failure::note(&output, &ended);
         profile::time(Stage::Io, || report::conclude(&output));
     }
@@ -97,14 +104,18 @@ fn carry_out<A: Assembled>(mut plan: Plan, mut assembled: A) -> Result<PathBuf, 
     plan.say(&assembled.outline().arithmetic);
     plan.check_device(CASES)?;
     let Some(mut run) = plan.begin(&assembled, start)? else { return Ok(plan.output) };
-    let _attendant = Attendant::begin(&plan.output, &plan.interrupt, memory::held);
+    let _attendant = run.ranks.is_first().then(|| Attendant::begin(&plan.output, &plan.interrupt, memory::held));
     if let Some(listener) = plan.serve.take() {
         serve::beside(listener, &plan.output).map_err(Failure::run)?;
     }
     assembled.train(&mut run).map_err(|error| ended(run.secured(error)))?;
-    let exported = assembled.export(&run).map_err(Failure::run)?;
-    finish::finish(&run, &exported, &plan.config);
-    plan.note_memory();
+    if run.ranks.is_first() {
+        let exported = assembled.export(&run).map_err(Failure::run)?;
+        finish::finish(&run, &exported, &plan.config);
+        plan.note_memory();
+    }
+    // What the first rank has not written is not done.
+    run.ranks.gather(&[]).map_err(Failure::run)?;
     Ok(plan.output)
 }
 
@@ -126,7 +137,7 @@ fn plan(args: TrainArgs, interrupt: Interrupt) -> anyhow::Result<Plan> {
         device,
         stop_before: None,
         dry_run: args.run.dry_run,
-        serve: args.run.serve.map(serve::listen_or_elsewhere).transpose()?,
+        serve: args.run.serve.filter(|_| ranks::all().is_first()).map(serve::listen_or_elsewhere).transpose()?,
         options: Options::detect(args.run.quiet),
     })
 }
@@ -187,6 +198,7 @@ impl Plan {
             interrupt: self.interrupt.clone(),
             stop_before: self.stop_before,
             memory_bytes: outline.memory_bytes,
+            ranks: ranks::all(),
         })
     }
 
@@ -235,9 +247,15 @@ impl Plan {
         }
         let resumed_at = start.resume.as_ref().map(|checkpoint| checkpoint.state.cursor.step);
         let base = start.base.clone();
-        let journal = |bytes| self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at));
+        let writes = start.ranks.is_first();
+        let journal = |bytes| match writes {
+            true => self.check_disk(bytes, export_bytes).and_then(|()| self.journal(resumed_at)),
+            false => Ok(Journal::of_another_rank(&self.output, Silent)),
+        };
         let mut run = Run::new(model, settings, start, journal).map_err(anyhow::Error::from)?;
-        provenance::note(&self.output, &self.device_name, &base, resumed_at).map_err(Failure::run)?;
+        if writes {
+            provenance::note(&self.output, &self.device_name, &base, resumed_at).map_err(Failure::run)?;
+        }
         let began = resumed_at.map_or_else(String::new, |step| format!(", from step {step} on"));
         run.journal.say(format_args!("training {} values ({what_trains}), into {}{began}", run.num_trainable, self.output.display()));
         run.journal.begin(self.config.run.num_train_steps);

@@ -15,6 +15,7 @@ use crate::config::{AlgorithmConfig, TrainConfig};
 use crate::environment::{Environment, Prompts};
 use crate::policy::require_density;
 use crate::policy::rollout::Rollout;
+use crate::ranks::Ranks;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::Run;
 use crate::run::export::{Exported, export_tuned};
@@ -126,7 +127,7 @@ impl Assembled for RewardDrivenRun {
     }
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
-        Ok(self.environment.draw_preview(model, 0)?.scores)
+        Ok(self.environment.draw_preview(model, 0, &Ranks::default())?.scores)
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {

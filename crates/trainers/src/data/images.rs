@@ -122,7 +122,7 @@ impl CaptionedImages {
         self.places.len()
     }
 
-    /// The `count` images of a batch, in the shuffled order. Some are mirrored and some captions dropped, as the section says.
+    /// The images of a batch of `count` that are this rank's, in the shuffled order. Some are mirrored and some captions dropped, as the section says.
     ///
     /// # Errors
     /// When an image can no longer be read.
@@ -131,7 +131,7 @@ impl CaptionedImages {
         Ok(ImageBatch { images: self.read(&drawn)?, captions })
     }
 
-    /// Chooses the `count` images of a batch, and their captions.
+    /// Chooses the images of a batch of `count`, as far as they are this rank's, and their captions.
     pub fn draw(&mut self, batch: Batch, count: usize) -> (Vec<Drawn>, Vec<String>) {
         let entries = self.order.entries(batch.index * count as u64, count);
         let one = |(entry, sample): (usize, u64)| {
@@ -139,7 +139,8 @@ impl CaptionedImages {
             let caption = self.variation.caption(batch, sample, &self.training[entry].caption);
             (Drawn { entry, mirrored: self.variation.mirrors(batch, sample) }, caption)
         };
-        entries.into_iter().zip(0..).map(one).unzip()
+        let rows = batch.rows(count);
+        entries.into_iter().zip(0..).skip(rows.start).take(rows.len()).map(one).unzip()
     }
 
     /// Reads the pixels of the images `drawn`, `[b, 3, h, w]` in [0, 1].
@@ -238,10 +239,19 @@ mod tests {
         };
         let open = || CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         let (mut walked, mut jumped) = (open(), open());
-        let batches: Vec<ImageBatch> = (0..20).map(|index| walked.batch(Batch { index, begins_update: true }, 4).unwrap()).collect();
-        let again = jumped.batch(Batch { index: 13, begins_update: true }, 4).unwrap();
+        let batches: Vec<ImageBatch> = (0..20)
+            .map(|index| walked.batch(Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap())
+            .collect();
+        let again = jumped.batch(Batch { index: 13, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
+        // The rows of two ranks are those of one.
+        for index in 0..2 {
+            let part = crate::ranks::Portion { index, of: 2 };
+            let half = jumped.batch(Batch { index: 13, begins_update: true, part }, 4).unwrap();
+            half.images.to_data().assert_eq(&batches[13].images.clone().narrow(0, 2 * index, 2).to_data(), true);
+            assert_eq!(half.captions, batches[13].captions[2 * index..2 * index + 2]);
+        }
         // Half of the captions are gone, half of the images mirrored: brighter on the left.
         let dropped = batches.iter().flat_map(|batch| &batch.captions).filter(|caption| caption.is_empty()).count();
         let edges =
@@ -263,7 +273,7 @@ mod tests {
         let mut images = CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         assert_eq!((images.training.len(), images.per_epoch()), (3, 7));
         assert_eq!(images.notes, ["3_red fox: 2 images, each 3 times per epoch"]);
-        let (mut drawn, captions) = images.draw(Batch { index: 0, begins_update: true }, 7);
+        let (mut drawn, captions) = images.draw(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }, 7);
         drawn.sort_by_key(|drawn| drawn.entry);
         assert_eq!(drawn.iter().map(|drawn| drawn.entry).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1, 2]);
         assert_eq!(captions.iter().filter(|caption| *caption == "red fox").count(), 6);

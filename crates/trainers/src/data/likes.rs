@@ -104,7 +104,7 @@ impl LikedImages {
         text_checksum(parts.flat_map(|judged| labelled(&judged.liked, "liked").chain(labelled(&judged.disliked, "disliked"))))
     }
 
-    /// The `count` images of a batch, the liked ones first, and how many these are. Both kinds are drawn in shuffled orders of their own. Some
+    /// The images of a batch of `count` that are this rank's, the liked ones of the batch before all others, and how many of the whole batch are liked. Both kinds are drawn in shuffled orders of their own. Some
     /// images are mirrored and some prompts dropped, as the section says.
     ///
     /// Of the first n images of a run, `liked_share · n` are liked, rounded down. Diffusion-KTO draws each image at random, liked with this
@@ -126,9 +126,12 @@ impl LikedImages {
         let liked_images = liked_entries.into_iter().map(|entry| &self.training.liked[entry]);
         let images: Vec<&ImageEntry> =
             liked_images.chain(disliked_entries.into_iter().map(|entry| &self.training.disliked[entry])).collect();
-        let mirrored: Vec<bool> = (0..count as u64).map(|sample| self.variation.mirrors(batch, sample)).collect();
-        let captions = images.iter().zip(0..).map(|(image, sample)| self.variation.caption(batch, sample, &image.caption)).collect();
-        Ok((self.load(&images, &mirrored, captions)?, liked))
+        let rows = batch.rows(count);
+        let samples = || rows.clone().map(|row| row as u64);
+        let mirrored: Vec<bool> = samples().map(|sample| self.variation.mirrors(batch, sample)).collect();
+        let images = &images[rows.clone()];
+        let captions = images.iter().zip(samples()).map(|(image, sample)| self.variation.caption(batch, sample, &image.caption)).collect();
+        Ok((self.load(images, &mirrored, captions)?, liked))
     }
 
     /// Reads held-out images without variation, and gives each a number that depends on its prompt and its name alone.
@@ -221,7 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path(), is_liked);
         let (mut walked, mut jumped) = (open(&section, 0.8).unwrap(), open(&section, 0.8).unwrap());
-        let batch = |index| Batch { index, begins_update: true };
+        let batch = |index| Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE };
         let batches: Vec<(ImageBatch, usize)> = (0..20).map(|index| walked.batch(batch(index), 4).unwrap()).collect();
         let (again, liked) = jumped.batch(batch(13), 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].0.images.to_data(), true);
@@ -254,12 +257,14 @@ mod tests {
         let liked = section(dir.path(), |_| true);
         let refused = open(&liked, 0.8).unwrap_err().to_string();
         assert!(refused.contains("no disliked image to train on") && refused.contains("algo.kto.liked_share = 1"), "{refused}");
-        let (batch, count) = open(&liked, 1.0).unwrap().batch(Batch { index: 2, begins_update: true }, 4).unwrap();
+        let (batch, count) =
+            open(&liked, 1.0).unwrap().batch(Batch { index: 2, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
         assert_eq!((numbers(&batch).len(), count), (4, 4));
         let disliked = section(dir.path(), |_| false);
         let refused = open(&disliked, 0.8).unwrap_err().to_string();
         assert!(refused.contains("no liked image to train on") && refused.contains("algo.kto.liked_share = 0"), "{refused}");
-        let (batch, count) = open(&disliked, 0.0).unwrap().batch(Batch { index: 2, begins_update: true }, 4).unwrap();
+        let (batch, count) =
+            open(&disliked, 0.0).unwrap().batch(Batch { index: 2, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
         assert_eq!((numbers(&batch).len(), count), (4, 0));
         let all = PreferencesSection { validation_fraction: 0.999999, ..section(dir.path(), is_liked) };
         let refused = open(&all, 0.8).unwrap_err().to_string();

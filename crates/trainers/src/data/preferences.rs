@@ -141,15 +141,17 @@ impl PreferencePairs {
         text_checksum(pairs().flat_map(texts).chain(probabilities.iter().map(String::as_str)))
     }
 
-    /// The `count` pairs of a batch, in the shuffled order. Some are mirrored and some prompts dropped, as the section says.
+    /// The pairs of a batch of `count` that are this rank's, in the shuffled order. Some are mirrored and some prompts dropped, as the section says.
     ///
     /// # Errors
     /// When an image can no longer be read.
     pub fn batch(&mut self, batch: Batch, count: usize) -> Result<PairBatch, Error> {
         let entries = self.order.entries(batch.index * count as u64, count);
-        let pairs: Vec<&PreferencePair> = entries.into_iter().map(|entry| &self.training[entry]).collect();
-        let mirrored: Vec<bool> = (0..count as u64).map(|sample| self.variation.mirrors(batch, sample)).collect();
-        let prompts = pairs.iter().zip(0..).map(|(pair, sample)| self.variation.caption(batch, sample, &pair.prompt)).collect();
+        let rows = batch.rows(count);
+        let pairs: Vec<&PreferencePair> = entries[rows.clone()].iter().map(|entry| &self.training[*entry]).collect();
+        let samples = || rows.clone().map(|row| row as u64);
+        let mirrored: Vec<bool> = samples().map(|sample| self.variation.mirrors(batch, sample)).collect();
+        let prompts = pairs.iter().zip(samples()).map(|(pair, sample)| self.variation.caption(batch, sample, &pair.prompt)).collect();
         self.load(&pairs, &mirrored, prompts)
     }
 
@@ -228,8 +230,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path());
         let (mut walked, mut jumped) = (open(&section), open(&section));
-        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch { index, begins_update: true }, 4).unwrap()).collect();
-        let again = jumped.batch(Batch { index: 13, begins_update: true }, 4).unwrap();
+        let batches: Vec<PairBatch> = (0..20)
+            .map(|index| walked.batch(Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap())
+            .collect();
+        let again = jumped.batch(Batch { index: 13, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         let (mut mirrored, mut dropped) = (0, 0);
@@ -263,7 +267,7 @@ mod tests {
             PreferencePairs::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap()
         };
         let mut pairs = with(8);
-        let batch = pairs.batch(Batch { index: 3, begins_update: true }, 4).unwrap();
+        let batch = pairs.batch(Batch { index: 3, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
         assert_eq!(batch.probabilities.len(), 4);
         // The level of a chosen picture is 120 and the number of its pair, and 60 more on one side.
         let darkest = batch.images.narrow(0, 0, 4).narrow(1, 0, 1).min_dims(&[2, 3]).into_data().iter::<f32>().collect::<Vec<_>>();
@@ -273,6 +277,12 @@ mod tests {
         assert_ne!(pairs.fingerprint(), with(9).fingerprint());
         // Where they are not asked for, they are passed over, as is everything else that a line says beside.
         assert_eq!(open(&section).fingerprint(), without.fingerprint());
-        assert!(open(&section).batch(Batch { index: 3, begins_update: true }, 4).unwrap().probabilities.is_empty());
+        assert!(
+            open(&section)
+                .batch(Batch { index: 3, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4)
+                .unwrap()
+                .probabilities
+                .is_empty()
+        );
     }
 }

@@ -24,6 +24,7 @@ use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, Sampling};
 use crate::environment::Environment;
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -129,6 +130,10 @@ impl<D: Denoiser> RewardDriven<D> for AlignProp {
         true
     }
 
+    fn items(&self) -> Items {
+        Items::of("algo.align_prop.batch_size", self.batch_size)
+    }
+
     fn learning_test(&self) -> &'static [&'static str] {
         &[
             "run.num_train_steps=5",
@@ -199,7 +204,7 @@ impl Truncation {
     pub fn most_on_tape(&self, steps: usize) -> usize {
         const CHAINS: u64 = 1000;
         let noise = Noise::new(0);
-        let on_tape = |number| self.calls(steps, Draw { noise, number }).into_iter().filter(|call| *call == Call::On).count();
+        let on_tape = |number| self.calls(steps, Draw::new(noise, number)).into_iter().filter(|call| *call == Call::On).count();
         (1..=CHAINS).map(on_tape).max().unwrap_or(steps)
     }
 
@@ -207,14 +212,14 @@ impl Truncation {
     pub fn expected_on_tape(&self, steps: usize) -> f64 {
         const CHAINS: u64 = 1000;
         let noise = Noise::new(0);
-        let on_tape = |number| self.calls(steps, Draw { noise, number }).into_iter().filter(|call| *call == Call::On).count();
+        let on_tape = |number| self.calls(steps, Draw::new(noise, number)).into_iter().filter(|call| *call == Call::On).count();
         (1..=CHAINS).map(on_tape).sum::<usize>() as f64 / CHAINS as f64
     }
 }
 
 impl Gaussian {
     /// Draws the border, again and again until it is a step after the first.
-    fn border(&self, steps: usize, Draw { noise, number }: Draw) -> usize {
+    fn border(&self, steps: usize, Draw { noise, number, .. }: Draw) -> usize {
         // With the mean among the steps and a standard deviation of at most their number, at least one draw in three is good. If all of
         // them fail, which will not happen, the mean is used.
         const DRAWS: usize = 100;
@@ -269,14 +274,14 @@ mod tests {
     #[test]
     fn truncations_are_where_they_say() {
         let noise = Noise::new(3);
-        assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, Draw { noise, number: 1 })), 5);
-        assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, Draw { noise, number: 1 }), [Call::On; 8]);
+        assert_eq!(first_on(&Truncation::Fixed(Fixed { k: 3 }).calls(8, Draw::new(noise, 1))), 5);
+        assert_eq!(Truncation::Fixed(Fixed { k: 8 }).calls(8, Draw::new(noise, 1)), [Call::On; 8]);
 
         // One border per batch, with all later steps on the tape; its mean is 42.5 minus the half that rounding down takes.
         let gaussian = Truncation::Gaussian(Gaussian { mean: 42.0, std: 5.0 });
         let borders: Vec<usize> = (1..=2000)
             .map(|draw| {
-                let calls = gaussian.calls(50, Draw { noise, number: draw });
+                let calls = gaussian.calls(50, Draw::new(noise, draw));
                 let border = first_on(&calls);
                 assert!(calls[border..].iter().all(|call| *call == Call::On));
                 border
@@ -289,7 +294,7 @@ mod tests {
 
         // One border per step: step 0 of 4 is on the tape once in five times, and may be on it when a later step is not.
         let random = Truncation::Random(Random { min: 0, max: 4 });
-        let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, Draw { noise, number: draw })).collect();
+        let chains: Vec<Vec<Call>> = (1..=2000).map(|draw| random.calls(4, Draw::new(noise, draw))).collect();
         let share = |step: usize| chains.iter().filter(|calls| calls[step] == Call::On).count() as f64 / 2000.0;
         for (step, expected) in [(0, 0.2), (1, 0.4), (2, 0.6), (3, 1.0)] {
             assert!((share(step) - expected).abs() < 0.05, "step {step}: {}", share(step));

@@ -98,7 +98,7 @@ mod tests {
 
     /// The steps of many draws on a schedule of 1001 timesteps, whose shares are thousandths.
     fn steps(times: Times) -> Vec<[ShortStep; 2]> {
-        (1..=2000).map(|number| times.steps(1001, Draw { noise: Noise::new(2), number })).collect()
+        (1..=2000).map(|number| times.steps(1001, Draw::new(Noise::new(2), number))).collect()
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
         assert!(steps(Times { min: 0.2, max: 0.4, length: 0.0 }).iter().all(|[denoise, _]| denoise.from == denoise.to + 1));
         for (min, last) in [(0.0, 2), (0.98, 99)] {
             let times = Times { min, max: min + Times::MIN_RANGE, length: 0.5 };
-            let drawn = times.steps(100, Draw { noise: Noise::new(2), number: 1 });
+            let drawn = times.steps(100, Draw::new(Noise::new(2), 1));
             assert_eq!(drawn, [last, last - 2].map(|from| ShortStep { from, to: last - 1 }));
         }
     }

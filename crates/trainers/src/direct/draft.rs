@@ -24,6 +24,7 @@ use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, Sampling, StartingPoint, TapedChain};
 use crate::environment::Environment;
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -97,6 +98,10 @@ impl<D: Denoiser> RewardDriven<D> for Draft {
 
     fn needs_gradient(&self) -> bool {
         true
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.draft.batch_size", self.batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
@@ -179,7 +184,7 @@ mod tests {
     #[test]
     fn the_last_k_steps_are_on_the_tape() {
         let draft = Draft { k: 2, ..Draft::default() };
-        let draw = Draw { noise: Noise::new(0), number: 1 };
+        let draw = Draw::new(Noise::new(0), 1);
         assert_eq!(draft.calls(4, draw), [Call::Off, Call::Off, Call::On, Call::On]);
         assert_eq!(draft.calls(2, draw), [Call::On; 2]);
     }

@@ -24,6 +24,7 @@ use crate::direct::through_sampling::{self, ThroughSampling};
 use crate::direct::{Call, End, Sampling};
 use crate::environment::Environment;
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::Regularizer;
 use crate::run::{Draw, Run};
 
@@ -97,6 +98,10 @@ impl<D: Denoiser> RewardDriven<D> for DrTune {
 
     fn needs_gradient(&self) -> bool {
         true
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.drtune.batch_size", self.batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
@@ -183,7 +188,7 @@ mod tests {
         let (drtune, noise) = (DrTune::default(), Noise::new(5));
         let (mut lengths, mut firsts) = (BTreeSet::new(), BTreeSet::new());
         for draw in 1..=500 {
-            let calls = drtune.calls(10, Draw { noise, number: draw });
+            let calls = drtune.calls(10, Draw::new(noise, draw));
             let trained: Vec<usize> = (0..calls.len()).filter(|step| calls[*step] == Call::DetachedInput).collect();
             assert_eq!(trained.len(), 3, "{calls:?}");
             let stride = calls.len() / 3;
@@ -197,6 +202,6 @@ mod tests {
         assert_eq!(firsts.len(), 3 + 4 + 3 + 4, "{firsts:?}");
         // Every step, and none but the last to end on.
         let all = DrTune { k: 5, early_stop_ratio: 0.0, ..DrTune::default() };
-        assert_eq!(all.calls(5, Draw { noise, number: 1 }), [Call::DetachedInput; 5]);
+        assert_eq!(all.calls(5, Draw::new(noise, 1)), [Call::DetachedInput; 5]);
     }
 }

@@ -27,6 +27,7 @@ use crate::direct::{self, Sampling, ScoredBatch};
 use crate::environment::Environment;
 use crate::losses::{leap_align_loss, trajectory_similarity};
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::{Draw, Run, Values};
 
@@ -108,6 +109,10 @@ impl<D: Denoiser> RewardDriven<D> for LeapAlign {
 
     fn needs_gradient(&self) -> bool {
         true
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.leap_align.batch_size", self.batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {
@@ -201,11 +206,11 @@ mod tests {
     fn all_pairs_of_steps_are_drawn_alike() {
         let mut counts: BTreeMap<[usize; 2], usize> = BTreeMap::new();
         for number in 1..=3000 {
-            *counts.entry(leapt_steps(4, Draw { noise: Noise::new(6), number })).or_default() += 1;
+            *counts.entry(leapt_steps(4, Draw::new(Noise::new(6), number))).or_default() += 1;
         }
         // Six pairs, 500 times each, with a standard deviation of 20.
         assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]);
         assert!(counts.values().all(|count| (400..=600).contains(count)), "{counts:?}");
-        assert_eq!(leapt_steps(2, Draw { noise: Noise::new(6), number: 1 }), [0, 1]);
+        assert_eq!(leapt_steps(2, Draw::new(Noise::new(6), 1)), [0, 1]);
     }
 }

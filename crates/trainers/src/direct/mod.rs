@@ -37,7 +37,6 @@ pub use taped_chain::{Call, End, StepNoise, TapedChain};
 
 use crate::Error;
 use crate::config::TrainConfig;
-use crate::denoising::sample_numbers;
 use crate::environment::{Environment, ScoredImages};
 use crate::non_finite;
 use crate::plan::{AtOnce, Demand};
@@ -105,11 +104,11 @@ impl StartingPoint {
         draw: Draw,
         sampling: Sampling<'_>,
     ) -> Self {
-        let Sampling { batch_size, guidance_scale, negative_prompt } = sampling;
+        let Sampling { guidance_scale, negative_prompt, .. } = sampling;
         let Environment { pipeline, size, .. } = environment;
         let request = Request { prompts: &prompts, negative_prompt, guidance_scale, size: *size };
         let guidance = pipeline.encode(&model.text(&pipeline.text), &request);
-        let (device, samples) = (pipeline.device().clone(), sample_numbers(batch_size));
+        let (device, samples) = (pipeline.device().clone(), draw.samples(prompts.len()));
         let latents = draw.noise.normal(Purpose::INITIAL_LATENTS, draw.number, &samples, pipeline.latent_shape(*size), &device);
         Self { prompts, guidance, latents, draw, device }
     }
@@ -121,8 +120,8 @@ impl StartingPoint {
 
     /// Standard normal noise `[b, c, h, w]`; `place` numbers the draws of this micro-batch for one purpose.
     pub fn normal(&self, purpose: Purpose, place: usize) -> Tensor<4> {
-        let ([b, c, h, w], Draw { noise, number }) = (self.latents.dims(), self.draw);
-        noise.normal(purpose, chain_step(number, place), &sample_numbers(b), [c, h, w], &self.device)
+        let ([b, c, h, w], Draw { noise, number, .. }) = (self.latents.dims(), self.draw);
+        noise.normal(purpose, chain_step(number, place), &self.draw.samples(b), [c, h, w], &self.device)
     }
 }
 
@@ -163,10 +162,11 @@ pub fn train<D: Denoiser>(
     let (scheduler, workers) = (environment.scheduler()?, run.workers(environment.pipeline.device())?);
     environment.preview_at_start(run)?;
     while let Some(batches) = run.next_batches(workers.count())? {
-        let prompts = |batch: &Batch| environment.prompts.of_batch(batch.index, sampling.batch_size);
+        let prompts =
+            |batch: &Batch| environment.prompts.of_batch(batch.index, sampling.batch_size)[batch.rows(sampling.batch_size)].to_vec();
         let prompts: Vec<Vec<String>> = batches.iter().map(prompts).collect();
         let items: Vec<(Draw, Vec<String>)> = batches.iter().map(|batch| run.draw(*batch)).zip(prompts).collect();
-        run.count_images(items.len() * sampling.batch_size);
+        run.count_images(items.iter().map(|(_, prompts)| prompts.len()).sum());
         let shared = &*environment;
         let compute = |model: &Trainable<D>, (draw, prompts): (Draw, Vec<String>)| {
             let start = StartingPoint::new(model, shared, prompts, draw, sampling);

@@ -26,6 +26,7 @@ use crate::direct::{self, Call, Sampling, ScoredBatch, TapedChain};
 use crate::environment::Environment;
 use crate::losses::refl_loss;
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::Run;
 
@@ -104,6 +105,10 @@ impl<D: Denoiser> RewardDriven<D> for Refl {
 
     fn needs_gradient(&self) -> bool {
         true
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.refl.batch_size", self.batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {

@@ -31,6 +31,7 @@ use crate::direct::{self, Sampling, ScoredBatch};
 use crate::environment::Environment;
 use crate::losses::{refl_loss, semantic_relative_preference};
 use crate::plan::Demand;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, SampledBatch};
 use crate::run::{Run, Values};
 
@@ -143,6 +144,10 @@ impl<D: Denoiser> RewardDriven<D> for Srpo {
 
     fn needs_gradient(&self) -> bool {
         true
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.srpo.batch_size", self.batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {

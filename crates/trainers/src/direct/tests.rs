@@ -203,7 +203,7 @@ fn a_chain_all_on_the_tape_has_the_gradient_of_finite_differences() {
 }
 
 fn draw(number: u64) -> Draw {
-    Draw { noise: Noise::new(0), number }
+    Draw::new(Noise::new(0), number)
 }
 
 /// ReFL's prediction of the clean latents after `mid_step` steps, and its gradients.

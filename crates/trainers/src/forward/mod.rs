@@ -38,6 +38,7 @@ use crate::environment::Environment;
 use crate::plan::{AtOnce, Demand};
 use crate::policy::EpochCounts;
 use crate::policy::advantages::GroupStatistics;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Observed, Run};
 
@@ -119,6 +120,12 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
 
     fn backwards_per_minibatch(&self, _: usize) -> usize {
         self.shared().train.num_timesteps
+    }
+
+    fn items(&self) -> Items {
+        let Shared { algo, sample, train, .. } = self.shared();
+        let size = if self.trains_on_groups() { sample.images_per_prompt.max(1) } else { 1 };
+        Items { count: train.batch_size / size, size, key: format!("algo.{algo}.train.batch_size") }
     }
 
     fn kept(&self) -> Kept {

@@ -59,7 +59,7 @@ pub(super) fn train<A: ForwardProcess, D: Denoiser>(
         let loss = |model: &Trainable<D>, rollout: &Rollout, batch: Batch, at: &Position| {
             // 4. Noise the clean latents again, each image's to a timestep of its own, or each group's to one.
             let scheduler = shared.scheduler()?;
-            let rows = NoisedImages::new(algorithm, shared, &*scheduler, rollout, at, Draw { noise, number: batch.draw() });
+            let rows = NoisedImages::new(algorithm, shared, &*scheduler, rollout, at, Draw::new(noise, batch.draw()));
 
             // 5. What the policy predicts, and the policies that it is held against.
             let base_counts = batch.begins_update || kl_weight > 0.0;

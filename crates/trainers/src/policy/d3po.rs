@@ -26,6 +26,7 @@ use crate::policy::epochs::Epochs;
 use crate::policy::rollout::{Rollout, RolloutPlan};
 use crate::policy::walk::{Position, Walk};
 use crate::policy::{EpochCounts, EpochKnobs, trained_steps};
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Batch, Run, Values};
 
@@ -133,6 +134,10 @@ impl<D: Denoiser> RewardDriven<D> for D3po {
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
         self.epoch_knobs(config, &[]).arithmetic(config, trained_steps(config.num_inference_steps(), self.timestep_fraction))
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.d3po.train_batch_size", self.train_batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {

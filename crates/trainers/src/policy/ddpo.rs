@@ -46,6 +46,7 @@ use crate::policy::kl::KlTerm;
 use crate::policy::rollout::{NoiseWindow, Rollout};
 use crate::policy::snapshot;
 use crate::policy::walk::Position;
+use crate::ranks::Items;
 use crate::regularizer::{Regularizer, RegularizerConfig};
 use crate::run::{Batch, Run, Values};
 
@@ -231,6 +232,10 @@ impl<D: Denoiser> RewardDriven<D> for Ddpo {
 
     fn arithmetic(&self, config: &TrainConfig) -> String {
         self.epoch_knobs(config, &[]).arithmetic(config, self.trained_steps(config.num_inference_steps()))
+    }
+
+    fn items(&self) -> Items {
+        Items::of("algo.ddpo.train_batch_size", self.train_batch_size)
     }
 
     fn learning_test(&self) -> &'static [&'static str] {

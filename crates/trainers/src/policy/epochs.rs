@@ -22,6 +22,8 @@ pub(crate) struct Epochs<'a> {
     workers: Workers,
     /// The images of the epoch under way; empty before anything has been sampled, and between two epochs.
     pub rollout: Rollout,
+    /// Whether the epoch ends with what is due.
+    ends: bool,
 }
 
 /// Micro-batches that are computed side by side, each with the images and steps that it trains on. They are of one update, and so of one epoch.
@@ -44,10 +46,14 @@ impl<'a> Epochs<'a> {
         plan: RolloutPlan<'a>,
         walk: Walk,
     ) -> Result<Self, Error> {
+        let (images, ranks) = (plan.num_images, run.ranks.size());
+        if images < ranks {
+            return Err(Error::Config(format!("an epoch has {images} images, which {ranks} ranks share; expected at most {images} ranks")));
+        }
         let workers = run.workers(environment.pipeline.device())?;
         environment.preview_at_start(run)?;
         let rollout = Rollout::recall(&run.memory, environment.latent_shape()).unwrap_or_default();
-        Ok(Self { plan, walk, workers, rollout })
+        Ok(Self { plan, walk, workers, rollout, ends: false })
     }
 
     /// What to compute next; `None` when the run is over. Where an epoch begins, `sample` draws its images, off the tape, and they are scored;
@@ -64,7 +70,8 @@ impl<'a> Epochs<'a> {
         mut weigh: impl FnMut(&mut Rollout, &mut Run<Trainable<D>>, &Environment<D>) -> Result<(), Error>,
     ) -> Result<Option<Due>, Error> {
         while let Some(batches) = run.next_batches(self.workers.count())? {
-            let place = |batch: Batch| (batch, self.plan.in_windows(self.walk.at(batch.index), run.noise));
+            self.ends = batches.last().is_some_and(|last| self.walk.at(run.last_at_the_time_of(*last)).ends_epoch);
+            let place = |batch: Batch| (batch, self.plan.in_windows(self.walk.at(batch.index).of_part(batch.part), run.noise));
             let due: Due = batches.into_iter().map(place).collect();
             let epoch = due[0].1.epoch;
             if self.rollout.epoch == Some(epoch) {
@@ -72,6 +79,7 @@ impl<'a> Epochs<'a> {
             }
             self.rollout = sample(run, environment, &self.plan, &self.workers, epoch)?;
             self.rollout.score(run, environment, &self.plan)?;
+            self.rollout.gather(&run.ranks, environment.latent_shape(), environment.pipeline.device())?;
             if let Some(what) = self.rollout.first_non_finite() {
                 self.rollout = Rollout::default();
                 run.leave_out(what)?;
@@ -98,12 +106,11 @@ impl<'a> Epochs<'a> {
         loss: impl Fn(&Trainable<D>, &Rollout, Batch, &Position) -> Result<(Tensor<1>, Observed, R), Error> + Sync,
     ) -> Result<Option<u64>, Error> {
         run.count_images(due.iter().filter(|(_, at)| at.begins_minibatch).map(|(_, at)| at.items.len()).sum());
-        let ends_epoch = due.iter().any(|(_, at)| at.ends_epoch);
         let (scheduler, rollout) = (environment.scheduler()?, &self.rollout);
         let compute = |model: &Trainable<D>, (batch, at): (Batch, Position)| loss(model, rollout, batch, &at);
         let blame = |model: &Trainable<D>, rows: &R| rows.first_non_finite(model, environment, &*scheduler);
         let updated = run.backward_side_by_side(&self.workers, due, compute, blame)?;
-        if ends_epoch {
+        if self.ends {
             self.rollout = Rollout::default();
             Rollout::forget(&mut run.memory);
         }
@@ -128,6 +135,6 @@ pub(crate) fn regularization<D: Denoiser>(
         return Ok(None);
     }
     let sampled = SampledBatch { visited: &[], prompts, size: environment.size };
-    let draw = Draw { noise, number: batch.index / walk.num_trained_steps as u64 + 1 };
+    let draw = Draw { part: batch.part, ..Draw::new(noise, batch.index / walk.num_trained_steps as u64 + 1) };
     regularizer.loss(model, environment, scheduler, sampled, draw)
 }

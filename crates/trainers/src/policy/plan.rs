@@ -9,6 +9,7 @@ use vp_models::pipeline::{Guidance, Request, Trainable};
 
 use crate::environment::Environment;
 use crate::policy::walk::Position;
+use crate::ranks::Ranks;
 
 /// `size` steps in a row within `min_step..=max_step`. Where they begin is drawn for each prompt of each epoch.
 ///
@@ -60,10 +61,16 @@ pub struct RolloutPlan<'a> {
 }
 
 impl RolloutPlan<'_> {
-    /// The batches of images that are sampled together, as ranges of their numbers in the epoch.
-    pub(super) fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let Self { num_images, batch_size, .. } = *self;
-        (0..num_images).step_by(batch_size).map(move |start| start..(start + batch_size).min(num_images))
+    /// The batches of images that a rank samples together, as ranges of their numbers in the epoch: of the run's batches, or of this rank's share of
+    /// the images if that is less.
+    pub(super) fn batches_of(&self, ranks: &Ranks) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (Range { start, end }, batch_size) = (ranks.share(self.num_images), self.batch_size);
+        (start..end).step_by(batch_size).map(move |start| start..(start + batch_size).min(end))
+    }
+
+    /// How many batches the rank with the most of them samples.
+    pub(super) fn most_batches(&self, ranks: &Ranks) -> usize {
+        ranks.longest_share(self.num_images).div_ceil(self.batch_size)
     }
 
     /// The first image of the prompt of `image`.

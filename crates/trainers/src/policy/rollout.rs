@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use vp_core::noise::{Purpose, chain_step};
 use vp_core::profile::{self, Stage};
 use vp_models::denoiser::Denoiser;
@@ -19,6 +19,7 @@ pub use crate::policy::plan::{NoiseWindow, RolloutPlan};
 use crate::policy::trajectory::DrawChain;
 pub use crate::policy::trajectory::{Trajectory, draw_images, draw_trajectory};
 use crate::policy::walk::Position;
+use crate::ranks::{Ranks, share_of};
 use crate::run::{Observed, Run, Values, gathered, values};
 
 /// The `n` images of one epoch.
@@ -101,8 +102,10 @@ impl Rollout {
             };
             Ok(draw_chain(&model.denoiser, &mut *environment.scheduler()?, &guidance, unit, &mut step_noise))
         };
-        for batches in plan.batches().collect::<Vec<_>>().chunks(workers.count()) {
+        let mine: Vec<Range<usize>> = plan.batches_of(&run.ranks).collect();
+        for round in 0..plan.most_batches(&run.ranks).div_ceil(workers.count()) {
             run.heed_signals()?;
+            let batches = mine.chunks(workers.count()).nth(round).unwrap_or_default();
             let items = batches.iter().map(|batch| (model.clone(), batch.clone())).collect();
             for trajectory in profile::time(Stage::Rollout, || workers.map(items, one)) {
                 let Trajectory { latents: visited, log_probs: taken } = trajectory?;
@@ -129,9 +132,11 @@ impl Rollout {
         plan: &RolloutPlan<'_>,
     ) -> Result<(), Error> {
         let last = self.latents.last().expect("a chain has a start").clone();
-        for batch in plan.batches() {
+        let (mine, first) = (plan.batches_of(&run.ranks).collect::<Vec<_>>(), run.ranks.share(plan.num_images).start);
+        for round in 0..plan.most_batches(&run.ranks) {
             run.heed_signals()?;
-            let latents = last.clone().narrow(0, batch.start, batch.len());
+            let Some(batch) = mine.get(round).cloned() else { continue };
+            let latents = last.clone().narrow(0, batch.start - first, batch.len());
             let ScoredImages { rewards, observed, .. } = environment.decode_and_score(latents, &self.texts(environment, batch))?;
             self.rewards.extend(values(&rewards).into_iter().map(|reward| reward as f32));
             for (name, scores) in gathered(observed).into_iter().filter(|(name, _)| name != "reward") {
@@ -143,6 +148,46 @@ impl Rollout {
             }
         }
         environment.pipeline.release_memory();
+        Ok(())
+    }
+
+    /// Puts together what the ranks have drawn and scored, each its share of the images: the whole epoch on every rank. Latents are `[c, h, w]`.
+    ///
+    /// # Errors
+    /// When a rank ended with an error.
+    pub fn gather(&mut self, ranks: &Ranks, [c, h, w]: [usize; 3], device: &Device) -> Result<(), Error> {
+        if ranks.are_one() {
+            return Ok(());
+        }
+        let on_host = |tensor: Tensor<1>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
+        let latents = self.latents.iter().map(|latents| on_host(latents.clone().reshape([latents.shape().num_elements()])));
+        let log_probs = self.log_probs.iter().map(|log_probs| on_host(log_probs.clone()));
+        let scores = std::iter::once(&self.rewards).chain(self.observed.iter().map(|(_, scores)| scores)).cloned();
+        let own: Vec<f32> = latents.chain(log_probs).chain(scores).flatten().collect();
+        let all = ranks.gather_values(&own)?;
+        let mut rests: Vec<(usize, &[f32])> = all
+            .iter()
+            .enumerate()
+            .map(|(rank, values)| (share_of(self.prompts.len(), rank, ranks.size()).len(), values.as_slice()))
+            .collect();
+        let mut take = |size: usize| {
+            let mut taken = Vec::new();
+            for (images, rest) in &mut rests {
+                let (first, others) = rest.split_at(*images * size);
+                taken.extend_from_slice(first);
+                *rest = others;
+            }
+            taken
+        };
+        let count = self.prompts.len();
+        for latents in &mut self.latents {
+            *latents = Tensor::from_data(TensorData::new(take(c * h * w), [count, c, h, w]), device);
+        }
+        for log_probs in &mut self.log_probs {
+            *log_probs = Tensor::from_data(take(1).as_slice(), device);
+        }
+        self.rewards = take(1);
+        self.observed.iter_mut().for_each(|(_, scores)| *scores = take(1));
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use vp_core::noise::{Noise, Purpose};
 use vp_data::ShuffledOrder;
 
+use crate::ranks::Portion;
+
 /// The inner loops of ddpo-pytorch's `train.py`, for one run:
 ///
 /// ```text
@@ -80,6 +82,13 @@ impl Walk {
 }
 
 impl Position {
+    /// The items of a part of the micro-batch, which one rank computes.
+    pub fn of_part(mut self, part: Portion) -> Self {
+        let rows = part.rows(self.items.len());
+        (self.items, self.steps) = (self.items[rows.clone()].to_vec(), self.steps[rows].to_vec());
+        self
+    }
+
     /// A position among groups of `size` adjacent images as one among images: all images of each group, at the group's step.
     pub fn of_groups(self, size: usize) -> Self {
         let items = self.items.iter().flat_map(|group| size * group..size * (group + 1)).collect();
@@ -165,6 +174,15 @@ mod tests {
                 assert!(at.items.iter().all(|item| !walk.at(index - 1).items.contains(item)));
             }
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_minibatch_make_it_up() {
+        let whole = walk().at(7);
+        let parts: Vec<Position> = (0..3).map(|index| whole.clone().of_part(Portion { index, of: 3 })).collect();
+        assert_eq!(parts.iter().flat_map(|part| part.items.clone()).collect::<Vec<_>>(), whole.items);
+        assert_eq!(parts.iter().flat_map(|part| part.steps.clone()).collect::<Vec<_>>(), whole.steps);
+        assert_eq!(whole.clone().of_part(Portion::WHOLE), whole);
     }
 
     /// The position depends on the number alone, as a resumed run needs; a run with another seed walks in another order.

@@ -207,10 +207,10 @@ impl RewardModel {
         }
         while let Some(batch) = run.next_batch()? {
             // 1. Prompts, each with all its images and their known order or ratings.
-            let prepared = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
+            let (prepared, weights) = profile::time(Stage::Io, || self.prepare(network, data, batch))?;
             let images: usize = prepared.iter().map(|one| one.prompts.len()).sum();
             run.count_images(images);
-            let (weights, draw) = (self.weights(&prepared), run.draw(batch));
+            let (draw, parts_of_batch) = (run.draw(batch), batch.part.of);
 
             // 2. A score per image, then −log σ of the difference of each pair, or the squared error of each rating, as a mean over the
             //    micro-batch.
@@ -218,7 +218,10 @@ impl RewardModel {
                 let dropout = self.dropout.then_some(Dropout { draw, first: part[0].first });
                 let (scores, known) = scored(network, model, part, dropout);
                 let right = right(&column(&scores, 0), &known.orders[0].pairs);
-                (weights.loss(&scores, &known), vec![("accuracy".into(), right.into())])
+                let loss = weights.loss(&scores, &known);
+                // The run takes what a rank has for a mean over its rows; this is a sum over the whole micro-batch.
+                let loss = if parts_of_batch > 1 { loss * parts_of_batch as f64 } else { loss };
+                (loss, vec![("accuracy".into(), right.into())])
             };
 
             // 3. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
@@ -233,15 +236,30 @@ impl RewardModel {
         Ok(())
     }
 
-    fn prepare<M>(&self, network: &impl RewardNetwork<M>, data: &mut Rankings, batch: Batch) -> Result<Vec<Prepared>, Error> {
-        let mut first = 0;
+    /// The prompts of a micro-batch that are this rank's, and the weights in the loss of the whole micro-batch.
+    fn prepare<M>(
+        &self,
+        network: &impl RewardNetwork<M>,
+        data: &mut Rankings,
+        batch: Batch,
+    ) -> Result<(Vec<Prepared>, LossWeights), Error> {
         let drawn = data.batch(batch, self.batch_size);
-        let prepared = drawn.iter().map(|ranked| {
+        let known: Vec<Known> = drawn.iter().map(|ranked| self.known(ranked)).collect();
+        let rows = batch.rows(drawn.len());
+        let mut first = drawn[..rows.start].iter().map(|ranked| ranked.images.len() as u64).sum();
+        let prepared = drawn[rows].iter().map(|ranked| {
             let prepared = self.prepare_one(network, data, ranked, first)?;
             first += ranked.images.len() as u64;
             Ok(prepared)
         });
-        prepared.collect()
+        Ok((prepared.collect::<Result<_, Error>>()?, self.weights(&known.iter().collect::<Vec<_>>())))
+    }
+
+    /// What is known of the images of a prompt.
+    fn known(&self, ranked: &RankedImages) -> Known {
+        let [a, b, c, d] = if self.aspects { ranked.aspects.clone() } else { Default::default() };
+        let ratings = ranked.ratings.each_ref().map(|ratings| ratings.iter().copied().enumerate().collect());
+        Known { orders: [ranked.overall.clone(), a, b, c, d], ratings }
     }
 
     fn prepare_one<M>(
@@ -251,18 +269,15 @@ impl RewardModel {
         ranked: &RankedImages,
         first: u64,
     ) -> Result<Prepared, Error> {
-        let [a, b, c, d] = if self.aspects { ranked.aspects.clone() } else { Default::default() };
-        let ratings = ranked.ratings.each_ref().map(|ratings| ratings.iter().copied().enumerate().collect());
-        let known = Known { orders: [ranked.overall.clone(), a, b, c, d], ratings };
-        Ok(Prepared { pixel_values: network.pixel_values(&ranked.load()?), prompts: data.prompts(ranked), known, first })
+        let (pixel_values, known) = (network.pixel_values(&ranked.load()?), self.known(ranked));
+        Ok(Prepared { pixel_values, prompts: data.prompts(ranked), known, first })
     }
 
     /// The weights of the micro-batch's pairs or ratings in its loss.
-    fn weights(&self, prepared: &[Prepared]) -> LossWeights {
-        let known: Vec<&Known> = prepared.iter().map(|one| &one.known).collect();
+    fn weights(&self, known: &[&Known]) -> LossWeights {
         match self.objective {
-            RewardObjective::Pairs => LossWeights::of_pairs(&known, self.ties),
-            RewardObjective::Ratings => LossWeights::of_ratings(&known),
+            RewardObjective::Pairs => LossWeights::of_pairs(known, self.ties),
+            RewardObjective::Ratings => LossWeights::of_ratings(known),
         }
     }
 
@@ -299,7 +314,7 @@ impl RewardModel {
         let mut found = RankingValidation::default();
         for ranked in &data.validation {
             let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
-            let weights = self.weights(std::slice::from_ref(&prepared));
+            let weights = self.weights(&[&prepared.known]);
             let (scores, known) = scored(network, model, vec![prepared], None);
             found.losses.push(values(&weights.loss(&scores, &known))[0]);
             let heads = scores.dims()[1];

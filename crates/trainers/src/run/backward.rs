@@ -24,7 +24,7 @@ impl<M: Module> Run<M> {
         self.pending.extend(observed);
         // The CPU waits for nothing, and spares itself the backward pass. Elsewhere the loss is looked at before the update.
         if is_cpu(&loss.device()) && !values(&loss)[0].is_finite() {
-            return self.leave_out_micro_batch(values(&loss)[0], blame).map(|()| None);
+            return self.give_up_micro_batch(values(&loss)[0], blame);
         }
         let (loss_scale, share) = self.scales();
         profile::time(Stage::Backward, || {
@@ -34,29 +34,38 @@ impl<M: Module> Run<M> {
         self.finish_micro_batch(blame)
     }
 
-    /// The factor of the loss in the backward pass, and that of its gradients in their sum.
+    /// The factor of the loss in the backward pass, and that of its gradients in their sum. The loss of a part of the rows is a mean over these.
     fn scales(&self) -> (f64, f64) {
         let loss_scale = self.state.loss_scale.map_or(1.0, |scale| scale.scale());
-        (loss_scale, 1.0 / (self.accumulation() as f64 * loss_scale))
+        (loss_scale, 1.0 / (self.accumulation() as f64 * loss_scale * self.grid.part.of as f64))
     }
 
-    fn leave_out_micro_batch(&mut self, loss: f64, blame: &dyn Fn(&M) -> Option<String>) -> Result<(), Error> {
+    /// Leaves out the update, because the loss of a micro-batch is not finite. On one of several ranks, the others have to know first.
+    fn give_up_micro_batch(&mut self, loss: f64, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
         let what = blame(&self.model).unwrap_or_else(|| format!("the loss ({loss})"));
-        self.leave_out(what)
+        if self.ranks.are_one() {
+            return self.leave_out(what).map(|()| None);
+        }
+        self.unsound.get_or_insert(what);
+        self.finish_micro_batch(blame)
     }
 
     /// Counts the micro-batch, and makes the update if it was the last of one.
     fn finish_micro_batch(&mut self, blame: &dyn Fn(&M) -> Option<String>) -> Result<Option<u64>, Error> {
-        self.state.cursor.micro += 1;
+        self.state.cursor.micro += self.grid.lanes;
         if self.state.cursor.micro < self.accumulation() {
             return Ok(None);
         }
         self.gather();
         let losses = self.state.observed.iter().find(|(name, _)| name == LOSS);
-        if let Some(loss) = losses.and_then(|(_, losses)| losses.iter().copied().find(|loss| !loss.is_finite())) {
-            return self.leave_out_micro_batch(loss, blame).map(|()| None);
+        let spoilt = losses.and_then(|(_, losses)| losses.iter().copied().find(|loss| !loss.is_finite()));
+        if let Some(loss) = spoilt.filter(|_| self.unsound.is_none()) {
+            self.unsound = Some(blame(&self.model).unwrap_or_else(|| format!("the loss ({loss})")));
         }
-        self.update()
+        match self.put_together()? {
+            Some(unsound) => self.leave_out(unsound).map(|()| None),
+            None => self.update(),
+        }
     }
 
     /// As [`backward`](Self::backward), but for a micro-batch in parts, which are computed side by side, each on its own tape. A single
@@ -86,7 +95,7 @@ impl<M: Module> Run<M> {
         let done = profile::time(Stage::Backward, || workers.map(parts, work));
         let total: f64 = done.iter().map(|(total, ..)| total).sum();
         if !total.is_finite() {
-            return self.leave_out_micro_batch(total, blame).map(|()| None);
+            return self.give_up_micro_batch(total, blame);
         }
         self.pending.push((LOSS.into(), vec![total].into()));
         for (_, observed, gradients) in done {
@@ -125,7 +134,11 @@ impl<M: Module> Run<M> {
         for (value, observed, gradients, context) in done {
             let blame = |model: &M| blame(model, &context);
             if !value.is_finite() {
-                return self.leave_out_micro_batch(value, &blame).map(|()| None);
+                updated = self.give_up_micro_batch(value, &blame)?;
+                if self.ranks.are_one() {
+                    return Ok(None);
+                }
+                continue;
             }
             self.pending.push((LOSS.into(), vec![value].into()));
             self.pending.extend(observed);

@@ -61,6 +61,17 @@ pub struct State {
     pub base: BTreeMap<String, String>,
 }
 
+impl State {
+    /// The state at the beginning of the update under way, of which nothing has been computed yet.
+    pub(super) fn before_its_update(self) -> Self {
+        Self {
+            cursor: Cursor { micro: 0, ..self.cursor },
+            observed: if self.cursor.micro == 0 { self.observed } else { Vec::new() },
+            ..self
+        }
+    }
+}
+
 /// A checkpoint in memory: the state, and the tensors by file.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -107,14 +118,18 @@ impl Checkpoints {
         Self { folder: run.join("checkpoints") }
     }
 
+    /// The folder of the checkpoint of this position.
+    pub(super) fn path(&self, Cursor { step, micro }: Cursor) -> PathBuf {
+        let suffix = if micro == 0 { String::new() } else { format!("-micro-{micro:04}") };
+        self.folder.join(format!("step-{step:06}{suffix}"))
+    }
+
     /// Writes a checkpoint and returns its folder.
     ///
     /// # Errors
     /// When a file cannot be written. Nothing is left behind then, and older checkpoints are untouched.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, Error> {
-        let Cursor { step, micro } = checkpoint.state.cursor;
-        let suffix = if micro == 0 { String::new() } else { format!("-micro-{micro:04}") };
-        let path = self.folder.join(format!("step-{step:06}{suffix}"));
+        let path = self.path(checkpoint.state.cursor);
         fs::create_dir_all(&self.folder).map_err(io(&self.folder))?;
         let temporary = TemporaryFolder::beside(&path).map_err(io(&path))?;
         self.write(temporary.path(), checkpoint)?;

@@ -5,7 +5,7 @@ mod tensorboard;
 mod voice;
 
 use std::fmt::Arguments;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vp_core::atomic;
@@ -33,7 +33,9 @@ pub fn image_name(index: usize, seed: u64) -> String {
 /// Writes down how a run goes, and tells people.
 #[derive(Debug)]
 pub struct Journal {
-    dir: RunDir,
+    folder: PathBuf,
+    /// `None` on a rank that writes nothing.
+    dir: Option<RunDir>,
     voice: Box<dyn Voice>,
     /// TensorBoard's events; given up, with a warning, when they cannot be written.
     events: Option<Events>,
@@ -74,10 +76,20 @@ impl Journal {
         Ok(Self::begin_with(dir, Box::new(voice), None))
     }
 
+    /// The journal of a rank that writes nothing; another one writes that of the run in `root`.
+    pub fn of_another_rank(root: &Path, voice: impl Voice + 'static) -> Self {
+        Self { folder: root.to_path_buf(), dir: None, voice: Box::new(voice), ..Self::empty() }
+    }
+
+    fn empty() -> Self {
+        let (folder, voice, began) = (PathBuf::new(), Box::new(Silent), Instant::now());
+        Self { folder, dir: None, voice, events: None, from: 0, began, updates: 0, images: 0.0, seconds: 0.0 }
+    }
+
     fn begin_with(dir: RunDir, voice: Box<dyn Voice>, resumed_at: Option<u64>) -> Self {
         let events = Events::begin(&dir.root().join("tensorboard"), resumed_at);
-        let from = resumed_at.unwrap_or(0);
-        let mut journal = Self { dir, voice, events: None, from, began: Instant::now(), updates: 0, images: 0.0, seconds: 0.0 };
+        let (folder, from) = (dir.root().to_path_buf(), resumed_at.unwrap_or(0));
+        let mut journal = Self { folder, dir: Some(dir), voice, from, ..Self::empty() };
         match events {
             Ok(events) => journal.events = Some(events),
             Err(error) => journal.lose_events(&error),
@@ -87,7 +99,7 @@ impl Journal {
 
     /// The run's folder.
     pub fn dir(&self) -> &Path {
-        self.dir.root()
+        &self.folder
     }
 
     /// Shows the progress at the start of a run of `of` updates.
@@ -100,7 +112,8 @@ impl Journal {
     /// # Errors
     /// When the run's folder cannot be written.
     pub fn update(&mut self, step: u64, of: u64, metrics: &[(&str, f64)]) -> Result<(), Error> {
-        self.dir.log(step as usize, metrics)?;
+        let Some(dir) = &mut self.dir else { return Ok(()) };
+        dir.log(step as usize, metrics)?;
         self.view(|events| events.scalars(step, metrics));
         self.count(metrics);
         if !self.voice.shows_progress() {
@@ -120,32 +133,32 @@ impl Journal {
     /// # Errors
     /// When the run's folder cannot be written.
     pub fn preview(&mut self, step: u64, preview: &Preview) -> Result<(), Error> {
+        let Some(dir) = &mut self.dir else { return Ok(()) };
         let names: Vec<(String, f64)> = preview.values().map(|(name, scores)| (format!("preview/{name}"), mean(scores))).collect();
         let metrics: Vec<(&str, f64)> = names.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        self.dir.log(step as usize, &metrics)?;
+        dir.log(step as usize, &metrics)?;
+        let (path, folder) = (dir.sample_path(step as usize), dir.preview_dir(step as usize));
         let shown: Vec<String> = names.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();
         if preview.images.is_empty() {
             self.view(|events| events.scalars(step, &metrics));
             self.say(format_args!("step {step}  {}", shown.join("  ")));
             return Ok(());
         }
-        let path = self.dir.sample_path(step as usize);
         let drawn: RgbImage = grid(&preview.images, preview.columns);
         write_png::<&str, &str>(&path, &drawn, &[])?;
-        self.results(step, preview)?;
+        self.results(&folder, step, preview)?;
         self.view(|events| events.scalars(step, &metrics).and_then(|()| events.image(IMAGES, step, &drawn)));
         self.say(format_args!("step {step}  {}  -> {}", shown.join("  "), path.display()));
         Ok(())
     }
 
     /// Writes each image of a preview to a file, and their scores to [`RESULTS`], for reports that compare runs.
-    fn results(&self, step: u64, preview: &Preview) -> Result<(), Error> {
+    fn results(&self, folder: &Path, step: u64, preview: &Preview) -> Result<(), Error> {
         let results = preview.results(step);
         if results.is_empty() {
             return Ok(());
         }
-        let folder = self.dir.preview_dir(step as usize);
-        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.display().to_string(), source })?;
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.display().to_string(), source })?;
         for (image, result) in preview.images.iter().zip(&results) {
             write_png::<&str, &str>(folder.join(image_name(result.index, result.seed)), image, &[])?;
         }
@@ -158,6 +171,9 @@ impl Journal {
     /// # Errors
     /// When the run's folder cannot be written.
     pub fn watch(&self, watch: &Watch) -> Result<(), Error> {
+        if self.dir.is_none() {
+            return Ok(());
+        }
         self.write(&self.dir().join(WATCH), &serde_json::to_string(watch).expect("looks are JSON"))
     }
 
@@ -216,7 +232,7 @@ impl Journal {
 
     fn lose_events(&mut self, error: &std::io::Error) {
         self.events = None;
-        let folder = self.dir.root().join("tensorboard");
+        let folder = self.folder.join("tensorboard");
         self.warn(format_args!(
             "no more TensorBoard events are written: {}: {error}; metrics.jsonl has the same numbers",
             folder.display()

@@ -7,6 +7,7 @@
 
 pub mod attendant;
 mod backward;
+mod batch;
 pub mod checkpoint;
 pub mod export;
 pub mod journal;
@@ -15,6 +16,7 @@ mod observed;
 pub mod preview;
 mod reward_failure;
 pub mod sentinel;
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use regex::Regex;
-use vp_core::noise::{Noise, Purpose};
+use vp_core::noise::Noise;
 use vp_core::profile::{self, Stage};
 use vp_models::number_format::is_cpu;
 use vp_models::parameters::{map_parameters, named_parameters, select_trainable};
@@ -33,11 +35,13 @@ use vp_models::parameters::{map_parameters, named_parameters, select_trainable};
 use crate::Error;
 use crate::optim::Workers;
 use crate::optim::{AdamW, Ema, GradientAccumulator, LossScale, LrSchedule, NamedTensors};
+use crate::ranks::{Grid, Ranks};
 use crate::run::checkpoint::{Checkpoint, Checkpoints, Cursor, State};
 use crate::run::journal::Journal;
 use crate::sections::Settings;
 use crate::statistics::mean_and_std;
 
+pub use batch::{Batch, Draw};
 pub use observed::{Observed, Values, gathered, values};
 
 /// The number of SIGINT, which Ctrl-C sends, on every system.
@@ -90,43 +94,12 @@ pub struct Start {
     pub stop_before: Option<u64>,
     /// Bytes that the algorithm's own [memory](Run::memory) takes in a checkpoint.
     pub memory_bytes: u64,
+    /// The ranks that train together.
+    pub ranks: Ranks,
 }
 
 /// The name under which the loss is observed.
 const LOSS: &str = "loss";
-
-/// A micro-batch to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batch {
-    /// The micro-batch's number in the run, counted from 0.
-    pub index: u64,
-    /// Whether this is the first micro-batch of an update.
-    pub begins_update: bool,
-}
-
-impl Batch {
-    /// The number that names the random draws of this micro-batch. It is never 0, which belongs to validation and the previews.
-    pub fn draw(self) -> u64 {
-        self.index + 1
-    }
-}
-
-/// Names a stream of random numbers: for each purpose, every number of a run has its own stream. The number is that of a micro-batch unless
-/// stated otherwise; a policy's rollouts are numbered by their epochs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Draw {
-    /// The run's random numbers.
-    pub noise: Noise,
-    /// The stream's number, counted from 1; 0 belongs to validation and the previews.
-    pub number: u64,
-}
-
-impl Draw {
-    /// A uniform integer in `low..=high`.
-    pub fn integer(&self, purpose: Purpose, low: usize, high: usize) -> usize {
-        self.noise.integer(purpose, self.number, 0, low, high)
-    }
-}
 
 /// A run under way, training `M`.
 pub struct Run<M> {
@@ -142,6 +115,12 @@ pub struct Run<M> {
     pub journal: Journal,
     /// The algorithm's own state from batch to batch, as flattened tensors under names of its choice. It is saved in checkpoints.
     pub memory: NamedTensors,
+    /// The ranks that train together.
+    pub ranks: Ranks,
+    /// What this rank computes of an update.
+    grid: Grid,
+    /// What is not finite in this rank's part of the update under way, while the others do not know.
+    unsound: Option<String>,
     optimizer: AdamW,
     lr_schedule: LrSchedule,
     gradients: GradientAccumulator,
@@ -161,6 +140,8 @@ pub struct Run<M> {
     began: Instant,
     /// Images drawn or read since the last update.
     images: u64,
+    /// The mean over ranks of the seconds that they spent with messages in the last update.
+    waited: Option<f64>,
     /// What the journal was told of the last update that this process made.
     last_update: Vec<(String, f64)>,
 }
@@ -180,6 +161,7 @@ impl<M: Module> Run<M> {
             let example = format!("their names are like {}", names.join(", "));
             return Err(Error::Config(format!("model.trainable {:?} matches no parameter of the model; {example}", settings.trainable)));
         }
+        let grid = Grid::of(&start.ranks, settings.micro_batches, &settings.items)?;
         let optimizer = &settings.optimizer;
         let (mut adamw, mut gradients) = (AdamW::new(optimizer.adamw.clone()), GradientAccumulator::default());
         let mut ema = settings.ema.clone().map(|ema| Ema::new(ema, &model));
@@ -206,6 +188,13 @@ impl<M: Module> Run<M> {
                 adamw = AdamW::import(optimizer.adamw.clone(), take("optimizer"), &model)?;
                 gradients = GradientAccumulator::from(take("gradients"));
                 memory = take("memory");
+                // The sums of an update that was begun belong to no rank: it is made from its beginning.
+                let state = if start.ranks.are_one() {
+                    state
+                } else {
+                    gradients = Default::default();
+                    state.before_its_update()
+                };
                 if let Some(config) = &settings.ema {
                     ema = Some(Ema::import(config.clone(), take("ema"), &model)?);
                 }
@@ -220,6 +209,9 @@ impl<M: Module> Run<M> {
         Ok(Self {
             noise: Noise::new(settings.run.seed),
             num_trainable,
+            ranks: start.ranks,
+            grid,
+            unsound: None,
             optimizer: adamw,
             lr_schedule: LrSchedule::new(settings.lr_scheduler.clone(), optimizer.learning_rate, settings.run.num_train_steps),
             gradients,
@@ -233,6 +225,7 @@ impl<M: Module> Run<M> {
             stop_before: start.stop_before,
             began: Instant::now(),
             images: 0,
+            waited: None,
             last_update: Vec::new(),
             memory,
             previewed,
@@ -256,7 +249,7 @@ impl<M: Module> Run<M> {
         }
         let every = self.settings.checkpoint.every;
         let due = micro == 0 && step > 0 && (over || (every > 0 && step.is_multiple_of(every)));
-        if self.interrupt.takes_request_to_save() {
+        if self.may_save() && self.interrupt.takes_request_to_save() {
             self.save_as_asked()?;
         } else if due && self.saved != Some(self.state.cursor) {
             self.save_if_the_disk_lets()?;
@@ -264,7 +257,7 @@ impl<M: Module> Run<M> {
         if micro == 0 {
             self.began = Instant::now();
         }
-        Ok((!over).then_some(Batch { index, begins_update: micro == 0 }))
+        Ok((!over).then(|| self.grid.batch(index, micro == 0)))
     }
 
     /// The next micro-batches to compute side by side: at most `count`, all of one update; `None` when the run is over. Saves a checkpoint if
@@ -274,9 +267,13 @@ impl<M: Module> Run<M> {
     /// As [`next_batch`](Self::next_batch).
     pub fn next_batches(&mut self, count: usize) -> Result<Option<Vec<Batch>>, Error> {
         let Some(first) = self.next_batch()? else { return Ok(None) };
-        let left = self.accumulation() - self.state.cursor.micro;
+        let left = (self.accumulation() - self.state.cursor.micro) / self.grid.lanes;
         let before_stop = self.stop_before.filter(|stop| *stop > first.index).map_or(left, |stop| (stop - first.index) as usize);
-        let batch = |offset| Batch { index: first.index + offset as u64, begins_update: first.begins_update && offset == 0 };
+        let batch = |offset| Batch {
+            index: first.index + (offset * self.grid.lanes) as u64,
+            begins_update: first.begins_update && offset == 0,
+            part: first.part,
+        };
         Ok(Some((0..count.min(left).min(before_stop)).map(batch).collect()))
     }
 
@@ -293,15 +290,15 @@ impl<M: Module> Run<M> {
     /// # Errors
     /// When the run was interrupted, after saving a checkpoint, or when a value to save is not finite.
     pub fn heed_signals(&mut self) -> Result<(), Error> {
-        match self.interrupt.signal() {
-            Some(signal) => Err(Error::Interrupted { signal, checkpoint: self.save()? }),
+        match self.signal_to_any()? {
+            Some(signal) => Err(Error::Interrupted { signal, checkpoint: self.save_before_update()? }),
             None => Ok(()),
         }
     }
 
     /// The random numbers of a micro-batch.
     pub fn draw(&self, batch: Batch) -> Draw {
-        Draw { noise: self.noise, number: batch.draw() }
+        Draw { noise: self.noise, number: batch.draw(), part: batch.part }
     }
 
     /// Counts images that were drawn or read, for the images per second in the journal.
@@ -367,6 +364,7 @@ impl<M: Module> Run<M> {
     /// Forgets the micro-batches of the update under way.
     fn start_update_anew(&mut self) {
         self.gradients = GradientAccumulator::default();
+        self.unsound = None;
         self.pending.clear();
         self.state.observed.clear();
         self.state.cursor.micro = 0;
@@ -399,6 +397,7 @@ impl<M: Module> Run<M> {
         let images = std::mem::take(&mut self.images);
         line.extend([("grad_norm", grad_norm), ("lr", lr)].map(|(name, value)| (name.to_string(), value)));
         line.extend([("images_per_second", images as f64 / seconds), ("seconds", seconds)].map(|(name, value)| (name.to_string(), value)));
+        line.extend(self.waited.take().map(|waited| ("rank_wait_seconds".into(), waited)));
         self.last_update = line;
         let line: Vec<(&str, f64)> = self.last_update.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.journal.update(self.state.cursor.step, self.settings.run.num_train_steps, &line)
@@ -466,6 +465,10 @@ impl<M: Module> Run<M> {
     }
 
     fn write_checkpoint(&mut self) -> Result<PathBuf, Error> {
+        if !self.ranks.is_first() {
+            self.saved = Some(self.state.cursor);
+            return Ok(self.checkpoints.path(self.state.cursor));
+        }
         self.gather();
         let tensors = self.tensors();
         for (file, tensors) in &tensors {

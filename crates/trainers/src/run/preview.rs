@@ -16,6 +16,7 @@ use vp_schedulers::{Sampler, build_sampler};
 
 use crate::Error;
 use crate::non_finite::{in_prediction, is_finite};
+use crate::ranks::{Ranks, scores_from, scores_to};
 use crate::sections::PreviewSection;
 use crate::statistics::mean;
 
@@ -93,6 +94,8 @@ pub struct PreviewRequest<'a> {
     pub size: [usize; 2],
     /// Updates made so far.
     pub step: u64,
+    /// The ranks that draw, each some of the prompts.
+    pub ranks: &'a Ranks,
 }
 
 /// Draws the preview with the model's own sampler, one row of the grid per prompt, and scores its images.
@@ -100,13 +103,13 @@ pub struct PreviewRequest<'a> {
 /// # Errors
 /// When the folder's scheduler cannot be built, a reward fails, or an image is not finite.
 pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &PreviewRequest<'_>) -> Result<Preview, Error> {
-    let PreviewRequest { section, rewards, size, step } = *request;
+    let PreviewRequest { section, rewards, size, step, ranks } = *request;
     let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
     let mut images = Vec::new();
     let mut scores: Vec<(String, Vec<f64>)> = rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect();
     let mut terms: Vec<(String, Vec<f64>)> = Vec::new();
     let (shape, device) = (pipeline.latent_shape(size), pipeline.device());
-    for prompt in &section.prompts {
+    for prompt in &section.prompts[ranks.share(section.prompts.len())] {
         let prompts = vec![prompt.clone(); section.seeds.len()];
         let rows = |purpose, scheduler_step| {
             let one = |seed: &u64| Noise::new(*seed).normal(purpose, chain_step(0, scheduler_step), &[0], shape, device);
@@ -133,9 +136,49 @@ pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &Pr
         }
         images.extend(from_tensor(drawn)?);
     }
+    let Drawn { images, scores, terms } = Drawn { images, scores, terms }.of_all(ranks, size)?;
     let of_prompt = |prompt: &String| section.seeds.iter().map(|seed| (prompt.clone(), *seed)).collect::<Vec<_>>();
     let drawn_from = section.prompts.iter().flat_map(of_prompt).collect();
     Ok(Preview { images, columns: section.seeds.len(), drawn_from, scores, terms, lower_is_better: false })
+}
+
+/// What a rank has drawn of a preview.
+struct Drawn {
+    images: Vec<RgbImage>,
+    scores: Vec<(String, Vec<f64>)>,
+    terms: Vec<(String, Vec<f64>)>,
+}
+
+impl Drawn {
+    /// What all ranks have drawn, whose images are of this height and width.
+    fn of_all(self, ranks: &Ranks, [height, width]: [usize; 2]) -> Result<Self, Error> {
+        if ranks.are_one() {
+            return Ok(self);
+        }
+        let scores = serde_json::to_vec(&[scores_to(&self.scores), scores_to(&self.terms)]).expect("names and numbers are JSON");
+        let pixels: Vec<u8> = self.images.iter().flat_map(|image| image.as_raw().iter().copied()).collect();
+        let image = |pixels: &[u8]| RgbImage::from_raw(width as u32, height as u32, pixels.to_vec()).expect("as many bytes as pixels have");
+        let all = ranks.gather(&pixels)?;
+        let mut drawn = Self {
+            images: all.iter().flat_map(|pixels| pixels.chunks_exact(3 * height * width)).map(image).collect(),
+            scores: Vec::new(),
+            terms: Vec::new(),
+        };
+        for bytes in ranks.gather(&scores)? {
+            let [scores, terms]: [Vec<(String, Vec<u64>)>; 2] =
+                serde_json::from_slice(&bytes).map_err(|error| Error::Config(format!("a rank of another version: {error}")))?;
+            for (all, of_rank) in [(&mut drawn.scores, scores), (&mut drawn.terms, terms)] {
+                // By place, for two rewards may have one name; a rank without a prompt has no terms.
+                let of_rank = scores_from(&of_rank);
+                all.resize_with(all.len().max(of_rank.len()), Default::default);
+                for ((name, values), (known, more)) in all.iter_mut().zip(of_rank) {
+                    *name = known;
+                    values.extend(more);
+                }
+            }
+        }
+        Ok(drawn)
+    }
 }
 
 /// The first part of the model whose output is not finite at the first step of a chain; if there is none, the decoded image.

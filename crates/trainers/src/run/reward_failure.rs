@@ -9,6 +9,9 @@ use crate::run::checkpoint::Cursor;
 impl<M: Module> Run<M> {
     /// The error that ends the run, after saving a checkpoint if it is a reward's. One that gave up waiting since a signal came is that signal.
     pub fn secured(&mut self, error: Error) -> Error {
+        if !self.ranks.are_one() {
+            return self.secured_on_ranks(error);
+        }
         let (signal, source) = match (self.interrupt.signal(), error) {
             (signal, Error::Reward(source)) if signal.is_some() || !self.is_at_the_beginning() => (signal, source),
             (_, error) => return error,
@@ -22,6 +25,24 @@ impl<M: Module> Run<M> {
             (Err(error), _) => {
                 self.journal.warn(format_args!("no checkpoint of step {step}: {error}"));
                 Error::Reward(source)
+            }
+        }
+    }
+
+    /// As [`secured`](Self::secured), on one of several ranks: the first saves the beginning of the update in which another's reward failed.
+    fn secured_on_ranks(&mut self, error: Error) -> Error {
+        let failed = matches!(error, Error::Reward(_) | Error::OfRank { .. });
+        if !failed || self.state.cursor.step == 0 {
+            return error;
+        }
+        let Cursor { step, micro } = self.state.cursor;
+        self.state.preview_is_owed = micro == 0 && self.preview_is_due(step) && self.previewed != Some(step);
+        match (self.save_before_update(), error) {
+            (Ok(checkpoint), Error::Reward(source)) => Error::RewardFailed { source: Box::new(source), checkpoint },
+            (Ok(_), error) => error,
+            (Err(problem), error) => {
+                self.journal.warn(format_args!("no checkpoint of step {step}: {problem}"));
+                error
             }
         }
     }

@@ -16,9 +16,10 @@ struct Toy {
 fn settings(max_skips: u64) -> Settings {
     Settings {
         loss_scaling: false,
-        run: RunSection { seed: 0, num_train_steps: 3, workers: 1 },
+        run: RunSection { seed: 0, num_train_steps: 3, workers: 1, reduction: Default::default() },
         trainable: ".".into(),
         micro_batches: 1,
+        items: crate::ranks::Items::of("algo.sft.batch_size", 1),
         optimizer: OptimizerSection {
             learning_rate: 0.1,
             gradient_accumulation_steps: 1,
@@ -78,10 +79,10 @@ fn an_update_whose_gradients_overflow_is_made_again() {
         let loss = run.model.other.val().cast(DType::F16).cast(DType::F32) * 1.5;
         run.backward(loss, vec![], &|_| None).unwrap()
     };
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }));
     assert_eq!(steep(&mut run), None);
     assert_eq!((run.updates(), other(&run)), (0, 1.0));
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }));
     assert_eq!(steep(&mut run), Some(1));
     assert_eq!(run.state.loss_scale.map(|scale| scale.scale()), Some(32768.0));
     assert!(other(&run) < 1.0 && run.state.skipped == 0);
@@ -93,7 +94,7 @@ fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
     let mut run = toy_run(&dir.path().join("run"), 1);
     run.next_batch().unwrap();
     assert_eq!(poisoned_slope(&mut run).unwrap(), None);
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 1, begins_update: true }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 1, begins_update: true, part: crate::ranks::Portion::WHOLE }));
     let loss = run.model.other.val().square();
     assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
     assert!(other(&run) < 1.0);

@@ -34,7 +34,7 @@ use crate::Error;
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
 use crate::data::preferences::{PairBatch, PreferencePairs, PreferencesSection};
-use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps, sample_numbers};
+use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps};
 use crate::losses::{dpo_inside, dpo_loss, smpo_inside};
 use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
@@ -139,10 +139,10 @@ impl FromPreferences for Dpo {
             // 1. Pairs: cropped, resized, some mirrored, some prompts dropped.
             let PairBatch { images, captions, probabilities } = profile::time(Stage::Io, || pairs.batch(batch, self.batch_size))?;
             let data = DenoisingBatch { images, captions: &captions, size };
-            run.count_images(2 * self.batch_size);
+            run.count_images(captions.len());
 
             // 2. Noised latents: the same timestep and the same noise for both images of a pair.
-            let samples = sample_numbers(self.batch_size);
+            let samples = run.draw(batch).samples(captions.len() / 2);
             let rows = Rows { draw: run.draw(batch), samples: &samples };
             let noised = noised_pairs(&data, pipeline, &*schedule, &random_timesteps(&*schedule, rows), rows);
 

@@ -33,7 +33,7 @@ use crate::config::TrainConfig;
 use crate::data::images::ImageBatch;
 use crate::data::likes::LikedImages;
 use crate::data::preferences::PreferencesSection;
-use crate::denoising::{DenoisingBatch, Rows, random_timesteps, sample_numbers};
+use crate::denoising::{DenoisingBatch, Rows, random_timesteps};
 use crate::losses::{kto_inside, kto_loss, kto_reference_point};
 use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
@@ -135,10 +135,11 @@ impl FromPreferences for Kto {
             // 1. Images, the liked ones first: cropped, resized, some mirrored, some prompts dropped.
             let (ImageBatch { images: pixels, captions }, liked) = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?;
             let data = DenoisingBatch { images: pixels, captions: &captions, size };
-            run.count_images(self.batch_size);
+            let rows_of_batch = batch.rows(self.batch_size);
+            run.count_images(captions.len());
 
             // 2. Noised latents, each at a random timestep.
-            let samples = sample_numbers(self.batch_size);
+            let samples = run.draw(batch).samples(captions.len());
             let rows = Rows { draw: run.draw(batch), samples: &samples };
             let noised = data.noised(pipeline, &*schedule, random_timesteps(&*schedule, rows), rows);
 
@@ -148,17 +149,18 @@ impl FromPreferences for Kto {
             let gains = -compared.changes(&noised);
 
             // 4. The loss: what is missing from the utility of gaining more than the reference point with liked images, and less with others.
-            let reference_point = kto_reference_point(gains.clone());
+            let all_gains = run.gather_rows(&gains)?;
+            let reference_point = kto_reference_point(all_gains.clone());
             let of = |when_liked: f64, otherwise: f64| {
                 let value = |row: usize| if row < liked { when_liked } else { otherwise };
-                let values: Vec<f32> = (0..self.batch_size).map(|row| value(row) as f32).collect();
+                let values: Vec<f32> = rows_of_batch.clone().map(|row| value(row) as f32).collect();
                 Tensor::<1>::from_data(&values[..], pipeline.device())
             };
             let inside = kto_inside(gains.clone(), reference_point.clone(), of(1.0, -1.0), self.beta);
             let loss = kto_loss(inside, of(self.liked_weight, self.disliked_weight));
 
             // 5. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
-            let observed = observed(compared.errors(&noised), &gains, liked, &reference_point);
+            let observed = observed(compared.errors(&noised), &all_gains, liked, &reference_point);
             let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embedded.model);
             let updated = run.backward(loss, observed, &blame)?;
 

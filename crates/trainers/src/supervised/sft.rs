@@ -81,7 +81,8 @@ impl Sft {
         while let Some(batch) = run.next_batch()? {
             // 1. Captioned images: cropped, resized, some mirrored, some captions dropped.
             let (drawn, captions) = images.draw(batch, self.batch_size);
-            run.count_images(self.batch_size);
+            let count = drawn.len();
+            run.count_images(count);
 
             // 2. Noised latents, each at a random timestep; embeddings of the captions.
             let posterior = latents.posterior(images, &drawn, pipeline)?;
@@ -92,18 +93,18 @@ impl Sft {
             };
             let blame = |model: &Trainable<D>| noised.first_non_finite(&model.denoiser, &embed(model, &captions));
 
-            // 3. The loss: the weighted squared error of the prediction, as a mean over the micro-batch.
+            // 3. The loss: the weighted squared error of the prediction, as a mean over the rows.
             let weights = self.weights(&*schedule, &noised.timesteps);
             let loss = |model: &Trainable<D>, rows: Range<usize>| {
                 let noised = noised.narrow(rows.start, rows.len());
                 let errors = noised.errors(&model.denoiser, embed(model, &captions[rows.clone()]));
                 let observed = vec![("denoising_loss".to_string(), Values::from(&errors))];
                 let weights = Tensor::<1>::from_data(&weights[rows], pipeline.device());
-                ((errors * weights).sum() / self.batch_size as f64, observed)
+                ((errors * weights).sum() / count as f64, observed)
             };
 
             // 4. Backward, accumulated; after the last micro-batch of an update: clip, step, moving average, journal.
-            let updated = run.backward_in_parts(&workers, parts(self.batch_size, workers.count()), loss, &blame)?;
+            let updated = run.backward_in_parts(&workers, parts(count, workers.count().min(count)), loss, &blame)?;
 
             // 5. Validate, and draw the preview.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {

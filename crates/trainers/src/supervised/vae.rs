@@ -16,7 +16,7 @@ use crate::Error;
 use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
 use crate::data::images::{CaptionedImages, Drawn};
-use crate::denoising::{Rows, sample_numbers};
+use crate::denoising::Rows;
 use crate::losses::{AutoencoderLoss, AutoencoderWeights, Distance, autoencoder_loss};
 use crate::non_finite;
 use crate::run::preview::Preview;
@@ -91,7 +91,7 @@ impl Vae {
         while let Some(batch) = run.next_batch()? {
             // 1. Images: cropped, resized, some mirrored; pixels in [−1, 1].
             let pixels = profile::time(Stage::Io, || images.batch(batch, self.batch_size))?.images * 2.0 - 1.0;
-            run.count_images(self.batch_size);
+            run.count_images(pixels.dims()[0]);
 
             // 2. Encode to latents and decode again.
             let posterior = profile::time(Stage::Encode, || run.model.encode(pixels.clone()));
@@ -188,5 +188,5 @@ fn first_non_finite(model: &AutoencoderKL, posterior: &Posterior, reconstructed:
 /// Standard normal noise of the shape of the posterior's mean.
 fn posterior_noise(draw: Draw, mean: &Tensor<4>) -> Tensor<4> {
     let [rows, c, h, w] = mean.dims();
-    Rows { draw, samples: &sample_numbers(rows) }.normal(Purpose::POSTERIOR, [c, h, w], &mean.device().without_autodiff())
+    Rows { draw, samples: &draw.samples(rows) }.normal(Purpose::POSTERIOR, [c, h, w], &mean.device().without_autodiff())
 }

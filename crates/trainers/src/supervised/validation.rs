@@ -58,7 +58,7 @@ pub fn at_timesteps<T>(
     let one = |part: usize| {
         let timestep = ((2 * part + 1) * count / (2 * TIMESTEPS)) as f64;
         let samples: Vec<u64> = numbers.iter().map(|number| number.wrapping_add(part as u64)).collect();
-        measure(timestep, Rows { draw: Draw { noise, number: DRAW }, samples: &samples })
+        measure(timestep, Rows { draw: Draw::new(noise, DRAW), samples: &samples })
     };
     (0..TIMESTEPS).map(one).collect()
 }
@@ -89,7 +89,7 @@ impl Looked<'_> {
         values: Vec<(&str, Vec<f64>)>,
     ) -> Result<(), Error> {
         let Self { pipeline, size, step, .. } = *self;
-        let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step });
+        let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step, ranks: &run.ranks });
         let drawn = request.map(|request| draw(pipeline, tuned, &request)).transpose()?;
         let values = values.into_iter().filter(|(_, values)| !values.is_empty()).map(|(name, values)| (name.to_string(), values));
         run.record_preview(&Preview::of_losses(values.collect(), drawn))

@@ -14,12 +14,12 @@ use vp_models::pipeline::{ModelFolder, ModelOptions};
 use vp_models::vae::Splitting;
 
 use crate::args::LoraArg;
-use crate::embedded;
 use crate::failure::Failure;
 use crate::image_generator::{ImageGenerator, ImageRequest, Sampling};
 use crate::output_folder;
 use crate::progress::{self, Progress};
 use crate::terminal::say;
+use crate::{embedded, ranks};
 
 /// `[sampling]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -119,9 +119,13 @@ impl Candidates<'_> {
         let mut made_from = json!({ "sampling": section, "prompts": texts });
         // How many are drawn at once changes nothing but rounding.
         made_from["sampling"].as_object_mut().expect("a section is an object").remove("batch_size");
-        output_folder::create_or_continue(&folder, MADE_FROM, &made_from)?;
+        ranks::first_before_others(|| output_folder::create_or_continue(&folder, MADE_FROM, &made_from))?;
+        let ranks = ranks::all();
+        // By number among all, so that no rank's part depends on what the others have drawn meanwhile.
+        let own = wanted.iter().enumerate().filter(|(number, _)| number % ranks.size() == ranks.rank()).map(|(_, one)| one);
+        let missing: Vec<&Wanted> = own.filter(|one| !folder.join(&one.file_name).exists()).collect();
         for (index, model) in section.models.iter().enumerate() {
-            let of_model: Vec<&Wanted> = wanted.iter().filter(|one| one.model == index && !folder.join(&one.file_name).exists()).collect();
+            let of_model: Vec<&Wanted> = missing.iter().filter(|one| one.model == index).copied().collect();
             if !of_model.is_empty() {
                 if !progress::is_quiet() {
                     say(format_args!("drawing {} images with {}", of_model.len(), model.display()));
@@ -129,6 +133,7 @@ impl Candidates<'_> {
                 self.draw_with(index, &of_model, &folder)?;
             }
         }
+        ranks.gather(&[]).map_err(Failure::run)?;
         Ok(records)
     }
 
