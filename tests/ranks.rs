@@ -2,6 +2,7 @@
 //! `scripts/check-mpi` does the same with processes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::Ordering;
 
 use burn::tensor::Device;
@@ -110,6 +111,9 @@ fn train(config: &TrainConfig, size: usize, folder: &Path) -> Outcome {
 
 /// Trains as one rank. Returns all values of the tuned model.
 fn one_rank(config: &TrainConfig, ranks: Ranks, folder: &Path, interrupt: &Interrupt) -> Result<Vec<f64>, Error> {
+    // All ranks of this process share the threads of its operations. Were there several, each rank would wait for the others' operations too.
+    static ONE_THREAD: Once = Once::new();
+    ONE_THREAD.call_once(|| rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap());
     let resolve =
         |path: &Path| Ok(if path == Path::new("embedded:shapes") { root().join("checkpoints/shapes") } else { root().join(path) });
     match assemble(config, &resolve, &Device::flex()).unwrap() {

@@ -146,6 +146,7 @@ complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -l p
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -l train-prompts -d 'Prompts that the model or a reward was trained on; held-out prompts that nearly equal one of them are listed (repeatable)' -r -F
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -s r -l reward -d 'A reward, as for `score` (repeatable)' -r
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -l trained-reward -d 'A reward that the model was trained on, and which therefore rises; marked in the report (repeatable)' -r
+complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -l votes -d 'What people say of these images: the folder or records.jsonl of `vote --evaluation` (repeatable); the report then shows whom they prefer, and which rewards agree with them' -r -F
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -s o -l output -d 'The folder for results, images and the report' -r -F
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -l seeds -d 'Images per prompt and model' -r
 complete -c visionprefer -n "__fish_visionprefer_using_subcommand evaluate" -s s -l seed -d 'The first seed' -r
