@@ -142,7 +142,7 @@ fn every_command_of_the_documentation_is_one_of_the_program() {
 
 #[test]
 fn every_config_and_script_that_the_documentation_names_is_there() {
-    let path = Regex::new(r"\b(configs|scripts|examples)/[a-z0-9_/-]+(\.(toml|rs|py|md))?").unwrap();
+    let path = Regex::new(r"\b(configs|scripts|examples)/[a-z0-9_/-]+(\.(toml|rs|py|md|sbatch))?").unwrap();
     let mut found = 0;
     for page in pages() {
         for named in path.find_iter(&fs::read_to_string(&page).unwrap()) {
