@@ -84,8 +84,11 @@ fn report(plan: &EvaluationPlan, comparison: ModelComparison, rows: &[ImageResul
     let count = plan.prompts.len();
     let about = match plan.draws() {
         true => format!(
-            "{tuned} against {base}: {count} prompts, {} seeds each, the same noise on both sides, {} steps, guidance scale {}.",
-            plan.seeds().len(),
+            "{tuned} against {base}: {count} prompts, {} each, the same noise on both sides, {} steps, guidance scale {}.",
+            match plan.seeds().len() {
+                1 => "one seed".into(),
+                seeds => format!("{seeds} seeds"),
+            },
             plan.args.steps,
             plan.guidance_scale
         ),
