@@ -265,7 +265,7 @@ fn a_hundred_thousand_lines_and_ten_thousand_previews_are_shown_at_once() {
 }
 
 /// Updates of two micro-batches; long enough that a button can be pressed in the middle.
-const SMALL: [&str; 9] = [
+pub const SMALL: [&str; 9] = [
     "run.num_train_steps=40",
     "scheduler.num_inference_steps=4",
     "algo.refl.min_mid_step=2",
