@@ -29,8 +29,8 @@ fn root() -> &'static Path {
 
 /// What every short run is set to: a few updates, and previews that are cheap.
 ///
-/// Adam divides a gradient by its own size. Where it is no larger than its rounding, the update would be noise of the size of the learning rate;
-/// a larger eps leaves such values alone.
+/// Adam divides a gradient by its own size. Where a gradient is as small as the rounding in it, the update would be noise as large as the learning
+/// rate. A larger eps leaves such values alone.
 const SHORT: [&str; 3] = ["run.num_train_steps=3", "checkpoint.every=2", "optimizer.adamw.eps=1e-4"];
 /// The small configs of these train on the size of a JPEG, which jumps where rounding changes a pixel's level.
 const STEADY: [&str; 2] = ["reward={ brightness = {} }", "watch=[{ saturation = {} }]"];

@@ -200,6 +200,8 @@ fn several_devices_are_predicted() {
         println!("{text}");
         assert!(text.lines().count() < 24 && text.lines().all(|line| line.chars().count() <= 100), "{text}");
     }
+    let bytes = |set: &str| plan(&["--algo", "refl", "--ranks", "2", "--set", set])["bytes"].as_u64().unwrap();
+    assert_eq!(bytes("run.reduction=f32"), 2 * bytes("run.reduction=bf16"));
     let told = run(&["plan", "--algo", "refl", "--ranks", "0"]).refused();
     assert!(told.contains("--ranks"), "{told}");
     let told = run(&["plan", "--algo", "refl", "--ranks", "2", "--bandwidth", "0"]).refused();

@@ -63,8 +63,8 @@ pub struct ModelComparison {
 }
 
 impl ModelComparison {
-    /// The images that [`Contrast::changes`] names by a reward that is no term of another, each once: candidate, prompt number and seed, in order.
-    /// Those a report wants to show, with the baseline's of the same number and seed.
+    /// The images that [`Contrast::changes`] names for rewards that are not terms of another one, each once: candidate, prompt number and seed, in
+    /// order. Those a report wants to show, with the baseline's of the same number and seed.
     pub fn extreme_images(&self) -> BTreeSet<(&str, usize, u64)> {
         let of = |contrast: &Contrast| {
             let shown = contrast.changes.iter().filter(|changes| !contrast.is_term(&changes.reward));

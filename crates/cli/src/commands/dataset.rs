@@ -14,11 +14,11 @@ use crate::terminal::say;
 
 /// The top-level entry point for `dataset`.
 pub fn run(args: DatasetArgs) -> Result<(), Failure> {
-    let one = ranks::all().is_first();
+    let is_first = ranks::all().is_first();
     match args.kind {
         DatasetKind::Shapes(args) => shapes(args),
         // One rank is enough for what writes one file.
-        _ if !one => Ok(()),
+        _ if !is_first => Ok(()),
         DatasetKind::Validate(args) => records::validate_set(&args),
         DatasetKind::Stats(args) => records::say_stats(&args),
         DatasetKind::Convert(args) => records::convert(&args),

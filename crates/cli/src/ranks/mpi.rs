@@ -104,7 +104,8 @@ pub(super) fn end() {
     }
     let _one = LIBRARY.lock().unwrap_or_else(PoisonError::into_inner);
     ENDED.store(true, Ordering::Relaxed);
-    // The library waits for all ranks, and nobody watches them any more. Without a thread there is no bound.
+    // The library waits for all ranks, which nobody watches any more: this thread ends the process if they do not come. If it cannot be started,
+    // the wait has no end of its own.
     let _ = thread::Builder::new().spawn(|| {
         thread::sleep(SILENCE);
         std::process::abort();

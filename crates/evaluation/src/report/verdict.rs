@@ -194,7 +194,7 @@ fn conclusion(trained: &[Move], watched: &[Move]) -> (Tone, &'static str) {
     }
 }
 
-/// How far the means have moved, which is no verdict.
+/// How far the means have moved. With so few prompts, that is not a verdict.
 fn too_few(report: &Report, contrast: &Contrast, all: &[&RewardContrast]) -> Verdict {
     let moved = |of: &&RewardContrast| {
         let Difference { difference, .. } = of.paired?;

@@ -32,13 +32,13 @@ pub struct Link {
 /// What an update of a run is made of, whatever computes it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// Images that an update trains on; in rewards of pairs, both images count.
+    /// Images that an update trains on; of a pair, both images count.
     pub images: u64,
     /// Images of one micro-batch.
     pub at_once: u64,
     /// Multiplications and additions per update: drawing, the forward and the backward pass, decoding and scoring.
     pub operations: f64,
-    /// Bytes of the gradients, which are f32.
+    /// Bytes of the gradients, in the format in which they travel.
     pub bytes: u64,
 }
 
@@ -88,7 +88,7 @@ impl Work {
             images: at_once * micro_batches / backwards,
             at_once,
             operations: (at_once * micro_batches) as f64 * operations(config, &laid, &demand),
-            bytes: 4 * laid.trained_values(),
+            bytes: config.run.reduction.bytes() * laid.trained_values(),
         })
     }
 

@@ -58,6 +58,16 @@ pub enum Reduction {
     Bf16,
 }
 
+impl Reduction {
+    /// Bytes of a value on its way.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// The ranks of a run, as one of them sees the others; by default it is alone.
 #[derive(Debug, Clone, Default)]
 pub struct Ranks {
@@ -254,6 +264,13 @@ mod tests {
                 let expected: f64 = (0..size).map(|rank| f64::from(of_rank(rank)[i])).sum();
                 assert_eq!(*sum, expected as f32);
             }
+        }
+    }
+
+    #[test]
+    fn a_value_takes_as_many_bytes_as_its_format_says() {
+        for reduction in [Reduction::F32, Reduction::Bf16] {
+            assert_eq!(encoded(&[1.0, -2.5, 1e30], reduction).len() as u64, 3 * reduction.bytes());
         }
     }
 

@@ -35,7 +35,7 @@ fn of_record(plan: &EvaluationPlan, record: &Record) -> anyhow::Result<Vec<Vote>
         return Ok(Vec::new());
     }
     let (index, seed) = place(&record.id).with_context(|| format!("found the id {:?}; expected PROMPT-SEED", record.id))?;
-    let prompt = plan.prompts.get(index).with_context(|| format!("there is no prompt {index} here"))?;
+    let prompt = plan.prompts.get(index).with_context(|| format!("this evaluation has no prompt {index}"))?;
     if prompt.text != record.prompt {
         bail!("prompt {index} is {:?} there and {:?} here", record.prompt, prompt.text);
     }
