@@ -68,7 +68,7 @@ fn a_run_is_listed_and_shown_by_its_folder_alone() {
     // 4 images, 0.5 apart: 1.5 ± 1.96 · 0.25.
     assert_eq!((&reward["series"][0]["band"], &reward["series"][0]["points"][0]), (&json!("interval"), &json!([1.0, 1.5, 1.01, 1.99])));
     assert_eq!(chart("Loss")["series"][0]["points"][1], json!([2.0, 0.333333, 0.333333, 0.333333]));
-    chart("Images a second");
+    chart("Images per second");
     let previews = charts["charts"].as_array().unwrap().iter().flat_map(|chart| chart["series"].as_array().unwrap());
     let previews = previews.into_iter().find(|series| series["metric"] == "preview/vp_score").unwrap();
     assert_eq!(previews["band"], "interval", "two prompts make one: {previews}");

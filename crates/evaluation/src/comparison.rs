@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use contrast::is_term_of;
 pub use contrast::{CategoryContrast, Change, Changes, Contrast, Difference, PixelContrast, RewardContrast, Unscored};
 pub use diversity::{Distances, DiversityContrast, Undiverse};
 pub use rows::{ImageResult, Unpaired};

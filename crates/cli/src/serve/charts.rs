@@ -64,9 +64,9 @@ fn add(site: &Site, place: &ShownFolder, points: usize, charts: &mut Vec<Chart>)
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut plans = report::plan_of_charts(&names, watched.config(&place.folder));
     plans.push(report::ChartPlan {
-        title: "Images a second".into(),
+        title: "Images per second".into(),
         note: "",
-        series: vec![("images_per_second".into(), "images a second".into())],
+        series: vec![("images_per_second".into(), "images per second".into())],
         leads: false,
     });
     let steps = previews::steps(site, &place.id, &place.folder);

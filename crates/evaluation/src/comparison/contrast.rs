@@ -185,7 +185,8 @@ impl Contrast {
     }
 }
 
-fn is_term_of(name: &str, reward: &str) -> bool {
+/// Whether `name` is that of a term of `reward`, such as `judge/pass` of `judge`.
+pub(crate) fn is_term_of(name: &str, reward: &str) -> bool {
     name.strip_prefix(reward).is_some_and(|rest| rest.starts_with('/'))
 }
 

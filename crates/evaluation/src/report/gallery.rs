@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::html::Html;
 use super::{ImagePair, Picture, Report, ScorePair, numbers};
-use crate::comparison::{Change, Contrast};
+use crate::comparison::{Change, Contrast, is_term_of};
 
 /// Up to which width or height an image's pixels are shown as squares: smoothed, small images are a blur.
 const SMALL: u32 = 128;
@@ -104,8 +104,7 @@ fn card(html: &mut Html, pair: &ImagePair, change: Option<&Change>) {
 
 /// The scores of each reward, and below them those of the rewards' terms, folded.
 fn scores(html: &mut Html, pairs: &[ScorePair]) {
-    let is_term =
-        |of: &&ScorePair| pairs.iter().any(|other| of.reward.strip_prefix(&other.reward).is_some_and(|rest| rest.starts_with('/')));
+    let is_term = |of: &&ScorePair| pairs.iter().any(|other| is_term_of(&of.reward, &other.reward));
     let (terms, rewards): (Vec<&ScorePair>, Vec<&ScorePair>) = pairs.iter().partition(is_term);
     let list = |html: &mut Html, pairs: &[&ScorePair]| {
         html.tag("ul", &[("class", "scores")], |html| pairs.iter().for_each(|of| score(html, &of.reward, of.baseline, of.candidate)));

@@ -13,6 +13,7 @@ use super::{Assembled, InSection, Outline, Parts, left_out};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::rankings::{RankedImages, Rankings};
+use crate::ranks::Ranks;
 use crate::reward_model::networks::{BlipNetwork, ClipNetwork, trainable_of_blip, trainable_of_clip};
 use crate::reward_model::{RewardModel, RewardNetwork};
 use crate::run::Run;
@@ -73,7 +74,7 @@ impl<M: Module + Sync, N: RewardNetwork<M> + SaveReward<M>> Assembled for Reward
     }
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
-        Ok(self.reward_model.validate(&self.network, model, &self.data)?.by_name())
+        Ok(self.reward_model.validate(&self.network, model, &self.data, &Ranks::default())?.by_name())
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
@@ -81,7 +82,7 @@ impl<M: Module + Sync, N: RewardNetwork<M> + SaveReward<M>> Assembled for Reward
         let (best, path) = (self.tuned(run), run.dir().join("model"));
         let (mean, std) = reward_model.scale(network, &best, data)?;
         profile::time(Stage::Io, || network.save_reward(&best, mean, std, &path))?;
-        let found = reward_model.validate(network, &best, data)?;
+        let found = reward_model.validate(network, &best, data, &Ranks::default())?;
         let of_prompt =
             |(scores, of): (&Vec<f64>, &RankedImages)| Ranked::new(scores.clone(), of.ranks.clone()).expect("one rank per image");
         let ranked = found.scores.iter().zip(&data.validation).map(of_prompt).collect();

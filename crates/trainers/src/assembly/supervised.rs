@@ -11,6 +11,7 @@ use super::{Assembled, InSection, Outline, Parts, SHOWN, left_out, some};
 use crate::Error;
 use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
+use crate::ranks::Ranks;
 use crate::run::Run;
 use crate::run::export::{ExportKind, Exported, export_tuned, export_vae};
 use crate::supervised::reference::{Facts, FromPreferences, Frozen};
@@ -66,7 +67,7 @@ impl Assembled for CaptionsRun {
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
         let noise = Noise::new(self.config.run.seed);
-        Ok(vec![("validation_loss".into(), self.sft.validate(model, &self.pipeline, &self.images, noise, 0)?)])
+        Ok(vec![("validation_loss".into(), self.sft.validate(model, &self.pipeline, &self.images, noise, &Ranks::default(), 0)?)])
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {
@@ -130,7 +131,7 @@ impl<A: FromPreferences> Assembled for PreferencesRun<A> {
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
         let frozen = Frozen { pipeline: &self.pipeline, base: &self.base };
-        let found = self.algorithm.validate(model, &frozen, &self.data, Noise::new(self.config.run.seed), 0)?;
+        let found = self.algorithm.validate(model, &frozen, &self.data, Noise::new(self.config.run.seed), &Ranks::default(), 0)?;
         Ok(found.by_name().into_iter().map(|(name, values)| (name.to_string(), values)).collect())
     }
 
@@ -180,7 +181,7 @@ impl Assembled for AutoencoderRun {
     }
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
-        Ok(self.vae.validate(model, &self.images, 0)?.scores)
+        Ok(self.vae.validate(model, &self.images, &Ranks::default(), 0)?.scores)
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {

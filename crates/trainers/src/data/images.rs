@@ -239,10 +239,8 @@ mod tests {
         };
         let open = || CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         let (mut walked, mut jumped) = (open(), open());
-        let batches: Vec<ImageBatch> = (0..20)
-            .map(|index| walked.batch(Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap())
-            .collect();
-        let again = jumped.batch(Batch { index: 13, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
+        let batches: Vec<ImageBatch> = (0..20).map(|index| walked.batch(Batch::first_of_update(index), 4).unwrap()).collect();
+        let again = jumped.batch(Batch::first_of_update(13), 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         // The rows of two ranks are those of one.
@@ -273,7 +271,7 @@ mod tests {
         let mut images = CaptionedImages::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap();
         assert_eq!((images.training.len(), images.per_epoch()), (3, 7));
         assert_eq!(images.notes, ["3_red fox: 2 images, each 3 times per epoch"]);
-        let (mut drawn, captions) = images.draw(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }, 7);
+        let (mut drawn, captions) = images.draw(Batch::first_of_update(0), 7);
         drawn.sort_by_key(|drawn| drawn.entry);
         assert_eq!(drawn.iter().map(|drawn| drawn.entry).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1, 2]);
         assert_eq!(captions.iter().filter(|caption| *caption == "red fox").count(), 6);

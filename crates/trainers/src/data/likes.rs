@@ -224,7 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path(), is_liked);
         let (mut walked, mut jumped) = (open(&section, 0.8).unwrap(), open(&section, 0.8).unwrap());
-        let batch = |index| Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE };
+        let batch = Batch::first_of_update;
         let batches: Vec<(ImageBatch, usize)> = (0..20).map(|index| walked.batch(batch(index), 4).unwrap()).collect();
         let (again, liked) = jumped.batch(batch(13), 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].0.images.to_data(), true);
@@ -257,14 +257,12 @@ mod tests {
         let liked = section(dir.path(), |_| true);
         let refused = open(&liked, 0.8).unwrap_err().to_string();
         assert!(refused.contains("no disliked image to train on") && refused.contains("algo.kto.liked_share = 1"), "{refused}");
-        let (batch, count) =
-            open(&liked, 1.0).unwrap().batch(Batch { index: 2, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
+        let (batch, count) = open(&liked, 1.0).unwrap().batch(Batch::first_of_update(2), 4).unwrap();
         assert_eq!((numbers(&batch).len(), count), (4, 4));
         let disliked = section(dir.path(), |_| false);
         let refused = open(&disliked, 0.8).unwrap_err().to_string();
         assert!(refused.contains("no liked image to train on") && refused.contains("algo.kto.liked_share = 0"), "{refused}");
-        let (batch, count) =
-            open(&disliked, 0.0).unwrap().batch(Batch { index: 2, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
+        let (batch, count) = open(&disliked, 0.0).unwrap().batch(Batch::first_of_update(2), 4).unwrap();
         assert_eq!((numbers(&batch).len(), count), (4, 0));
         let all = PreferencesSection { validation_fraction: 0.999999, ..section(dir.path(), is_liked) };
         let refused = open(&all, 0.8).unwrap_err().to_string();

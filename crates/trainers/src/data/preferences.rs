@@ -230,10 +230,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let section = section(dir.path());
         let (mut walked, mut jumped) = (open(&section), open(&section));
-        let batches: Vec<PairBatch> = (0..20)
-            .map(|index| walked.batch(Batch { index, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap())
-            .collect();
-        let again = jumped.batch(Batch { index: 13, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
+        let batches: Vec<PairBatch> = (0..20).map(|index| walked.batch(Batch::first_of_update(index), 4).unwrap()).collect();
+        let again = jumped.batch(Batch::first_of_update(13), 4).unwrap();
         again.images.to_data().assert_eq(&batches[13].images.to_data(), true);
         assert_eq!(again.captions, batches[13].captions);
         let (mut mirrored, mut dropped) = (0, 0);
@@ -267,7 +265,7 @@ mod tests {
             PreferencePairs::open(&section, true, [16, 16], Noise::new(0), &Device::flex()).unwrap()
         };
         let mut pairs = with(8);
-        let batch = pairs.batch(Batch { index: 3, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4).unwrap();
+        let batch = pairs.batch(Batch::first_of_update(3), 4).unwrap();
         assert_eq!(batch.probabilities.len(), 4);
         // The level of a chosen picture is 120 and the number of its pair, and 60 more on one side.
         let darkest = batch.images.narrow(0, 0, 4).narrow(1, 0, 1).min_dims(&[2, 3]).into_data().iter::<f32>().collect::<Vec<_>>();
@@ -277,12 +275,6 @@ mod tests {
         assert_ne!(pairs.fingerprint(), with(9).fingerprint());
         // Where they are not asked for, they are passed over, as is everything else that a line says beside.
         assert_eq!(open(&section).fingerprint(), without.fingerprint());
-        assert!(
-            open(&section)
-                .batch(Batch { index: 3, begins_update: true, part: crate::ranks::Portion::WHOLE }, 4)
-                .unwrap()
-                .probabilities
-                .is_empty()
-        );
+        assert!(open(&section).batch(Batch::first_of_update(3), 4).unwrap().probabilities.is_empty());
     }
 }

@@ -307,11 +307,7 @@ mod tests {
         let count = |horizontal_flip| {
             let mut data = Rankings::open(&section(horizontal_flip), Noise::new(0)).unwrap();
             assert!(!is_mirrored(&data.validation[0]));
-            (0..80)
-                .filter(|index| {
-                    is_mirrored(&data.batch(Batch { index: *index, begins_update: true, part: crate::ranks::Portion::WHOLE }, 1)[0])
-                })
-                .count()
+            (0..80).filter(|index| is_mirrored(&data.batch(Batch::first_of_update(*index), 1)[0])).count()
         };
         assert_eq!(count(false), 0);
         assert!((25..=55).contains(&count(true)), "{} of 80", count(true));

@@ -91,8 +91,12 @@ fn refused(size: usize, micro_batches: usize, Items { count, size: each, key }: 
         .collect();
     let below = count / size * size;
     let near: Vec<String> = [below, below + size].iter().filter(|count| **count > 0).map(|count| (count * each).to_string()).collect();
+    let (of_update, ranks) = match micro_batches {
+        1 => ("one micro-batch".to_string(), if works.len() == 1 { "rank" } else { "ranks" }),
+        more => (format!("{more} micro-batches"), "ranks"),
+    };
     Error::Config(format!(
-        "{size} ranks do not divide an update of {micro_batches} micro-batches of {} ({key}); expected {} ranks, or {key} = {}",
+        "{size} ranks do not divide an update of {of_update} of {} ({key}); expected {} {ranks}, or {key} = {}",
         count * each,
         works.join(", "),
         near.join(" or ")
@@ -131,10 +135,10 @@ mod tests {
         };
         assert_eq!(
             told(3, 1, Items::of("algo.refl.batch_size", 4)),
-            "3 ranks do not divide an update of 1 micro-batches of 4 (algo.refl.batch_size); expected 1, 2, 4 ranks, or algo.refl.batch_size = 3 or 6"
+            "3 ranks do not divide an update of one micro-batch of 4 (algo.refl.batch_size); expected 1, 2, 4 ranks, or algo.refl.batch_size = 3 or 6"
         );
         let groups = Items { count: 4, size: 8, key: "algo.dgpo.train.batch_size".into() };
         assert!(told(3, 2, groups).ends_with("expected 1, 2, 4, 8 ranks, or algo.dgpo.train.batch_size = 24 or 48"));
-        assert!(told(3, 1, Items::of("a", 1)).ends_with("expected 1 ranks, or a = 3"));
+        assert!(told(3, 1, Items::of("a", 1)).ends_with("expected 1 rank, or a = 3"));
     }
 }

@@ -148,6 +148,30 @@ impl Ranks {
         Ok(self.gather(&bytes)?.iter().map(|bytes| decoded(bytes, Reduction::F32).collect()).collect())
     }
 
+    /// Measures `items`, each rank its share, and returns the `N` columns of values that all of them measured, in the order of the items. All ranks
+    /// get the same, to the bit, as one rank that measures every item.
+    ///
+    /// # Errors
+    /// Those of `measure`, and as [`gather`](Self::gather).
+    pub fn measure<T, const N: usize>(
+        &self,
+        items: &[T],
+        mut measure: impl FnMut(&T) -> Result<[Vec<f64>; N], Error>,
+    ) -> Result<[Vec<f64>; N], Error> {
+        let mut columns: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+        for item in &items[self.share(items.len())] {
+            columns.iter_mut().zip(measure(item)?).for_each(|(column, values)| column.extend(values));
+        }
+        if self.are_one() {
+            return Ok(columns);
+        }
+        let names: Vec<String> = (0..N).map(|column| column.to_string()).collect();
+        let told: Vec<(String, Vec<f64>)> = names.into_iter().zip(columns).collect();
+        let all = Told::observed(&Told::of(&told).exchanged(self)?);
+        let columns: Vec<Vec<f64>> = all.into_iter().map(|(_, values)| values).collect();
+        Ok(columns.try_into().expect("every rank tells all columns"))
+    }
+
     /// Replaces `values` by their sums over all ranks, which have equally many. The sums are the same on all ranks to the bit: each is made by one
     /// rank, of the values in the order of the ranks.
     ///
@@ -293,6 +317,16 @@ mod tests {
         let all = side_by_side(3, |ranks| ranks.gather(&vec![ranks.rank() as u8; ranks.rank()]).unwrap());
         assert!(all.iter().all(|gathered| *gathered == [vec![], vec![1], vec![2, 2]]), "{all:?}");
         assert_eq!(Ranks::default().gather(b"a").unwrap(), [b"a".to_vec()]);
+    }
+
+    #[test]
+    fn what_ranks_measure_is_in_the_order_of_the_items() {
+        let squares = |item: &u32| Ok([vec![f64::from(*item)], vec![f64::from(item * item); (item % 2) as usize]]);
+        let expected = [vec![1.0, 2.0, 3.0, 4.0, 5.0], vec![1.0, 9.0, 25.0]];
+        for size in 1..=6 {
+            let all = side_by_side(size, |ranks| ranks.measure(&[1, 2, 3, 4, 5], squares).unwrap());
+            assert!(all.iter().all(|columns| *columns == expected), "{all:?}");
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::algorithm::{Algorithm, Driver};
 use crate::config::TrainConfig;
 use crate::data::rankings::{RankedImages, Rankings};
 use crate::optim::Workers;
+use crate::ranks::Ranks;
 use crate::reward_model::loss::{Known, LossWeights};
 use crate::run::preview::Preview;
 use crate::run::{Batch, Draw, Run, values};
@@ -284,7 +285,7 @@ impl RewardModel {
     /// Validates, writes the results to the journal, and keeps the weights if they are the best so far.
     fn look<M: Module>(&self, run: &mut Run<M>, network: &impl RewardNetwork<M>, data: &Rankings, step: u64) -> Result<(), Error> {
         let model = run.tuned();
-        let found = self.validate(network, &model, data)?;
+        let found = self.validate(network, &model, data, &run.ranks)?;
         if found.losses.is_empty() {
             return Ok(());
         }
@@ -310,20 +311,28 @@ impl RewardModel {
     ///
     /// # Errors
     /// When an image can no longer be read.
-    pub fn validate<M>(&self, network: &impl RewardNetwork<M>, model: &M, data: &Rankings) -> Result<RankingValidation, Error> {
-        let mut found = RankingValidation::default();
-        for ranked in &data.validation {
-            let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
-            let weights = self.weights(&[&prepared.known]);
-            let (scores, known) = scored(network, model, vec![prepared], None);
-            found.losses.push(values(&weights.loss(&scores, &known))[0]);
-            let heads = scores.dims()[1];
-            for (head, order) in known.orders.iter().enumerate().take(heads) {
-                found.right[head].extend(right(&column(&scores, head), &order.pairs));
-            }
-            found.scores.push(column(&scores, 0));
-        }
-        Ok(found)
+    pub fn validate<M>(
+        &self,
+        network: &impl RewardNetwork<M>,
+        model: &M,
+        data: &Rankings,
+        ranks: &Ranks,
+    ) -> Result<RankingValidation, Error> {
+        let [losses, mut scores, overall, prompt_following, aesthetic, fidelity, harmlessness] =
+            ranks.measure(&data.validation, |ranked| {
+                let prepared = profile::time(Stage::Io, || self.prepare_one(network, data, ranked, 0))?;
+                let weights = self.weights(&[&prepared.known]);
+                let (scores, known) = scored(network, model, vec![prepared], None);
+                let mut found: [Vec<f64>; 7] = Default::default();
+                found[0].push(values(&weights.loss(&scores, &known))[0]);
+                found[1] = column(&scores, 0);
+                for (head, order) in known.orders.iter().enumerate().take(scores.dims()[1]) {
+                    found[2 + head] = right(&column(&scores, head), &order.pairs);
+                }
+                Ok(found)
+            })?;
+        let of_prompts = data.validation.iter().map(|ranked| scores.drain(..ranked.ranks.len()).collect()).collect();
+        Ok(RankingValidation { losses, scores: of_prompts, right: [overall, prompt_following, aesthetic, fidelity, harmlessness] })
     }
 
     /// The mean and the standard deviation of the raw overall scores of training images, which normalise the scores. ImageReward's are

@@ -18,6 +18,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The whole micro-batch of this number, the first of an update.
+    #[cfg(test)]
+    pub(crate) fn first_of_update(index: u64) -> Self {
+        Self { index, begins_update: true, part: Portion::WHOLE }
+    }
+
     /// The number that names the random draws of this micro-batch. It is never 0, which belongs to validation and the previews.
     pub fn draw(self) -> u64 {
         self.index + 1

@@ -79,10 +79,10 @@ fn an_update_whose_gradients_overflow_is_made_again() {
         let loss = run.model.other.val().cast(DType::F16).cast(DType::F32) * 1.5;
         run.backward(loss, vec![], &|_| None).unwrap()
     };
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch::first_of_update(0)));
     assert_eq!(steep(&mut run), None);
     assert_eq!((run.updates(), other(&run)), (0, 1.0));
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 0, begins_update: true, part: crate::ranks::Portion::WHOLE }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch::first_of_update(0)));
     assert_eq!(steep(&mut run), Some(1));
     assert_eq!(run.state.loss_scale.map(|scale| scale.scale()), Some(32768.0));
     assert!(other(&run) < 1.0 && run.state.skipped == 0);
@@ -94,7 +94,7 @@ fn what_may_be_left_out_is_left_out_and_the_next_update_is_made() {
     let mut run = toy_run(&dir.path().join("run"), 1);
     run.next_batch().unwrap();
     assert_eq!(poisoned_slope(&mut run).unwrap(), None);
-    assert_eq!(run.next_batch().unwrap(), Some(Batch { index: 1, begins_update: true, part: crate::ranks::Portion::WHOLE }));
+    assert_eq!(run.next_batch().unwrap(), Some(Batch::first_of_update(1)));
     let loss = run.model.other.val().square();
     assert_eq!(run.backward(loss, vec![], &|_| None).unwrap(), Some(2));
     assert!(other(&run) < 1.0);

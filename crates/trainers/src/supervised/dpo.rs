@@ -36,6 +36,7 @@ use crate::config::TrainConfig;
 use crate::data::preferences::{PairBatch, PreferencePairs, PreferencesSection};
 use crate::denoising::{DenoisingBatch, Noised, Rows, random_timesteps};
 use crate::losses::{dpo_inside, dpo_loss, smpo_inside};
+use crate::ranks::Ranks;
 use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
 use crate::supervised::reference::{Facts, FromPreferences, Frozen, PreferenceValidation, look};
@@ -174,17 +175,18 @@ impl FromPreferences for Dpo {
         frozen: &Frozen<'_, D>,
         pairs: &PreferencePairs,
         noise: Noise,
+        ranks: &Ranks,
         step: u64,
     ) -> Result<PreferenceValidation, Error> {
         let pipeline = frozen.pipeline;
         let schedule = noise_schedule(pipeline)?;
-        let mut validation = PreferenceValidation::default();
-        for held_out in pairs.validation.chunks(self.batch_size) {
+        let batches: Vec<_> = pairs.validation.chunks(self.batch_size).collect();
+        let [losses, implicit_accuracies] = ranks.measure(&batches, |held_out| {
             let (batch, numbers) = profile::time(Stage::Io, || pairs.held_out(held_out))?;
             let PairBatch { images, captions, probabilities } = batch;
             let data = DenoisingBatch { images, captions: &captions, size: pairs.size };
             let embedded = frozen.embed(model, &data);
-            let [losses, accuracies] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
+            over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
                 let noised = noised_pairs(&data, pipeline, &*schedule, &vec![timestep; held_out.len()], rows);
                 let inside = self.inside(frozen.compare(model, &noised, &embedded).changes(&noised), &probabilities);
                 let on_host = values(&inside);
@@ -193,11 +195,9 @@ impl FromPreferences for Dpo {
                 }
                 let what = noised.first_non_finite(&model.denoiser, &embedded.model).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
-            })?;
-            validation.losses.extend(losses);
-            validation.implicit_accuracies.extend(accuracies);
-        }
-        Ok(validation)
+            })
+        })?;
+        Ok(PreferenceValidation { losses, implicit_accuracies })
     }
 }
 

@@ -35,6 +35,7 @@ use crate::data::likes::LikedImages;
 use crate::data::preferences::PreferencesSection;
 use crate::denoising::{DenoisingBatch, Rows, random_timesteps};
 use crate::losses::{kto_inside, kto_loss, kto_reference_point};
+use crate::ranks::Ranks;
 use crate::run::{Observed, Run, Values, values};
 use crate::sections::PreviewSection;
 use crate::supervised::reference::{Facts, FromPreferences, Frozen, PreferenceValidation, look};
@@ -179,13 +180,14 @@ impl FromPreferences for Kto {
         frozen: &Frozen<'_, D>,
         images: &LikedImages,
         noise: Noise,
+        ranks: &Ranks,
         step: u64,
     ) -> Result<PreferenceValidation, Error> {
         let pipeline = frozen.pipeline;
         let schedule = noise_schedule(pipeline)?;
         let held_out: Vec<&ImageEntry> = images.validation.all().collect();
-        let mut gains = vec![Vec::new(); TIMESTEPS];
-        for entries in held_out.chunks(self.batch_size) {
+        let batches: Vec<_> = held_out.chunks(self.batch_size).collect();
+        let gains: [Vec<f64>; TIMESTEPS] = ranks.measure(&batches, |entries| {
             let (ImageBatch { images: pixels, captions }, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
             let data = DenoisingBatch { images: pixels, captions: &captions, size: images.size };
             let embedded = frozen.embed(model, &data);
@@ -198,8 +200,8 @@ impl FromPreferences for Kto {
                 let what = noised.first_non_finite(&model.denoiser, &embedded.model).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
             })?;
-            gains.iter_mut().zip(of_batch).for_each(|(all, of_batch)| all.extend(of_batch));
-        }
+            Ok(of_batch.try_into().expect("one for each timestep"))
+        })?;
         Ok(self.judged(&gains, images.validation.liked.len()))
     }
 }

@@ -10,6 +10,7 @@ use crate::Error;
 use crate::data::preferences::PreferencesSection;
 use crate::denoising::{DenoisingBatch, Noised};
 use crate::losses::squared_error_changes;
+use crate::ranks::Ranks;
 use crate::run::Run;
 use crate::sections::PreviewSection;
 use crate::supervised::validation::Looked;
@@ -145,6 +146,7 @@ pub trait FromPreferences: Clone {
         frozen: &Frozen<'_, D>,
         data: &Self::Data,
         noise: Noise,
+        ranks: &Ranks,
         step: u64,
     ) -> Result<PreferenceValidation, Error>;
 }
@@ -161,6 +163,6 @@ pub(crate) fn look<A: FromPreferences, D: Denoiser>(
     looked: Looked<'_>,
 ) -> Result<(), Error> {
     let tuned = run.tuned();
-    let found = algorithm.validate(&tuned, frozen, data, run.noise, looked.step)?;
+    let found = algorithm.validate(&tuned, frozen, data, run.noise, &run.ranks, looked.step)?;
     looked.record(run, &tuned, found.by_name())
 }

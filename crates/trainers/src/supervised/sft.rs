@@ -19,6 +19,7 @@ use crate::config::TrainConfig;
 use crate::data::images::CaptionedImages;
 use crate::denoising::{DenoisingBatch, Noised};
 use crate::optim::Workers;
+use crate::ranks::Ranks;
 use crate::run::{Run, Values, values};
 use crate::sections::PreviewSection;
 use crate::supervised::latents::Latents;
@@ -133,7 +134,7 @@ impl Sft {
 
     fn look<D: Denoiser>(&self, run: &mut Run<Trainable<D>>, images: &CaptionedImages, looked: Looked<'_>) -> Result<(), Error> {
         let tuned = run.tuned();
-        let losses = self.validate(&tuned, looked.pipeline, images, run.noise, looked.step)?;
+        let losses = self.validate(&tuned, looked.pipeline, images, run.noise, &run.ranks, looked.step)?;
         looked.record(run, &tuned, vec![("validation_loss", losses)])
     }
 
@@ -147,15 +148,16 @@ impl Sft {
         pipeline: &Pipeline,
         images: &CaptionedImages,
         noise: Noise,
+        ranks: &Ranks,
         step: u64,
     ) -> Result<Vec<f64>, Error> {
         let schedule = noise_schedule(pipeline)?;
-        let mut losses = Vec::with_capacity(images.validation.len());
-        for entries in images.validation.chunks(self.batch_size) {
+        let batches: Vec<_> = images.validation.chunks(self.batch_size).collect();
+        let [losses] = ranks.measure(&batches, |entries| {
             let (read, numbers) = profile::time(Stage::Io, || images.held_out(entries))?;
             let batch = DenoisingBatch { images: read.images, captions: &read.captions, size: images.size };
             let conditioning = batch.conditioning(model, pipeline);
-            let [of_batch] = over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
+            over_timesteps(&*schedule, noise, &numbers, |timestep, rows| {
                 let noised = batch.noised(pipeline, &*schedule, vec![timestep; entries.len()], rows);
                 let errors = values(&noised.errors(&model.denoiser, conditioning.clone()));
                 if errors.iter().all(|error| error.is_finite()) {
@@ -163,9 +165,8 @@ impl Sft {
                 }
                 let what = noised.first_non_finite(&model.denoiser, &conditioning).unwrap_or_else(|| "the validation loss".into());
                 Err(Error::NonFinitePreview { step, what })
-            })?;
-            losses.extend(of_batch);
-        }
+            })
+        })?;
         Ok(losses)
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use vp_core::noise::Purpose;
 use vp_core::profile::{self, Stage};
-use vp_data::from_tensor;
+use vp_data::{ImageEntry, from_tensor};
 use vp_models::parameters::named_parameters;
 use vp_models::vae::{AutoencoderKL, Posterior};
 
@@ -19,6 +19,7 @@ use crate::data::images::{CaptionedImages, Drawn};
 use crate::denoising::Rows;
 use crate::losses::{AutoencoderLoss, AutoencoderWeights, Distance, autoencoder_loss};
 use crate::non_finite;
+use crate::ranks::Ranks;
 use crate::run::preview::Preview;
 use crate::run::{Draw, Run, Values, values};
 
@@ -85,7 +86,7 @@ impl Vae {
     /// When the run is interrupted, a value is not finite, an image cannot be read, or the run's folder cannot be written.
     pub fn train(&self, run: &mut Run<AutoencoderKL>, images: &mut CaptionedImages) -> Result<(), Error> {
         if run.is_at_the_beginning() {
-            let look = self.validate(&run.tuned(), images, 0)?;
+            let look = self.validate(&run.tuned(), images, &run.ranks, 0)?;
             run.record_preview(&look)?;
         }
         while let Some(batch) = run.next_batch()? {
@@ -112,7 +113,7 @@ impl Vae {
 
             // 5. Validate.
             if let Some(step) = updated.filter(|step| run.preview_is_due(*step)) {
-                let look = self.validate(&run.tuned(), images, step)?;
+                let look = self.validate(&run.tuned(), images, &run.ranks, step)?;
                 run.record_preview(&look)?;
             }
         }
@@ -151,13 +152,14 @@ impl Vae {
     ///
     /// # Errors
     /// When an image can no longer be read, or a loss is not finite; that error names `step`.
-    pub fn validate(&self, model: &AutoencoderKL, images: &CaptionedImages, step: u64) -> Result<Preview, Error> {
-        let (mut losses, mut shown) = (Vec::new(), Vec::new());
-        for entries in images.validation.chunks(self.batch_size) {
+    pub fn validate(&self, model: &AutoencoderKL, images: &CaptionedImages, ranks: &Ranks, step: u64) -> Result<Preview, Error> {
+        let batches: Vec<_> = images.validation.chunks(self.batch_size).collect();
+        let mut shown = Vec::new();
+        let mut measure = |entries: &&[ImageEntry]| {
             let pixels = profile::time(Stage::Io, || images.held_out(entries))?.0.images * 2.0 - 1.0;
             let posterior = profile::time(Stage::Encode, || model.encode(pixels.clone()));
             let reconstructed = profile::time(Stage::Decode, || model.decode(posterior.mean.clone()));
-            losses.extend(values(&self.loss(reconstructed.clone(), pixels.clone(), posterior.kl()).total));
+            let losses = values(&self.loss(reconstructed.clone(), pixels.clone(), posterior.kl()).total);
             if !losses.iter().all(|loss| loss.is_finite()) {
                 let what = first_non_finite(model, &posterior, &reconstructed).unwrap_or_else(|| "the validation loss".into());
                 return Err(Error::NonFinitePreview { step, what });
@@ -168,6 +170,13 @@ impl Vae {
                 shown.extend(pairs.flat_map(|(image, reconstruction)| [image, reconstruction]));
                 shown.truncate(2 * SHOWN);
             }
+            Ok([losses])
+        };
+        let [losses] = ranks.measure(&batches, &mut measure)?;
+        // The first rank shows the first images, even if it measures fewer.
+        let measured = if ranks.is_first() { ranks.share(batches.len()).end } else { batches.len() };
+        for entries in batches.iter().take(SHOWN.div_ceil(self.batch_size)).skip(measured) {
+            measure(entries)?;
         }
         let scores = if losses.is_empty() { Vec::new() } else { vec![("validation_loss".to_string(), losses)] };
         Ok(Preview { images: shown, columns: 2, scores, lower_is_better: true, ..Preview::default() })
