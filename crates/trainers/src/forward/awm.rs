@@ -48,7 +48,7 @@ impl Default for Awm {
     fn default() -> Self {
         Self {
             sample: SampleSection::default(),
-            train: TrainSection { num_timesteps: 6, timestep_range: [0.1, 0.99], kl_weight: 1e-3, ..TrainSection::default() },
+            train: TrainSection { num_timesteps: 6, timestep_range: [0.19, 0.99], kl_weight: 1e-3, ..TrainSection::default() },
             advantages: GroupStatistics { global_std: true, ..GroupStatistics::default() },
             weighting: Weighting::default(),
             ghuber_power: 0.25,

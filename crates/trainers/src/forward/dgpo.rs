@@ -7,7 +7,7 @@
 //! | ref: the base model, or a moving average after each update, with decay min(0.3, 0.001 · updates) | `reference`, `average`, after each epoch |
 //! | `clip_range`: no gradient once exp(ℓ_old − ℓ_θ) is further from 1 in A's direction; ℓ_old of that average | [`dgpo_kept`]; ℓ_old of the policy that began the epoch |
 //! | `use_shared_noise`, timesteps shared | one noise and one timestep per group and micro-batch |
-//! | `timestep_range` 0.6: the noisiest 60 % | `train.timestep_range = [0.4, 1.0]` |
+//! | steps 0 to `trunc_steps` of 10, from t = 0.67 on with a shift of 3 (GenEval: 0.82) | `train.timestep_range`: shares of the model's own schedule, of which 0.56 is as noisy as t = 0.67 and 0.77 as t = 0.82 |
 //!
 //! So an epoch's first update clips nothing. The authors' runs sample with the average after some hundred updates; this always samples with the policy.
 //!
@@ -24,8 +24,7 @@ use crate::losses::{dgpo_kept, dgpo_weights, squared_error_changes, squared_erro
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
 
-/// The knobs of `[algo.dgpo]`. The defaults are those of DGPO's examples, apart from what the sections say. They are for errors of a velocity; those
-/// of ε are smaller (see [the family](super)), so that β and `clip_range` act more weakly.
+/// The knobs of `[algo.dgpo]`. The defaults are those of DGPO's example for PickScore, apart from what the sections say.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dgpo {
@@ -35,13 +34,13 @@ pub struct Dgpo {
     pub train: TrainSection,
     /// `[algo.dgpo.advantages]`.
     pub advantages: GroupStatistics,
-    /// β, above 0: the larger, the sooner a group counts less because the policy already orders it (100; 10 to 100 beside the base model, 2000 to 5000 beside an
+    /// β, above 0: the larger, the sooner a group counts less because the policy already orders it (10; 100 for GenEval and OCR; 2000 to 5000 beside an
     /// average).
     pub beta: f64,
     /// What β's changes are measured from: `base`, or `average`, a moving average of the policy.
     pub reference: Reference,
     /// An image is left alone until the next epoch once exp(ℓ_old − ℓ_θ) is further from 1 than this, in the direction of its advantage; above 0
-    /// (0.05; 0.01 for GenEval and OCR).
+    /// (0.05; 0.01 for GenEval and OCR; 1e-5 to 1e-4 beside an average).
     pub clip_range: f64,
     /// `[algo.dgpo.average]`: the moving average, if it is the reference.
     pub average: Decay,
@@ -62,9 +61,9 @@ impl Default for Dgpo {
     fn default() -> Self {
         Self {
             sample: SampleSection::default(),
-            train: TrainSection { batch_size: 24, timestep_range: [0.4, 1.0], kl_weight: 1e-3, ..TrainSection::default() },
-            advantages: GroupStatistics::default(),
-            beta: 100.0,
+            train: TrainSection { batch_size: 24, timestep_range: [0.56, 0.99], kl_weight: 1e-3, ..TrainSection::default() },
+            advantages: GroupStatistics { global_std: true, ..GroupStatistics::default() },
+            beta: 10.0,
             reference: Reference::Base,
             clip_range: 0.05,
             average: Decay { rate: 1e-3, flat: 0, most: 0.3 },

@@ -8,9 +8,10 @@
 //! | papers (for flow models) | here |
 //! |---|---|
 //! | x_0, the clean latents that were sampled | [`Rollout::latents`](crate::policy::rollout::Rollout::latents), the only entry |
-//! | x_t = (1 − t) x_0 + t ε, target v = ε − x_0 | the model's own forward process and target (ε, v or x_0) |
+//! | x_t = (1 − t) x_0 + t ε | the model's own forward process |
 //! | t | [`Predictions::times`], σ / (α + σ): the flow model's time with as much noise for the signal |
-//! | ℓ_θ = ‖v_θ(x_t) − v‖² | the mean over c, h, w of the squared error of the network's own prediction; of ε it is (1 − t)² times that of v |
+//! | target v = ε − x_0, and v_θ | [`Predictions::target`] and [`Predictions::prediction`]: what the network predicts (ε, v or x_0), times [what makes its error that of a velocity](velocity_scale) |
+//! | ℓ_θ = ‖v_θ(x_t) − v‖² | the mean over c, h, w of their squared difference |
 //! | K timesteps per image | `train.num_timesteps`: one uniform timestep from each of K equal parts of `train.timestep_range` |
 //! | v_old, the policy that drew the images | [`Role::Sampler`]; in NFT, whose average draws them, [`Role::Average`] |
 //! | a moving average of the policy | [`Role::Average`], which follows after each epoch as [`Decay`] says |
@@ -85,19 +86,27 @@ pub struct Shared<'a> {
     pub advantages: &'a GroupStatistics,
 }
 
-/// The noised latents of `b` images, and what the policies predict from them.
+/// The most that one unit of a network's prediction counts for the clean image x̂_0. For ε that is √(1 − ᾱ_t) / √ᾱ_t, which grows to 14.6 at the end of
+/// Stable Diffusion's schedule; it passes 5 at 0.8 of it.
+const MOST: f64 = 5.0;
+
+/// What a network's predictions are multiplied by, so that their errors are those of a flow model's velocity at the `time` with as much noise for the
+/// signal: 1 / (1 − t) for ε. `slope` is how far one unit of the prediction moves x̂_0, of which at most [`MOST`] counts; a velocity moves it by t.
+fn velocity_scale(slope: f64, time: f64) -> f64 {
+    slope.min(MOST) / time
+}
+
+/// The noised latents of `b` images, and what the policies predict from them. All predictions are scaled to the errors of a velocity.
 #[derive(Debug)]
 pub struct Predictions {
     /// The trained policy's prediction, `[b, c, h, w]`, on the tape.
     pub prediction: Tensor<4>,
-    /// What it should be: ε, v or x_0, `[b, c, h, w]`.
+    /// What it should be, `[b, c, h, w]`.
     pub target: Tensor<4>,
     /// Each image's advantage, clipped, `[b]`.
     pub advantages: Tensor<1>,
     /// t of each row, the noise's share σ / (α + σ): 0 is no noise, 1 pure noise; `[b]`.
     pub times: Tensor<1>,
-    /// How far one unit of the prediction moves the clean image x̂_0; `[b]`.
-    pub slopes: Tensor<1>,
     /// The predictions of the policies that the algorithm compares with, off the tape.
     others: Vec<(Role, Tensor<4>)>,
 }

@@ -5,7 +5,7 @@
 //! | v_old, which draws the images and follows the policy after each epoch | [`Role::Average`], `average` |
 //! | r = clip(A / A_max / 2 + ½, 0, 1), the probability that an image is a good one | the same, with `train.adv_clip_max` as A_max |
 //! | v⁺, v⁻, the implicit policies; β, how far apart they are | [`nft_loss`], `beta` |
-//! | errors of x̂_0, t times those of v | errors of the prediction, times what it moves x̂_0 by, but at most [`MOST`] |
+//! | errors of x̂_0, t times those of v | errors of v, times t |
 //! | the policy loss times A_max | the same |
 //! | `train.beta`, the distance from the base model | `train.kl_weight` |
 //! | `decay_type` 1: min(0.001 · updates, 0.5); 2: 0 until 75, then min(0.0075 · (updates − 75), 0.999), for OCR alone | `average = { rate, flat, most }` |
@@ -22,10 +22,6 @@ use crate::forward::{Decay, ForwardProcess, Predictions, Role, SampleSection, Sh
 use crate::losses::{nft_loss, squared_errors};
 use crate::policy::advantages::GroupStatistics;
 use crate::run::{Observed, Values};
-
-/// The most that an error counts for what it does to x̂_0. For ε that factor is √(1 − ᾱ_t) / √ᾱ_t, which grows to 14.6 at the end of Stable
-/// Diffusion's schedule; it passes 5 at 0.78 of it.
-const MOST: f64 = 5.0;
 
 /// The knobs of `[algo.nft]`. The defaults are those of `config/nft.py`, apart from what the sections say.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,8 +73,7 @@ impl ForwardProcess for Nft {
         let (prediction, old) = (predictions.prediction.clone(), predictions.of(Role::Average));
         let optimality = (predictions.advantages.clone() / (2.0 * most) + 0.5).clamp(0.0, 1.0);
         let distance = squared_errors(prediction.clone().without_autodiff(), old.clone());
-        let weights = predictions.slopes.clone().clamp_max(MOST);
-        let loss = nft_loss(prediction, old, predictions.target.clone(), [optimality, weights], self.beta) * most;
+        let loss = nft_loss(prediction, old, predictions.target.clone(), [optimality, predictions.times.clone()], self.beta) * most;
         (loss, vec![("average_distance".into(), Values::from(&distance))])
     }
 }

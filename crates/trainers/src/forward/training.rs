@@ -12,7 +12,7 @@ use crate::Error;
 use crate::denoising::{self, Noised};
 use crate::environment::Environment;
 use crate::forward::policies::{self, Policies, Role};
-use crate::forward::{ForwardProcess, Predictions, Shared};
+use crate::forward::{ForwardProcess, Predictions, Shared, velocity_scale};
 use crate::losses::squared_errors;
 use crate::non_finite;
 use crate::optim::Workers;
@@ -144,8 +144,8 @@ struct NoisedImages {
     advantages: Vec<f32>,
     /// The noise's share of each image's level, as in [`Predictions::times`].
     times: Vec<f32>,
-    /// As [`Predictions::slopes`].
-    slopes: Vec<f32>,
+    /// What makes errors of the prediction those of a velocity.
+    scales: Vec<f32>,
 }
 
 impl NoisedImages {
@@ -164,6 +164,8 @@ impl NoisedImages {
         let timesteps: Vec<f64> = items.iter().zip(&at.steps).map(timestep).collect();
         let rows = denoising::Rows { draw, samples: &items };
         let levels: Vec<TrainingLevel> = timesteps.iter().map(|timestep| scheduler.training_level(*timestep)).collect();
+        let time = |level: &TrainingLevel| level.noise / (level.signal + level.noise);
+        let scale = |level: &TrainingLevel| velocity_scale(scheduler.prediction_type().slope_of_original(*level), time(level)) as f32;
         let latents = rollout.images(&at.items);
         let epsilon = rows.normal(Purpose::DENOISING_NOISE, environment.latent_shape(), environment.pipeline.device());
         let sample = scheduler.add_noise(latents.clone(), epsilon.clone(), &timesteps);
@@ -172,8 +174,8 @@ impl NoisedImages {
             noised: Noised { sample, target, timesteps },
             prompts: rollout.prompts_of(environment, &at.items),
             advantages: at.items.iter().map(|image| train.clipped(rollout.advantages[*image])).collect(),
-            times: levels.iter().map(|level| (level.noise / (level.signal + level.noise)) as f32).collect(),
-            slopes: levels.iter().map(|level| scheduler.prediction_type().slope_of_original(*level) as f32).collect(),
+            times: levels.iter().map(|level| time(level) as f32).collect(),
+            scales: levels.iter().map(scale).collect(),
         }
     }
 
@@ -187,9 +189,13 @@ impl NoisedImages {
         policies: &Policies<D>,
         (unchanged, base_counts): (bool, bool),
     ) -> Predictions {
-        let predicted = |policy: &Trainable<D>| profile::time(Stage::TrackedStep, || self.predicted(algorithm, policy, environment));
+        let device = environment.pipeline.device().clone().without_autodiff();
+        let scales = Tensor::<1>::from_data(self.scales.as_slice(), &device).reshape([self.scales.len(), 1, 1, 1]);
+        let predicted = |policy: &Trainable<D>| {
+            let prediction = profile::time(Stage::TrackedStep, || self.predicted(algorithm, policy, environment));
+            prediction * scales.clone()
+        };
         let prediction = predicted(model);
-        let device = prediction.device().without_autodiff();
         let other = |role| match role {
             Role::Sampler if unchanged => prediction.clone().without_autodiff(),
             role => predicted(policies.get(role).unwrap_or(&environment.base)),
@@ -199,10 +205,9 @@ impl NoisedImages {
         let others = roles.iter().copied().chain(base).map(|role| (role, other(role))).collect();
         Predictions {
             prediction,
-            target: self.noised.target.clone(),
+            target: self.noised.target.clone() * scales,
             advantages: Tensor::from_data(self.advantages.as_slice(), &device),
             times: Tensor::from_data(self.times.as_slice(), &device),
-            slopes: Tensor::from_data(self.slopes.as_slice(), &device),
             others,
         }
     }

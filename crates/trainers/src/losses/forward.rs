@@ -50,8 +50,8 @@ impl Weighting {
 ///
 /// `prediction`, `old` and `target` are `[b, c, h, w]`; `optimality`, r, and `weights`, w, are `[b]`.
 ///
-/// Source: Zheng et al. (arXiv 2509.16117), `scripts/train_nft_sd3.py`, whose errors are those of x̂_0. As ℓ± grows with its errors, w is how far one unit
-/// of the prediction moves x̂_0.
+/// Source: Zheng et al. (arXiv 2509.16117), `scripts/train_nft_sd3.py`, whose errors are those of x̂_0. As ℓ± grows with its errors, w is t, by which a
+/// velocity moves x̂_0.
 pub fn nft_loss(prediction: Tensor<4>, old: Tensor<4>, target: Tensor<4>, [optimality, weights]: [Tensor<1>; 2], beta: f64) -> Tensor<1> {
     let old = old.without_autodiff();
     let positive = prediction.clone() * beta + old.clone() * (1.0 - beta);

@@ -82,6 +82,10 @@ impl Validate for AdvantagesConfig {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 
+/// Added to the deviation of a group, so that images which differ by rounding alone have no advantage. The published programs of AWM, NFT, DGPO and GDPO
+/// have 1e-4; ddpo-pytorch, whose statistics are those of a prompt or a batch, has 1e-8.
+const EPSILON: f64 = 1e-4;
+
 impl AdvantagesConfig {
     /// Whether the terms of the reward are needed, and not the reward alone.
     pub fn needs_terms(&self) -> bool {
@@ -129,7 +133,7 @@ impl GroupStatistics {
         let of_all = statistics(rewards).1;
         let one = |group: &[f32]| {
             let (mean, std) = statistics(group);
-            standardised(group, mean, if self.global_std { of_all } else { std }, 1e-8)
+            standardised(group, mean, if self.global_std { of_all } else { std }, EPSILON)
         };
         rewards.chunks(group_size).flat_map(one).collect()
     }
@@ -143,7 +147,7 @@ impl GroupStatistics {
             sums.iter_mut().zip(advantages).for_each(|(sum, advantage)| *sum += weight * f64::from(advantage));
         }
         let (mean, std) = mean_and_std(&sums);
-        sums.into_iter().map(|sum| ((sum - mean) / (std + 1e-8)) as f32).collect()
+        sums.into_iter().map(|sum| ((sum - mean) / (std + EPSILON)) as f32).collect()
     }
 }
 
