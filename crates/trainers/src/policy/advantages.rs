@@ -82,9 +82,9 @@ impl Validate for AdvantagesConfig {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tracker(BTreeMap<usize, VecDeque<f32>>);
 
-/// Added to the deviation of a group, so that images which differ by rounding alone have no advantage. The published programs of AWM, NFT, DGPO and GDPO
-/// have 1e-4; ddpo-pytorch, whose statistics are those of a prompt or a batch, has 1e-8.
-const EPSILON: f64 = 1e-4;
+/// Added to a standard deviation, as in ddpo-pytorch. The programs of AWM, NFT, DGPO and GDPO have 1e-4, with which the scale of a reward would
+/// count.
+const EPSILON: f64 = 1e-8;
 
 impl AdvantagesConfig {
     /// Whether the terms of the reward are needed, and not the reward alone.
@@ -108,7 +108,7 @@ impl AdvantagesConfig {
     /// adjacent, `group_size` of them. If the statistics are per prompt, the rewards are added to `tracker`.
     pub fn compute(&self, rewards: &[f32], prompts: &[usize], group_size: usize, tracker: &mut Tracker) -> Vec<f32> {
         match self {
-            Self::Batch(_) => normalised(rewards, rewards, 1e-8),
+            Self::Batch(_) => normalised(rewards, rewards, EPSILON),
             Self::Group(section) => section.compute(rewards, group_size),
             Self::PerPrompt(section) => section.compute(rewards, prompts, tracker),
         }
