@@ -10,7 +10,7 @@
 //! | x_0, the clean latents that were sampled | [`Rollout::latents`](crate::policy::rollout::Rollout::latents), the only entry |
 //! | x_t = (1 − t) x_0 + t ε | the model's own forward process |
 //! | t | [`Predictions::times`], σ / (α + σ): the flow model's time with as much noise for the signal |
-//! | target v = ε − x_0, and v_θ | [`Predictions::target`] and [`Predictions::prediction`]: what the network predicts (ε, v or x_0), times [what makes its error that of a velocity](velocity_scale) |
+//! | target v = ε − x_0, and v_θ | [`Predictions::target`] and [`Predictions::prediction`]: what the network predicts (ε, v or x_0), times what makes its error that of a velocity (`velocity_scale`) |
 //! | ℓ_θ = ‖v_θ(x_t) − v‖² | the mean over c, h, w of their squared difference |
 //! | K timesteps per image | `train.num_timesteps`: one uniform timestep from each of K equal parts of `train.timestep_range` |
 //! | v_old, the policy that drew the images | [`Role::Sampler`]; in NFT, whose average draws them, [`Role::Average`] |
@@ -180,5 +180,39 @@ impl<A: ForwardProcess, D: Denoiser> RewardDriven<D> for A {
             r#"preview.prompts=["a blue circle", "two red triangles"]"#,
             "preview.num_inference_steps=4",
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vp_schedulers::{PredictionType, TrainingLevel};
+
+    /// A prediction that is off by δ implies another clean image and other noise, and with them another velocity ε − x_0 of the flow model.
+    #[test]
+    fn scaled_errors_are_those_of_a_velocity() {
+        let (x_0, noise, delta) = (0.7, -0.4, 0.01);
+        for signal in [0.98f64, 0.6, 0.28] {
+            let level = (1.0 - signal * signal).sqrt();
+            let x_t = signal * x_0 + level * noise;
+            let implied = |kind| match kind {
+                PredictionType::Epsilon => ((x_t - level * (noise + delta)) / signal, noise + delta),
+                PredictionType::Sample => (x_0 + delta, (x_t - signal * (x_0 + delta)) / level),
+                PredictionType::VPrediction => {
+                    let v = signal * noise - level * x_0 + delta;
+                    (signal * x_t - level * v, level * x_t + signal * v)
+                }
+            };
+            let time = level / (signal + level);
+            for kind in [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction] {
+                let scale = velocity_scale(kind.slope_of_original(TrainingLevel { signal, noise: level }), time);
+                let (clean, drawn) = implied(kind);
+                let error = ((drawn - clean) - (noise - x_0)).abs();
+                assert!((error / delta - scale).abs() < 1e-9, "{kind:?} at {signal}: {} and {scale}", error / delta);
+            }
+            assert!((velocity_scale(level / signal, time) - 1.0 / (1.0 - time)).abs() < 1e-12);
+        }
+        // The noisiest rows count no more than an error that moves the clean image five times as far.
+        assert_eq!(velocity_scale(14.6, 0.936), 5.0 / 0.936);
     }
 }
