@@ -86,7 +86,7 @@ pub struct Shared<'a> {
     pub advantages: &'a GroupStatistics,
 }
 
-/// The most that one unit of a network's prediction counts for the clean image x̂_0. For ε that is √(1 − ᾱ_t) / √ᾱ_t, which grows to 14.6 at the end of
+/// The most that one unit of a network's prediction counts for the clean image x̂_0, lest the noisiest rows drown the others. For ε the factor is √(1 − ᾱ_t) / √ᾱ_t, which grows to 14.6 at the end of
 /// Stable Diffusion's schedule; it passes 5 at 0.8 of it.
 const MOST: f64 = 5.0;
 

@@ -13,8 +13,8 @@
 //! It differs from the paper in these ways. Images are ranked among all of an epoch, as in the code, not among those of their prompt (algorithm 1).
 //! `share` stays as it is, while the paper moves it by 10 % where the mean uncertainty leaves the range of the last 20 epochs. The divergence that is
 //! held against `reset_above` is the journal's `kl`, that of all images of an update; the code's is that of the penalised ones. Advantages are left
-//! alone: the paper also multiplies them by how unlike an image is to others of its prompt. `share` is one of all images; the code's is one of those with
-//! U ≥ 0, about half of them.
+//! alone: the paper also multiplies them by how unlike an image is to others of its prompt. `share` is a part of all images; in the code it is a part of
+//! those with U ≥ 0, which are about half.
 //!
 //! It follows the paper where the code does not. The code ranks the best image first, so that it penalises images that the trained reward likes
 //! *less* than the others do. Its KL lacks one factor |dt|, which makes it about a tenth of the divergence that is meant at 10 steps, and is a mean over the
