@@ -7,11 +7,11 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::lanes::{map_in_place, map_in_place_and_sum, max, update};
 use super::math::exp;
-use super::product::{ColumnMajor, Left, Right, RowMajor, Rows, Start, multiply, tile};
+use super::product::{ColumnMajor, Left, Right, RowMajor, Rows, Start, Tile, multiply, tile, tile_for};
 use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Queries of a tile of scores.
-const QUERIES: usize = 48;
+const QUERIES: usize = 96;
 /// Keys of a tile of scores.
 const KEYS: usize = 128;
 
@@ -93,33 +93,37 @@ fn tiles(tokens: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 
 /// A head's tokens as panels, tile by tile: as columns (`[d, tokens of the tile]`) or as rows (`[tokens of the tile, d]`).
 struct Packed {
+    tile: Tile,
     values: Scratch,
     size: usize,
 }
 
 impl Packed {
     fn columns(values: &[f32], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
-        let columns = tile().columns;
+        let size = size.min(tokens);
+        let tile = tile_for(size);
+        let columns = tile.columns;
         let each = size.next_multiple_of(columns) * d;
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
         for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
             ColumnMajor { values, stride }.pack(0..d, tokens, columns, out);
         }
-        Self { values: packed, size: each }
+        Self { tile, values: packed, size: each }
     }
 
     fn rows(values: &[f32], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
-        let columns = tile().columns;
+        let tile = tile_for(d);
+        let columns = tile.columns;
         let each = size * d.next_multiple_of(columns);
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
         for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
             RowMajor { values, stride }.pack(tokens, 0..d, columns, out);
         }
-        Self { values: packed, size: each }
+        Self { tile, values: packed, size: each }
     }
 
-    fn tile(&self, index: usize) -> &[f32] {
-        &self.values[index * self.size..][..self.size]
+    fn tile(&self, index: usize) -> (Tile, &[f32]) {
+        (self.tile, &self.values[index * self.size..][..self.size])
     }
 }
 

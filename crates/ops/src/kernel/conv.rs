@@ -8,8 +8,8 @@
 
 use std::ops::Range;
 
-use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_of_images, tile, transpose_into};
-use super::{Scratch, on_threads};
+use super::Scratch;
+use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_of_images, tile_within, transpose_into};
 
 /// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,29 +97,28 @@ pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) 
         });
         return;
     }
-    let terms = g.d_out * g.kernel * g.kernel;
-    let mut turned = Scratch::new(g.d_in.next_multiple_of(tile().rows) * terms);
-    turn_around(g, weight, &mut turned);
+    let area = g.kernel * g.kernel;
+    let left = Left::Turned { values: weight, area, stride: g.d_in * area };
     // A convolution of the gradient, its pixels spread by the stride.
     let before = g.kernel as isize - 1 - g.padding.0 as isize;
     let unfolded =
         Unfolded { values: dy, channels: g.d_out, size: g.out_size(), to: g.size, kernel: g.kernel, stride: 1, before, spread: g.stride };
-    over_images(g.batch, [g.d_in, g.pixels(), terms], Left::Panels(&turned), unfolded, dx, Start::Zero);
+    over_images(g.batch, [g.d_in, g.pixels(), g.d_out * area], left, unfolded, dx, Start::Zero);
 }
 
 /// `dw`, given `x` and `dy`.
 pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     g.check(x, dw, dy);
     let (pixels, out_pixels) = (g.pixels(), g.out_pixels());
+    if !g.is_pointwise() {
+        let left = Left::Images { values: dy, pixels: out_pixels, apart: g.d_out * out_pixels };
+        return product([g.d_out, g.terms(), g.batch * out_pixels], left, &Folded(g.unfolded(x)), dw, Start::Zero);
+    }
     for image in 0..g.batch {
         let x = &x[image * g.d_in * pixels..][..g.d_in * pixels];
         let left = Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels);
         let (shape, start) = ([g.d_out, g.terms(), out_pixels], if image == 0 { Start::Zero } else { Start::Keep });
-        if g.is_pointwise() {
-            product(shape, left, &ColumnMajor { values: x, stride: pixels }, dw, start);
-        } else {
-            product(shape, left, &Folded(g.unfolded(x)), dw, start);
-        }
+        product(shape, left, &ColumnMajor { values: x, stride: pixels }, dw, start);
     }
 }
 
@@ -153,8 +152,8 @@ fn each_image(batch: usize, from: &[f32], to: &mut [f32], work: impl Fn(&[f32], 
 
 /// `out[b, m, p]` over a batch of images, as one product where no panel holds pixels of two of them.
 fn over_images(batch: usize, [m, pixels, k]: [usize; 3], left: Left<'_>, right: Unfolded<'_>, out: &mut [f32], start: Start<'_>) {
-    if pixels.is_multiple_of(tile().columns) {
-        product_of_images([m, batch * pixels, k], left, &right, out, pixels, start);
+    if let Some(tile) = tile_within(pixels) {
+        product_of_images(tile, [m, batch * pixels, k], left, &right, out, pixels, start);
         return;
     }
     let per_image = right.values.len() / batch;
@@ -162,23 +161,6 @@ fn over_images(batch: usize, [m, pixels, k]: [usize; 3], left: Left<'_>, right: 
         let right = Unfolded { values: &right.values[image * per_image..][..per_image], ..right };
         product([m, pixels, k], left, &right, out, start);
     }
-}
-
-/// The weight for the way back as panels of A, `[d_in / rows][d_out × kernel][rows]`: row `c`, term `(o, k)` is `w[o, c, last − k]`.
-fn turn_around(g: &Geometry, weight: &[f32], out: &mut [f32]) {
-    let (area, rows) = (g.kernel * g.kernel, tile().rows);
-    let panels = out.chunks_exact_mut(rows * g.d_out * area).enumerate();
-    on_threads(rayon::current_num_threads(), panels, |(panel, out)| {
-        let channels = rows.min(g.d_in - panel * rows);
-        for (o, out) in out.chunks_exact_mut(area * rows).enumerate() {
-            let from = &weight[(o * g.d_in + panel * rows) * area..][..channels * area];
-            for (k, out) in out.chunks_exact_mut(rows).rev().enumerate() {
-                for (c, out) in out[..channels].iter_mut().enumerate() {
-                    *out = from[c * area + k];
-                }
-            }
-        }
-    });
 }
 
 /// An image `[b, channels, size]` seen as `[channels × kernel, b × to]`: term `(c, ky, kx)` of pixel `(y, x)` is the value at
@@ -297,6 +279,7 @@ impl Unfolded<'_> {
                 let values = &patch.values[from..];
                 match (self.stride, count) {
                     (1, 16) if columns == 16 => copy_runs::<16>(values, &terms, at, columns, out),
+                    (1, 4) => copy_runs::<4>(values, &terms, at, columns, out),
                     (1, 8) => copy_runs::<8>(values, &terms, at, columns, out),
                     (1, 32) if columns == 32 => copy_runs::<32>(values, &terms, at, columns, out),
                     _ => {
@@ -325,9 +308,25 @@ struct Folded<'a>(Unfolded<'a>);
 
 impl Right for Folded<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+        let (depth, per_image) = (k.len(), self.0.target_pixels());
+        let mut k = k;
+        let mut before = 0;
+        while !k.is_empty() {
+            // Image by image.
+            let end = k.end.min((k.start / per_image + 1) * per_image);
+            self.pack_image(k.start..end, n.clone(), columns, [depth, before], out);
+            before += end - k.start;
+            k.start = end;
+        }
+    }
+}
+
+impl Folded<'_> {
+    /// The pixels `k`, of one image, in panels of `depth` terms of which `before` are packed.
+    fn pack_image(&self, k: Range<usize>, n: Range<usize>, columns: usize, [depth, before]: [usize; 2], out: &mut [f32]) {
         let patch = self.0.patch(&n, &k);
-        let depth = k.len();
         for (n, width, out) in panels(n, columns, depth, out) {
+            let out = &mut out[before * columns..][..k.len() * columns];
             if width < columns {
                 out.fill(0.0);
             }
@@ -382,6 +381,11 @@ mod tests {
             geometry(2, 17, 4, [6, 6], 1, 1, (0, 0)),
             geometry(1, 2, 3, [40, 33], 3, 1, (1, 1)),
             geometry(2, 20, 64, [16, 32], 3, 1, (1, 1)),
+            // Sums in several parts: kernels turned around, and the pixels of small and of large images.
+            geometry(2, 29, 50, [8, 8], 3, 1, (1, 1)),
+            geometry(30, 14, 60, [4, 4], 3, 1, (1, 1)),
+            geometry(3, 13, 9, [20, 24], 3, 1, (1, 1)),
+            geometry(3, 13, 9, [20, 24], 3, 2, (0, 1)),
         ] {
             let [oh, ow] = g.out_size();
             let (x, w) = (noise(g.batch * g.d_in * g.pixels(), 1), noise(g.d_out * g.terms(), 2));

@@ -13,9 +13,9 @@ pub mod math;
 pub mod norm;
 pub mod product;
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -103,8 +103,11 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Buffers that were given back, for the next operation: fresh pages cost more than what is done in them.
-static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+thread_local! {
+    /// Buffers that were given back, for the next operation: fresh pages cost more than what is done in them, and so do those that another
+    /// core has in its cache.
+    static POOL: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
 /// Buffers kept; more are freed.
 const POOL_SIZE: usize = 8;
 
@@ -118,11 +121,11 @@ pub struct Scratch {
 impl Scratch {
     /// `len` values, which are whatever the last user left.
     pub fn new(len: usize) -> Self {
-        let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // The smallest that suffices, else the largest to be grown.
-        let fits = (0..pool.len()).filter(|i| pool[*i].len() >= len).min_by_key(|i| pool[*i].len());
-        let taken = fits.or_else(|| (0..pool.len()).max_by_key(|i| pool[*i].len())).map(|i| pool.swap_remove(i));
-        drop(pool);
+        let taken = POOL.with_borrow_mut(|pool| {
+            // The smallest that suffices, else the largest to be grown.
+            let fits = (0..pool.len()).filter(|i| pool[*i].len() >= len).min_by_key(|i| pool[*i].len());
+            fits.or_else(|| (0..pool.len()).max_by_key(|i| pool[*i].len())).map(|i| pool.swap_remove(i))
+        });
         let mut buffer = taken.unwrap_or_default();
         if buffer.len() < len {
             buffer = vec![0.0; len];
@@ -153,10 +156,11 @@ impl std::ops::DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if pool.len() < POOL_SIZE {
-            pool.push(std::mem::take(&mut self.buffer));
-        }
+        POOL.with_borrow_mut(|pool| {
+            if pool.len() < POOL_SIZE {
+                pool.push(std::mem::take(&mut self.buffer));
+            }
+        });
     }
 }
 

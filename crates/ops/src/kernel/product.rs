@@ -10,8 +10,13 @@ use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Values of k that are summed in one pass: a panel of A of that depth stays in the first-level cache.
 const DEPTH: usize = 384;
-/// Columns of C that one task holds: `DEPTH` × this many values of B stay in the second-level cache.
-const SLAB: usize = 128;
+/// Panels of B that one task holds: with `DEPTH` terms they stay in the second-level cache, which is larger where vectors are wider.
+const SLAB: usize = 8;
+/// So many times as many rows as columns are shared out as rows. To share out columns takes no waiting for one another, and no core reads
+/// what another has packed, but each reads all of A.
+const HIGH: usize = 4;
+/// Columns beyond which little is left over by any tile.
+const WIDE: usize = 160;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL: usize = 1 << 17;
 
@@ -22,19 +27,45 @@ pub struct Tile {
     pub columns: usize,
 }
 
-/// Rows of the register tile: twelve where there are 32 wide registers, six elsewhere.
-const fn tile_rows<S: Simd>() -> usize {
-    if S::F32_LANES >= 16 { 12 } else { 6 }
+/// The tiles of an instruction set: as many sums as its registers hold beside a row of B and a value of A. The first is the usual one. The
+/// others cut narrow products and small images with less left over: heads of 40, 80 or 16 channels, 77 tokens, 4x4 pixels.
+const fn shapes<S: Simd>() -> &'static [Tile] {
+    const fn tile(rows: usize, columns: usize) -> Tile {
+        Tile { rows, columns }
+    }
+    match (S::REGISTER_COUNT, S::F32_LANES) {
+        (32.., 16) => const { &[tile(12, 32), tile(8, 48), tile(5, 80), tile(16, 16)] },
+        (32.., 4) => const { &[tile(12, 8)] },
+        (_, 8) => const { &[tile(6, 16)] },
+        (_, 4) => const { &[tile(6, 8)] },
+        _ => const { &[tile(6, 2)] },
+    }
 }
 
 /// This machine's register tile.
 pub fn tile() -> Tile {
+    tiles()[0]
+}
+
+/// The register tile for a product of `n` columns: the one that computes the fewest columns beyond them.
+pub fn tile_for(n: usize) -> Tile {
+    let beyond = |tile: &Tile| if n > WIDE { 0 } else { n.next_multiple_of(tile.columns) };
+    tiles().iter().copied().min_by_key(beyond).expect("a tile")
+}
+
+/// The register tile that computes many images of `pixels` columns in one product and has no columns of two, if there is one.
+pub fn tile_within(pixels: usize) -> Option<Tile> {
+    tiles().iter().copied().find(|tile| pixels.is_multiple_of(tile.columns))
+}
+
+/// This machine's tiles.
+fn tiles() -> &'static [Tile] {
     struct Ask;
     impl WithSimd for Ask {
-        type Output = Tile;
+        type Output = &'static [Tile];
         #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> Tile {
-            Tile { rows: tile_rows::<S>(), columns: 2 * S::F32_LANES }
+        fn with_simd<S: Simd>(self, _: S) -> &'static [Tile] {
+            shapes::<S>()
         }
     }
     Arch::new().dispatch(Ask)
@@ -47,20 +78,35 @@ pub enum Left<'a> {
     Rows(&'a [f32], usize),
     /// Column `k` begins at `k * stride`.
     Columns(&'a [f32], usize),
-    /// Panels as high as the tile, `[m / rows][k][rows]`. Rows past the end may hold any values.
-    Panels(&'a [f32]),
+    /// A convolution's weight, `[k / area][m][area]`, turned around: row `m`, term `(o, t)` is the value `(o, m, area − 1 − t)`.
+    Turned {
+        values: &'a [f32],
+        /// Values of a kernel.
+        area: usize,
+        /// Distance between the first values of neighbouring `o`.
+        stride: usize,
+    },
+    /// Images, `[k / pixels][m][pixels]`: row `m`, term `(image, pixel)`.
+    Images {
+        values: &'a [f32],
+        pixels: usize,
+        /// Distance between the first values of neighbouring images.
+        apart: usize,
+    },
 }
 
 impl Left<'_> {
     /// # Panics
     /// When it is shorter than `[m, k]`.
     fn check(&self, m: usize, k: usize) {
-        let needed = match self {
-            Left::Rows(_, stride) => extent(m, *stride, k),
-            Left::Columns(_, stride) => extent(k, *stride, m),
-            Left::Panels(_) => m.next_multiple_of(tile().rows).saturating_mul(k),
+        let (values, needed) = match *self {
+            Left::Rows(values, stride) => (values, extent(m, stride, k)),
+            Left::Columns(values, stride) => (values, extent(k, stride, m)),
+            Left::Turned { values, area: inner, stride } | Left::Images { values, pixels: inner, apart: stride } => {
+                assert!(k.is_multiple_of(inner), "{k} terms in groups of {inner}");
+                (values, extent(k / inner, stride, m * inner))
+            }
         };
-        let (Left::Rows(values, _) | Left::Columns(values, _) | Left::Panels(values)) = self;
         assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
     }
 }
@@ -108,6 +154,7 @@ struct Target<'a> {
 
 /// `C = start + A B`, its slices checked against its shape, to be computed in [`Block`]s.
 struct Product<'a> {
+    tile: Tile,
     m: usize,
     n: usize,
     k: usize,
@@ -119,7 +166,7 @@ struct Product<'a> {
 impl<'a> Product<'a> {
     /// # Panics
     /// When A, C or the start is too short for the shape, or rows or images of C overlap.
-    fn new([m, n, k]: [usize; 3], left: Left<'a>, out: Target<'a>, start: Start<'a>) -> Self {
+    fn new(tile: Tile, [m, n, k]: [usize; 3], left: Left<'a>, out: Target<'a>, start: Start<'a>) -> Self {
         left.check(m, k);
         let Target { values, stride, pixels, apart } = out;
         let (images, image) = (n / pixels, extent(m, stride, pixels));
@@ -131,7 +178,7 @@ impl<'a> Product<'a> {
             Start::PerColumn(values) => assert_eq!(values.len(), n, "one value per column"),
             Start::Zero | Start::Keep => {}
         }
-        Self { m, n, k, left, start, out }
+        Self { tile, m, n, k, left, start, out }
     }
 }
 
@@ -167,25 +214,32 @@ impl WithSimd for Block<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Constants of the instruction set cannot be parameters of a type, so the two tiles are named.
-        if tile_rows::<S>() == 12 { self.run::<S, 12>(simd) } else { self.run::<S, 6>(simd) }
+        // Constants of the instruction set cannot be parameters of a type, so the tiles are named.
+        match (S::REGISTER_COUNT, self.product.tile.rows) {
+            (32.., 12) => self.run::<S, 12, 2>(simd),
+            (32.., 8) => self.run::<S, 8, 3>(simd),
+            (32.., 5) => self.run::<S, 5, 5>(simd),
+            (32.., _) => self.run::<S, 16, 1>(simd),
+            _ => self.run::<S, 6, 2>(simd),
+        }
     }
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn run<S: Simd, const R: usize>(&self, simd: S) {
-        let (width, depth, pixels) = (2 * S::F32_LANES, self.k.len(), self.product.out.pixels);
-        assert!(self.m.start.is_multiple_of(R), "a block that begins within a panel of A");
+    fn run<S: Simd, const R: usize, const V: usize>(&self, simd: S) {
+        let (width, depth, pixels) = (V * S::F32_LANES, self.k.len(), self.product.out.pixels);
         let one_image = pixels == self.product.n;
         assert!(one_image || (pixels.is_multiple_of(width) && self.n.start.is_multiple_of(width)), "a tile with pixels of two images");
         for m in self.m.clone().step_by(R) {
             let rows = R.min(self.m.end - m);
+            // Too few rows are left for a tile: it begins before them, and the sums of what comes first are thrown away.
+            let first = if rows < R && self.product.m >= R { m + rows - R } else { m };
             for (panel, n) in self.n.clone().step_by(width).enumerate() {
                 let b = self.panels[panel * depth * width..][..depth * width].as_ptr();
-                // SAFETY: `m` is a multiple of R, and `rows` rows from there are rows of the block; `b` is a whole panel.
-                let tile = unsafe { self.tile::<S, R>(simd, m, rows, b) };
-                self.store(simd, m, rows, n, &tile);
+                // SAFETY: `b` is a whole panel, and from `first` on there are `R` rows or all that the product has.
+                let tile = unsafe { self.tile::<S, R, V>(simd, first, R.min(self.product.m), b) };
+                self.store(simd, m, &tile[m - first..][..rows], n);
             }
         }
     }
@@ -193,49 +247,65 @@ impl Block<'_> {
     /// The sums of `rows` rows from `m` on with the columns of one panel. What it returns past `rows` means nothing.
     ///
     /// # Safety
-    /// `m` is a multiple of `R`, `1 ≤ rows ≤ R`, the block has the rows `m..m + rows`, and `b` is a panel: two vectors per term.
+    /// `1 ≤ rows ≤ R`, the product has the rows `m..m + rows`, and `b` is a panel: `V` vectors per term.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize>(&self, simd: S, m: usize, rows: usize, b: *const f32) -> [[S::f32s; 2]; R] {
-        let (depth, k, whole) = (self.k.len(), self.k.start, self.product.k);
+    unsafe fn tile<S: Simd, const R: usize, const V: usize>(&self, simd: S, m: usize, rows: usize, b: *const f32) -> [[S::f32s; V]; R] {
+        let k = self.k.clone();
         // Rows past the end repeat the last one: their sums are thrown away.
         let row = |i: usize| m + i.min(rows - 1);
-        // SAFETY: a block's rows and terms are among the product's (`Block::new`), and A holds all of those (`Left::check`); panels of
-        // A hold whole tiles, up to the next multiple of R. With no terms an address may lie past A's end, but nothing is read there.
+        // SAFETY: a block's rows and terms are among the product's (`Block::new`), and A holds all of those (`Left::check`). With no terms
+        // an address may lie past A's end, but nothing is read there.
         unsafe {
             match self.product.left {
                 Left::Rows(values, stride) => {
-                    by_rows::<S, R>(simd, depth, std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride + k)), b)
+                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride + k.start));
+                    sums_of::<S, R, V, 1>(simd, a, 1, std::iter::once((0, k.len())), b)
                 }
-                Left::Panels(values) => by_columns::<S, R>(simd, depth, values.as_ptr().wrapping_add(m * whole + k * R), R, b),
                 Left::Columns(values, stride) if rows == R => {
-                    by_columns::<S, R>(simd, depth, values.as_ptr().wrapping_add(k * stride + m), stride, b)
+                    by_columns::<S, R, V>(simd, k.len(), values.as_ptr().wrapping_add(k.start * stride + m), stride, b)
                 }
                 Left::Columns(values, stride) => {
-                    let columns = std::array::from_fn(|i| values.as_ptr().wrapping_add(k * stride + row(i)));
-                    few_columns::<S, R>(simd, depth, columns, stride, b)
+                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(k.start * stride + row(i)));
+                    sums_of::<S, R, V, 0>(simd, a, stride as isize, std::iter::once((0, k.len())), b)
+                }
+                Left::Turned { values, area: 9, stride } if rows == R && k.start.is_multiple_of(9) && k.len().is_multiple_of(9) => {
+                    turned::<S, R, V, 9>(simd, k.len() / 9, values.as_ptr().wrapping_add(k.start / 9 * stride + m * 9), stride, b)
+                }
+                Left::Turned { values, area, stride } => {
+                    // From the last value of each row's kernel backwards.
+                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add((row(i) + 1) * area - 1));
+                    let groups = groups(k, area).map(
+                        #[inline(always)]
+                        |(o, t)| ((o * stride) as isize - t.start as isize, t.len()),
+                    );
+                    sums_of::<S, R, V, -1>(simd, a, -1, groups, b)
+                }
+                Left::Images { values, pixels, apart } => {
+                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * pixels));
+                    let groups = groups(k, pixels).map(
+                        #[inline(always)]
+                        |(image, p)| ((image * apart + p.start) as isize, p.len()),
+                    );
+                    sums_of::<S, R, V, 1>(simd, a, 1, groups, b)
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn store<S: Simd, const R: usize>(&self, simd: S, m: usize, rows: usize, n: usize, tile: &[[S::f32s; 2]; R]) {
+    fn store<S: Simd, const V: usize>(&self, simd: S, m: usize, tile: &[[S::f32s; V]], n: usize) {
         let lanes = S::F32_LANES;
-        let width = (2 * lanes).min(self.n.end - n);
+        let width = (V * lanes).min(self.n.end - n);
         let Target { values, stride, pixels, apart } = self.product.out;
         let corner = n / pixels * apart + n % pixels + m * stride;
-        for (i, sums) in tile.iter().enumerate().take(rows) {
+        for (i, sums) in tile.iter().enumerate() {
             // SAFETY: these are columns `n..n + width` of row `m + i`, which the block has to itself (`Block::new`).
             let c = unsafe { values.slice(corner + i * stride..corner + i * stride + width) };
-            let (low, high) = c.split_at_mut(width.min(lanes));
-            for (half, (part, sum)) in [low, high].into_iter().zip(sums).enumerate() {
-                if part.is_empty() {
-                    continue;
-                }
+            for (v, (part, sum)) in c.chunks_mut(lanes).zip(sums).enumerate() {
                 let before = match self.start {
                     Start::Zero => simd.splat_f32s(0.0),
                     Start::PerRow(values) => simd.splat_f32s(values[m + i]),
-                    Start::PerColumn(values) => load(simd, &values[n + half * lanes..][..part.len()]),
+                    Start::PerColumn(values) => load(simd, &values[n + v * lanes..][..part.len()]),
                     Start::Keep => load(simd, part),
                 };
                 let sum = simd.add_f32s(before, *sum);
@@ -253,24 +323,52 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     }
 }
 
-/// The tile's loop, one row of A at each pointer.
+/// Terms in groups of `inner`: each group's number, and which of its terms are meant.
+#[inline(always)]
+fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut next = terms.start;
+    std::iter::from_fn(
+        #[inline(always)]
+        move || {
+            let (group, from) = (next / inner, next % inner);
+            let count = (inner - from).min(terms.end - next);
+            next += count;
+            (count > 0).then_some((group, from..from + count))
+        },
+    )
+}
+
+/// The tile's loop, one row of A at each pointer. Its terms come in runs: where each begins and how many there are, `apart` values apart,
+/// or `STEP`, if that is known to the compiler.
 ///
 /// # Safety
-/// `depth` values can be read from each pointer of `a`, and `depth` times two vectors from `b`.
+/// From each pointer of `a` a value can be read at each of the places, and from `b` `V` vectors for each.
 #[inline(always)]
-unsafe fn by_rows<S: Simd, const R: usize>(simd: S, depth: usize, a: [*const f32; R], b: *const f32) -> [[S::f32s; 2]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-    for k in 0..depth {
-        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
-        unsafe {
-            step(
-                simd,
-                #[inline(always)]
-                |i| *a[i].add(k),
-                b.add(k * 2 * S::F32_LANES),
-                &mut sums,
-            )
+unsafe fn sums_of<S: Simd, const R: usize, const V: usize, const STEP: isize>(
+    simd: S,
+    a: [*const f32; R],
+    apart: isize,
+    runs: impl Iterator<Item = (isize, usize)>,
+    b: *const f32,
+) -> [[S::f32s; V]; R] {
+    let apart = if STEP == 0 { apart } else { STEP };
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    let mut b = b;
+    for (from, count) in runs {
+        for k in 0..count {
+            let place = from + k as isize * apart;
+            // SAFETY: the caller promises a value at each place, and as many times `V` vectors.
+            unsafe {
+                step(
+                    simd,
+                    #[inline(always)]
+                    |i| *a[i].offset(place),
+                    b.add(k * V * S::F32_LANES),
+                    &mut sums,
+                )
+            }
         }
+        b = b.wrapping_add(count * V * S::F32_LANES);
     }
     sums
 }
@@ -278,10 +376,16 @@ unsafe fn by_rows<S: Simd, const R: usize>(simd: S, depth: usize, a: [*const f32
 /// The tile's loop, `R` neighbouring rows at each column of A.
 ///
 /// # Safety
-/// `R` values can be read at `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times two vectors from `b`.
+/// `R` values can be read at `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times `V` vectors from `b`.
 #[inline(always)]
-unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f32, stride: usize, b: *const f32) -> [[S::f32s; 2]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+unsafe fn by_columns<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    depth: usize,
+    a: *const f32,
+    stride: usize,
+    b: *const f32,
+) -> [[S::f32s; V]; R] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for k in 0..depth {
         // SAFETY: the caller promises `depth` terms, and `k` is less than that.
         unsafe {
@@ -289,7 +393,7 @@ unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f
                 simd,
                 #[inline(always)]
                 |i| *a.add(k * stride + i),
-                b.add(k * 2 * S::F32_LANES),
+                b.add(k * V * S::F32_LANES),
                 &mut sums,
             )
         }
@@ -297,30 +401,31 @@ unsafe fn by_columns<S: Simd, const R: usize>(simd: S, depth: usize, a: *const f
     sums
 }
 
-/// The tile's loop, one pointer per row into the first column of A: for the last rows, where fewer than `R` are left.
+/// The tile's loop over whole kernels of `AREA` values, each turned around, `R` neighbouring rows at each place.
 ///
 /// # Safety
-/// A value can be read at each pointer of `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times two vectors from
-/// `b`.
+/// `R · AREA` values can be read at `a` and at the `count - 1` places that follow, `stride` apart; `count · AREA` times `V` vectors from `b`.
 #[inline(always)]
-unsafe fn few_columns<S: Simd, const R: usize>(
+unsafe fn turned<S: Simd, const R: usize, const V: usize, const AREA: usize>(
     simd: S,
-    depth: usize,
-    a: [*const f32; R],
+    count: usize,
+    a: *const f32,
     stride: usize,
     b: *const f32,
-) -> [[S::f32s; 2]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-    for k in 0..depth {
-        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
-        unsafe {
-            step(
-                simd,
-                #[inline(always)]
-                |i| *a[i].add(k * stride),
-                b.add(k * 2 * S::F32_LANES),
-                &mut sums,
-            )
+) -> [[S::f32s; V]; R] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for o in 0..count {
+        for t in 0..AREA {
+            // SAFETY: the caller promises `count` kernels, and `o` is less than that.
+            unsafe {
+                step(
+                    simd,
+                    #[inline(always)]
+                    |i| *a.add(o * stride + i * AREA + (AREA - 1 - t)),
+                    b.add((o * AREA + t) * V * S::F32_LANES),
+                    &mut sums,
+                )
+            }
         }
     }
     sums
@@ -329,15 +434,16 @@ unsafe fn few_columns<S: Simd, const R: usize>(
 /// One term of the tile's sums: row `i` of A gives `a(i)`.
 ///
 /// # Safety
-/// Two vectors can be read at `b`.
+/// `V` vectors can be read at `b`.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize>(simd: S, a: impl Fn(usize) -> f32, b: *const f32, sums: &mut [[S::f32s; 2]; R]) {
-    // SAFETY: the caller promises two vectors.
-    let b = unsafe { [b.cast::<S::f32s>().read_unaligned(), b.cast::<S::f32s>().add(1).read_unaligned()] };
+unsafe fn step<S: Simd, const R: usize, const V: usize>(simd: S, a: impl Fn(usize) -> f32, b: *const f32, sums: &mut [[S::f32s; V]; R]) {
+    // SAFETY: the caller promises `V` vectors.
+    let b = unsafe { b.cast::<[S::f32s; V]>().read_unaligned() };
     for (i, sum) in sums.iter_mut().enumerate() {
         let a = simd.splat_f32s(a(i));
-        sum[0] = simd.mul_add_e_f32s(a, b[0], sum[0]);
-        sum[1] = simd.mul_add_e_f32s(a, b[1], sum[1]);
+        for (sum, b) in sum.iter_mut().zip(b) {
+            *sum = simd.mul_add_e_f32s(a, b, *sum);
+        }
     }
 }
 
@@ -346,21 +452,30 @@ unsafe fn step<S: Simd, const R: usize>(simd: S, a: impl Fn(usize) -> f32, b: *c
 /// # Panics
 /// When a slice is too short for its shape.
 pub fn product(shape: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32], start: Start<'_>) {
-    product_of_images(shape, left, right, out, shape[1], start);
+    product_of_images(tile_for(shape[1]), shape, left, right, out, shape[1], start);
 }
 
 /// The same with C as `[images, m, pixels]`, the columns being the pixels of one image after the other.
 ///
 /// # Panics
 /// When a slice is too short for its shape, or there are several images whose pixels are not a multiple of the tile's columns.
-pub fn product_of_images([m, n, k]: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32], pixels: usize, start: Start<'_>) {
+pub fn product_of_images(
+    tile: Tile,
+    [m, n, k]: [usize; 3],
+    left: Left<'_>,
+    right: &impl Right,
+    out: &mut [f32],
+    pixels: usize,
+    start: Start<'_>,
+) {
     if m == 0 || n == 0 {
         return;
     }
     let out = Target { values: Shared::new(out), stride: pixels, pixels, apart: m * pixels };
-    let product = Product::new([m, n, k], left, out, start);
+    let product = Product::new(tile, [m, n, k], left, out, start);
     let threads = if m * n * k < SERIAL { 1 } else { rayon::current_num_threads() };
-    if n.div_ceil(SLAB) >= 2 * threads || threads == 1 { product.by_slabs(right, threads) } else { product.by_rows(right, threads) }
+    let enough = n / tile.columns >= threads && m < HIGH * n || n >= 2 * threads * tile.columns * SLAB;
+    if enough || threads == 1 { product.by_slabs(right, threads) } else { product.by_rows(right, threads) }
 }
 
 /// Rows that begin `stride` apart, for [`multiply`] alone to write.
@@ -384,32 +499,46 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `C = start + A B` on this thread, with B packed already, as panels `[n / columns][k][columns]`.
+/// `C = start + A B` on this thread, with B packed already, as panels `[n / columns][k][columns]` for this tile.
 ///
 /// # Panics
 /// When a slice is too short for its shape, or rows of C overlap.
-pub fn multiply([m, n, k]: [usize; 3], left: Left<'_>, panels: &[f32], out: Rows<'_>, start: Start<'_>) {
+pub fn multiply([m, n, k]: [usize; 3], left: Left<'_>, (tile, panels): (Tile, &[f32]), out: Rows<'_>, start: Start<'_>) {
     if m == 0 || n == 0 {
         return;
     }
     let out = Target { values: out.values, stride: out.stride, pixels: n, apart: 0 };
-    let product = Product::new([m, n, k], left, out, start);
+    let product = Product::new(tile, [m, n, k], left, out, start);
     // SAFETY: the rows are for this call alone to write, by an exclusive borrow or by the promise of `Rows::shared`.
     unsafe { Block::new(&product, [0..m, 0..n, 0..k], panels) }.compute();
 }
 
-/// Where the sum over `k` is cut, in even parts.
-fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
-    parts(k, k.div_ceil(DEPTH).max(1), 1)
-}
-
 impl Product<'_> {
+    /// Where the sum over `k` is cut, in nearly even parts, but in no kernel and in no small image.
+    fn depths(&self) -> impl Iterator<Item = Range<usize>> {
+        let unit = match self.left {
+            Left::Turned { area: inner, .. } | Left::Images { pixels: inner, .. } if inner <= DEPTH => inner,
+            _ => 1,
+        };
+        parts(self.k, self.k.div_ceil(DEPTH / unit * unit).max(1), unit)
+    }
+
+    /// The most terms that [`Self::depths`] sums at a time.
+    fn depth(&self) -> usize {
+        self.depths().map(|k| k.len()).max().unwrap_or(0)
+    }
+
+    /// Columns of a task: as many as fill the cache with B, and for few terms more of them, so that rows of C are written in long pieces.
+    fn slab(&self) -> usize {
+        SLAB * self.tile.columns * DEPTH / self.k.clamp(DEPTH / 8, DEPTH)
+    }
+
     /// Shares out the columns. Each task computes all rows of some, and packs that much of B.
     fn by_slabs(self, right: &impl Right, threads: usize) {
-        let (columns, count) = (tile().columns, self.n.div_ceil(SLAB).next_multiple_of(threads));
+        let (columns, count) = (self.tile.columns, self.n.div_ceil(self.slab()).next_multiple_of(threads));
         on_threads(threads, parts(self.n, count, columns), |n| {
-            let mut packed = Scratch::new(DEPTH.min(self.k) * n.len().next_multiple_of(columns));
-            for k in depths(self.k) {
+            let mut packed = Scratch::new(self.depth() * n.len().next_multiple_of(columns));
+            for k in self.depths() {
                 right.pack(k.clone(), n.clone(), columns, &mut packed);
                 // SAFETY: the product is this function's, the parts have no column in common, and each is computed depth by depth.
                 unsafe { Block::new(&self, [0..self.m, n.clone(), k], &packed) }.compute();
@@ -419,9 +548,9 @@ impl Product<'_> {
 
     /// For few columns: packs B on all threads, then shares out the rows.
     fn by_rows(self, right: &impl Right, threads: usize) {
-        let Tile { rows, columns } = tile();
-        let mut packed = Scratch::new(DEPTH.min(self.k) * self.n.next_multiple_of(columns));
-        for k in depths(self.k) {
+        let Tile { rows, columns } = self.tile;
+        let mut packed = Scratch::new(self.depth() * self.n.next_multiple_of(columns));
+        for k in self.depths() {
             let panels = &mut packed[..k.len() * self.n.next_multiple_of(columns)];
             // Columns and panels are cut at the same places: between panels.
             let strips = parts(self.n, threads, columns).zip(cut(panels, threads, columns * k.len()));
@@ -510,7 +639,19 @@ mod tests {
     /// Every way in, every odd size, against the definition.
     #[test]
     fn products_of_all_shapes() {
-        for (m, n, k) in [(1, 1, 1), (6, 16, 4), (7, 17, 5), (13, 300, 3), (40, 700, 800), (5, 3, 1000), (300, 33, 400)] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (6, 16, 4),
+            (7, 17, 5),
+            (13, 300, 3),
+            (40, 700, 800),
+            (5, 3, 1000),
+            (300, 33, 400),
+            (3, 40, 5),
+            (29, 40, 50),
+            (31, 77, 30),
+            (30, 16, 9),
+        ] {
             let (a, b, bias) = (noise(m * k, 1), noise(k * n, 2), noise(m.max(n), 3));
             let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
             for case in 0..8 {
@@ -536,6 +677,17 @@ mod tests {
         }
     }
 
+    /// No other tile computes fewer columns beyond those asked for, and none has pixels of two images.
+    #[test]
+    fn tiles_waste_little() {
+        for n in 1..=WIDE {
+            let found = n.next_multiple_of(tile_for(n).columns);
+            assert!(tiles().iter().all(|tile| found <= n.next_multiple_of(tile.columns)), "{n} columns in {found}");
+            assert!(tile_within(n).is_none_or(|tile| n.is_multiple_of(tile.columns)), "images of {n} pixels");
+        }
+        assert_eq!(tile_for(4096), tile());
+    }
+
     #[test]
     #[should_panic(expected = "A has 5 values, expected 6")]
     fn a_short_operand_is_refused() {
@@ -551,7 +703,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rows of C overlap: 2 of 3, 2 apart")]
     fn rows_that_overlap_are_refused() {
-        multiply([2, 3, 1], Left::Rows(&[0.0; 2], 1), &[0.0; 64], Rows::new(&mut [0.0; 8], 2), Start::Zero);
+        multiply([2, 3, 1], Left::Rows(&[0.0; 2], 1), (tile(), &[0.0; 64]), Rows::new(&mut [0.0; 8], 2), Start::Zero);
     }
 
     fn transposed(a: &[f32], m: usize, n: usize) -> Vec<f32> {
