@@ -277,7 +277,8 @@ class Tiny:
         self.factors = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         settings = self.config["optimizer"]
         self.max_grad_norm = settings["max_grad_norm"]
-        self.optimizer = torch.optim.AdamW(self.factors, lr=settings["learning_rate"], fused=True, **settings["adamw"])
+        adamw = {name: value for name, value in settings["adamw"].items() if name != "moments"}
+        self.optimizer = torch.optim.AdamW(self.factors, lr=settings["learning_rate"], fused=True, **adamw)
 
     @torch.no_grad()
     def encode(self, prompts):

@@ -4,7 +4,7 @@
 //!
 //! prints our side alone, each case in a process of its own. `scripts/bench_vs_torch` runs the same cases beside torch's: there this
 //! program is a worker (`--worker`) that is told on its standard input, one line each, to `setup` a case, `run` it for some seconds
-//! (answered by milliseconds), tell its `peak` memory in KiB, and `quit`. What a case is: `docs/reference/performance.md`.
+//! (answered by milliseconds), tell its `peak` memory in KiB and the `vectors` it computes with, and `quit`. What a case is: `docs/reference/performance.md`.
 
 /// The shipped binary's.
 #[path = "../../crates/cli/src/allocator.rs"]
@@ -95,6 +95,7 @@ fn serve() {
                 println!("{}", round(work, seconds.parse().expect("seconds")));
             }
             ("peak", _) => println!("{}", peak_kib()),
+            ("vectors", _) => println!("{}", vp_ops::vector_unit()),
             ("quit", _) => break,
             other => panic!("unknown request {other:?}"),
         }

@@ -17,6 +17,8 @@ const SLAB: usize = 8;
 const HIGH: usize = 4;
 /// Columns beyond which little is left over by any tile.
 const WIDE: usize = 160;
+/// Values between neighbouring columns of A beyond which those of a tile are copied side by side.
+const FAR: usize = 256;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL: usize = 1 << 17;
 
@@ -235,13 +237,30 @@ impl Block<'_> {
             let rows = R.min(self.m.end - m);
             // Too few rows are left for a tile: it begins before them, and the sums of what comes first are thrown away.
             let first = if rows < R && self.product.m >= R { m + rows - R } else { m };
+            let near = self.brought_near::<R>(first, self.n.len() / width);
             for (panel, n) in self.n.clone().step_by(width).enumerate() {
                 let b = self.panels[panel * depth * width..][..depth * width].as_ptr();
                 // SAFETY: `b` is a whole panel, and from `first` on there are `R` rows or all that the product has.
-                let tile = unsafe { self.tile::<S, R, V>(simd, first, R.min(self.product.m), b) };
+                let tile = match &near {
+                    Some(near) => unsafe { by_columns::<S, R, V>(simd, depth, near.as_ptr(), R, b) },
+                    None => unsafe { self.tile::<S, R, V>(simd, first, R.min(self.product.m), b) },
+                };
                 self.store(simd, m, &tile[m - first..][..rows], n);
             }
         }
+    }
+
+    /// `R` rows of columns that lie far apart, side by side, `[k][R]`: each column is on a page of its own, and `uses` panels will meet it.
+    fn brought_near<const R: usize>(&self, m: usize, uses: usize) -> Option<Scratch> {
+        let Left::Columns(values, stride) = self.product.left else { return None };
+        if stride < FAR || uses < 4 || m + R > self.product.m {
+            return None;
+        }
+        let mut near = Scratch::new(R * self.k.len());
+        for (k, out) in self.k.clone().zip(near.chunks_exact_mut(R)) {
+            out.copy_from_slice(&values[k * stride + m..][..R]);
+        }
+        Some(near)
     }
 
     /// The sums of `rows` rows from `m` on with the columns of one panel. What it returns past `rows` means nothing.
