@@ -277,7 +277,9 @@ class Tiny:
         self.factors = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         settings = self.config["optimizer"]
         self.max_grad_norm = settings["max_grad_norm"]
-        adamw = {name: value for name, value in settings["adamw"].items() if name != "moments"}
+        adamw = dict(settings["adamw"])
+        if (moments := adamw.pop("moments", "f32")) != "f32":
+            sys.exit(f"{config}: optimizer.adamw.moments is {moments}, and torch's optimizer has f32 alone")
         self.optimizer = torch.optim.AdamW(self.factors, lr=settings["learning_rate"], fused=True, **adamw)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | output | output channels | output pixels | input channels × kernel |
 //! | gradient of the input | input channels | input pixels | output channels × kernel, turned around |
-//! | gradient of the weight | output channels | input channels × kernel | output pixels |
+//! | gradient of the weight | output channels | input channels × kernel | images × output pixels |
 
 use std::ops::Range;
 
@@ -98,7 +98,7 @@ pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) 
         return;
     }
     let area = g.kernel * g.kernel;
-    let left = Left::Turned { values: weight, area, stride: g.d_in * area };
+    let left = Left::Turned { values: weight, area };
     // A convolution of the gradient, its pixels spread by the stride.
     let before = g.kernel as isize - 1 - g.padding.0 as isize;
     let unfolded =
@@ -111,7 +111,7 @@ pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     g.check(x, dw, dy);
     let (pixels, out_pixels) = (g.pixels(), g.out_pixels());
     if !g.is_pointwise() {
-        let left = Left::Images { values: dy, pixels: out_pixels, apart: g.d_out * out_pixels };
+        let left = Left::Images { values: dy, pixels: out_pixels };
         return product([g.d_out, g.terms(), g.batch * out_pixels], left, &Folded(g.unfolded(x)), dw, Start::Zero);
     }
     for image in 0..g.batch {
@@ -259,7 +259,7 @@ impl Right for Unfolded<'_> {
         while !n.is_empty() {
             // Image by image: the caller sees to it that no panel has pixels of two.
             let end = n.end.min((n.start / self.target_pixels() + 1) * self.target_pixels());
-            let (here, rest) = out.split_at_mut(k.len() * (end - n.start).next_multiple_of(columns).min(out.len() / k.len()));
+            let (here, rest) = out.split_at_mut(k.len() * (end - n.start).next_multiple_of(columns));
             self.pack_image(&k, n.start..end, columns, here);
             (n, out) = (end..n.end, rest);
         }
@@ -303,7 +303,7 @@ fn copy_runs<const N: usize>(values: &[f32], terms: &[usize], at: usize, columns
     }
 }
 
-/// The same image seen the other way: `[to, channels × kernel]`.
+/// The same images seen the other way: `[b × to, channels × kernel]`.
 struct Folded<'a>(Unfolded<'a>);
 
 impl Right for Folded<'_> {
@@ -384,6 +384,7 @@ mod tests {
             // Sums in several parts: kernels turned around, and the pixels of small and of large images.
             geometry(2, 29, 50, [8, 8], 3, 1, (1, 1)),
             geometry(30, 14, 60, [4, 4], 3, 1, (1, 1)),
+            geometry(2, 29, 50, [8, 8], 5, 1, (2, 2)),
             geometry(3, 13, 9, [20, 24], 3, 1, (1, 1)),
             geometry(3, 13, 9, [20, 24], 3, 2, (0, 1)),
         ] {

@@ -10,15 +10,17 @@ use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Values of k that are summed in one pass: a panel of A of that depth stays in the first-level cache.
 const DEPTH: usize = 384;
-/// Panels of B that one task holds: with `DEPTH` terms they stay in the second-level cache, which is larger where vectors are wider.
+/// Usual panels of B that one task holds: with `DEPTH` terms they stay in the second-level cache, which is larger where vectors are wider.
 const SLAB: usize = 8;
-/// So many times as many rows as columns are shared out as rows. To share out columns takes no waiting for one another, and no core reads
-/// what another has packed, but each reads all of A.
+/// A product with this many times more rows than columns shares out its rows. All others share out columns: then no thread waits for another
+/// or reads what another has packed, but each reads all of A.
 const HIGH: usize = 4;
 /// Columns beyond which little is left over by any tile.
 const WIDE: usize = 160;
-/// Values between neighbouring columns of A beyond which those of a tile are copied side by side.
+/// Columns of A whose first values are this far apart (a quarter of a page) are copied side by side before they are used [`OFTEN`].
 const FAR: usize = 256;
+/// Panels of B that meet the same rows of A.
+const OFTEN: usize = 4;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL: usize = 1 << 17;
 
@@ -29,7 +31,7 @@ pub struct Tile {
     pub columns: usize,
 }
 
-/// The tiles of an instruction set: as many sums as its registers hold beside a row of B and a value of A. The first is the usual one. The
+/// The tiles of an instruction set. The first is the usual one: as many sums as its registers hold beside a row of B and a value of A. The
 /// others cut narrow products and small images with less left over: heads of 40, 80 or 16 channels, 77 tokens, 4x4 pixels.
 const fn shapes<S: Simd>() -> &'static [Tile] {
     const fn tile(rows: usize, columns: usize) -> Tile {
@@ -51,8 +53,8 @@ pub fn tile() -> Tile {
 
 /// The register tile for a product of `n` columns: the one that computes the fewest columns beyond them.
 pub fn tile_for(n: usize) -> Tile {
-    let beyond = |tile: &Tile| if n > WIDE { 0 } else { n.next_multiple_of(tile.columns) };
-    tiles().iter().copied().min_by_key(beyond).expect("a tile")
+    let computed = |tile: &Tile| if n > WIDE { 0 } else { n.next_multiple_of(tile.columns) };
+    tiles().iter().copied().min_by_key(computed).expect("a tile")
 }
 
 /// The register tile that computes many images of `pixels` columns in one product and has no columns of two, if there is one.
@@ -81,20 +83,9 @@ pub enum Left<'a> {
     /// Column `k` begins at `k * stride`.
     Columns(&'a [f32], usize),
     /// A convolution's weight, `[k / area][m][area]`, turned around: row `m`, term `(o, t)` is the value `(o, m, area − 1 − t)`.
-    Turned {
-        values: &'a [f32],
-        /// Values of a kernel.
-        area: usize,
-        /// Distance between the first values of neighbouring `o`.
-        stride: usize,
-    },
+    Turned { values: &'a [f32], area: usize },
     /// Images, `[k / pixels][m][pixels]`: row `m`, term `(image, pixel)`.
-    Images {
-        values: &'a [f32],
-        pixels: usize,
-        /// Distance between the first values of neighbouring images.
-        apart: usize,
-    },
+    Images { values: &'a [f32], pixels: usize },
 }
 
 impl Left<'_> {
@@ -104,9 +95,9 @@ impl Left<'_> {
         let (values, needed) = match *self {
             Left::Rows(values, stride) => (values, extent(m, stride, k)),
             Left::Columns(values, stride) => (values, extent(k, stride, m)),
-            Left::Turned { values, area: inner, stride } | Left::Images { values, pixels: inner, apart: stride } => {
+            Left::Turned { values, area: inner } | Left::Images { values, pixels: inner } => {
                 assert!(k.is_multiple_of(inner), "{k} terms in groups of {inner}");
-                (values, extent(k / inner, stride, m * inner))
+                (values, m.saturating_mul(k))
             }
         };
         assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
@@ -169,6 +160,7 @@ impl<'a> Product<'a> {
     /// # Panics
     /// When A, C or the start is too short for the shape, or rows or images of C overlap.
     fn new(tile: Tile, [m, n, k]: [usize; 3], left: Left<'a>, out: Target<'a>, start: Start<'a>) -> Self {
+        assert!(tiles().contains(&tile), "{tile:?} is none of {:?}", tiles());
         left.check(m, k);
         let Target { values, stride, pixels, apart } = out;
         let (images, image) = (n / pixels, extent(m, stride, pixels));
@@ -235,14 +227,15 @@ impl Block<'_> {
         assert!(one_image || (pixels.is_multiple_of(width) && self.n.start.is_multiple_of(width)), "a tile with pixels of two images");
         for m in self.m.clone().step_by(R) {
             let rows = R.min(self.m.end - m);
-            // Too few rows are left for a tile: it begins before them, and the sums of what comes first are thrown away.
-            let first = if rows < R && self.product.m >= R { m + rows - R } else { m };
+            // Where too few rows are left for a tile, it begins before them, and the sums of what comes first are thrown away.
+            let first = m.min(self.product.m.saturating_sub(R));
             let near = self.brought_near::<R>(first, self.n.len() / width);
             for (panel, n) in self.n.clone().step_by(width).enumerate() {
                 let b = self.panels[panel * depth * width..][..depth * width].as_ptr();
-                // SAFETY: `b` is a whole panel, and from `first` on there are `R` rows or all that the product has.
                 let tile = match &near {
+                    // SAFETY: both are whole panels.
                     Some(near) => unsafe { by_columns::<S, R, V>(simd, depth, near.as_ptr(), R, b) },
+                    // SAFETY: `b` is a whole panel, and from `first` on there are `R` rows, or all that the product has.
                     None => unsafe { self.tile::<S, R, V>(simd, first, R.min(self.product.m), b) },
                 };
                 self.store(simd, m, &tile[m - first..][..rows], n);
@@ -250,15 +243,18 @@ impl Block<'_> {
         }
     }
 
-    /// `R` rows of columns that lie far apart, side by side, `[k][R]`: each column is on a page of its own, and `uses` panels will meet it.
+    /// `R` rows of A's columns side by side, `[k][R]`, where the columns lie far apart and `uses` panels will meet them, or where there are fewer
+    /// rows.
     fn brought_near<const R: usize>(&self, m: usize, uses: usize) -> Option<Scratch> {
         let Left::Columns(values, stride) = self.product.left else { return None };
-        if stride < FAR || uses < 4 || m + R > self.product.m {
+        let rows = R.min(self.product.m);
+        if rows == R && (stride < FAR || uses < OFTEN) {
             return None;
         }
         let mut near = Scratch::new(R * self.k.len());
         for (k, out) in self.k.clone().zip(near.chunks_exact_mut(R)) {
-            out.copy_from_slice(&values[k * stride + m..][..R]);
+            out[..rows].copy_from_slice(&values[k * stride + m..][..rows]);
+            out[rows..].fill(0.0);
         }
         Some(near)
     }
@@ -266,7 +262,7 @@ impl Block<'_> {
     /// The sums of `rows` rows from `m` on with the columns of one panel. What it returns past `rows` means nothing.
     ///
     /// # Safety
-    /// `1 ≤ rows ≤ R`, the product has the rows `m..m + rows`, and `b` is a panel: `V` vectors per term.
+    /// `1 ≤ rows ≤ R`, and `rows == R` if A is columns; the product has the rows `m..m + rows`, and `b` is a panel: `V` vectors per term.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const V: usize>(&self, simd: S, m: usize, rows: usize, b: *const f32) -> [[S::f32s; V]; R] {
         let k = self.k.clone();
@@ -277,35 +273,32 @@ impl Block<'_> {
         unsafe {
             match self.product.left {
                 Left::Rows(values, stride) => {
-                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride + k.start));
-                    sums_of::<S, R, V, 1>(simd, a, 1, std::iter::once((0, k.len())), b)
-                }
-                Left::Columns(values, stride) if rows == R => {
-                    by_columns::<S, R, V>(simd, k.len(), values.as_ptr().wrapping_add(k.start * stride + m), stride, b)
+                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride));
+                    by_rows::<S, R, V, 1>(simd, a, std::iter::once((k.start as isize, k.len())), b)
                 }
                 Left::Columns(values, stride) => {
-                    let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(k.start * stride + row(i)));
-                    sums_of::<S, R, V, 0>(simd, a, stride as isize, std::iter::once((0, k.len())), b)
+                    by_columns::<S, R, V>(simd, k.len(), values.as_ptr().wrapping_add(k.start * stride + m), stride, b)
                 }
-                Left::Turned { values, area: 9, stride } if rows == R && k.start.is_multiple_of(9) && k.len().is_multiple_of(9) => {
+                Left::Turned { values, area: 9 } if rows == R && k.start.is_multiple_of(9) && k.len().is_multiple_of(9) => {
+                    let stride = self.product.m * 9;
                     turned::<S, R, V, 9>(simd, k.len() / 9, values.as_ptr().wrapping_add(k.start / 9 * stride + m * 9), stride, b)
                 }
-                Left::Turned { values, area, stride } => {
+                Left::Turned { values, area } => {
                     // From the last value of each row's kernel backwards.
                     let a = std::array::from_fn(|i| values.as_ptr().wrapping_add((row(i) + 1) * area - 1));
-                    let groups = groups(k, area).map(
+                    let runs = groups(k, area).map(
                         #[inline(always)]
-                        |(o, t)| ((o * stride) as isize - t.start as isize, t.len()),
+                        |(o, t)| ((o * self.product.m * area) as isize - t.start as isize, t.len()),
                     );
-                    sums_of::<S, R, V, -1>(simd, a, -1, groups, b)
+                    by_rows::<S, R, V, -1>(simd, a, runs, b)
                 }
-                Left::Images { values, pixels, apart } => {
+                Left::Images { values, pixels } => {
                     let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * pixels));
-                    let groups = groups(k, pixels).map(
+                    let runs = groups(k, pixels).map(
                         #[inline(always)]
-                        |(image, p)| ((image * apart + p.start) as isize, p.len()),
+                        |(image, p)| ((image * self.product.m * pixels + p.start) as isize, p.len()),
                     );
-                    sums_of::<S, R, V, 1>(simd, a, 1, groups, b)
+                    by_rows::<S, R, V, 1>(simd, a, runs, b)
                 }
             }
         }
@@ -357,25 +350,23 @@ fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Ran
     )
 }
 
-/// The tile's loop, one row of A at each pointer. Its terms come in runs: where each begins and how many there are, `apart` values apart,
-/// or `STEP`, if that is known to the compiler.
+/// The tile's loop, one row of A at each pointer. Its terms come in runs, each with its first place after the pointer and its length, `STEP`
+/// values from term to term.
 ///
 /// # Safety
 /// From each pointer of `a` a value can be read at each of the places, and from `b` `V` vectors for each.
 #[inline(always)]
-unsafe fn sums_of<S: Simd, const R: usize, const V: usize, const STEP: isize>(
+unsafe fn by_rows<S: Simd, const R: usize, const V: usize, const STEP: isize>(
     simd: S,
     a: [*const f32; R],
-    apart: isize,
     runs: impl Iterator<Item = (isize, usize)>,
     b: *const f32,
 ) -> [[S::f32s; V]; R] {
-    let apart = if STEP == 0 { apart } else { STEP };
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     let mut b = b;
     for (from, count) in runs {
         for k in 0..count {
-            let place = from + k as isize * apart;
+            let place = from + k as isize * STEP;
             // SAFETY: the caller promises a value at each place, and as many times `V` vectors.
             unsafe {
                 step(
@@ -493,7 +484,7 @@ pub fn product_of_images(
     let out = Target { values: Shared::new(out), stride: pixels, pixels, apart: m * pixels };
     let product = Product::new(tile, [m, n, k], left, out, start);
     let threads = if m * n * k < SERIAL { 1 } else { rayon::current_num_threads() };
-    let enough = n / tile.columns >= threads && m < HIGH * n || n >= 2 * threads * tile.columns * SLAB;
+    let enough = n / tile.columns >= threads && m < HIGH * n || n >= 2 * threads * SLAB * tile.columns;
     if enough || threads == 1 { product.by_slabs(right, threads) } else { product.by_rows(right, threads) }
 }
 
@@ -549,7 +540,7 @@ impl Product<'_> {
 
     /// Columns of a task: as many as fill the cache with B, and for few terms more of them, so that rows of C are written in long pieces.
     fn slab(&self) -> usize {
-        SLAB * self.tile.columns * DEPTH / self.k.clamp(DEPTH / 8, DEPTH)
+        SLAB * tile().columns * DEPTH / self.k.clamp(DEPTH / 8, DEPTH)
     }
 
     /// Shares out the columns. Each task computes all rows of some, and packs that much of B.
@@ -667,6 +658,7 @@ mod tests {
             (5, 3, 1000),
             (300, 33, 400),
             (3, 40, 5),
+            (300, 200, 30),
             (29, 40, 50),
             (31, 77, 30),
             (30, 16, 9),
@@ -696,13 +688,12 @@ mod tests {
         }
     }
 
-    /// No other tile computes fewer columns beyond those asked for, and none has pixels of two images.
+    /// No other tile computes fewer columns beyond those asked for.
     #[test]
     fn tiles_waste_little() {
         for n in 1..=WIDE {
             let found = n.next_multiple_of(tile_for(n).columns);
             assert!(tiles().iter().all(|tile| found <= n.next_multiple_of(tile.columns)), "{n} columns in {found}");
-            assert!(tile_within(n).is_none_or(|tile| n.is_multiple_of(tile.columns)), "images of {n} pixels");
         }
         assert_eq!(tile_for(4096), tile());
     }
