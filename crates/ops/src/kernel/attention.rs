@@ -7,7 +7,9 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::lanes::{map_in_place, map_in_place_and_sum, max, update};
 use super::math::exp;
-use super::product::{ColumnMajor, Left, Right, RowMajor, Rows, Start, Tile, multiply, tile, tile_for};
+use super::operands::{ColumnMajor, Left, Right, RowMajor};
+use super::product::{Rows, Start, multiply};
+use super::tile::{Tile, tile, tile_for};
 use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Queries of a tile of scores.

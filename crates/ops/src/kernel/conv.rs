@@ -9,7 +9,9 @@
 use std::ops::Range;
 
 use super::Scratch;
-use super::product::{ColumnMajor, Left, Right, RowMajor, Start, panels, product, product_of_images, tile_within, transpose_into};
+use super::operands::{ColumnMajor, Left, Right, RowMajor, panels, transpose_into};
+use super::product::{Start, product, product_of_images};
+use super::tile::tile_within;
 
 /// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

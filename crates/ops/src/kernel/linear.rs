@@ -1,6 +1,7 @@
 //! Linear maps of rows, `[rows, in]` → `[rows, out]`, with the weight as PyTorch lays it, `[out, in]`.
 
-use super::product::{ColumnMajor, Left, RowMajor, Start, product};
+use super::operands::{ColumnMajor, Left, RowMajor};
+use super::product::{Start, product};
 use super::{Scratch, cut, on_threads};
 
 /// Below so many rows the weight is read where it lies and the output is turned: to pack the weight would cost more.

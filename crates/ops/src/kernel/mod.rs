@@ -11,7 +11,9 @@ pub mod lanes;
 pub mod linear;
 pub mod math;
 pub mod norm;
+pub mod operands;
 pub mod product;
+pub mod tile;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -178,7 +180,8 @@ mod tests {
     use super::attention::{Bias, Seen, Shape};
     use super::conv::Geometry;
     use super::norm::Groups;
-    use super::product::{Left, RowMajor, Start, product};
+    use super::operands::{Left, RowMajor};
+    use super::product::{Start, product};
     use super::*;
 
     /// The bits of what `write` makes of `len` values that are NaN before.

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::operands::{Left, Right, extent};
+use super::tile::{Tile, by_columns, by_rows, tile, tile_for, tiles, turned};
 use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Values of k that are summed in one pass: a panel of A of that depth stays in the first-level cache.
@@ -15,111 +17,12 @@ const SLAB: usize = 8;
 /// A product with this many times more rows than columns shares out its rows. All others share out columns: then no thread waits for another
 /// or reads what another has packed, but each reads all of A.
 const HIGH: usize = 4;
-/// Columns beyond which little is left over by any tile.
-const WIDE: usize = 160;
 /// Columns of A whose first values are this far apart (a quarter of a page) are copied side by side before they are used [`OFTEN`].
 const FAR: usize = 256;
 /// Panels of B that meet the same rows of A.
 const OFTEN: usize = 4;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL: usize = 1 << 17;
-
-/// The size of the register tile, in values of C.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tile {
-    pub rows: usize,
-    pub columns: usize,
-}
-
-/// The tiles of an instruction set. The first is the usual one: as many sums as its registers hold beside a row of B and a value of A. The
-/// others cut narrow products and small images with less left over: heads of 40, 80 or 16 channels, 77 tokens, 4x4 pixels.
-const fn shapes<S: Simd>() -> &'static [Tile] {
-    const fn tile(rows: usize, columns: usize) -> Tile {
-        Tile { rows, columns }
-    }
-    match (S::REGISTER_COUNT, S::F32_LANES) {
-        (32.., 16) => const { &[tile(12, 32), tile(8, 48), tile(5, 80), tile(16, 16)] },
-        (32.., 4) => const { &[tile(12, 8)] },
-        (_, 8) => const { &[tile(6, 16)] },
-        (_, 4) => const { &[tile(6, 8)] },
-        _ => const { &[tile(6, 2)] },
-    }
-}
-
-/// This machine's register tile.
-pub fn tile() -> Tile {
-    tiles()[0]
-}
-
-/// The register tile for a product of `n` columns: the one that computes the fewest columns beyond them.
-pub fn tile_for(n: usize) -> Tile {
-    let computed = |tile: &Tile| if n > WIDE { 0 } else { n.next_multiple_of(tile.columns) };
-    tiles().iter().copied().min_by_key(computed).expect("a tile")
-}
-
-/// The register tile that computes many images of `pixels` columns in one product and has no columns of two, if there is one.
-pub fn tile_within(pixels: usize) -> Option<Tile> {
-    tiles().iter().copied().find(|tile| pixels.is_multiple_of(tile.columns))
-}
-
-/// This machine's tiles.
-fn tiles() -> &'static [Tile] {
-    struct Ask;
-    impl WithSimd for Ask {
-        type Output = &'static [Tile];
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> &'static [Tile] {
-            shapes::<S>()
-        }
-    }
-    Arch::new().dispatch(Ask)
-}
-
-/// The left operand, A, `[m, k]`, where it lies.
-#[derive(Debug, Clone, Copy)]
-pub enum Left<'a> {
-    /// Row `m` begins at `m * stride`.
-    Rows(&'a [f32], usize),
-    /// Column `k` begins at `k * stride`.
-    Columns(&'a [f32], usize),
-    /// A convolution's weight, `[k / area][m][area]`, turned around: row `m`, term `(o, t)` is the value `(o, m, area − 1 − t)`.
-    Turned { values: &'a [f32], area: usize },
-    /// Images, `[k / pixels][m][pixels]`: row `m`, term `(image, pixel)`.
-    Images { values: &'a [f32], pixels: usize },
-}
-
-impl Left<'_> {
-    /// # Panics
-    /// When it is shorter than `[m, k]`.
-    fn check(&self, m: usize, k: usize) {
-        let (values, needed) = match *self {
-            Left::Rows(values, stride) => (values, extent(m, stride, k)),
-            Left::Columns(values, stride) => (values, extent(k, stride, m)),
-            Left::Turned { values, area: inner } | Left::Images { values, pixels: inner } => {
-                assert!(k.is_multiple_of(inner), "{k} terms in groups of {inner}");
-                (values, m.saturating_mul(k))
-            }
-        };
-        assert!(values.len() >= needed, "A has {} values, expected {needed}", values.len());
-    }
-}
-
-/// How many values `count` rows of `width` span when they begin `stride` apart; where that overflows, more than any slice holds.
-fn extent(count: usize, stride: usize, width: usize) -> usize {
-    if count == 0 || width == 0 { 0 } else { (count - 1).saturating_mul(stride).saturating_add(width) }
-}
-
-/// The right operand, B, `[k, n]`.
-pub trait Right: Sync {
-    /// Packs rows `k` of columns `n` into panels of `columns` columns, `[panel][k][columns]`; columns past the end are zero.
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]);
-}
-
-/// The panels of a slab, each with its first column and its width.
-pub fn panels(n: Range<usize>, columns: usize, depth: usize, out: &mut [f32]) -> impl Iterator<Item = (usize, usize, &mut [f32])> {
-    let end = n.end;
-    n.step_by(columns).zip(out.chunks_exact_mut(depth * columns)).map(move |(n, out)| (n, columns.min(end - n), out))
-}
 
 /// What the product is added to.
 #[derive(Debug, Clone, Copy)]
@@ -350,113 +253,6 @@ fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Ran
     )
 }
 
-/// The tile's loop, one row of A at each pointer. Its terms come in runs, each with its first place after the pointer and its length, `STEP`
-/// values from term to term.
-///
-/// # Safety
-/// From each pointer of `a` a value can be read at each of the places, and from `b` `V` vectors for each.
-#[inline(always)]
-unsafe fn by_rows<S: Simd, const R: usize, const V: usize, const STEP: isize>(
-    simd: S,
-    a: [*const f32; R],
-    runs: impl Iterator<Item = (isize, usize)>,
-    b: *const f32,
-) -> [[S::f32s; V]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    let mut b = b;
-    for (from, count) in runs {
-        for k in 0..count {
-            let place = from + k as isize * STEP;
-            // SAFETY: the caller promises a value at each place, and as many times `V` vectors.
-            unsafe {
-                step(
-                    simd,
-                    #[inline(always)]
-                    |i| *a[i].offset(place),
-                    b.add(k * V * S::F32_LANES),
-                    &mut sums,
-                )
-            }
-        }
-        b = b.wrapping_add(count * V * S::F32_LANES);
-    }
-    sums
-}
-
-/// The tile's loop, `R` neighbouring rows at each column of A.
-///
-/// # Safety
-/// `R` values can be read at `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times `V` vectors from `b`.
-#[inline(always)]
-unsafe fn by_columns<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    depth: usize,
-    a: *const f32,
-    stride: usize,
-    b: *const f32,
-) -> [[S::f32s; V]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    for k in 0..depth {
-        // SAFETY: the caller promises `depth` terms, and `k` is less than that.
-        unsafe {
-            step(
-                simd,
-                #[inline(always)]
-                |i| *a.add(k * stride + i),
-                b.add(k * V * S::F32_LANES),
-                &mut sums,
-            )
-        }
-    }
-    sums
-}
-
-/// The tile's loop over whole kernels of `AREA` values, each turned around, `R` neighbouring rows at each place.
-///
-/// # Safety
-/// `R · AREA` values can be read at `a` and at the `count - 1` places that follow, `stride` apart; `count · AREA` times `V` vectors from `b`.
-#[inline(always)]
-unsafe fn turned<S: Simd, const R: usize, const V: usize, const AREA: usize>(
-    simd: S,
-    count: usize,
-    a: *const f32,
-    stride: usize,
-    b: *const f32,
-) -> [[S::f32s; V]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    for o in 0..count {
-        for t in 0..AREA {
-            // SAFETY: the caller promises `count` kernels, and `o` is less than that.
-            unsafe {
-                step(
-                    simd,
-                    #[inline(always)]
-                    |i| *a.add(o * stride + i * AREA + (AREA - 1 - t)),
-                    b.add((o * AREA + t) * V * S::F32_LANES),
-                    &mut sums,
-                )
-            }
-        }
-    }
-    sums
-}
-
-/// One term of the tile's sums: row `i` of A gives `a(i)`.
-///
-/// # Safety
-/// `V` vectors can be read at `b`.
-#[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const V: usize>(simd: S, a: impl Fn(usize) -> f32, b: *const f32, sums: &mut [[S::f32s; V]; R]) {
-    // SAFETY: the caller promises `V` vectors.
-    let b = unsafe { b.cast::<[S::f32s; V]>().read_unaligned() };
-    for (i, sum) in sums.iter_mut().enumerate() {
-        let a = simd.splat_f32s(a(i));
-        for (sum, b) in sum.iter_mut().zip(b) {
-            *sum = simd.mul_add_e_f32s(a, b, *sum);
-        }
-    }
-}
-
 /// `C = start + A B`, `[m, k] × [k, n]`, with C contiguous.
 ///
 /// # Panics
@@ -573,77 +369,10 @@ impl Product<'_> {
     }
 }
 
-/// A right operand whose rows are contiguous: row `k` begins at `k * stride`.
-pub struct RowMajor<'a> {
-    pub values: &'a [f32],
-    /// Distance between the first values of neighbouring rows.
-    pub stride: usize,
-}
-
-impl Right for RowMajor<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
-        for (n, width, out) in panels(n, columns, k.len(), out) {
-            for (k, out) in k.clone().zip(out.chunks_exact_mut(columns)) {
-                copy_padded(&self.values[k * self.stride + n..][..width], out);
-            }
-        }
-    }
-}
-
-/// Copies and fills the rest with zero.
-pub fn copy_padded(from: &[f32], to: &mut [f32]) {
-    match (<&[f32; 16]>::try_from(from), <&mut [f32; 16]>::try_from(&mut *to)) {
-        // The usual case, with its length known.
-        (Ok(from), Ok(to)) => *to = *from,
-        _ => {
-            to[..from.len()].copy_from_slice(from);
-            to[from.len()..].fill(0.0);
-        }
-    }
-}
-
-/// A right operand whose columns are contiguous: column `n` begins at `n * stride`.
-pub struct ColumnMajor<'a> {
-    pub values: &'a [f32],
-    /// Distance between the first values of neighbouring columns.
-    pub stride: usize,
-}
-
-impl Right for ColumnMajor<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
-        for (n, width, out) in panels(n, columns, k.len(), out) {
-            if width < columns {
-                out.fill(0.0);
-            }
-            transpose_into(width, columns, |i| &self.values[(n + i) * self.stride..][k.clone()], out);
-        }
-    }
-}
-
-/// Puts `count` contiguous columns side by side: `out[k][columns]`.
-pub fn transpose_into<'a>(count: usize, columns: usize, column: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
-    // Eight at a time, so that each line of `out` is met while it is near.
-    let mut i = 0;
-    while i + 8 <= count {
-        let eight: [&[f32]; 8] = std::array::from_fn(|j| column(i + j));
-        let depth = eight[0].len();
-        assert!(eight.iter().all(|column| column.len() == depth) && out.len() >= depth * columns);
-        for (k, out) in out.chunks_exact_mut(columns).enumerate().take(depth) {
-            let out: &mut [f32; 8] = (&mut out[i..i + 8]).try_into().expect("eight");
-            *out = std::array::from_fn(|j| eight[j][k]);
-        }
-        i += 8;
-    }
-    for i in i..count {
-        for (value, out) in column(i).iter().zip(out.chunks_exact_mut(columns)) {
-            out[i] = *value;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::noise;
+    use super::super::operands::{ColumnMajor, RowMajor};
     use super::*;
 
     /// Every way in, every odd size, against the definition.
@@ -686,16 +415,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// No other tile computes fewer columns beyond those asked for.
-    #[test]
-    fn tiles_waste_little() {
-        for n in 1..=WIDE {
-            let found = n.next_multiple_of(tile_for(n).columns);
-            assert!(tiles().iter().all(|tile| found <= n.next_multiple_of(tile.columns)), "{n} columns in {found}");
-        }
-        assert_eq!(tile_for(4096), tile());
     }
 
     #[test]
