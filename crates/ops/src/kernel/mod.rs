@@ -18,6 +18,7 @@ pub mod tile;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -105,13 +106,33 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Buffers that were given back, for the next operation: fresh pages cost more than what is done in them.
+struct Pool(Vec<Vec<f32>>);
+
 thread_local! {
-    /// Buffers that were given back, for the next operation: fresh pages cost more than what is done in them, and so do those that another
-    /// core has in its cache.
-    static POOL: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    /// Buffers of up to [`NEAR`] values, which this thread alone uses: to fetch one from another core's cache costs as much as fresh pages.
+    static OWN: RefCell<Pool> = const { RefCell::new(Pool(Vec::new())) };
 }
+/// Larger buffers, of all threads.
+static SHARED: Mutex<Pool> = Mutex::new(Pool(Vec::new()));
+/// 512 KiB.
+const NEAR: usize = 1 << 17;
 /// Buffers kept; more are freed.
 const POOL_SIZE: usize = 8;
+
+impl Pool {
+    /// Calls `with` with the pool for buffers of `len` values.
+    fn of<T>(len: usize, with: impl FnOnce(&mut Self) -> T) -> T {
+        if len <= NEAR { OWN.with_borrow_mut(with) } else { with(&mut SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())) }
+    }
+
+    /// The smallest buffer that suffices, else the largest, to be grown.
+    fn take(&mut self, len: usize) -> Option<Vec<f32>> {
+        let Self(buffers) = self;
+        let fits = (0..buffers.len()).filter(|i| buffers[*i].len() >= len).min_by_key(|i| buffers[*i].len());
+        fits.or_else(|| (0..buffers.len()).max_by_key(|i| buffers[*i].len())).map(|i| buffers.swap_remove(i))
+    }
+}
 
 /// A slice from the pool, given back on drop.
 pub struct Scratch {
@@ -123,11 +144,7 @@ pub struct Scratch {
 impl Scratch {
     /// `len` values, which are whatever the last user left.
     pub fn new(len: usize) -> Self {
-        let taken = POOL.with_borrow_mut(|pool| {
-            // The smallest that suffices, else the largest to be grown.
-            let fits = (0..pool.len()).filter(|i| pool[*i].len() >= len).min_by_key(|i| pool[*i].len());
-            fits.or_else(|| (0..pool.len()).max_by_key(|i| pool[*i].len())).map(|i| pool.swap_remove(i))
-        });
+        let taken = Pool::of(len, |pool| pool.take(len));
         let mut buffer = taken.unwrap_or_default();
         if buffer.len() < len {
             buffer = vec![0.0; len];
@@ -158,9 +175,9 @@ impl std::ops::DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        POOL.with_borrow_mut(|pool| {
-            if pool.len() < POOL_SIZE {
-                pool.push(std::mem::take(&mut self.buffer));
+        Pool::of(self.buffer.len(), |Pool(buffers)| {
+            if buffers.len() < POOL_SIZE {
+                buffers.push(std::mem::take(&mut self.buffer));
             }
         });
     }
