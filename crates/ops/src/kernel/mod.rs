@@ -110,12 +110,12 @@ impl<'a> Shared<'a> {
 struct Pool(Vec<Vec<f32>>);
 
 thread_local! {
-    /// Buffers of up to [`NEAR`] values, which this thread alone uses: to fetch one from another core's cache costs as much as fresh pages.
+    /// Buffers of up to [`NEAR`] values, which this thread alone uses: to fetch one from another core's cache costs time.
     static OWN: RefCell<Pool> = const { RefCell::new(Pool(Vec::new())) };
 }
 /// Larger buffers, of all threads.
 static SHARED: Mutex<Pool> = Mutex::new(Pool(Vec::new()));
-/// 512 KiB.
+/// 512 KiB: a slab of B fits, and what all threads keep stays small beside a run's memory.
 const NEAR: usize = 1 << 17;
 /// Buffers kept; more are freed.
 const POOL_SIZE: usize = 8;
