@@ -12,6 +12,7 @@ of its own, which takes half the time on two cores; a run draws then about half 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import queue
@@ -120,12 +121,35 @@ def images(folder):
     return round(sum(line["images_per_second"] * line["seconds"] for line in lines(folder) if "seconds" in line))
 
 
-def diversity(name, lora):
-    """How the distance between four images of a prompt changed, in VP-Score's features, in per cent of the base model's; over 60 prompts."""
+def diversity(name, loras):
+    """How the distance between four images of a prompt changed with each LoRA, in VP-Score's features, in per cent of the base model's; over 60
+    prompts."""
+    files = [part for path in loras for part in ("--lora", path)]
     question = ["--prompts", lab.prompts("test", 60, 35), "--seeds", 4, "--batch-size", 20, "-r", "embedded:shapes/vp-score"]
-    folder = lab.once(f"evaluations/{name}-diversity", "report.json", lambda out: lab.visionprefer("evaluate", "--lora", lora, *question, "-o", out))
-    paired = json.loads((folder / "report.json").read_text())["comparison"]["contrasts"][0]["diversity"]["paired"]
-    return lab.difference(paired, 0, 100.0 / paired["baseline"])
+    folder = lab.once(f"evaluations/{name}-diversity", "report.json", lambda out: lab.visionprefer("evaluate", *files, *question, "-o", out))
+    contrasts = json.loads((folder / "report.json").read_text())["comparison"]["contrasts"]
+    return [lab.difference(one["diversity"]["paired"], 0, 100.0 / one["diversity"]["paired"]["baseline"]) for one in contrasts]
+
+
+def over_seeds(found, places, scale=1.0):
+    """The mean of what the seeds of a training gained, and the least and the most; of one seed, its interval over prompts."""
+    if len(found) == 1:
+        return lab.difference(found[0], places, scale)
+    gained = [scale * paired["difference"] for paired in found]
+    return f"{sum(gained) / len(gained):+.{places}f} ({min(gained):+.{places}f} to {max(gained):+.{places}f})"
+
+
+def row(algo, reward, trainings, kept):
+    """A line of the table: `trainings` are those of all seeds, each its folder and the judge's differences; `kept` is the first one's diversity."""
+    folders, judged = zip(*trainings)
+    drawn = [images(folder) for folder in folders]
+    usage = [json.loads((folder / "usage.json").read_text()) for folder in folders]
+    cost = [f"{sum(one['seconds'] for one in usage) / sum(drawn):.2f}", f"{max(one['peak_mib'] for one in usage):.0f}"]
+    gained = [over_seeds([paired["judge/pass"] for paired in judged], 1, 100.0)]
+    gained += [over_seeds([paired[f"judge/{aspect}"] for paired in judged], 3) for aspect in lab.ASPECTS]
+    sentinels = [json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []} for folder in folders]
+    rules = sorted({finding["rule"] for sentinel in sentinels for finding in sentinel["findings"]})
+    return [f"`{algo}`", reward, max(map(updates, folders)), max(drawn), *cost, *gained, kept, ", ".join(rules) or "nothing"]
 
 
 def main():
@@ -141,18 +165,22 @@ def main():
             for seed in arguments.seeds]
     cores = "one core" if arguments.on_one_core else f"{os.cpu_count()} cores"
     said = f"{arguments.images:,} images each" if arguments.images else f"{arguments.minutes:g} minutes of {cores} each, from the first update on"
-    found = []
-    for (algo, reward, seed), folder in zip(runs, trained(runs, 60 * arguments.minutes, arguments.images, arguments.on_one_core)):
-        paired = lab.evaluated(f"side-by-side-{algo}-{reward}-{seed}", [folder / "lora.safetensors"], count=400)[0]
-        sentinel = json.loads((folder / "report.json").read_text())["sentinel"] or {"findings": []}
-        rules = sorted({finding["rule"] for finding in sentinel["findings"]})
-        drawn, kept = images(folder), diversity(f"side-by-side-{algo}-{reward}-{seed}", folder / "lora.safetensors")
-        usage = json.loads((folder / "usage.json").read_text())
-        cost = [updates(folder), drawn, f"{usage['seconds'] / drawn:.2f}", f"{usage['peak_mib']:.0f}"]
-        found.append([f"`{algo}`", reward, seed, *cost, *lab.row_of(paired), kept, ", ".join(rules) or "nothing"])
-    base = ["base model", "", "", "", "", "", "", *lab.base_row(paired), "", ""]
-    header = ["algorithm", "reward", "seed", "updates", "images", "seconds per image", "peak MiB", *lab.COLUMNS, "diversity, %", "the sentinel found"]
-    lab.table("side by side", header, [base, *found], f"{said}.", page=PAGE)
+    folders = trained(runs, 60 * arguments.minutes, arguments.images, arguments.on_one_core)
+    trainings = {}
+    for (algo, reward, _), folder in zip(runs, folders):
+        trainings.setdefault((algo, reward), []).append(folder)
+    # In one evaluation, which draws the base model's images once. Named by what is in it.
+    name = f"side-by-side-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:12]}"
+    judged = lab.evaluated(name, [folder / "lora.safetensors" for folder in folders], count=400)
+    base = ["base model", "", "", "", "", "", *lab.base_row(judged[0]), "", ""]
+    kept = diversity(name, [of_seeds[0] / "lora.safetensors" for of_seeds in trainings.values()])
+    judged = dict(zip(folders, judged))
+    rows = [base]
+    for ((algo, reward), of_seeds), of_first in zip(trainings.items(), kept):
+        rows.append(row(algo, reward, [(folder, judged[folder]) for folder in of_seeds], of_first))
+    header = ["algorithm", "reward", "updates", "images", "seconds per image", "peak MiB", *lab.COLUMNS, "diversity, %", "the sentinel found"]
+    seeds = f"Seeds {', '.join(map(str, arguments.seeds))}: the mean, and in brackets the least and the most; diversity is the first one's"
+    lab.table("side by side", header, rows, f"{said}. {seeds if arguments.seeds[1:] else 'One seed'}.", page=PAGE)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 #[path = "../device/mod.rs"]
 mod device;
+mod lora;
 mod recompute;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};

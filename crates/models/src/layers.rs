@@ -7,9 +7,9 @@ use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use vp_ops::{conv2d, linear};
+use vp_ops::{Lora, conv2d, conv2d_with_lora, linear, linear_with_lora};
 
-use crate::footprint::{Ledger, Traced};
+use crate::footprint::{Ledger, Traced, Weight};
 use crate::number_format::NumberFormat;
 
 pub use vp_ops::{Mask, attention};
@@ -46,7 +46,7 @@ impl Linear {
         let bias = self.bias.as_ref().map(Param::val);
         match self.weight.reparameterization::<LowRank>() {
             None => linear(x, self.weight.val(), bias),
-            Some(factors) => linear(x.clone(), self.weight.base(), bias) + low_rank(x, factors),
+            Some(factors) => linear_with_lora(x, self.weight.base(), bias, factors.of_weight()),
         }
     }
 
@@ -55,10 +55,7 @@ impl Linear {
         let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
         match self.weight.reparameterization::<LowRank>() {
             None => ledger.linear(x, &weight, bias.as_ref()),
-            Some(factors) => {
-                let base = ledger.linear(x.clone(), &weight, bias.as_ref());
-                ledger.add(base, trace_low_rank(ledger, x, factors))
-            }
+            Some(factors) => ledger.linear_with_lora(x, &weight, bias.as_ref(), factors.traced(ledger).each_ref()),
         }
     }
 }
@@ -74,6 +71,17 @@ pub struct LowRank {
     pub scale: f64,
 }
 
+impl LowRank {
+    fn of_weight(&self) -> Lora {
+        Lora { down: self.down.val(), up: self.up.val(), scale: self.scale }
+    }
+
+    /// Down and up.
+    fn traced(&self, ledger: &Ledger) -> [Weight; 2] {
+        [&self.down, &self.up].map(|factor| ledger.weight(factor, NumberFormat::F32))
+    }
+}
+
 impl Reparameterization for LowRank {
     const NAME: &'static str = "lora";
 
@@ -83,23 +91,6 @@ impl Reparameterization for LowRank {
         let (shape, format) = (base.shape(), base.dtype());
         base + delta.reshape(shape).cast(format)
     }
-}
-
-/// `(α/r) B A x` over the last axis, computed in the factors' number format.
-fn low_rank<const D: usize>(x: Tensor<D>, factors: &LowRank) -> Tensor<D> {
-    let (format, down) = (x.dtype(), factors.down.val());
-    let x = x.cast(down.dtype());
-    (linear(linear(x, down, None), factors.up.val(), None) * factors.scale).cast(format)
-}
-
-/// [`low_rank`] of shapes.
-fn trace_low_rank(ledger: &Ledger, x: Traced, factors: &LowRank) -> Traced {
-    let [down, up] = [&factors.down, &factors.up].map(|factor| ledger.weight(factor, NumberFormat::F32));
-    let format = x.format();
-    let x = ledger.cast(x, NumberFormat::F32);
-    let inner = ledger.linear(x, &down, None);
-    let outer = ledger.scale(ledger.linear(inner, &up, None));
-    ledger.cast(outer, format)
 }
 
 /// A 2-D convolution.
@@ -135,29 +126,22 @@ impl Conv2d {
     /// `[b, in, h, w]` → `[b, out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (bias, stride, padding) = (self.bias.as_ref().map(Param::val), self.stride, self.padding);
-        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return conv2d(x, self.weight.val(), bias, stride, padding) };
-        let [d_out, d_in, k, _] = self.weight.dims();
-        let rank = factors.down.dims()[0];
-        let down = factors.down.val().reshape([rank, d_in, k, k]);
-        let up = factors.up.val().reshape([d_out, rank, 1, 1]);
-        let low_rank = conv2d(conv2d(x.clone().cast(down.dtype()), down, None, stride, padding), up, None, 1, (0, 0)) * factors.scale;
-        let format = x.dtype();
-        conv2d(x, self.weight.base(), bias, stride, padding) + low_rank.cast(format)
+        match self.weight.reparameterization::<LowRank>() {
+            None => conv2d(x, self.weight.val(), bias, stride, padding),
+            Some(factors) => conv2d_with_lora(x, self.weight.base(), bias, stride, padding, factors.of_weight()),
+        }
     }
 
     /// [`forward`](Self::forward) of shapes; `format` is that of the network's frozen weights.
     pub fn trace(&self, ledger: &Ledger, x: Traced, format: NumberFormat) -> Traced {
         let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
-        let plain = |x| ledger.conv2d(x, &weight, bias.as_ref(), self.stride, self.padding);
-        let Some(factors) = self.weight.reparameterization::<LowRank>() else { return plain(x) };
-        let [rank, d_out, d_in, k] = [factors.down.lazy_shape()[0], weight.dims()[0], weight.dims()[1], weight.dims()[2]];
-        let down = ledger.weight(&factors.down, NumberFormat::F32).shaped(&[rank, d_in, k, k]);
-        let up = ledger.weight(&factors.up, NumberFormat::F32).shaped(&[d_out, rank, 1, 1]);
-        let (of_network, in_f32) = (x.format(), ledger.cast(x.clone(), NumberFormat::F32));
-        let inner = ledger.conv2d(in_f32, &down, None, self.stride, self.padding);
-        let low_rank = ledger.scale(ledger.conv2d(inner, &up, None, 1, (0, 0)));
-        let base = plain(x);
-        ledger.add(base, ledger.cast(low_rank, of_network))
+        match self.weight.reparameterization::<LowRank>() {
+            None => ledger.conv2d(x, &weight, bias.as_ref(), self.stride, self.padding),
+            Some(factors) => {
+                let geometry = (self.stride, self.padding);
+                ledger.conv2d_with_lora(x, &weight, bias.as_ref(), geometry, factors.traced(ledger).each_ref())
+            }
+        }
     }
 
     /// [`forward_patches`](Self::forward_patches) of shapes.
@@ -175,10 +159,7 @@ impl Conv2d {
         let (weight, bias) = (ledger.weight(&self.weight, format), self.bias.as_ref().map(|bias| ledger.weight(bias, format)));
         match self.weight.reparameterization::<LowRank>() {
             None => ledger.linear(tokens, &weight, bias.as_ref()),
-            Some(factors) => {
-                let base = ledger.linear(tokens.clone(), &weight, bias.as_ref());
-                ledger.add(base, trace_low_rank(ledger, tokens, factors))
-            }
+            Some(factors) => ledger.linear_with_lora(tokens, &weight, bias.as_ref(), factors.traced(ledger).each_ref()),
         }
     }
 
@@ -204,7 +185,7 @@ impl Conv2d {
         let (bias, base) = (self.bias.as_ref().map(Param::val), self.weight.base().reshape([d_out, d_in]));
         match self.weight.reparameterization::<LowRank>() {
             None => linear(tokens, base, bias),
-            Some(factors) => linear(tokens.clone(), base, bias) + low_rank(tokens, factors),
+            Some(factors) => linear_with_lora(tokens, base, bias, factors.of_weight()),
         }
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::activation;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Bool, Tensor};
 
-use crate::{Mask, tiles};
+use crate::{Lora, Mask, tiles};
 
 /// As [`silu`](crate::silu).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -71,6 +71,29 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
         None => y,
     }
     .reshape(dims)
+}
+
+/// As [`linear_with_lora`](crate::linear_with_lora): what the factors make of the input, in their number format, is added to the output.
+pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: Lora) -> Tensor<D> {
+    let (format, Lora { down, up, scale }) = (x.dtype(), factors);
+    let inner = crate::linear(x.clone().cast(down.dtype()), down, None);
+    crate::linear(x, weight, bias) + (crate::linear(inner, up, None) * scale).cast(format)
+}
+
+/// As [`conv2d_with_lora`](crate::conv2d_with_lora), likewise.
+pub fn conv2d_with_lora(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+    padding: (usize, usize),
+    factors: Lora,
+) -> Tensor<4> {
+    let (format, Lora { down, up, scale }) = (x.dtype(), factors);
+    let ([d_out, d_in, k, _], rank) = (weight.dims(), down.dims()[0]);
+    let (down, up) = (down.reshape([rank, d_in, k, k]), up.reshape([d_out, rank, 1, 1]));
+    let inner = crate::conv2d(x.clone().cast(down.dtype()), down, None, stride, padding);
+    crate::conv2d(x, weight, bias, stride, padding) + (crate::conv2d(inner, up, None, 1, (0, 0)) * scale).cast(format)
 }
 
 /// As [`attention`](crate::attention), a tile of queries at a time; as many as 128 MiB of scores allow, or `rows`.

@@ -65,8 +65,8 @@ impl std::ops::Deref for Values {
 
 /// A vector of `len` values: `write` is given its memory, uninitialised, and returns it with every value written.
 ///
-/// `vec![0.0; len]` is simpler, and is what products and attention start from. Activations and norms wait for memory most of the time:
-/// to clear theirs first costs them 10 to 20 %.
+/// `vec![0.0; len]` is simpler, and is what attention starts from. Activations, norms and products with few terms wait for memory most of the
+/// time: to clear theirs first costs them 10 to 20 %.
 ///
 /// # Panics
 /// When `write` returns anything but the memory that it was given.

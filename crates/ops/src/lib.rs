@@ -10,12 +10,14 @@
 //! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.
 
 mod activation;
+mod affine;
 mod attention;
 pub mod composed;
 mod conv;
 mod fused;
 mod kernel;
 mod linear;
+mod lora;
 mod norm;
 mod recompute;
 mod tape;
@@ -23,9 +25,10 @@ mod tiles;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
-pub use conv::conv2d;
+pub use conv::{conv2d, conv2d_with_lora};
 pub use kernel::vector_unit;
-pub use linear::linear;
+pub use linear::{linear, linear_with_lora};
+pub use lora::{Lora, is_merged};
 pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
 pub use recompute::{Boundary, recompute, trains};
 

@@ -10,6 +10,7 @@ use vp_rewards::{Reward, Scored};
 use vp_schedulers::{Scheduler, build_sampler, build_scheduler, by_name};
 
 use crate::Error;
+use crate::optim::Workers;
 use crate::ranks::Ranks;
 use crate::run::checkpoint::text_checksum;
 use crate::run::preview::{Preview, PreviewRequest, draw};
@@ -158,15 +159,15 @@ impl<D: Denoiser> Environment<D> {
         Ok(profile::time(Stage::Reward, || self.reward.score(images, prompts))?)
     }
 
-    /// Draws the preview's prompts and seeds with `model`, each rank some of the prompts, and scores the images with every reward, the trained one
-    /// first.
+    /// Draws the preview's prompts and seeds with `model`, each rank some of the prompts and each worker some of those, and scores the images with
+    /// every reward, the trained one first.
     ///
     /// # Errors
     /// When a reward fails, or an image is not finite; that error names `step`.
-    pub fn draw_preview(&self, model: &Trainable<D>, step: u64, ranks: &Ranks) -> Result<Preview, Error> {
+    pub fn draw_preview(&self, model: &Trainable<D>, step: u64, ranks: &Ranks, workers: &Workers) -> Result<Preview, Error> {
         let rewards: Vec<&dyn Reward> = std::iter::once(&*self.reward).chain(self.watched.iter().map(|reward| &**reward)).collect();
-        let preview =
-            draw(&self.pipeline, model, &PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step, ranks });
+        let request = PreviewRequest { section: &self.preview, rewards: &rewards, size: self.size, step, ranks, workers };
+        let preview = draw(&self.pipeline, model, &request);
         self.pipeline.release_memory();
         preview
     }
@@ -177,12 +178,10 @@ impl<D: Denoiser> Environment<D> {
     /// # Errors
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_at_start(&self, run: &mut Run<Trainable<D>>) -> Result<(), Error> {
-        if run.is_at_the_beginning() {
-            run.record_preview(&self.draw_preview(&run.tuned(), 0, &run.ranks)?)?;
-        } else if let Some(step) = run.owed_preview() {
-            run.record_preview(&self.draw_preview(&run.tuned(), step, &run.ranks)?)?;
+        match if run.is_at_the_beginning() { Some(0) } else { run.owed_preview() } {
+            Some(step) => self.preview_at(run, step),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Draws a preview of the tuned model if one is due. `updated` is what [`Run::backward`] returned: the number of updates made so far,
@@ -192,8 +191,13 @@ impl<D: Denoiser> Environment<D> {
     /// As [`draw_preview`](Self::draw_preview) and [`Run::record_preview`].
     pub fn preview_if_due(&self, run: &mut Run<Trainable<D>>, updated: Option<u64>) -> Result<(), Error> {
         match updated.filter(|step| run.preview_is_due(*step)) {
-            Some(step) => run.record_preview(&self.draw_preview(&run.tuned(), step, &run.ranks)?),
+            Some(step) => self.preview_at(run, step),
             None => Ok(()),
         }
+    }
+
+    fn preview_at(&self, run: &mut Run<Trainable<D>>, step: u64) -> Result<(), Error> {
+        let workers = run.workers(self.pipeline.device())?;
+        run.record_preview(&self.draw_preview(&run.tuned(), step, &run.ranks, &workers)?)
     }
 }

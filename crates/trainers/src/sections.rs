@@ -81,8 +81,8 @@ pub struct RunSection {
     pub seed: u64,
     /// Optimizer updates, at least 1.
     pub num_train_steps: u64,
-    /// Micro-batches of an update (and, of a rollout, batches of images) that are computed side by side on the CPU, each on its share of the
-    /// cores; at least 1 (1). Faster where the network is small; the results do not depend on it.
+    /// Micro-batches of an update (of a rollout, batches of images; of a preview, prompts) that are computed side by side on the CPU, each on its
+    /// share of the cores; at least 1 (1). Faster where the network is small; the results do not depend on it.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub workers: usize,
     /// The number format in which gradients travel between the ranks of a run, if it has several: `f32`, or `bf16`, which halves what is sent and

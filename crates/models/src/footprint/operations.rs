@@ -41,6 +41,12 @@ fn count(shape: &[usize]) -> u64 {
     shape.iter().map(|side| *side as u64).product()
 }
 
+/// The shape of a convolution's output.
+fn convolved(x: &Traced, weight: &Weight, stride: usize, padding: (usize, usize)) -> [usize; 4] {
+    let side = |length: usize| (length + padding.0 + padding.1 - weight.shape[2]) / stride + 1;
+    [x.shape[0], weight.shape[0], side(x.shape[2]), side(x.shape[3])]
+}
+
 impl Ledger {
     fn on_cpu(&self) -> bool {
         self.engine == Engine::Cpu
@@ -125,10 +131,76 @@ impl Ledger {
 
     /// `vp_ops::conv2d`: `[b, in, h, w]` → `[b, out, h', w']`. Burn's own keeps its input whether the kernel trains or not.
     pub fn conv2d(&self, x: Traced, weight: &Weight, bias: Option<&Weight>, stride: usize, padding: (usize, usize)) -> Traced {
-        let kernel = weight.shape[2];
-        let side = |length: usize| (length + padding.0 + padding.1 - kernel) / stride + 1;
-        let shape = [x.shape[0], weight.shape[0], side(x.shape[2]), side(x.shape[3])];
+        let shape = convolved(&x, weight, stride, padding);
         self.product(x, weight, bias, &shape, !self.on_cpu())
+    }
+
+    /// `vp_ops::linear_with_lora`, with the factors down and up.
+    pub fn linear_with_lora(&self, x: Traced, weight: &Weight, bias: Option<&Weight>, [down, up]: [&Weight; 2]) -> Traced {
+        if self.is_merged(weight) {
+            let mut shape = x.shape.clone();
+            shape[x.shape.len() - 1] = weight.shape[0];
+            return self.merged(x, weight, bias, [down, up], &shape);
+        }
+        self.beside(x, |x| self.linear(x, weight, bias), |x| self.linear(self.linear(x, down, None), up, None))
+    }
+
+    /// `vp_ops::conv2d_with_lora`, likewise.
+    pub fn conv2d_with_lora(
+        &self,
+        x: Traced,
+        weight: &Weight,
+        bias: Option<&Weight>,
+        (stride, padding): (usize, (usize, usize)),
+        [down, up]: [&Weight; 2],
+    ) -> Traced {
+        if self.is_merged(weight) {
+            let shape = convolved(&x, weight, stride, padding);
+            return self.merged(x, weight, bias, [down, up], &shape);
+        }
+        let rank = down.shape[0];
+        let down = down.clone().shaped(&[&[rank], &weight.shape[1..]].concat());
+        let up = up.clone().shaped(&[weight.shape[0], rank, 1, 1]);
+        let inner = |x| self.conv2d(self.conv2d(x, &down, None, stride, padding), &up, None, 1, (0, 0));
+        self.beside(x, |x| self.conv2d(x, weight, bias, stride, padding), inner)
+    }
+
+    fn is_merged(&self, weight: &Weight) -> bool {
+        self.on_cpu() && vp_ops::is_merged(weight.shape.iter().product())
+    }
+
+    /// A product with the sum of a weight and its factors' product, which is there for the moment.
+    fn merged(&self, x: Traced, weight: &Weight, bias: Option<&Weight>, [down, up]: [&Weight; 2], shape: &[usize]) -> Traced {
+        let format = x.format;
+        let x = self.read(x);
+        let copy = self.multiplied(weight, &x);
+        let buffer = self.new_buffer(shape, x.format);
+        let (sum, rank) = (size(&weight.shape, NumberFormat::F32), down.shape[0] as u64);
+        self.touch(sum);
+        self.note_operations(2 * count(shape) * count(&weight.shape[1..]) + 2 * rank * count(&weight.shape));
+        let passed = vec![x.wants(), weight.wants(), bias.and_then(Weight::wants), down.wants(), up.wants()];
+        let (mut kept, mut scratch) = (Vec::new(), 0);
+        if self.records(&[weight.node, down.node, up.node]) {
+            kept.push(x.buffer.clone());
+            // What the first factor makes of the input, or the second of the gradient.
+            scratch = size(shape, NumberFormat::F32) / weight.shape[0] as u64 * rank;
+        }
+        if self.records(&[x.node]) {
+            kept.extend(copy.clone());
+            scratch = scratch.max(sum);
+        }
+        let y = self.output(shape, x.format, buffer, Back { passed, kept, scratch });
+        drop((x, copy));
+        self.cast(y, format)
+    }
+
+    /// What `whole` makes of `x`, and the scaled output of `factors`, which compute in f32, added to it.
+    fn beside(&self, x: Traced, whole: impl FnOnce(Traced) -> Traced, factors: impl FnOnce(Traced) -> Traced) -> Traced {
+        let format = x.format;
+        let inner = factors(self.cast(x.clone(), NumberFormat::F32));
+        let whole = whole(x);
+        let change = self.cast(self.scale(inner), format);
+        self.add(whole, change)
     }
 
     /// A norm. On a GPU the centred values are kept, and with SiLU behind it also the norm's output and the sigmoid of it; in between there are

@@ -6,11 +6,12 @@
 //! | gradient of the input | input channels | input pixels | output channels × kernel, turned around |
 //! | gradient of the weight | output channels | input channels × kernel | images × output pixels |
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Scratch;
 use super::operands::{ColumnMajor, Left, Right, RowMajor, panels, transpose_into};
-use super::product::{Start, product, product_of_images};
+use super::product::{Start, add_product, groups, product, product_of_images};
 use super::tile::tile_within;
 
 /// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
@@ -59,10 +60,9 @@ impl Geometry {
     /// # Panics
     /// When a slice is not as long as the sizes say: x `[batch, d_in, size]`, the weight `[d_out, d_in, kernel, kernel]`, y
     /// `[batch, d_out, out_size]`.
-    fn check(&self, x: &[f32], weight: &[f32], y: &[f32]) {
-        let found = [x, weight, y].map(<[f32]>::len);
+    fn check(&self, x: usize, weight: usize, y: usize) {
         let expected = [self.batch * self.d_in * self.pixels(), self.d_out * self.terms(), self.batch * self.d_out * self.out_pixels()];
-        assert_eq!(found, expected, "values of x, weight and y for {self:?}");
+        assert_eq!([x, weight, y], expected, "values of x, weight and y for {self:?}");
     }
 
     /// The input, unfolded to output pixels.
@@ -72,32 +72,32 @@ impl Geometry {
     }
 }
 
-/// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`.
+/// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`, and `y` written.
 ///
 /// # Panics
 /// Like its gradients, when a slice is not as long as `g` says.
-pub fn forward(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-    g.check(x, weight, y);
+pub fn forward<'y>(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+    g.check(x.len(), weight.len(), y.len());
     let start = bias.map_or(Start::Zero, Start::PerRow);
     let left = Left::Rows(weight, g.terms());
     if g.is_pointwise() {
-        each_image(g.batch, x, y, |x, y| {
+        return each_image(g.batch, y, |image, y| {
+            let x = &x[image * g.d_in * g.pixels()..][..g.d_in * g.pixels()];
             product([g.d_out, g.pixels(), g.d_in], left, &RowMajor { values: x, stride: g.pixels() }, y, start)
         });
-    } else {
-        over_images(g.batch, [g.d_out, g.out_pixels(), g.terms()], left, g.unfolded(x), y, start);
     }
+    over_images(g.batch, [g.d_out, g.out_pixels(), g.terms()], left, g.unfolded(x), y, start)
 }
 
 /// `dx`, given `dy`.
-pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
-    g.check(dx, weight, dy);
+pub fn input_gradient<'d>(g: &Geometry, dy: &[f32], weight: &[f32], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
+    g.check(dx.len(), weight.len(), dy.len());
     if g.is_pointwise() {
         let (pixels, left) = (g.pixels(), Left::Columns(weight, g.d_in));
-        each_image(g.batch, dy, dx, |dy, dx| {
+        return each_image(g.batch, dx, |image, dx| {
+            let dy = &dy[image * g.d_out * pixels..][..g.d_out * pixels];
             product([g.d_in, pixels, g.d_out], left, &RowMajor { values: dy, stride: pixels }, dx, Start::Zero)
         });
-        return;
     }
     let area = g.kernel * g.kernel;
     let left = Left::Turned { values: weight, area };
@@ -105,23 +105,28 @@ pub fn input_gradient(g: &Geometry, dy: &[f32], weight: &[f32], dx: &mut [f32]) 
     let before = g.kernel as isize - 1 - g.padding.0 as isize;
     let unfolded =
         Unfolded { values: dy, channels: g.d_out, size: g.out_size(), to: g.size, kernel: g.kernel, stride: 1, before, spread: g.stride };
-    over_images(g.batch, [g.d_in, g.pixels(), g.d_out * area], left, unfolded, dx, Start::Zero);
+    over_images(g.batch, [g.d_in, g.pixels(), g.d_out * area], left, unfolded, dx, Start::Zero)
 }
 
 /// `dw`, given `x` and `dy`.
-pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    g.check(x, dw, dy);
+pub fn weight_gradient<'d>(g: &Geometry, x: &[f32], dy: &[f32], dw: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
+    g.check(x.len(), dw.len(), dy.len());
     let (pixels, out_pixels) = (g.pixels(), g.out_pixels());
     if !g.is_pointwise() {
         let left = Left::Images { values: dy, pixels: out_pixels };
         return product([g.d_out, g.terms(), g.batch * out_pixels], left, &Folded(g.unfolded(x)), dw, Start::Zero);
     }
-    for image in 0..g.batch {
+    let shape = [g.d_out, g.terms(), out_pixels];
+    let of_image = |image| {
         let x = &x[image * g.d_in * pixels..][..g.d_in * pixels];
-        let left = Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels);
-        let (shape, start) = ([g.d_out, g.terms(), out_pixels], if image == 0 { Start::Zero } else { Start::Keep });
-        product(shape, left, &ColumnMajor { values: x, stride: pixels }, dw, start);
+        (Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels), ColumnMajor { values: x, stride: pixels })
+    };
+    let (left, right) = of_image(0);
+    let dw = product(shape, left, &right, dw, Start::Zero);
+    for (left, right) in (1..g.batch).map(of_image) {
+        add_product(shape, left, &right, dw);
     }
+    dw
 }
 
 /// `db[o] = Σ dy[b, o, p]`.
@@ -147,22 +152,40 @@ fn sum(values: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
-fn each_image(batch: usize, from: &[f32], to: &mut [f32], work: impl Fn(&[f32], &mut [f32])) {
-    let (from, to) = (from.chunks_exact(from.len() / batch), to.chunks_exact_mut(to.len() / batch));
-    from.zip(to).for_each(|(from, to)| work(from, to));
+/// Has `work` write the part of `to` that is each image's.
+fn each_image<'t>(
+    batch: usize,
+    to: &'t mut [MaybeUninit<f32>],
+    work: impl for<'i> Fn(usize, &'i mut [MaybeUninit<f32>]) -> &'i mut [f32],
+) -> &'t mut [f32] {
+    let per_image = to.len() / batch;
+    assert!(per_image * batch == to.len(), "{} values of {batch} images", to.len());
+    for (image, to) in to.chunks_exact_mut(per_image).enumerate() {
+        let first = to.as_ptr().cast();
+        let written = work(image, to);
+        assert!(written.as_ptr() == first && written.len() == per_image, "an image's values are not those that were to be written");
+    }
+    // SAFETY: `work` returned each image's part as floats, which is proof that it is written.
+    unsafe { to.assume_init_mut() }
 }
 
 /// `out[b, m, p]` over a batch of images, as one product where no panel holds pixels of two of them.
-fn over_images(batch: usize, [m, pixels, k]: [usize; 3], left: Left<'_>, right: Unfolded<'_>, out: &mut [f32], start: Start<'_>) {
+fn over_images<'o>(
+    batch: usize,
+    [m, pixels, k]: [usize; 3],
+    left: Left<'_>,
+    right: Unfolded<'_>,
+    out: &'o mut [MaybeUninit<f32>],
+    start: Start<'_>,
+) -> &'o mut [f32] {
     if let Some(tile) = tile_within(pixels) {
-        product_of_images(tile, [m, batch * pixels, k], left, &right, out, pixels, start);
-        return;
+        return product_of_images(tile, [m, batch * pixels, k], left, &right, out, pixels, start);
     }
     let per_image = right.values.len() / batch;
-    for (image, out) in out.chunks_exact_mut(m * pixels).enumerate() {
+    each_image(batch, out, |image, out| {
         let right = Unfolded { values: &right.values[image * per_image..][..per_image], ..right };
-        product([m, pixels, k], left, &right, out, start);
-    }
+        product([m, pixels, k], left, &right, out, start)
+    })
 }
 
 /// An image `[b, channels, size]` seen as `[channels × kernel, b × to]`: term `(c, ky, kx)` of pixel `(y, x)` is the value at
@@ -200,45 +223,44 @@ impl Unfolded<'_> {
         let (rows, channels) = (first / across..last / across + 1, k.start / area..k.end.div_ceil(area));
         let columns = if rows.len() == 1 { first % across..last % across + 1 } else { 0..across };
         let [height, width] = [&rows, &columns].map(|range| (range.len() - 1) * self.stride + self.kernel);
-        let mut values = Scratch::new(channels.len() * height * width);
-        let plane = self.size[0] * self.size[1];
+        // What no pixel of the image comes to lie on is zero.
+        let mut values = Scratch::zeroed(channels.len() * height * width);
+        let (plane, across) = (self.size[0] * self.size[1], self.size[1]);
         let corner = [&rows, &columns].map(|range| (range.start * self.stride) as isize - self.before);
+        let [inner_rows, inner_columns] =
+            [(0, corner[0], height), (1, corner[1], width)].map(|(axis, corner, len)| self.inside(axis, corner, len));
+        let place = |at: usize, corner: isize| (at as isize * self.spread as isize - corner) as usize;
         for (channel, out) in channels.clone().zip(values.chunks_exact_mut(height * width)) {
             let from = &self.values[(image * self.channels + channel) * plane..][..plane];
-            for (y, out) in out.chunks_exact_mut(width).enumerate() {
-                self.row(from, corner[0] + y as isize, corner[1], out);
+            for y in inner_rows.clone() {
+                let (row, out) = (&from[y * across..][inner_columns.clone()], &mut out[place(y, corner[0]) * width..][..width]);
+                let out = out[place(inner_columns.start, corner[1])..].iter_mut();
+                if self.spread == 1 {
+                    row.iter().zip(out).for_each(|(value, out)| *out = *value);
+                } else {
+                    row.iter().zip(out.step_by(self.spread)).for_each(|(value, out)| *out = *value);
+                }
             }
         }
         Patch { values, height, width, from: (channels.start, rows.start, columns.start) }
     }
 
-    /// A row of the image from column `x` on, zero where there is none.
-    fn row(&self, image: &[f32], y: isize, x: isize, out: &mut [f32]) {
-        let spread = self.spread as isize;
-        let (height, width) = (self.size[0] as isize * spread, self.size[1] as isize * spread);
-        let end = x + out.len() as isize;
-        if y < 0 || y >= height || y % spread != 0 || end <= 0 || x >= width {
-            return out.fill(0.0);
-        }
-        let row = &image[(y / spread) as usize * self.size[1]..][..self.size[1]];
-        if spread > 1 {
-            for (x, out) in (x..end).zip(out) {
-                *out = if x >= 0 && x < width && x % spread == 0 { row[(x / spread) as usize] } else { 0.0 };
-            }
-            return;
-        }
-        let inside = x.max(0)..end.min(width);
-        let (left, right) = ((inside.start - x) as usize, (inside.end - x) as usize);
-        out[..left].fill(0.0);
-        out[left..right].copy_from_slice(&row[inside.start as usize..inside.end as usize]);
-        out[right..].fill(0.0);
+    /// The rows (axis 0) or columns of the image that lie among `len` of the patch, which begins at `corner`.
+    fn inside(&self, axis: usize, corner: isize, len: usize) -> Range<usize> {
+        let first = |place: isize| (place.max(0) as usize).div_ceil(self.spread).min(self.size[axis]);
+        first(corner)..first(corner + len as isize)
     }
 
-    /// Where term `k` of the first pixel stands in the patch.
-    fn term(&self, patch: &Patch, k: usize) -> usize {
-        let area = self.kernel * self.kernel;
-        let (channel, place) = (k / area - patch.from.0, k % area);
-        (channel * patch.height + place / self.kernel) * patch.width + place % self.kernel
+    /// Where the terms `k` of the first pixel stand in the patch.
+    fn terms(&self, patch: &Patch, k: Range<usize>) -> Vec<usize> {
+        let kernel = self.kernel;
+        let places: Vec<usize> = (0..kernel * kernel).map(|place| place / kernel * patch.width + place % kernel).collect();
+        let mut terms = Vec::with_capacity(k.len());
+        for (channel, inner) in groups(k, places.len()) {
+            let first = (channel - patch.from.0) * patch.height * patch.width;
+            terms.extend(places[inner].iter().map(|place| first + place));
+        }
+        terms
     }
 
     /// The pixels `n` of one image as runs within rows: the place in the patch of the first, and how many.
@@ -271,7 +293,7 @@ impl Right for Unfolded<'_> {
 impl Unfolded<'_> {
     fn pack_image(&self, k: &Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
         let patch = self.patch(k, &n);
-        let terms: Vec<usize> = k.clone().map(|k| self.term(&patch, k)).collect();
+        let terms = self.terms(&patch, k.clone());
         for (n, width, out) in panels(n, columns, k.len(), out) {
             let mut at = 0;
             if width < columns {
@@ -280,10 +302,15 @@ impl Unfolded<'_> {
             for (from, count) in self.runs(&patch, n..n + width) {
                 let values = &patch.values[from..];
                 match (self.stride, count) {
-                    (1, 16) if columns == 16 => copy_runs::<16>(values, &terms, at, columns, out),
+                    (1, 16) => copy_runs::<16>(values, &terms, at, columns, out),
                     (1, 4) => copy_runs::<4>(values, &terms, at, columns, out),
                     (1, 8) => copy_runs::<8>(values, &terms, at, columns, out),
-                    (1, 32) if columns == 32 => copy_runs::<32>(values, &terms, at, columns, out),
+                    (1, 32) => copy_runs::<32>(values, &terms, at, columns, out),
+                    (1, _) => {
+                        for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
+                            out[at..at + count].copy_from_slice(&values[*term..term + count]);
+                        }
+                    }
                     _ => {
                         for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
                             let values = values[*term..].iter().step_by(self.stride);
@@ -332,7 +359,7 @@ impl Folded<'_> {
             if width < columns {
                 out.fill(0.0);
             }
-            let terms: Vec<usize> = (n..n + width).map(|n| self.0.term(&patch, n)).collect();
+            let terms = self.0.terms(&patch, n..n + width);
             let mut at = 0;
             for (from, count) in self.0.runs(&patch, k.clone()) {
                 let out = &mut out[at * columns..(at + count) * columns];
@@ -393,10 +420,10 @@ mod tests {
             let [oh, ow] = g.out_size();
             let (x, w) = (noise(g.batch * g.d_in * g.pixels(), 1), noise(g.d_out * g.terms(), 2));
             let (bias, dy) = (noise(g.d_out, 3), noise(g.batch * g.d_out * oh * ow, 4));
-            let (mut y, mut dx, mut dw, mut db) = (dy.clone(), x.clone(), w.clone(), bias.clone());
-            forward(&g, &x, &w, Some(&bias), &mut y);
-            input_gradient(&g, &dy, &w, &mut dx);
-            weight_gradient(&g, &x, &dy, &mut dw);
+            let y = Scratch::written(dy.len(), |y| forward(&g, &x, &w, Some(&bias), y));
+            let dx = Scratch::written(x.len(), |dx| input_gradient(&g, &dy, &w, dx));
+            let dw = Scratch::written(w.len(), |dw| weight_gradient(&g, &x, &dy, dw));
+            let mut db = bias.clone();
             bias_gradient(&g, &dy, &mut db);
             let mut sums = [vec![0.0; y.len()], vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; bias.len()]];
             each_path(&g, |i, j, o| {
@@ -408,7 +435,7 @@ mod tests {
                 sums[0][o] += f64::from(bias[o / (oh * ow) % g.d_out]);
                 sums[3][o / (oh * ow) % g.d_out] += f64::from(*dy);
             }
-            for (what, (found, expected)) in ["y", "dx", "dw", "db"].iter().zip([y, dx, dw, db].iter().zip(&sums)) {
+            for (what, (found, expected)) in ["y", "dx", "dw", "db"].iter().zip([&y[..], &dx[..], &dw[..], &db[..]].iter().zip(&sums)) {
                 for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                     assert!((f64::from(*found) - expected).abs() < 2e-4, "{g:?}: {what}[{i}] is {found}, expected {expected}");
                 }

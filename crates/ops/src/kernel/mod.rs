@@ -17,6 +17,7 @@ pub mod tile;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -78,6 +79,18 @@ impl<'a> Shared<'a> {
     /// Shares `values` out for as long as they are borrowed.
     pub fn new(values: &'a mut [f32]) -> Self {
         Self { first: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
+    }
+
+    /// Shares memory out that is not written yet: until it is, it may be reached through [`Self::at`] alone.
+    pub fn unwritten(values: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self { first: values.as_mut_ptr().cast(), len: values.len(), borrowed: PhantomData }
+    }
+
+    /// The address of value `i`.
+    #[inline(always)]
+    pub fn at(self, i: usize) -> *mut f32 {
+        debug_assert!(i < self.len, "value {i} of {}", self.len);
+        self.first.wrapping_add(i)
     }
 
     /// The number of values.
@@ -144,11 +157,24 @@ pub struct Scratch {
 impl Scratch {
     /// `len` values, which are whatever the last user left.
     pub fn new(len: usize) -> Self {
+        Self { buffer: Self::buffer(len), len }
+    }
+
+    fn buffer(len: usize) -> Vec<f32> {
         let taken = Pool::of(len, |pool| pool.take(len));
-        let mut buffer = taken.unwrap_or_default();
-        if buffer.len() < len {
-            buffer = vec![0.0; len];
-        }
+        taken.filter(|buffer| buffer.len() >= len).unwrap_or_else(|| vec![0.0; len])
+    }
+
+    /// `len` values that `write` writes; it returns the memory that it was given.
+    ///
+    /// # Panics
+    /// When it returns anything else.
+    pub fn written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Self {
+        let mut buffer = Self::buffer(len);
+        let first = buffer.as_ptr();
+        // SAFETY: the buffer has `len` values or more, and what `write` puts there is read only if it came back as floats.
+        let back = write(unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), len) });
+        assert!(back.as_ptr() == first && back.len() == len, "a kernel returned other values than it was given");
         Self { buffer, len }
     }
 
@@ -191,8 +217,6 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::MaybeUninit;
-
     use super::activation::Function;
     use super::attention::{Bias, Seen, Shape};
     use super::conv::Geometry;
@@ -201,15 +225,8 @@ mod tests {
     use super::product::{Start, product};
     use super::*;
 
-    /// The bits of what `write` makes of `len` values that are NaN before.
-    fn bits(len: usize, write: impl FnOnce(&mut [f32])) -> Vec<u32> {
-        let mut values = vec![f32::NAN; len];
-        write(&mut values);
-        values.into_iter().map(f32::to_bits).collect()
-    }
-
     /// The bits of what `write` makes of `len` values that are unwritten, and NaN so far.
-    fn bits_written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<u32> {
+    fn bits(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<u32> {
         write(&mut vec![MaybeUninit::new(f32::NAN); len]).iter().map(|value| value.to_bits()).collect()
     }
 
@@ -236,14 +253,14 @@ mod tests {
         let (mut of_rows, mut of_groups) = (vec![[0.0; 2]; 300], vec![[0.0; 2]; 5 * 7]);
         let g = Groups { channels: 70, pixels: 60, groups: 7, eps: 1e-5, silu: true };
         vec![
-            ("activation", bits_written(x.len(), |y| activation::forward(Function::Gelu, &x, y))),
-            ("geglu", bits_written(x.len() / 2, |y| activation::geglu(35, &x, y))),
-            ("its gradient", bits_written(x.len(), |dx| activation::geglu_backward(35, &x, &dy[..150 * 70], dx))),
-            ("softmax", bits_written(x.len(), |y| norm::softmax(70, &x, y))),
-            ("layer norm", bits_written(x.len(), |y| norm::layer_norm([&x, &weight, &bias], 1e-5, y, &mut of_rows))),
-            ("its gradient", bits_written(x.len(), |dx| norm::layer_norm_backward([&x, &weight, &dy], &of_rows, dx, None))),
-            ("group norm", bits_written(x.len(), |y| norm::group_norm(&g, [&x, &weight, &bias], y, &mut of_groups))),
-            ("its gradient", bits_written(x.len(), |dx| norm::group_norm_backward(&g, [&x, &weight, &bias, &dy], &of_groups, dx, None))),
+            ("activation", bits(x.len(), |y| activation::forward(Function::Gelu, &x, y))),
+            ("geglu", bits(x.len() / 2, |y| activation::geglu(35, &x, y))),
+            ("its gradient", bits(x.len(), |dx| activation::geglu_backward(35, &x, &dy[..150 * 70], dx))),
+            ("softmax", bits(x.len(), |y| norm::softmax(70, &x, y))),
+            ("layer norm", bits(x.len(), |y| norm::layer_norm([&x, &weight, &bias], 1e-5, y, &mut of_rows))),
+            ("its gradient", bits(x.len(), |dx| norm::layer_norm_backward([&x, &weight, &dy], &of_rows, dx, None))),
+            ("group norm", bits(x.len(), |y| norm::group_norm(&g, [&x, &weight, &bias], y, &mut of_groups))),
+            ("its gradient", bits(x.len(), |dx| norm::group_norm_backward(&g, [&x, &weight, &bias, &dy], &of_groups, dx, None))),
         ]
     }
 

@@ -2,6 +2,7 @@
 //! of C that stays in registers while panels of A and B stream past it. B is packed into panels as wide as the tile, by whatever
 //! knows how to ([`Right`]): that is where a convolution unfolds its image. A is read where it lies.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -214,17 +215,24 @@ impl Block<'_> {
         let Target { values, stride, pixels, apart } = self.product.out;
         let corner = n / pixels * apart + n % pixels + m * stride;
         for (i, sums) in tile.iter().enumerate() {
-            // SAFETY: these are columns `n..n + width` of row `m + i`, which the block has to itself (`Block::new`).
-            let c = unsafe { values.slice(corner + i * stride..corner + i * stride + width) };
-            for (v, (part, sum)) in c.chunks_mut(lanes).zip(sums).enumerate() {
+            for (from, sum) in (0..width).step_by(lanes).zip(sums) {
+                let (count, c) = (lanes.min(width - from), values.at(corner + i * stride + from));
                 let before = match self.start {
                     Start::Zero => simd.splat_f32s(0.0),
                     Start::PerRow(values) => simd.splat_f32s(values[m + i]),
-                    Start::PerColumn(values) => load(simd, &values[n + v * lanes..][..part.len()]),
-                    Start::Keep => load(simd, part),
+                    Start::PerColumn(values) => load(simd, &values[n + from..][..count]),
+                    // SAFETY: columns `n + from..` of row `m + i`, which the block has to itself (`Block::new`) and which are written already.
+                    Start::Keep => load(simd, unsafe { std::slice::from_raw_parts(c, count) }),
                 };
                 let sum = simd.add_f32s(before, *sum);
-                if part.len() == lanes { S::as_mut_simd_f32s(part).0[0] = sum } else { simd.partial_store_f32s(part, sum) }
+                // SAFETY: the same columns. A vector is an array of floats. Only what is written already is lent as floats.
+                unsafe {
+                    match self.start {
+                        _ if count == lanes => c.cast::<S::f32s>().write_unaligned(sum),
+                        Start::Keep => simd.partial_store_f32s(std::slice::from_raw_parts_mut(c, count), sum),
+                        _ => (0..count).for_each(|i| c.add(i).write((&raw const sum).cast::<f32>().add(i).read())),
+                    }
+                }
             }
         }
     }
@@ -240,7 +248,7 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
 
 /// Terms in groups of `inner`: each group's number, and which of its terms are meant.
 #[inline(always)]
-fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+pub fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
     let mut next = terms.start;
     std::iter::from_fn(
         #[inline(always)]
@@ -253,31 +261,54 @@ fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize, Ran
     )
 }
 
-/// `C = start + A B`, `[m, k] × [k, n]`, with C contiguous.
+/// `C = start + A B`, `[m, k] × [k, n]`, with C contiguous: the memory that is given, written.
 ///
 /// # Panics
-/// When a slice is too short for its shape.
-pub fn product(shape: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32], start: Start<'_>) {
-    product_of_images(tile_for(shape[1]), shape, left, right, out, shape[1], start);
+/// When a slice is not as long as its shape says, or the start is what C holds.
+pub fn product<'c>(
+    shape: [usize; 3],
+    left: Left<'_>,
+    right: &impl Right,
+    out: &'c mut [MaybeUninit<f32>],
+    start: Start<'_>,
+) -> &'c mut [f32] {
+    product_of_images(tile_for(shape[1]), shape, left, right, out, shape[1], start)
 }
 
 /// The same with C as `[images, m, pixels]`, the columns being the pixels of one image after the other.
 ///
 /// # Panics
-/// When a slice is too short for its shape, or there are several images whose pixels are not a multiple of the tile's columns.
-pub fn product_of_images(
+/// Like [`product`], and when there are several images whose pixels are not a multiple of the tile's columns.
+pub fn product_of_images<'c>(
     tile: Tile,
-    [m, n, k]: [usize; 3],
+    shape: [usize; 3],
     left: Left<'_>,
     right: &impl Right,
-    out: &mut [f32],
+    out: &'c mut [MaybeUninit<f32>],
     pixels: usize,
     start: Start<'_>,
-) {
+) -> &'c mut [f32] {
+    let [m, n, _] = shape;
+    assert!(!matches!(start, Start::Keep), "a product added to what nobody has written");
+    assert!(out.len() == m * n, "C has {} values, expected {m} rows of {n}", out.len());
+    compute(tile, shape, left, right, Shared::unwritten(out), pixels, start);
+    // SAFETY: `compute` has written all columns of all rows, and there is nothing else.
+    unsafe { out.assume_init_mut() }
+}
+
+/// `C += A B`, with C contiguous.
+///
+/// # Panics
+/// When a slice is too short for its shape.
+pub fn add_product(shape: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32]) {
+    compute(tile_for(shape[1]), shape, left, right, Shared::new(out), shape[1], Start::Keep);
+}
+
+fn compute(tile: Tile, [m, n, k]: [usize; 3], left: Left<'_>, right: &impl Right, values: Shared<'_>, pixels: usize, start: Start<'_>) {
     if m == 0 || n == 0 {
         return;
     }
-    let out = Target { values: Shared::new(out), stride: pixels, pixels, apart: m * pixels };
+    let out = Target { values, stride: pixels, pixels, apart: m * pixels };
     let product = Product::new(tile, [m, n, k], left, out, start);
     let threads = if m * n * k < SERIAL { 1 } else { rayon::current_num_threads() };
     let enough = n / tile.columns >= threads && m < HIGH * n || n >= 2 * threads * SLAB * tile.columns;
@@ -397,11 +428,11 @@ mod tests {
             for case in 0..8 {
                 let left = if case % 2 == 0 { Left::Rows(&a, k) } else { Left::Columns(&at, m) };
                 let start = if case < 4 { Start::PerRow(&bias[..m]) } else { Start::PerColumn(&bias[..n]) };
-                let mut c = vec![7.0; m * n];
-                match case / 2 % 2 {
+                let mut c = vec![MaybeUninit::new(7.0); m * n];
+                let c = match case / 2 % 2 {
                     0 => product([m, n, k], left, &RowMajor { values: &b, stride: n }, &mut c, start),
                     _ => product([m, n, k], left, &ColumnMajor { values: &bt, stride: k }, &mut c, start),
-                }
+                };
                 for i in 0..m {
                     for j in 0..n {
                         let bias = if case < 4 { bias[i] } else { bias[j] };
@@ -420,13 +451,43 @@ mod tests {
     #[test]
     #[should_panic(expected = "A has 5 values, expected 6")]
     fn a_short_operand_is_refused() {
-        product([2, 2, 3], Left::Rows(&[0.0; 5], 3), &RowMajor { values: &[0.0; 6], stride: 2 }, &mut [0.0; 4], Start::Zero);
+        product(
+            [2, 2, 3],
+            Left::Rows(&[0.0; 5], 3),
+            &RowMajor { values: &[0.0; 6], stride: 2 },
+            &mut [MaybeUninit::uninit(); 4],
+            Start::Zero,
+        );
     }
 
     #[test]
     #[should_panic(expected = "C is too short for 2 rows of 2")]
     fn a_short_output_is_refused() {
-        product([2, 2, 3], Left::Rows(&[0.0; 6], 3), &RowMajor { values: &[0.0; 6], stride: 2 }, &mut [0.0; 3], Start::Zero);
+        add_product([2, 2, 3], Left::Rows(&[0.0; 6], 3), &RowMajor { values: &[0.0; 6], stride: 2 }, &mut [0.0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "C has 5 values, expected 2 rows of 2")]
+    fn an_output_that_would_not_be_written_in_full_is_refused() {
+        product(
+            [2, 2, 3],
+            Left::Rows(&[0.0; 6], 3),
+            &RowMajor { values: &[0.0; 6], stride: 2 },
+            &mut [MaybeUninit::uninit(); 5],
+            Start::Zero,
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "added to what nobody has written")]
+    fn what_is_unwritten_is_not_added_to() {
+        product(
+            [2, 2, 3],
+            Left::Rows(&[0.0; 6], 3),
+            &RowMajor { values: &[0.0; 6], stride: 2 },
+            &mut [MaybeUninit::uninit(); 4],
+            Start::Keep,
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::Error;
 use crate::algorithm::{Driver, Kept, RewardDriven};
 use crate::config::{AlgorithmConfig, TrainConfig};
 use crate::environment::{Environment, Prompts};
+use crate::optim::Workers;
 use crate::policy::require_density;
 use crate::policy::rollout::Rollout;
 use crate::ranks::Ranks;
@@ -127,7 +128,8 @@ impl Assembled for RewardDrivenRun {
     }
 
     fn measure(&self, model: &Self::Model) -> Result<Vec<(String, Vec<f64>)>, Error> {
-        Ok(self.environment.draw_preview(model, 0, &Ranks::default())?.scores)
+        let workers = Workers::on(self.environment.pipeline.device(), self.config.run.workers)?;
+        Ok(self.environment.draw_preview(model, 0, &Ranks::default(), &workers)?.scores)
     }
 
     fn export(&self, run: &Run<Self::Model>) -> Result<Exported, Error> {

@@ -37,8 +37,10 @@ fn drawing(config: &TrainConfig, laid: &Laid, demand: &Demand) -> [u64; 2] {
     let decoded = demand.drawn.filter(|_| demand.decoded == 0);
     let batch = |rows: AtOnce| rollout(laid, rows) + outputs(config, laid, rows.images);
     let of_drawn = demand.drawn.map_or(0, |rows| side_by_side(config, laid.engine, usize::MAX) * batch(rows));
-    let of_preview = preview.map_or(0, |rows| rollout(laid, rows));
-    let images = decoded.into_iter().chain(preview).map(|rows| rows.images).max();
+    // Workers draw and decode a prompt each.
+    let prompts = config.preview.as_ref().map_or(0, |preview| side_by_side(config, laid.engine, preview.prompts.len()));
+    let of_preview = preview.map_or(0, |rows| prompts * rollout(laid, rows));
+    let images = decoded.map(|rows| rows.images).into_iter().chain(preview.map(|rows| prompts as usize * rows.images)).max();
     [of_drawn.max(of_preview), images.map_or(0, |images| decode_and_score(laid, images, laid.vae.splitting))]
 }
 

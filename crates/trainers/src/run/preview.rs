@@ -16,6 +16,7 @@ use vp_schedulers::{Sampler, build_sampler};
 
 use crate::Error;
 use crate::non_finite::{in_prediction, is_finite};
+use crate::optim::Workers;
 use crate::ranks::{Ranks, scores_from, scores_to};
 use crate::sections::PreviewSection;
 use crate::statistics::mean;
@@ -96,6 +97,8 @@ pub struct PreviewRequest<'a> {
     pub step: u64,
     /// The ranks that draw, each some of the prompts.
     pub ranks: &'a Ranks,
+    /// The threads that draw a rank's prompts side by side.
+    pub workers: &'a Workers,
 }
 
 /// Draws the preview with the model's own sampler, one row of the grid per prompt, and scores its images.
@@ -103,46 +106,59 @@ pub struct PreviewRequest<'a> {
 /// # Errors
 /// When the folder's scheduler cannot be built, a reward fails, or an image is not finite.
 pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &PreviewRequest<'_>) -> Result<Preview, Error> {
-    let PreviewRequest { section, rewards, size, step, ranks } = *request;
-    let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
-    let mut images = Vec::new();
-    let mut scores: Vec<(String, Vec<f64>)> = rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect();
-    let mut terms: Vec<(String, Vec<f64>)> = Vec::new();
-    let (shape, device) = (pipeline.latent_shape(size), pipeline.device());
-    for prompt in &section.prompts[ranks.share(section.prompts.len())] {
-        let prompts = vec![prompt.clone(); section.seeds.len()];
-        let rows = |purpose, scheduler_step| {
-            let one = |seed: &u64| Noise::new(*seed).normal(purpose, chain_step(0, scheduler_step), &[0], shape, device);
-            Tensor::cat(section.seeds.iter().map(one).collect(), 0)
-        };
-        let negative_prompt = section.negative_prompt.as_deref();
-        let request = Request { prompts: &prompts, negative_prompt, guidance_scale: section.guidance_scale, size };
-        let latents = rows(Purpose::INITIAL_LATENTS, 0);
-        let mut noise = |step| rows(Purpose::SAMPLER_STEP, step);
-        let drawn = pipeline.generate(model, &mut *sampler, &request, latents.clone(), &mut noise);
-        if !is_finite(&drawn) {
-            return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
+    let PreviewRequest { section, rewards, size, ranks, workers, .. } = *request;
+    let mine = &section.prompts[ranks.share(section.prompts.len())];
+    let of_prompts: Vec<Drawn> = match workers.count() {
+        // On this thread, so that a profile sees the stages.
+        1 => mine.iter().map(|prompt| draw_prompt(pipeline, model, request, prompt)).collect::<Result<_, _>>()?,
+        count => {
+            let parts = mine.chunks(mine.len().div_ceil(count).max(1)).map(|part| (model.clone(), part)).collect();
+            let draw_part = |(model, part): (Trainable<D>, &[String])| {
+                part.iter().map(|prompt| draw_prompt(pipeline, &model, request, prompt)).collect::<Result<Vec<_>, _>>()
+            };
+            let parts = profile::time(Stage::Rollout, || workers.map(parts, draw_part));
+            parts.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
         }
-        let mut of_prompt = Vec::new();
-        for (reward, (name, scores)) in rewards.iter().zip(&mut scores) {
-            let scored = profile::time(Stage::Reward, || reward.score_with_terms(drawn.clone(), &prompts))?;
-            scores.extend(scored.scores.into_data().iter::<f64>());
-            of_prompt.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{name}/{term}"), scores)));
-        }
-        terms.resize_with(of_prompt.len(), Default::default);
-        for ((name, all), (term, scores)) in terms.iter_mut().zip(of_prompt) {
-            *name = term;
-            all.extend(scores.into_data().iter::<f64>());
-        }
-        images.extend(from_tensor(drawn)?);
-    }
-    let Drawn { images, scores, terms } = Drawn { images, scores, terms }.of_all(ranks, size)?;
+    };
+    let mut all = Drawn { scores: rewards.iter().map(|reward| (reward.name().to_string(), Vec::new())).collect(), ..Drawn::default() };
+    of_prompts.into_iter().for_each(|drawn| all.append(drawn));
+    let Drawn { images, scores, terms } = all.of_all(ranks, size)?;
     let of_prompt = |prompt: &String| section.seeds.iter().map(|seed| (prompt.clone(), *seed)).collect::<Vec<_>>();
     let drawn_from = section.prompts.iter().flat_map(of_prompt).collect();
     Ok(Preview { images, columns: section.seeds.len(), drawn_from, scores, terms, lower_is_better: false })
 }
 
-/// What a rank has drawn of a preview.
+/// A row of the grid.
+fn draw_prompt<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &PreviewRequest<'_>, prompt: &str) -> Result<Drawn, Error> {
+    let PreviewRequest { section, rewards, size, step, .. } = *request;
+    let mut sampler = build_sampler(&pipeline.folder.scheduler_config, None, section.num_inference_steps, 0.0)?;
+    let (shape, device) = (pipeline.latent_shape(size), pipeline.device());
+    let prompts = vec![prompt.to_string(); section.seeds.len()];
+    let rows = |purpose, scheduler_step| {
+        let one = |seed: &u64| Noise::new(*seed).normal(purpose, chain_step(0, scheduler_step), &[0], shape, device);
+        Tensor::cat(section.seeds.iter().map(one).collect(), 0)
+    };
+    let negative_prompt = section.negative_prompt.as_deref();
+    let request = Request { prompts: &prompts, negative_prompt, guidance_scale: section.guidance_scale, size };
+    let latents = rows(Purpose::INITIAL_LATENTS, 0);
+    let mut noise = |step| rows(Purpose::SAMPLER_STEP, step);
+    let images = pipeline.generate(model, &mut *sampler, &request, latents.clone(), &mut noise);
+    if !is_finite(&images) {
+        return Err(Error::NonFinitePreview { step, what: blame(pipeline, model, &mut *sampler, &request, latents) });
+    }
+    let mut drawn = Drawn::default();
+    for reward in rewards {
+        let scored = profile::time(Stage::Reward, || reward.score_with_terms(images.clone(), &prompts))?;
+        let values = |scores: Tensor<1>| scores.into_data().iter::<f64>().collect::<Vec<_>>();
+        drawn.scores.push((reward.name().to_string(), values(scored.scores)));
+        drawn.terms.extend(scored.terms.into_iter().map(|(term, scores)| (format!("{}/{term}", reward.name()), values(scores))));
+    }
+    drawn.images = from_tensor(images)?;
+    Ok(drawn)
+}
+
+/// What has been drawn of a preview.
+#[derive(Default)]
 struct Drawn {
     images: Vec<RgbImage>,
     scores: Vec<(String, Vec<f64>)>,
@@ -150,6 +166,18 @@ struct Drawn {
 }
 
 impl Drawn {
+    /// Adds what was drawn of the prompts that follow. Scores belong together by place, for two rewards may have one name.
+    fn append(&mut self, next: Self) {
+        self.images.extend(next.images);
+        for (all, more) in [(&mut self.scores, next.scores), (&mut self.terms, next.terms)] {
+            all.resize_with(all.len().max(more.len()), Default::default);
+            for ((name, values), (known, more)) in all.iter_mut().zip(more) {
+                *name = known;
+                values.extend(more);
+            }
+        }
+    }
+
     /// What all ranks have drawn, whose images are of this height and width.
     fn of_all(self, ranks: &Ranks, [height, width]: [usize; 2]) -> Result<Self, Error> {
         if ranks.are_one() {
@@ -158,26 +186,15 @@ impl Drawn {
         let scores = serde_json::to_vec(&[scores_to(&self.scores), scores_to(&self.terms)]).expect("names and numbers are JSON");
         let pixels: Vec<u8> = self.images.iter().flat_map(|image| image.as_raw().iter().copied()).collect();
         let image = |pixels: &[u8]| RgbImage::from_raw(width as u32, height as u32, pixels.to_vec()).expect("as many bytes as pixels have");
-        let all = ranks.gather(&pixels)?;
-        let mut drawn = Self {
-            images: all.iter().flat_map(|pixels| pixels.chunks_exact(3 * height * width)).map(image).collect(),
-            scores: Vec::new(),
-            terms: Vec::new(),
-        };
-        for bytes in ranks.gather(&scores)? {
+        let mut all = Self::default();
+        for (pixels, bytes) in ranks.gather(&pixels)?.iter().zip(ranks.gather(&scores)?) {
             let [scores, terms]: [Vec<(String, Vec<u64>)>; 2] =
                 serde_json::from_slice(&bytes).map_err(|error| Error::Config(format!("a rank of another version: {error}")))?;
-            for (all, of_rank) in [(&mut drawn.scores, scores), (&mut drawn.terms, terms)] {
-                // By place, for two rewards may have one name; a rank without a prompt has no terms.
-                let of_rank = scores_from(&of_rank);
-                all.resize_with(all.len().max(of_rank.len()), Default::default);
-                for ((name, values), (known, more)) in all.iter_mut().zip(of_rank) {
-                    *name = known;
-                    values.extend(more);
-                }
-            }
+            let images = pixels.chunks_exact(3 * height * width).map(image).collect();
+            // A rank without a prompt has no terms.
+            all.append(Self { images, scores: scores_from(&scores), terms: scores_from(&terms) });
         }
-        Ok(drawn)
+        Ok(all)
     }
 }
 

@@ -89,7 +89,9 @@ impl Looked<'_> {
         values: Vec<(&str, Vec<f64>)>,
     ) -> Result<(), Error> {
         let Self { pipeline, size, step, .. } = *self;
-        let request = self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step, ranks: &run.ranks });
+        let workers = run.workers(pipeline.device())?;
+        let request =
+            self.preview.map(|section| PreviewRequest { section, rewards: &[], size, step, ranks: &run.ranks, workers: &workers });
         let drawn = request.map(|request| draw(pipeline, tuned, &request)).transpose()?;
         let values = values.into_iter().filter(|(_, values)| !values.is_empty()).map(|(name, values)| (name.to_string(), values));
         run.record_preview(&Preview::of_losses(values.collect(), drawn))

@@ -1,0 +1,194 @@
+//! Affine maps on the CPU, of rows ([`linear`](crate::linear)) and of images ([`conv2d`](crate::conv2d)), with the weight alone or with a LoRA's
+//! factors beside it.
+
+use burn::tensor::{DType, Shape, Tensor};
+
+use crate::fused::{Fused, Input, Values, apply, in_f32, written};
+use crate::kernel::conv::{self, Geometry};
+use crate::kernel::linear;
+use crate::kernel::operands::{Left, RowMajor};
+use crate::kernel::product::add_product;
+use crate::lora::Lora;
+
+/// What a weight does to an input, by its sizes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Map {
+    /// A product with each row: how many rows, the values of a row of the output, and of the input.
+    Rows([usize; 3]),
+    /// A convolution of images.
+    Images(Geometry),
+}
+
+impl Map {
+    fn outputs(&self) -> usize {
+        match self {
+            Self::Rows([rows, d_out, _]) => rows * d_out,
+            Self::Images(g) => g.batch * g.d_out * g.out_size().iter().product::<usize>(),
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        match self {
+            Self::Rows([rows, _, d_in]) => rows * d_in,
+            Self::Images(g) => g.batch * g.d_in * g.size.iter().product::<usize>(),
+        }
+    }
+
+    /// Values of the output per row or pixel.
+    fn d_out(&self) -> usize {
+        match self {
+            Self::Rows([_, d_out, _]) => *d_out,
+            Self::Images(g) => g.d_out,
+        }
+    }
+
+    fn weight(&self) -> Shape {
+        match self {
+            Self::Rows([_, d_out, d_in]) => [*d_out, *d_in].into(),
+            Self::Images(g) => [g.d_out, g.d_in, g.kernel, g.kernel].into(),
+        }
+    }
+
+    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        written(self.outputs(), |y| match self {
+            Self::Rows(shape) => linear::forward(*shape, x, weight, bias, y),
+            Self::Images(g) => conv::forward(g, x, weight, bias, y),
+        })
+    }
+
+    fn input_gradient(&self, dy: &[f32], weight: &[f32]) -> Vec<f32> {
+        written(self.inputs(), |dx| match self {
+            Self::Rows(shape) => linear::input_gradient(*shape, dy, weight, dx),
+            Self::Images(g) => conv::input_gradient(g, dy, weight, dx),
+        })
+    }
+
+    fn weight_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        written(self.weight().num_elements(), |dw| match self {
+            Self::Rows(shape) => linear::weight_gradient(*shape, x, dy, dw),
+            Self::Images(g) => conv::weight_gradient(g, x, dy, dw),
+        })
+    }
+
+    fn bias_gradient(&self, dy: &[f32]) -> Vec<f32> {
+        let mut db = vec![0.0; self.d_out()];
+        match self {
+            Self::Rows(_) => linear::bias_gradient(dy, &mut db),
+            Self::Images(g) => conv::bias_gradient(g, dy, &mut db),
+        }
+        db
+    }
+
+    /// The same map in two steps: to `rank` values, as `down` does, and from these to the output, as `up` does.
+    fn in_two(self, rank: usize) -> [Self; 2] {
+        match self {
+            Self::Rows([rows, d_out, d_in]) => [Self::Rows([rows, rank, d_in]), Self::Rows([rows, d_out, rank])],
+            Self::Images(g) => {
+                let up = Geometry { d_in: rank, size: g.out_size(), kernel: 1, stride: 1, padding: (0, 0), ..g };
+                [Self::Images(Geometry { d_out: rank, ..g }), Self::Images(up)]
+            }
+        }
+    }
+}
+
+/// `y = W x + b`.
+#[derive(Debug, Clone)]
+struct Affine {
+    map: Map,
+    biased: bool,
+    from: Shape,
+    to: Shape,
+}
+
+impl Fused<3> for Affine {
+    /// The input where the weight wants a gradient, the weight where the input does: a frozen layer keeps no image.
+    type Saved = (Option<Values>, Option<Values>);
+
+    fn forward(&self, [x, weight, bias]: [Values; 3], [dx, dw, _]: [bool; 3]) -> (Values, Self::Saved) {
+        let y = self.map.forward(&x, &weight, self.biased.then_some(&bias));
+        (Values::from_vec(y, self.to.clone()), (dw.then_some(x), dx.then_some(weight)))
+    }
+
+    fn backward(self, (x, weight): Self::Saved, dy: Values, [_, _, db]: [bool; 3]) -> [Option<Values>; 3] {
+        let Self { map, from, .. } = self;
+        [
+            weight.map(|weight| Values::from_vec(map.input_gradient(&dy, &weight), from)),
+            x.map(|x| Values::from_vec(map.weight_gradient(&x, &dy), map.weight())),
+            db.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()])),
+        ]
+    }
+}
+
+/// `y = (W + s B A) x + b`. The sum of the weights is made anew each time it is used, so that the tape keeps nothing of it. The gradients
+/// of A and B go by way of the rank, as that of the whole weight would cost as much as the forward pass.
+#[derive(Debug, Clone)]
+struct WithLora {
+    affine: Affine,
+    rank: usize,
+    scale: f32,
+}
+
+impl WithLora {
+    /// `W + s B A`.
+    fn merged(&self, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
+        let (mut merged, up) = (weight.to_vec(), self.scaled(up));
+        let [d_out, d_in] = [self.affine.map.d_out(), down.len() / self.rank];
+        let down = RowMajor { values: down, stride: d_in };
+        add_product([d_out, d_in, self.rank], Left::Rows(&up, self.rank), &down, &mut merged);
+        merged
+    }
+
+    fn scaled(&self, values: &[f32]) -> Vec<f32> {
+        values.iter().map(|value| value * self.scale).collect()
+    }
+}
+
+impl Fused<5> for WithLora {
+    /// The input where the weight or a factor wants a gradient, the weight where the input does, and both factors.
+    type Saved = (Option<Values>, Option<Values>, [Values; 2]);
+
+    fn forward(&self, [x, weight, bias, down, up]: [Values; 5], [dx, dw, _, da, db]: [bool; 5]) -> (Values, Self::Saved) {
+        let Affine { map, biased, to, .. } = &self.affine;
+        let y = map.forward(&x, &self.merged(&weight, &down, &up), biased.then_some(&bias));
+        (Values::from_vec(y, to.clone()), ((dw || da || db).then_some(x), dx.then_some(weight), [down, up]))
+    }
+
+    fn backward(self, saved: Self::Saved, dy: Values, [_, dw, dbias, da, db]: [bool; 5]) -> [Option<Values>; 5] {
+        let (x, weight, [down, up]) = saved;
+        let map = self.affine.map;
+        let dx = weight.map(|weight| map.input_gradient(&dy, &self.merged(&weight, &down, &up)));
+        let dw = x.as_ref().filter(|_| dw).map(|x| Values::from_vec(map.weight_gradient(x, &dy), map.weight()));
+        let [to_rank, from_rank] = map.in_two(self.rank);
+        let of_up = x.as_ref().filter(|_| db).map(|x| {
+            let inner = to_rank.forward(x, &down, None);
+            Values::from_vec(self.scaled(&from_rank.weight_gradient(&inner, &dy)), up.shape())
+        });
+        let of_down = x.as_ref().filter(|_| da).map(|x| {
+            let inner = from_rank.input_gradient(&dy, &self.scaled(&up));
+            Values::from_vec(to_rank.weight_gradient(x, &inner), down.shape())
+        });
+        let dbias = dbias.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()]));
+        [dx.map(|dx| Values::from_vec(dx, self.affine.from)), dw, dbias, of_down, of_up]
+    }
+}
+
+/// The map of `x`, a tensor on the CPU, to a tensor of shape `to`, in the number format of `x`.
+pub(crate) fn affine<const D: usize, const W: usize>(
+    map: Map,
+    to: [usize; D],
+    x: Tensor<D>,
+    weight: Tensor<W>,
+    bias: Option<Tensor<1>>,
+    lora: Option<Lora>,
+) -> Tensor<D> {
+    let (weight, bias) = (weight.cast(DType::F32), bias.map(|bias| bias.cast(DType::F32)));
+    let affine = Affine { map, biased: bias.is_some(), from: x.shape(), to: to.into() };
+    let (weight, bias) = (Input::of(&weight), bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of));
+    in_f32(x, |x| match lora {
+        None => apply(affine, [Input::of(&x), weight, bias]).expect("f32 on the CPU"),
+        Some(Lora { down, up, scale }) => {
+            let operation = WithLora { affine, rank: down.dims()[0], scale: scale as f32 };
+            apply(operation, [Input::of(&x), weight, bias, Input::of(&down), Input::of(&up)]).expect("f32 on the CPU")
+        }
+    })
+}
