@@ -70,7 +70,7 @@ pub struct Shared<'a> {
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: memory is reached through `slice` alone, whose callers promise that no two tasks have the same value at the same time.
+// SAFETY: memory is reached through `slice` and `at` alone, whose callers promise that no two tasks have the same value at the same time.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Shared<'_> {}
