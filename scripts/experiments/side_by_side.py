@@ -170,8 +170,9 @@ def main():
     for (algo, reward, _), folder in zip(runs, folders):
         trainings.setdefault((algo, reward), []).append(folder)
     # In one evaluation, which draws the base model's images once. Named by what is in it.
-    name = f"side-by-side-{hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:12]}"
-    judged = lab.evaluated(name, [folder / "lora.safetensors" for folder in folders], count=400)
+    loras = [folder / "lora.safetensors" for folder in folders]
+    name = f"side-by-side-{hashlib.sha256(b''.join(path.read_bytes() for path in loras)).hexdigest()[:12]}"
+    judged = lab.evaluated(name, loras, count=400)
     base = ["base model", "", "", "", "", "", *lab.base_row(judged[0]), "", ""]
     kept = diversity(name, [of_seeds[0] / "lora.safetensors" for of_seeds in trainings.values()])
     judged = dict(zip(folders, judged))
@@ -179,7 +180,8 @@ def main():
     for ((algo, reward), of_seeds), of_first in zip(trainings.items(), kept):
         rows.append(row(algo, reward, [(folder, judged[folder]) for folder in of_seeds], of_first))
     header = ["algorithm", "reward", "updates", "images", "seconds per image", "peak MiB", *lab.COLUMNS, "diversity, %", "the sentinel found"]
-    seeds = f"Seeds {', '.join(map(str, arguments.seeds))}: the mean, and in brackets the least and the most; diversity is the first one's"
+    seeds = f"Seeds {', '.join(map(str, arguments.seeds))}: the mean, and in brackets the least and the most. Diversity is the first one's, with an interval "
+    seeds += "over prompts; updates, images and memory are the most of any, seconds per image those of all, and the findings those of any"
     lab.table("side by side", header, rows, f"{said}. {seeds if arguments.seeds[1:] else 'One seed'}.", page=PAGE)
 
 

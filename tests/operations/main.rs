@@ -12,7 +12,7 @@ use device::device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use vp_ops::{Mask, composed};
+use vp_ops::{Lora, Mask, composed};
 
 /// Where a case's inputs come from, and how many draws it has.
 struct Draws(ChaCha8Rng);
@@ -304,12 +304,18 @@ fn half_precision_is_f32_rounded() {
     let [kernel, matrix, vector]: [Given; 3] =
         [(draws.tensor([c, c, 3, 3]) * 0.1).into(), (draws.tensor([c, c]) * 0.2).into(), draws.tensor([c]).into()];
     type Operation = fn(&[Tensor<1>]) -> Given;
-    let cases: [(&str, &Given, Vec<&Given>, Operation); 7] = [
+    let (down, up): (Given, Given) = ((draws.tensor([4, c]) * 0.2).into(), (draws.tensor([c, 4]) * 0.2).into());
+    let cases: [(&str, &Given, Vec<&Given>, Operation); 8] = [
         ("conv2d", &image, vec![&kernel, &vector], |x| {
             vp_ops::conv2d(x[0].clone().reshape([2, 16, 8, 8]), x[1].clone().reshape([16, 16, 3, 3]), Some(x[2].clone()), 1, (1, 1)).into()
         }),
         ("linear", &text, vec![&matrix, &vector], |x| {
             vp_ops::linear(x[0].clone().reshape([2, 20, 16]), x[1].clone().reshape([16, 16]), Some(x[2].clone())).into()
+        }),
+        ("linear with a LoRA", &text, vec![&matrix, &vector, &down, &up], |x| {
+            let factors = Lora { down: x[3].clone().reshape([4, 16]), up: x[4].clone().reshape([16, 4]), scale: 0.5 };
+            let (text, weight) = (x[0].clone().reshape([2, 20, 16]), x[1].clone().reshape([16, 16]));
+            vp_ops::linear_with_lora(text, weight, Some(x[2].clone()), factors).into()
         }),
         ("group_norm_silu", &image, vec![&vector, &vector], |x| {
             vp_ops::group_norm_silu(x[0].clone().reshape([2, 16, 8, 8]), x[1].clone(), x[2].clone(), 4, 1e-5).into()

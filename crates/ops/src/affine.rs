@@ -147,28 +147,28 @@ impl Fused<5> for WithLora {
     /// The input where the weight or a factor wants a gradient, the weight where the input does, and both factors.
     type Saved = (Option<Values>, Option<Values>, [Values; 2]);
 
-    fn forward(&self, [x, weight, bias, down, up]: [Values; 5], [dx, dw, _, da, db]: [bool; 5]) -> (Values, Self::Saved) {
+    fn forward(&self, [x, weight, bias, down, up]: [Values; 5], [dx, dw, _, ddown, dup]: [bool; 5]) -> (Values, Self::Saved) {
         let Affine { map, biased, to, .. } = &self.affine;
         let y = map.forward(&x, &self.merged(&weight, &down, &up), biased.then_some(&bias));
-        (Values::from_vec(y, to.clone()), ((dw || da || db).then_some(x), dx.then_some(weight), [down, up]))
+        (Values::from_vec(y, to.clone()), ((dw || ddown || dup).then_some(x), dx.then_some(weight), [down, up]))
     }
 
-    fn backward(self, saved: Self::Saved, dy: Values, [_, dw, dbias, da, db]: [bool; 5]) -> [Option<Values>; 5] {
+    fn backward(self, saved: Self::Saved, dy: Values, [_, dw, db, ddown, dup]: [bool; 5]) -> [Option<Values>; 5] {
         let (x, weight, [down, up]) = saved;
         let map = self.affine.map;
         let dx = weight.map(|weight| map.input_gradient(&dy, &self.merged(&weight, &down, &up)));
         let dw = x.as_ref().filter(|_| dw).map(|x| Values::from_vec(map.weight_gradient(x, &dy), map.weight()));
         let [to_rank, from_rank] = map.in_two(self.rank);
-        let of_up = x.as_ref().filter(|_| db).map(|x| {
+        let dup = x.as_ref().filter(|_| dup).map(|x| {
             let inner = to_rank.forward(x, &down, None);
             Values::from_vec(self.scaled(&from_rank.weight_gradient(&inner, &dy)), up.shape())
         });
-        let of_down = x.as_ref().filter(|_| da).map(|x| {
+        let ddown = x.as_ref().filter(|_| ddown).map(|x| {
             let inner = from_rank.input_gradient(&dy, &self.scaled(&up));
             Values::from_vec(to_rank.weight_gradient(x, &inner), down.shape())
         });
-        let dbias = dbias.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()]));
-        [dx.map(|dx| Values::from_vec(dx, self.affine.from)), dw, dbias, of_down, of_up]
+        let db = db.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()]));
+        [dx.map(|dx| Values::from_vec(dx, self.affine.from)), dw, db, ddown, dup]
     }
 }
 
@@ -187,7 +187,14 @@ pub(crate) fn affine<const D: usize, const W: usize>(
     in_f32(x, |x| match lora {
         None => apply(affine, [Input::of(&x), weight, bias]).expect("f32 on the CPU"),
         Some(Lora { down, up, scale }) => {
-            let operation = WithLora { affine, rank: down.dims()[0], scale: scale as f32 };
+            let (rank, terms) = (down.dims()[0], map.weight().num_elements() / map.d_out());
+            assert_eq!(
+                (down.dims(), up.dims()),
+                ([rank, terms], [map.d_out(), rank]),
+                "a LoRA's factors for a weight of {:?}",
+                map.weight()
+            );
+            let (operation, down, up) = (WithLora { affine, rank, scale: scale as f32 }, down.cast(DType::F32), up.cast(DType::F32));
             apply(operation, [Input::of(&x), weight, bias, Input::of(&down), Input::of(&up)]).expect("f32 on the CPU")
         }
     })

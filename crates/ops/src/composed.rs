@@ -75,6 +75,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 
 /// As [`linear_with_lora`](crate::linear_with_lora): what the factors make of the input, in their number format, is added to the output.
 pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: Lora) -> Tensor<D> {
+    // By the operations of this crate, not of this module: on the CPU that is what large weights are computed with.
     let (format, Lora { down, up, scale }) = (x.dtype(), factors);
     let inner = crate::linear(x.clone().cast(down.dtype()), down, None);
     crate::linear(x, weight, bias) + (crate::linear(inner, up, None) * scale).cast(format)

@@ -25,7 +25,7 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: 
 /// [`conv2d`] with the weight `W + s B A`, as PEFT and kohya's programs put a LoRA beside a convolution.
 ///
 /// # Panics
-/// As [`conv2d`].
+/// As [`conv2d`], and when the factors are not those of such a weight.
 pub fn conv2d_with_lora(
     x: Tensor<4>,
     weight: Tensor<4>,

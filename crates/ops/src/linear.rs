@@ -23,7 +23,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 /// [`linear`] with the weight `W + s B A`: a LoRA (arXiv 2106.09685, equation 3) of a frozen weight.
 ///
 /// # Panics
-/// As [`linear`].
+/// As [`linear`], and when the factors are not those of such a weight.
 pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: Lora) -> Tensor<D> {
     let (map, to) = map_of(&x, &weight, bias.as_ref());
     if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements()) {

@@ -13,7 +13,7 @@ pub struct Lora {
     pub scale: f64,
 }
 
-/// 4 MiB.
+/// The most values of a weight that is merged: 4 MiB.
 const MERGED: usize = 1 << 20;
 
 /// Whether a weight of so many values is added to its factors' product before it is used on the CPU. That takes one map of the input in place

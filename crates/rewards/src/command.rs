@@ -80,7 +80,7 @@ impl Build for CommandConfig {
     fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
         let failed = |reason: String| Error::NoScores { reward: NAME, reason: format!("{}: {reason}", self.program.join(" ")) };
         let program = Program::start(&self.program).map_err(|error| failed(format!("cannot be started: {error}")))?;
-        Ok(Box::new(CommandReward { config: self.clone(), program: Mutex::new(Some(program)) }))
+        Ok(Box::new(CommandReward { config: self.clone(), program: Mutex::new(Ok(program)) }))
     }
 
     fn blank_connection(&mut self) {
@@ -213,7 +213,7 @@ fn read_lines(stdout: ChildStdout, answers: &SyncSender<std::io::Result<String>>
 pub struct CommandReward {
     config: CommandConfig,
     /// `None` once it has failed: what it says after that would answer an earlier line.
-    program: Mutex<Option<Program>>,
+    program: Mutex<std::result::Result<Program, String>>,
 }
 
 impl CommandReward {
@@ -236,11 +236,13 @@ impl OfPixels for CommandReward {
         let mut scores = Vec::with_capacity(images.len());
         for (images, prompts) in images.chunks(self.config.batch_size).zip(prompts.chunks(self.config.batch_size)) {
             let of_batch = match &mut *running {
-                Some(program) => self.score_batch(program, images, prompts),
-                None => Err("it has failed before".into()),
+                Ok(program) => self.score_batch(program, images, prompts),
+                Err(reason) => Err(format!("it has failed before: {reason}")),
             };
             scores.extend(of_batch.map_err(|reason| {
-                *running = None;
+                if running.is_ok() {
+                    *running = Err(reason.clone());
+                }
                 Error::NoScores { reward: NAME, reason: format!("{}: {reason}", self.config.program.join(" ")) }
             })?);
         }
@@ -316,6 +318,6 @@ mod tests {
     fn a_program_that_failed_is_not_asked_again() {
         let reward = reward("while read -r line; do echo oops; done", 60.0).unwrap();
         assert!(score(&*reward, 1).unwrap_err().to_string().contains("oops"));
-        assert!(score(&*reward, 1).unwrap_err().to_string().ends_with("it has failed before"));
+        assert!(score(&*reward, 1).unwrap_err().to_string().contains("it has failed before: expected a line of JSON"));
     }
 }

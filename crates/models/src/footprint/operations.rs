@@ -142,7 +142,7 @@ impl Ledger {
             shape[x.shape.len() - 1] = weight.shape[0];
             return self.merged(x, weight, bias, [down, up], &shape);
         }
-        self.beside(x, |x| self.linear(x, weight, bias), |x| self.linear(self.linear(x, down, None), up, None))
+        self.beside(x, |x| self.linear(x, weight, bias), |x| self.linear(x, down, None), |x| self.linear(x, up, None))
     }
 
     /// `vp_ops::conv2d_with_lora`, likewise.
@@ -161,8 +161,8 @@ impl Ledger {
         let rank = down.shape[0];
         let down = down.clone().shaped(&[&[rank], &weight.shape[1..]].concat());
         let up = up.clone().shaped(&[weight.shape[0], rank, 1, 1]);
-        let inner = |x| self.conv2d(self.conv2d(x, &down, None, stride, padding), &up, None, 1, (0, 0));
-        self.beside(x, |x| self.conv2d(x, weight, bias, stride, padding), inner)
+        let whole = |x| self.conv2d(x, weight, bias, stride, padding);
+        self.beside(x, whole, |x| self.conv2d(x, &down, None, stride, padding), |x| self.conv2d(x, &up, None, 1, (0, 0)))
     }
 
     fn is_merged(&self, weight: &Weight) -> bool {
@@ -194,12 +194,18 @@ impl Ledger {
         self.cast(y, format)
     }
 
-    /// What `whole` makes of `x`, and the scaled output of `factors`, which compute in f32, added to it.
-    fn beside(&self, x: Traced, whole: impl FnOnce(Traced) -> Traced, factors: impl FnOnce(Traced) -> Traced) -> Traced {
+    /// What `whole` makes of `x`, and added to it the scaled output of `down` and `up`, which compute in f32.
+    fn beside(
+        &self,
+        x: Traced,
+        whole: impl FnOnce(Traced) -> Traced,
+        down: impl FnOnce(Traced) -> Traced,
+        up: impl FnOnce(Traced) -> Traced,
+    ) -> Traced {
         let format = x.format;
-        let inner = factors(self.cast(x.clone(), NumberFormat::F32));
+        let inner = down(self.cast(x.clone(), NumberFormat::F32));
         let whole = whole(x);
-        let change = self.cast(self.scale(inner), format);
+        let change = self.cast(self.scale(up(inner)), format);
         self.add(whole, change)
     }
 

@@ -6,7 +6,8 @@
 //! | B | `up`, `[out, rank]`, of a convolution `[out, rank, 1, 1]` |
 //! | α / r | `alpha / rank` |
 //!
-//! An adapted layer computes `W x + (α/r) B (A x)` without ever forming the dense sum: `docs/decisions/0014-lora.md`.
+//! On the CPU a small weight is merged with its factors while it is used; otherwise a layer computes `W x + (α/r) B (A x)`:
+//! `docs/decisions/0014-lora.md`.
 
 mod adapter;
 mod change;

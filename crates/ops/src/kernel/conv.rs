@@ -232,7 +232,8 @@ impl Unfolded<'_> {
         let place = |at: usize, corner: isize| (at as isize * self.spread as isize - corner) as usize;
         for (channel, out) in channels.clone().zip(values.chunks_exact_mut(height * width)) {
             let from = &self.values[(image * self.channels + channel) * plane..][..plane];
-            for y in inner_rows.clone() {
+            // Where padding is wide, a patch may have no column of the image.
+            for y in inner_rows.clone().filter(|_| !inner_columns.is_empty()) {
                 let (row, out) = (&from[y * across..][inner_columns.clone()], &mut out[place(y, corner[0]) * width..][..width]);
                 let out = out[place(inner_columns.start, corner[1])..].iter_mut();
                 if self.spread == 1 {

@@ -86,9 +86,10 @@ impl<'a> Shared<'a> {
         Self { first: values.as_mut_ptr().cast(), len: values.len(), borrowed: PhantomData }
     }
 
-    /// The address of value `i`.
+    /// The address of value `i`. Whoever reads or writes there promises what [`Self::slice`] asks for; to read, that it is written.
     #[inline(always)]
     pub fn at(self, i: usize) -> *mut f32 {
+        // In debug builds only: products call this for each vector that they store.
         debug_assert!(i < self.len, "value {i} of {}", self.len);
         self.first.wrapping_add(i)
     }
@@ -109,10 +110,9 @@ impl<'a> Shared<'a> {
     }
 
     /// # Safety
-    /// The range lies within the slice, and as long as the returned part is in use, nothing else reads or writes its values.
+    /// The range lies within the slice, its values are written, and as long as the returned part is in use, nothing else reads or writes them.
     #[inline(always)]
     pub unsafe fn slice(self, range: Range<usize>) -> &'a mut [f32] {
-        // In debug builds only: products call this for each row of each tile, and the check would cost them 3 %.
         debug_assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
         // SAFETY: the caller promises that the range lies within, and that nothing else uses it while it is borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }

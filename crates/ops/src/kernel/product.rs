@@ -93,7 +93,8 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// # Safety
-    /// As long as the block exists, nothing else reads or writes its rows of its columns of C.
+    /// As long as the block exists, nothing else reads or writes its rows of its columns of C. Unless it begins with the first term of a product that
+    /// starts anew, they are written already.
     ///
     /// # Panics
     /// When it reaches past the product.
@@ -230,7 +231,11 @@ impl Block<'_> {
                     match self.start {
                         _ if count == lanes => c.cast::<S::f32s>().write_unaligned(sum),
                         Start::Keep => simd.partial_store_f32s(std::slice::from_raw_parts_mut(c, count), sum),
-                        _ => (0..count).for_each(|i| c.add(i).write((&raw const sum).cast::<f32>().add(i).read())),
+                        _ => {
+                            for i in 0..count {
+                                c.add(i).write((&raw const sum).cast::<f32>().add(i).read());
+                            }
+                        }
                     }
                 }
             }
@@ -330,7 +335,8 @@ impl<'a> Rows<'a> {
     /// Rows within a slice that other tasks write at the same time. The first row begins where the slice does.
     ///
     /// # Safety
-    /// Until `multiply` returns, nothing else reads or writes what it writes: the first `n` values of each of `m` rows.
+    /// Until `multiply` returns, nothing else reads or writes what it writes: the first `n` values of each of `m` rows. With [`Start::Keep`] they are
+    /// written already.
     pub unsafe fn shared(values: Shared<'a>, stride: usize) -> Self {
         Self { values, stride }
     }
@@ -377,7 +383,8 @@ impl Product<'_> {
             let mut packed = Scratch::new(self.depth() * n.len().next_multiple_of(columns));
             for k in self.depths() {
                 right.pack(k.clone(), n.clone(), columns, &mut packed);
-                // SAFETY: the product is this function's, the parts have no column in common, and each is computed depth by depth.
+                // SAFETY: the product is this function's, the parts have no column in common, and each is computed depth by depth: the first writes what
+                // the next ones add to.
                 unsafe { Block::new(&self, [0..self.m, n.clone(), k], &packed) }.compute();
             }
         });
@@ -393,7 +400,7 @@ impl Product<'_> {
             let strips = parts(self.n, threads, columns).zip(cut(panels, threads, columns * k.len()));
             on_threads(threads, strips, |(n, (_, panels))| right.pack(k.clone(), n, columns, panels));
             on_threads(threads, parts(self.m, threads, rows), |m| {
-                // SAFETY: the product is this function's, the parts have no row in common, and one depth is done before the next.
+                // SAFETY: the product is this function's, the parts have no row in common, and one depth is done before the next, which adds to it.
                 unsafe { Block::new(&self, [m, 0..self.n, k.clone()], &packed) }.compute();
             });
         }

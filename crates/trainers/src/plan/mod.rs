@@ -191,7 +191,7 @@ fn format(dtype: Option<Dtype>, engine: Engine) -> NumberFormat {
     }
 }
 
-/// Micro-batches, or batches of a rollout, that are computed side by side.
+/// Micro-batches, batches of a rollout, or prompts of a preview that are computed side by side.
 fn side_by_side(config: &TrainConfig, engine: Engine, at_most: usize) -> u64 {
     if engine == Engine::Cpu { config.run.workers.min(at_most).max(1) as u64 } else { 1 }
 }

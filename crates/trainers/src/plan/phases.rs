@@ -40,8 +40,8 @@ fn drawing(config: &TrainConfig, laid: &Laid, demand: &Demand) -> [u64; 2] {
     // Workers draw and decode a prompt each.
     let prompts = config.preview.as_ref().map_or(0, |preview| side_by_side(config, laid.engine, preview.prompts.len()));
     let of_preview = preview.map_or(0, |rows| prompts * rollout(laid, rows));
-    let images = decoded.map(|rows| rows.images).into_iter().chain(preview.map(|rows| prompts as usize * rows.images)).max();
-    [of_drawn.max(of_preview), images.map_or(0, |images| decode_and_score(laid, images, laid.vae.splitting))]
+    let scored = |rows: AtOnce| decode_and_score(laid, rows.images, laid.vae.splitting);
+    [of_drawn.max(of_preview), decoded.map_or(0, scored).max(preview.map_or(0, |rows| prompts * scored(rows)))]
 }
 
 /// The network's outputs of a whole chain, which are kept until the densities of its steps are computed.

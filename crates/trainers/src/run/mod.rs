@@ -277,7 +277,7 @@ impl<M: Module> Run<M> {
         Ok(Some((0..count.min(left).min(before_stop)).map(batch).collect()))
     }
 
-    /// The threads that compute micro-batches side by side: `run.workers` on the CPU, one elsewhere.
+    /// The threads that compute micro-batches, batches of a rollout, and prompts of a preview side by side: `run.workers` on the CPU, one elsewhere.
     ///
     /// # Errors
     /// When the operating system cannot start them.

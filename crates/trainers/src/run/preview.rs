@@ -1,6 +1,7 @@
 //! Previews: the same prompts and seeds, drawn before, during and after training.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Tensor;
 use vp_core::noise::{Noise, Purpose, chain_step};
@@ -113,8 +114,13 @@ pub fn draw<D: Denoiser>(pipeline: &Pipeline, model: &Trainable<D>, request: &Pr
         1 => mine.iter().map(|prompt| draw_prompt(pipeline, model, request, prompt)).collect::<Result<_, _>>()?,
         count => {
             let parts = mine.chunks(mine.len().div_ceil(count).max(1)).map(|part| (model.clone(), part)).collect();
+            // Where one fails, the others begin no other prompt.
+            let failed = AtomicBool::new(false);
             let draw_part = |(model, part): (Trainable<D>, &[String])| {
-                part.iter().map(|prompt| draw_prompt(pipeline, &model, request, prompt)).collect::<Result<Vec<_>, _>>()
+                let going_on = part.iter().take_while(|_| !failed.load(Ordering::Relaxed));
+                let drawn = going_on.map(|prompt| draw_prompt(pipeline, &model, request, prompt)).collect::<Result<Vec<_>, _>>();
+                failed.fetch_or(drawn.is_err(), Ordering::Relaxed);
+                drawn
             };
             let parts = profile::time(Stage::Rollout, || workers.map(parts, draw_part));
             parts.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
