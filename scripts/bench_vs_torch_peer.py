@@ -2,7 +2,8 @@
 
 Answers requests on its standard input, one line each: `setup CASE`, `run SECONDS` (milliseconds), `peak` (KiB), `quit`; `--list` names the
 cases. Torch runs as it does by default on a processor: float32, its own memory format, `inference_mode` for what has no gradient, SDPA for
-attention, and AdamW in its fused form, which is its fastest.
+attention, and AdamW in its fused form, which is its fastest. In bfloat16 networks are `.to(torch.bfloat16)`, and a LoRA's factors stay float32
+under `autocast`, as diffusers' training scripts have it.
 """
 import functools
 import math
@@ -32,6 +33,15 @@ def case(name):
     return register
 
 
+def case_in_formats(name):
+    """The same for a function of a number format."""
+    def register(setup):
+        CASES[name] = lambda: setup(torch.float32)
+        CASES[f"{name}_bf16"] = lambda: setup(torch.bfloat16)
+        return setup
+    return register
+
+
 def forward(work):
     """`work` without any record for gradients."""
     @torch.inference_mode()
@@ -51,34 +61,42 @@ def sd15_unet():
     return unet
 
 
-@case("unet_sd15_64_forward")
-def unet_forward():
-    unet, sample, text = sd15_unet(), torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
+@case_in_formats("unet_sd15_64_forward")
+def unet_forward(dtype):
+    unet, sample, text = sd15_unet().to(dtype), torch.randn(1, 4, 64, 64, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)
     return forward(lambda: unet(sample, 500, encoder_hidden_states=text).sample)
 
 
-@case("unet_sd15_32_lora_backward")
-def unet_lora():
-    unet = sd15_unet()
+@case_in_formats("unet_sd15_32_lora_backward")
+def unet_lora(dtype):
+    unet = sd15_unet().to(dtype)
     add_lora(unet)
     factors = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    assert all(parameter.dtype == torch.float32 for parameter in factors)
     sample, target, text = torch.randn(1, 4, 32, 32), torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768)
-    return lambda: torch.autograd.grad(F.mse_loss(unet(sample, 500, encoder_hidden_states=text).sample, target), factors)
+
+    def work():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+            output = unet(sample, 500, encoder_hidden_states=text).sample
+        return torch.autograd.grad(F.mse_loss(output.float(), target), factors)
+    return work
 
 
 def add_lora(unet):
     from peft import LoraConfig
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=PROJECTIONS))
+    for parameter in filter(lambda parameter: parameter.requires_grad, unet.parameters()):
+        parameter.data = parameter.data.float()
 
 
-@case("vae_decode_512")
-def vae_decode():
+@case_in_formats("vae_decode_512")
+def vae_decode(dtype):
     from diffusers import AutoencoderKL
     down, up = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     vae = AutoencoderKL(down_block_types=down, up_block_types=up, block_out_channels=[128, 256, 512, 512], layers_per_block=2,
-                        sample_size=512).eval()
-    latents = torch.randn(1, 4, 64, 64)
+                        sample_size=512).eval().to(dtype)
+    latents = torch.randn(1, 4, 64, 64, dtype=dtype)
     return forward(lambda: vae.decode(latents).sample)
 
 
@@ -127,9 +145,9 @@ def vit_l():
     return vit
 
 
-@case("blip_vit_l_forward")
-def vit_forward():
-    vit, pixel_values = vit_l(), torch.randn(1, 3, 224, 224)
+@case_in_formats("blip_vit_l_forward")
+def vit_forward(dtype):
+    vit, pixel_values = vit_l().to(dtype), torch.randn(1, 3, 224, 224, dtype=dtype)
     return forward(lambda: vit(pixel_values))
 
 

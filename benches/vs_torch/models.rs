@@ -5,9 +5,11 @@ use burn::tensor::Device;
 use regex::Regex;
 use serde_json::Map;
 use vp_core::noise::Noise;
+use vp_models::NumberFormat;
 use vp_models::blip::{BlipConfig, VisionTransformer};
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::lora::{FACTORS, Lora, attach};
+use vp_models::number_format;
 use vp_models::parameters::{initialize, named_gradients, select_trainable};
 use vp_models::unet::{UNet2DConditionModel, UNetConfig};
 use vp_models::vae::AutoencoderConfig;
@@ -19,32 +21,39 @@ use crate::{Case, random};
 const LATENTS: [usize; 2] = [64, 32];
 
 pub fn cases() -> Vec<Case> {
-    vec![
-        Case::of("unet_sd15_64_forward", || {
-            let (unet, sample, conditioning) = (unet(), random([1, 4, LATENTS[0], LATENTS[0]], &plain()), conditioning());
+    let in_formats =
+        [("", NumberFormat::F32), ("_bf16", NumberFormat::Bf16)].into_iter().flat_map(|(suffix, format)| in_format(suffix, format));
+    let input_gradient = Case::of("blip_vit_l_input_gradient", || {
+        let (vit, pixel_values) = (vit(NumberFormat::F32), random([1, 3, 224, 224], &plain().autodiff()).require_grad());
+        Box::new(move || pixel_values.grad(&vit.forward(pixel_values.clone()).sum().backward()).expect("pixels are on the tape"))
+    });
+    in_formats.chain([input_gradient]).collect()
+}
+
+/// The cases that are there in several number formats of frozen weights and activations.
+fn in_format(suffix: &str, format: NumberFormat) -> [Case; 4] {
+    [
+        Case::of(format!("unet_sd15_64_forward{suffix}"), move || {
+            let (unet, sample, conditioning) = (unet(format), random([1, 4, LATENTS[0], LATENTS[0]], &plain()), conditioning());
             Box::new(move || unet.forward(sample.clone(), &[500.0], &conditioning))
         }),
-        Case::of("unet_sd15_32_lora_backward", || {
+        Case::of(format!("unet_sd15_32_lora_backward{suffix}"), move || {
             let shape = [1, 4, LATENTS[1], LATENTS[1]];
             let (sample, target, conditioning) = (random(shape, &plain()), random(shape, &plain()), conditioning());
-            let unet = adapted(unet());
+            let unet = adapted(unet(format));
             Box::new(move || {
                 let loss = mean_squared_error(unet.forward(sample.clone(), &[500.0], &conditioning), target.clone());
                 named_gradients(&unet, &mut loss.backward())
             })
         }),
-        Case::of("vae_decode_512", || {
-            let vae = initialize(sd15_vae().init(&plain()), &Noise::new(0));
+        Case::of(format!("vae_decode_512{suffix}"), move || {
+            let vae = initialize(sd15_vae().init(&plain()), &Noise::new(0)).in_format(format, None).expect("weights that fit");
             let latents = random([1, 4, LATENTS[0], LATENTS[0]], &plain());
             Box::new(move || vae.decode(latents.clone()))
         }),
-        Case::of("blip_vit_l_forward", || {
-            let (vit, pixel_values) = (vit(), random([1, 3, 224, 224], &plain()));
+        Case::of(format!("blip_vit_l_forward{suffix}"), move || {
+            let (vit, pixel_values) = (vit(format), random([1, 3, 224, 224], &plain()).cast(format.dtype()));
             Box::new(move || vit.forward(pixel_values.clone()))
-        }),
-        Case::of("blip_vit_l_input_gradient", || {
-            let (vit, pixel_values) = (vit(), random([1, 3, 224, 224], &plain().autodiff()).require_grad());
-            Box::new(move || pixel_values.grad(&vit.forward(pixel_values.clone()).sum().backward()).expect("pixels are on the tape"))
         }),
     ]
 }
@@ -53,8 +62,8 @@ fn plain() -> Device {
     Device::flex()
 }
 
-fn unet() -> UNet2DConditionModel {
-    initialize(sd15_unet().init(&plain()), &Noise::new(0))
+fn unet(format: NumberFormat) -> UNet2DConditionModel {
+    initialize(sd15_unet().init(&plain()), &Noise::new(0)).in_format(format, None).expect("weights that fit")
 }
 
 /// On the tape, with factors of rank 4 on the attention's projections, which alone train.
@@ -69,8 +78,9 @@ fn conditioning() -> Conditioning {
 }
 
 /// ViT-L/16 at 224 pixels, the image encoder of ImageReward: 303 million weights.
-fn vit() -> VisionTransformer {
-    initialize(VisionTransformer::new(&BlipConfig::image_reward(), &plain()), &Noise::new(0))
+fn vit(format: NumberFormat) -> VisionTransformer {
+    let vit = initialize(VisionTransformer::new(&BlipConfig::image_reward(), &plain()), &Noise::new(0));
+    number_format::in_format(vit, "visual_encoder", format, None).expect("weights that fit")
 }
 
 fn sd15_unet() -> UNetConfig {

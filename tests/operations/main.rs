@@ -2,6 +2,7 @@
 //! gradients of every input to 1e-4, relative to the largest, over random shapes, odd sizes, one channel, one element; on the tape and off
 //! it, with some inputs frozen.
 
+mod bf16;
 #[path = "../device/mod.rs"]
 mod device;
 mod lora;
@@ -12,7 +13,7 @@ use device::device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use vp_ops::{Lora, Mask, composed};
+use vp_ops::{LoraFactors, Mask, composed};
 
 /// Where a case's inputs come from, and how many draws it has.
 struct Draws(ChaCha8Rng);
@@ -313,7 +314,7 @@ fn half_precision_is_f32_rounded() {
             vp_ops::linear(x[0].clone().reshape([2, 20, 16]), x[1].clone().reshape([16, 16]), Some(x[2].clone())).into()
         }),
         ("linear with a LoRA", &text, vec![&matrix, &vector, &down, &up], |x| {
-            let factors = Lora { down: x[3].clone().reshape([4, 16]), up: x[4].clone().reshape([16, 4]), scale: 0.5 };
+            let factors = LoraFactors { down: x[3].clone().reshape([4, 16]), up: x[4].clone().reshape([16, 4]), scale: 0.5 };
             let (text, weight) = (x[0].clone().reshape([2, 20, 16]), x[1].clone().reshape([16, 16]));
             vp_ops::linear_with_lora(text, weight, Some(x[2].clone()), factors).into()
         }),
@@ -334,11 +335,11 @@ fn half_precision_is_f32_rounded() {
         if device != Device::flex() && !device.supports_dtype(format) {
             continue;
         }
-        for (what, input, weights, operation) in &cases {
+        for ((what, input, weights, operation), frozen) in cases.iter().flat_map(|case| [(case, true), (case, false)]) {
             let run = |format: DType| {
                 let x = moved(input.flat(), &device).cast(format).autodiff().require_grad();
-                // Weights stay f32: the operation casts them.
-                let rest = weights.iter().map(|weight| moved(weight.flat(), &device));
+                // Weights that train stay f32: the operation casts them.
+                let rest = weights.iter().map(|weight| moved(weight.flat(), &device).cast(if frozen { format } else { DType::F32 }));
                 let output = operation(&std::iter::once(x.clone()).chain(rest).collect::<Vec<_>>()).flat();
                 assert_eq!(output.dtype(), format, "{what}");
                 let mut gradients = output.clone().cast(DType::F32).square().sum().backward();

@@ -7,7 +7,7 @@ use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use vp_ops::{Lora, conv2d, conv2d_with_lora, linear, linear_with_lora};
+use vp_ops::{LoraFactors, conv2d, conv2d_with_lora, linear, linear_with_lora};
 
 use crate::footprint::{Ledger, Traced, Weight};
 use crate::number_format::NumberFormat;
@@ -72,8 +72,8 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    fn of_weight(&self) -> Lora {
-        Lora { down: self.down.val(), up: self.up.val(), scale: self.scale }
+    fn of_weight(&self) -> LoraFactors {
+        LoraFactors { down: self.down.val(), up: self.up.val(), scale: self.scale }
     }
 
     /// Down and up.
@@ -170,12 +170,7 @@ impl Conv2d {
         let [width, _, patch, _] = self.weight.dims();
         let (rows, columns, pixels) = (h / patch, w / patch, channels * patch * patch);
         let x = x.reshape([b, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([b * rows * columns, pixels]);
-        let format = x.dtype();
-        let y = x.matmul(self.weight.val().cast(format).reshape([width, pixels]).transpose());
-        let y = match &self.bias {
-            Some(bias) => y + bias.val().cast(format).unsqueeze(),
-            None => y,
-        };
+        let y = linear(x, self.weight.val().reshape([width, pixels]), self.bias.as_ref().map(Param::val));
         y.reshape([b, rows * columns, width])
     }
 

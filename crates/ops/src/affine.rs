@@ -1,14 +1,19 @@
 //! Affine maps on the CPU, of rows ([`linear`](crate::linear)) and of images ([`conv2d`](crate::conv2d)), with the weight alone or with a LoRA's
 //! factors beside it.
 
-use burn::tensor::{DType, Shape, Tensor};
+use std::marker::PhantomData;
 
-use crate::fused::{Fused, Input, Values, apply, in_f32, written};
+use burn::tensor::{DType, Shape, Tensor};
+use half::bf16;
+
+use crate::fused::{Format, Fused, Input, Values, apply, cast, in_f32};
 use crate::kernel::conv::{self, Geometry};
 use crate::kernel::linear;
 use crate::kernel::operands::{Left, RowMajor};
 use crate::kernel::product::add_product;
-use crate::lora::Lora;
+use crate::kernel::words::{Element, multiplies_bf16};
+use crate::lora::LoraFactors;
+use crate::tape::{self, Operation, Ranked};
 
 /// What a weight does to an input, by its sizes.
 #[derive(Debug, Clone, Copy)]
@@ -49,34 +54,45 @@ impl Map {
         }
     }
 
-    fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        written(self.outputs(), |y| match self {
+    fn forward<E: Format>(&self, x: &[E], weight: &[E], bias: Option<&[f32]>) -> Vec<E> {
+        E::rounded(self.outputs(), |y| match self {
             Self::Rows(shape) => linear::forward(*shape, x, weight, bias, y),
             Self::Images(g) => conv::forward(g, x, weight, bias, y),
         })
     }
 
-    fn input_gradient(&self, dy: &[f32], weight: &[f32]) -> Vec<f32> {
-        written(self.inputs(), |dx| match self {
+    fn input_gradient<E: Format>(&self, dy: &[E], weight: &[E]) -> Vec<E> {
+        E::rounded(self.inputs(), |dx| match self {
             Self::Rows(shape) => linear::input_gradient(*shape, dy, weight, dx),
             Self::Images(g) => conv::input_gradient(g, dy, weight, dx),
         })
     }
 
-    fn weight_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        written(self.weight().num_elements(), |dw| match self {
-            Self::Rows(shape) => linear::weight_gradient(*shape, x, dy, dw),
-            Self::Images(g) => conv::weight_gradient(g, x, dy, dw),
+    fn weight_gradient<E: Format>(&self, x: &[E], dy: &[E]) -> Vec<E> {
+        let [x, dy] = [x, dy].map(E::widened);
+        E::rounded(self.weight().num_elements(), |dw| match self {
+            Self::Rows(shape) => linear::weight_gradient(*shape, &x, &dy, dw),
+            Self::Images(g) => conv::weight_gradient(g, &x, &dy, dw),
         })
     }
 
-    fn bias_gradient(&self, dy: &[f32]) -> Vec<f32> {
-        let mut db = vec![0.0; self.d_out()];
+    fn bias_gradient<E: Format>(&self, dy: &[E]) -> Vec<f32> {
+        let (mut db, dy) = (vec![0.0; self.d_out()], E::widened(dy));
         match self {
-            Self::Rows(_) => linear::bias_gradient(dy, &mut db),
-            Self::Images(g) => conv::bias_gradient(g, dy, &mut db),
+            Self::Rows(_) => linear::bias_gradient(&dy, &mut db),
+            Self::Images(g) => conv::bias_gradient(g, &dy, &mut db),
         }
         db
+    }
+
+    /// Whether rows and columns of the products, forward and back, are whole words of `E`.
+    fn is_whole<E: Element>(&self) -> bool {
+        let (weight, d_out) = (self.weight().num_elements(), self.d_out());
+        let [terms, outputs] = match self {
+            Self::Rows([.., d_in]) => [*d_in, d_out],
+            Self::Images(g) => [weight / d_out, weight / g.d_in],
+        };
+        terms.is_multiple_of(E::TERMS) && outputs.is_multiple_of(E::TERMS)
     }
 
     /// The same map in two steps: to `rank` values, as `down` does, and from these to the output, as `up` does.
@@ -100,21 +116,27 @@ struct Affine {
     to: Shape,
 }
 
-impl Fused<3> for Affine {
-    /// The input where the weight wants a gradient, the weight where the input does: a frozen layer keeps no image.
-    type Saved = (Option<Values>, Option<Values>);
+/// That with input, weight and output in one number format, and the bias in f32.
+#[derive(Debug, Clone)]
+struct In<E>(Affine, PhantomData<E>);
 
-    fn forward(&self, [x, weight, bias]: [Values; 3], [dx, dw, _]: [bool; 3]) -> (Values, Self::Saved) {
-        let y = self.map.forward(&x, &weight, self.biased.then_some(&bias));
-        (Values::from_vec(y, self.to.clone()), (dw.then_some(x), dx.then_some(weight)))
+impl<E: Format> Operation<3> for In<E> {
+    /// The input where the weight wants a gradient, the weight where the input does: a frozen layer keeps no image.
+    type Saved = (Option<Values<E>>, Option<Values<E>>);
+
+    fn forward(&self, [x, weight, bias]: [Ranked; 3], [dx, dw, _]: [bool; 3]) -> (Ranked, Self::Saved) {
+        let Affine { map, biased, to, .. } = &self.0;
+        let (x, weight, bias) = (Values::<E>::of(x), Values::<E>::of(weight), Values::<f32>::of(bias));
+        let y = map.forward(&x, &weight, biased.then_some(&bias));
+        (Values::from_vec(y, to.clone()).ranked(), (dw.then_some(x), dx.then_some(weight)))
     }
 
-    fn backward(self, (x, weight): Self::Saved, dy: Values, [_, _, db]: [bool; 3]) -> [Option<Values>; 3] {
-        let Self { map, from, .. } = self;
+    fn backward(self, (x, weight): Self::Saved, dy: Ranked, [_, _, db]: [bool; 3]) -> [Option<Ranked>; 3] {
+        let (Affine { map, from, .. }, dy) = (self.0, Values::<E>::of(dy));
         [
-            weight.map(|weight| Values::from_vec(map.input_gradient(&dy, &weight), from)),
-            x.map(|x| Values::from_vec(map.weight_gradient(&x, &dy), map.weight())),
-            db.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()])),
+            weight.map(|weight| Values::from_vec(map.input_gradient(&dy, &weight), from).ranked()),
+            x.map(|x| Values::from_vec(map.weight_gradient(&x, &dy), map.weight()).ranked()),
+            db.then(|| Values::from_vec(map.bias_gradient(&dy), [map.d_out()]).ranked()),
         ]
     }
 }
@@ -172,6 +194,11 @@ impl Fused<5> for WithLora {
     }
 }
 
+/// Whether the CPU multiplies an input and a weight of these formats as they are, in bf16: what trains is f32, and so are its products.
+pub fn is_in_bf16(x: DType, weight: DType) -> bool {
+    [x, weight] == [DType::BF16; 2] && multiplies_bf16()
+}
+
 /// The map of `x`, a tensor on the CPU, to a tensor of shape `to`, in the number format of `x`.
 pub(crate) fn affine<const D: usize, const W: usize>(
     map: Map,
@@ -179,14 +206,18 @@ pub(crate) fn affine<const D: usize, const W: usize>(
     x: Tensor<D>,
     weight: Tensor<W>,
     bias: Option<Tensor<1>>,
-    lora: Option<Lora>,
+    lora: Option<LoraFactors>,
 ) -> Tensor<D> {
-    let (weight, bias) = (weight.cast(DType::F32), bias.map(|bias| bias.cast(DType::F32)));
+    let bias = bias.map(|bias| cast(bias, DType::F32));
     let affine = Affine { map, biased: bias.is_some(), from: x.shape(), to: to.into() };
-    let (weight, bias) = (Input::of(&weight), bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of));
+    let bias = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of).expect("f32 on the CPU");
+    if lora.is_none() && is_in_bf16(x.dtype(), weight.dtype()) && map.is_whole::<bf16>() {
+        return tape::apply(In::<bf16>(affine, PhantomData), [Ranked::of(x), Ranked::of(weight), bias.into()]).tensor();
+    }
+    let weight = cast(weight, DType::F32);
     in_f32(x, |x| match lora {
-        None => apply(affine, [Input::of(&x), weight, bias]).expect("f32 on the CPU"),
-        Some(Lora { down, up, scale }) => {
+        None => tape::apply(In::<f32>(affine, PhantomData), [Ranked::of(x), Ranked::of(weight), bias.into()]).tensor(),
+        Some(LoraFactors { down, up, scale }) => {
             let (rank, terms) = (down.dims()[0], map.weight().num_elements() / map.d_out());
             assert_eq!(
                 (down.dims(), up.dims()),
@@ -194,8 +225,9 @@ pub(crate) fn affine<const D: usize, const W: usize>(
                 "a LoRA's factors for a weight of {:?}",
                 map.weight()
             );
-            let (operation, down, up) = (WithLora { affine, rank, scale: scale as f32 }, down.cast(DType::F32), up.cast(DType::F32));
-            apply(operation, [Input::of(&x), weight, bias, Input::of(&down), Input::of(&up)]).expect("f32 on the CPU")
+            let (operation, down, up) = (WithLora { affine, rank, scale: scale as f32 }, cast(down, DType::F32), cast(up, DType::F32));
+            let inputs = [Input::of(&x), Input::of(&weight), Some(bias), Input::of(&down), Input::of(&up)];
+            apply(operation, inputs).expect("f32 on the CPU")
         }
     })
 }

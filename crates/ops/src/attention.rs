@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, on_cpu};
+use crate::fused::{Fused, Input, Values, apply, cast, on_cpu};
 use crate::kernel::attention::{self as kernel, Bias, Seen, Shape};
 
 /// What is added to the scores before the softmax.
@@ -86,7 +86,7 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
         return composed::attention_in_tiles(q, k, v, heads, mask, None);
     }
     let format = q.dtype();
-    let [q, k, v] = [q, k, v].map(|x| x.cast(DType::F32));
+    let [q, k, v] = [q, k, v].map(|x| cast(x, DType::F32));
     let per_key = match mask {
         // The CPU's memory: nothing is waited for.
         Mask::Additive(mask) => Some(Arc::new(mask.to_data().convert::<f32>().try_to_vec().expect("converted to f32"))),
@@ -94,5 +94,5 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
     };
     let shape = Shape { batch, heads, queries, keys, d: channels / heads };
     let operation = Attention { shape, causal: matches!(mask, Mask::Causal), per_key };
-    apply::<_, 3, 3>(operation, [&q, &k, &v].map(Input::of)).expect("f32 on the CPU").cast(format)
+    cast(apply::<_, 3, 3>(operation, [&q, &k, &v].map(Input::of)).expect("f32 on the CPU"), format)
 }

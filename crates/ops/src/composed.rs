@@ -8,7 +8,7 @@ use burn::tensor::activation;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Bool, Tensor};
 
-use crate::{Lora, Mask, tiles};
+use crate::{LoraFactors, Mask, tiles};
 
 /// As [`silu`](crate::silu).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -74,11 +74,11 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 }
 
 /// As [`linear_with_lora`](crate::linear_with_lora): what the factors make of the input, in their number format, is added to the output.
-pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: Lora) -> Tensor<D> {
+pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: LoraFactors) -> Tensor<D> {
     // By the operations of this crate, not of this module: on the CPU that is what large weights are computed with.
-    let (format, Lora { down, up, scale }) = (x.dtype(), factors);
-    let inner = crate::linear(x.clone().cast(down.dtype()), down, None);
-    crate::linear(x, weight, bias) + (crate::linear(inner, up, None) * scale).cast(format)
+    let (format, LoraFactors { down, up, scale }) = (x.dtype(), factors);
+    let inner = crate::linear(crate::cast(x.clone(), down.dtype()), down, None);
+    crate::linear(x, weight, bias) + crate::cast(crate::linear(inner, up, None) * scale, format)
 }
 
 /// As [`conv2d_with_lora`](crate::conv2d_with_lora), likewise.
@@ -88,13 +88,13 @@ pub fn conv2d_with_lora(
     bias: Option<Tensor<1>>,
     stride: usize,
     padding: (usize, usize),
-    factors: Lora,
+    factors: LoraFactors,
 ) -> Tensor<4> {
-    let (format, Lora { down, up, scale }) = (x.dtype(), factors);
+    let (format, LoraFactors { down, up, scale }) = (x.dtype(), factors);
     let ([d_out, d_in, k, _], rank) = (weight.dims(), down.dims()[0]);
     let (down, up) = (down.reshape([rank, d_in, k, k]), up.reshape([d_out, rank, 1, 1]));
-    let inner = crate::conv2d(x.clone().cast(down.dtype()), down, None, stride, padding);
-    crate::conv2d(x, weight, bias, stride, padding) + (crate::conv2d(inner, up, None, 1, (0, 0)) * scale).cast(format)
+    let inner = crate::conv2d(crate::cast(x.clone(), down.dtype()), down, None, stride, padding);
+    crate::conv2d(x, weight, bias, stride, padding) + crate::cast(crate::conv2d(inner, up, None, 1, (0, 0)) * scale, format)
 }
 
 /// As [`attention`](crate::attention), a tile of queries at a time; as many as 128 MiB of scores allow, or `rows`.

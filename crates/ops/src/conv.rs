@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use crate::affine::{Map, affine};
 use crate::fused::on_cpu;
 use crate::kernel::conv::Geometry;
-use crate::lora::Lora;
+use crate::lora::LoraFactors;
 use crate::{composed, lora};
 
 /// A convolution with a square kernel: `[b, in, h, w]`, weight `[out, in, k, k]`, bias `[out]` → `[b, out, h', w']` with
@@ -32,10 +32,10 @@ pub fn conv2d_with_lora(
     bias: Option<Tensor<1>>,
     stride: usize,
     padding: (usize, usize),
-    factors: Lora,
+    factors: LoraFactors,
 ) -> Tensor<4> {
     let (map, to) = map_of(&x, &weight, bias.as_ref(), stride, padding);
-    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements()) {
+    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements(), x.dtype(), weight.dtype()) {
         return composed::conv2d_with_lora(x, weight, bias, stride, padding, factors);
     }
     affine(map, to, x, weight, bias, Some(factors))

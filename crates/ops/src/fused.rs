@@ -3,48 +3,86 @@
 //! Where one is given anything else (another backend, another number format), [`apply`] says so, and the caller composes Burn's own
 //! operations.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
+use half::bf16;
 
+use crate::kernel::Scratch;
+use crate::kernel::round::{round, widen};
+use crate::kernel::words::Element;
 use crate::tape::{self, Operation, Ranked};
 
-/// Contiguous f32 values and their shape, cheap to clone.
+/// Contiguous values of a number format, f32 or bf16, and their shape, cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Values(FlexTensor);
+pub struct Values<E = f32>(FlexTensor, PhantomData<E>);
 
-impl Values {
+/// A number format that the CPU's matrix products know.
+pub(crate) trait Format: Element + burn::tensor::Element {
+    /// `len` values, rounded from those that `write` writes, as [`written`] says.
+    fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self>;
+
+    /// The same values in f32.
+    fn widened(values: &[Self]) -> Cow<'_, [f32]>;
+}
+
+impl Format for f32 {
+    fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self> {
+        written(len, write)
+    }
+
+    fn widened(values: &[Self]) -> Cow<'_, [f32]> {
+        values.into()
+    }
+}
+
+impl Format for bf16 {
+    fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self> {
+        let exact = Scratch::written(len, write);
+        written(len, |values| round(&exact, values))
+    }
+
+    fn widened(values: &[Self]) -> Cow<'_, [f32]> {
+        written(values.len(), |wide| widen(values, wide)).into()
+    }
+}
+
+impl<E: Format> Values<E> {
     fn new(tensor: FlexTensor) -> Self {
-        Self(tensor.to_contiguous())
+        Self(tensor.to_contiguous(), PhantomData)
     }
 
     /// # Panics
     /// When there are not as many values as the shape says.
-    pub(crate) fn from_vec(values: Vec<f32>, shape: impl Into<Shape>) -> Self {
+    pub(crate) fn from_vec(values: Vec<E>, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         assert_eq!(values.len(), shape.num_elements());
-        Self(FlexTensor::new(burn::tensor::Bytes::from_elems(values), Layout::contiguous(shape), DType::F32))
+        Self::new(FlexTensor::new(burn::tensor::Bytes::from_elems(values), Layout::contiguous(shape), E::dtype()))
     }
 
     /// The values of a tensor on the CPU and off the tape.
     ///
     /// # Panics
     /// When it is anywhere else.
-    fn of(tensor: Ranked) -> Self {
+    pub(crate) fn of(tensor: Ranked) -> Self {
         Self::new(tensor.tensor::<1>().try_into_primitive::<Flex>().expect("a tensor on the CPU, off the tape"))
     }
 
-    fn ranked(self) -> Ranked {
+    pub(crate) fn ranked(self) -> Ranked {
         Ranked::of(Tensor::<1>::from_primitive::<Flex>(self.0))
     }
 
     pub(crate) fn shape(&self) -> Shape {
         self.0.shape()
     }
+}
 
+impl Values {
     /// These values written over: in place where no one else holds them.
     pub(crate) fn overwritten(mut self, write: impl FnOnce(&mut [f32])) -> Self {
         // `storage_mut` copies what is shared; a view into a larger buffer is shared with its surroundings.
@@ -56,10 +94,10 @@ impl Values {
     }
 }
 
-impl std::ops::Deref for Values {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        self.0.as_slice::<f32>().expect("contiguous f32 values")
+impl<E: Format> std::ops::Deref for Values<E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        self.0.as_slice::<E>().expect("contiguous values of this format")
     }
 }
 
@@ -70,12 +108,12 @@ impl std::ops::Deref for Values {
 ///
 /// # Panics
 /// When `write` returns anything but the memory that it was given.
-pub(crate) fn written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<f32> {
-    let mut values = Vec::<f32>::with_capacity(len);
+pub(crate) fn written<E>(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<E>]) -> &'v mut [E]) -> Vec<E> {
+    let mut values = Vec::<E>::with_capacity(len);
     let first = values.as_ptr();
     let back = write(&mut values.spare_capacity_mut()[..len]);
     assert!(back.as_ptr() == first && back.len() == len, "a kernel returned other values than it was given");
-    // SAFETY: the vector has room for `len` values, and these came back as `[f32]`, which is proof that they are initialised.
+    // SAFETY: the vector has room for `len` values, and these came back as `[E]`, which is proof that they are initialised.
     unsafe { values.set_len(len) };
     values
 }
@@ -100,7 +138,58 @@ pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
 /// `f` of `x` in f32; its output in the number format of `x`.
 pub(crate) fn in_f32<const D: usize, const E: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<E>) -> Tensor<E> {
     let format = x.dtype();
-    f(x.cast(DType::F32)).cast(format)
+    cast(f(cast(x, DType::F32)), format)
+}
+
+/// `x` in another number format. On the CPU between f32 and bf16 on all cores.
+pub fn cast<const D: usize>(x: Tensor<D>, to: DType) -> Tensor<D> {
+    match (x.dtype(), to) {
+        (DType::BF16, DType::F32) if on_cpu(&x) => tape::apply(Widen, [Ranked::of(x)]).tensor(),
+        (DType::F32, DType::BF16) if on_cpu(&x) => tape::apply(Round, [Ranked::of(x)]).tensor(),
+        _ => x.cast(to),
+    }
+}
+
+/// From bf16 to f32.
+#[derive(Debug, Clone)]
+struct Widen;
+
+/// From f32 to bf16.
+#[derive(Debug, Clone)]
+struct Round;
+
+fn widened(x: Ranked) -> Ranked {
+    let x = Values::<bf16>::of(x);
+    Values::from_vec(written(x.len(), |wide| widen(&x, wide)), x.shape()).ranked()
+}
+
+fn rounded(x: Ranked) -> Ranked {
+    let x = Values::<f32>::of(x);
+    Values::from_vec(written(x.len(), |values| round(&x, values)), x.shape()).ranked()
+}
+
+impl Operation<1> for Widen {
+    type Saved = ();
+
+    fn forward(&self, [x]: [Ranked; 1], _: [bool; 1]) -> (Ranked, ()) {
+        (widened(x), ())
+    }
+
+    fn backward(self, (): (), output: Ranked, _: [bool; 1]) -> [Option<Ranked>; 1] {
+        [Some(rounded(output))]
+    }
+}
+
+impl Operation<1> for Round {
+    type Saved = ();
+
+    fn forward(&self, [x]: [Ranked; 1], _: [bool; 1]) -> (Ranked, ()) {
+        (rounded(x), ())
+    }
+
+    fn backward(self, (): (), output: Ranked, _: [bool; 1]) -> [Option<Ranked>; 1] {
+        [Some(widened(output))]
+    }
 }
 
 /// An input of any rank, on the CPU and in f32.
@@ -117,6 +206,12 @@ impl Input {
     /// In place of an optional input that was not given.
     pub(crate) fn absent() -> Self {
         Self(Ranked::of(Tensor::<1>::empty([0], &Device::flex())))
+    }
+}
+
+impl From<Input> for Ranked {
+    fn from(Input(input): Input) -> Self {
+        input
     }
 }
 

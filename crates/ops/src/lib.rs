@@ -5,7 +5,8 @@
 //! operations. Tests hold the two against each other, values and gradients.
 //!
 //! The output has the number format of the first input, and weights are cast to it. Norms, softmax and activations compute in f32
-//! whatever the format, and so does everything on the CPU, whose kernels know f32 alone.
+//! whatever the format. On the CPU so do linear maps and convolutions, but for an input and a weight in bf16 where the processor
+//! [multiplies that](multiplies_bf16): then products are of bf16, and sums f32.
 //!
 //! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.
 
@@ -24,11 +25,14 @@ mod tape;
 mod tiles;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use affine::is_in_bf16;
 pub use attention::{Mask, attention};
 pub use conv::{conv2d, conv2d_with_lora};
+pub use fused::cast;
 pub use kernel::vector_unit;
+pub use kernel::words::multiplies_bf16;
 pub use linear::{linear, linear_with_lora};
-pub use lora::{Lora, is_merged};
+pub use lora::{LoraFactors, is_merged};
 pub use norm::{group_norm, group_norm_silu, layer_norm, softmax};
 pub use recompute::{Boundary, recompute, trains};
 

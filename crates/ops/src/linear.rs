@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use crate::affine::{Map, affine};
 use crate::fused::on_cpu;
-use crate::lora::Lora;
+use crate::lora::LoraFactors;
 use crate::{composed, lora};
 
 /// `y = x Wᵀ + b` over the last axis: `[.., in]`, weight `[out, in]`, bias `[out]` → `[.., out]`.
@@ -24,9 +24,9 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 ///
 /// # Panics
 /// As [`linear`], and when the factors are not those of such a weight.
-pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: Lora) -> Tensor<D> {
+pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: LoraFactors) -> Tensor<D> {
     let (map, to) = map_of(&x, &weight, bias.as_ref());
-    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements()) {
+    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements(), x.dtype(), weight.dtype()) {
         return composed::linear_with_lora(x, weight, bias, factors);
     }
     affine(map, to, x, weight, bias, Some(factors))

@@ -1,10 +1,12 @@
 //! A LoRA's factors beside a weight.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
+
+use crate::affine::is_in_bf16;
 
 /// The factors: the weight is `W + s B A`.
 #[derive(Debug, Clone)]
-pub struct Lora {
+pub struct LoraFactors {
     /// A, `[rank, in]`; of a convolution `[rank, in · k · k]`.
     pub down: Tensor<2>,
     /// B, `[out, rank]`.
@@ -16,11 +18,12 @@ pub struct Lora {
 /// The most values of a weight that is merged: 4 MiB.
 const MERGED: usize = 1 << 20;
 
-/// Whether a weight of so many values is added to its factors' product before it is used on the CPU. That takes one map of the input in place
-/// of three, but a copy of the weight for the moment: it pays where the weight is small beside the input. Larger weights are used
-/// as they are, and what the factors make of the input is added to the output.
+/// Whether a weight of so many values and an input, in these number formats, are multiplied on the CPU as if the weight were changed: its factors'
+/// product is added to it before it is used. That takes one map of the input in place of three, but a copy of the weight for the moment: it pays
+/// where the weight is small beside the input. Larger weights are used as they are, and what the factors make of the input is added to the
+/// output. So are weights that are multiplied in bf16, which would round most of the change away.
 ///
 /// The number of rows does not decide, so that images are the same whatever batch they are drawn in.
-pub fn is_merged(values: usize) -> bool {
-    values <= MERGED
+pub fn is_merged(values: usize, input: DType, weight: DType) -> bool {
+    values <= MERGED && !is_in_bf16(input, weight)
 }

@@ -70,8 +70,17 @@ impl Ledger {
         if !self.on_cpu() {
             return x;
         }
-        let x = self.cast(x, NumberFormat::F32);
+        self.ordered(self.cast(x, NumberFormat::F32))
+    }
+
+    /// `x` with its values in order.
+    fn ordered(&self, x: Traced) -> Traced {
         if x.in_order { x } else { Traced { buffer: self.new_buffer(&x.shape, x.format), in_order: true, ..x } }
+    }
+
+    /// Whether the CPU multiplies `x` and `weight` as they are, in bf16.
+    fn is_in_bf16(&self, x: &Traced, weight: &Weight) -> bool {
+        self.on_cpu() && vp_ops::is_in_bf16(x.format.dtype().into(), weight.format.dtype().into())
     }
 
     /// A view of `x` in another shape; `in_order` if its values still lie in order.
@@ -91,18 +100,24 @@ impl Ledger {
         Traced { in_order: false, ..self.output(shape, x.format, x.buffer.clone(), back) }
     }
 
-    /// The weight in the format that the kernel multiplies in: on the CPU f32, elsewhere that of `x`. A copy, if it has another.
+    /// The weight in the format that the kernel multiplies in, that of `x`. A copy, if it has another.
     fn multiplied(&self, weight: &Weight, x: &Traced) -> Option<Rc<Buffer>> {
-        let wanted = if self.on_cpu() { NumberFormat::F32 } else { x.format };
+        let wanted = x.format;
         (weight.format != wanted).then(|| self.new_buffer(&weight.shape, wanted))
     }
 
     /// A product of `x` and `weight`, `[out, in, ..]`, whose output has this shape.
     fn product(&self, x: Traced, weight: &Weight, bias: Option<&Weight>, shape: &[usize], keeps_input: bool) -> Traced {
-        let format = x.format;
-        let x = self.read(x);
+        let (format, in_bf16) = (x.format, self.is_in_bf16(&x, weight));
+        let x = if in_bf16 { self.ordered(x) } else { self.read(x) };
         let copy = self.multiplied(weight, &x);
         let buffer = self.new_buffer(shape, x.format);
+        let mut scratch = 0;
+        if in_bf16 {
+            // The sums, before they are rounded; going back, also the weight the other way round.
+            self.touch(size(shape, NumberFormat::F32));
+            scratch = size(&x.shape, NumberFormat::F32) + size(&weight.shape, weight.format);
+        }
         // Each value of the output is a sum over the weights of its channel.
         self.note_operations(2 * count(shape) * count(&weight.shape[1..]));
         let (mut kept, bias) = (Vec::new(), bias.and_then(Weight::wants));
@@ -115,7 +130,7 @@ impl Ledger {
                 kept.extend(copy.clone());
             }
         }
-        let y = self.output(shape, x.format, buffer, Back { passed: vec![x.wants(), weight.wants(), bias], kept, scratch: 0 });
+        let y = self.output(shape, x.format, buffer, Back { passed: vec![x.wants(), weight.wants(), bias], kept, scratch });
         drop((x, copy));
         self.cast(y, format)
     }
@@ -137,7 +152,7 @@ impl Ledger {
 
     /// `vp_ops::linear_with_lora`, with the factors down and up.
     pub fn linear_with_lora(&self, x: Traced, weight: &Weight, bias: Option<&Weight>, [down, up]: [&Weight; 2]) -> Traced {
-        if self.is_merged(weight) {
+        if self.is_merged(&x, weight) {
             let mut shape = x.shape.clone();
             shape[x.shape.len() - 1] = weight.shape[0];
             return self.merged(x, weight, bias, [down, up], &shape);
@@ -154,7 +169,7 @@ impl Ledger {
         (stride, padding): (usize, (usize, usize)),
         [down, up]: [&Weight; 2],
     ) -> Traced {
-        if self.is_merged(weight) {
+        if self.is_merged(&x, weight) {
             let shape = convolved(&x, weight, stride, padding);
             return self.merged(x, weight, bias, [down, up], &shape);
         }
@@ -165,8 +180,8 @@ impl Ledger {
         self.beside(x, whole, |x| self.conv2d(x, &down, None, stride, padding), |x| self.conv2d(x, &up, None, 1, (0, 0)))
     }
 
-    fn is_merged(&self, weight: &Weight) -> bool {
-        self.on_cpu() && vp_ops::is_merged(weight.shape.iter().product())
+    fn is_merged(&self, x: &Traced, weight: &Weight) -> bool {
+        self.on_cpu() && vp_ops::is_merged(weight.shape.iter().product(), x.format.dtype().into(), weight.format.dtype().into())
     }
 
     /// A product with the sum of a weight and its factors' product, which is there for the moment.

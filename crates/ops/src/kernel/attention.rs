@@ -108,7 +108,7 @@ impl Packed {
         let each = size.next_multiple_of(columns) * d;
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
         for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
-            ColumnMajor { values, stride }.pack(0..d, tokens, columns, out);
+            ColumnMajor::new(values, stride).pack(0..d, tokens, columns, out);
         }
         Self { tile, values: packed, size: each }
     }

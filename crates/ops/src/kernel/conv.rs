@@ -6,13 +6,17 @@
 //! | gradient of the input | input channels | input pixels | output channels × kernel, turned around |
 //! | gradient of the weight | output channels | input channels × kernel | images × output pixels |
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::Scratch;
+use pulp::bytemuck::{Zeroable, cast_slice, cast_slice_mut};
+
 use super::operands::{ColumnMajor, Left, Right, RowMajor, panels, transpose_into};
 use super::product::{Start, add_product, groups, product, product_of_images};
 use super::tile::tile_within;
+use super::words::Element;
+use super::{Scratch, cut, on_threads};
 
 /// Sizes of a convolution with a square kernel, one stride and one padding for both axes, no dilation, no groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,46 +70,68 @@ impl Geometry {
     }
 
     /// The input, unfolded to output pixels.
-    fn unfolded<'a>(&self, x: &'a [f32]) -> Unfolded<'a> {
+    fn unfolded<'a, E>(&self, x: &'a [E]) -> Unfolded<'a, E> {
         let Self { d_in: channels, size, kernel, stride, padding: (before, _), .. } = *self;
         Unfolded { values: x, channels, size, to: self.out_size(), kernel, stride, before: before as isize, spread: 1 }
     }
 }
 
-/// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`, and `y` written.
+/// `y[b, o, p] = bias[o] + Σ w[o, c, k] x[b, c, p·stride + k]`, and `y` written. In bf16 the terms of a sum are even.
 ///
 /// # Panics
 /// Like its gradients, when a slice is not as long as `g` says.
-pub fn forward<'y>(g: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+pub fn forward<'y, E: Element>(g: &Geometry, x: &[E], weight: &[E], bias: Option<&[f32]>, y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
     g.check(x.len(), weight.len(), y.len());
     let start = bias.map_or(Start::Zero, Start::PerRow);
-    let left = Left::Rows(weight, g.terms());
+    let (left, terms) = (Left::rows(weight, g.terms()), g.terms() / E::TERMS);
     if g.is_pointwise() {
         return each_image(g.batch, y, |image, y| {
             let x = &x[image * g.d_in * g.pixels()..][..g.d_in * g.pixels()];
-            product([g.d_out, g.pixels(), g.d_in], left, &RowMajor { values: x, stride: g.pixels() }, y, start)
+            product([g.d_out, g.pixels(), terms], left, &RowMajor { values: x, stride: g.pixels() }, y, start)
         });
     }
-    over_images(g.batch, [g.d_out, g.out_pixels(), g.terms()], left, g.unfolded(x), y, start)
+    over_images(g.batch, [g.d_out, g.out_pixels(), terms], left, g.unfolded(x), y, start)
 }
 
-/// `dx`, given `dy`.
-pub fn input_gradient<'d>(g: &Geometry, dy: &[f32], weight: &[f32], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
+/// `dx`, given `dy`. In bf16 its terms, those of all output channels, are even.
+pub fn input_gradient<'d, E: Element>(g: &Geometry, dy: &[E], weight: &[E], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
     g.check(dx.len(), weight.len(), dy.len());
+    let area = g.kernel * g.kernel;
+    let k = g.d_out * area;
+    // Words of several terms can only be read from a weight that is turned already.
+    let turned = (E::TERMS > 1).then(|| turned(weight, [g.d_out, g.d_in, area]));
+    let left = match &turned {
+        Some(weight) => Left::rows(cast_slice::<f32, E>(weight), k),
+        None if g.is_pointwise() => Left::Columns(E::words(weight), g.d_in),
+        None => Left::Turned { values: E::words(weight), area },
+    };
     if g.is_pointwise() {
-        let (pixels, left) = (g.pixels(), Left::Columns(weight, g.d_in));
+        let pixels = g.pixels();
         return each_image(g.batch, dx, |image, dx| {
             let dy = &dy[image * g.d_out * pixels..][..g.d_out * pixels];
-            product([g.d_in, pixels, g.d_out], left, &RowMajor { values: dy, stride: pixels }, dx, Start::Zero)
+            product([g.d_in, pixels, k / E::TERMS], left, &RowMajor { values: dy, stride: pixels }, dx, Start::Zero)
         });
     }
-    let area = g.kernel * g.kernel;
-    let left = Left::Turned { values: weight, area };
     // A convolution of the gradient, its pixels spread by the stride.
     let before = g.kernel as isize - 1 - g.padding.0 as isize;
     let unfolded =
         Unfolded { values: dy, channels: g.d_out, size: g.out_size(), to: g.size, kernel: g.kernel, stride: 1, before, spread: g.stride };
-    over_images(g.batch, [g.d_in, g.pixels(), g.d_out * area], left, unfolded, dx, Start::Zero)
+    over_images(g.batch, [g.d_in, g.pixels(), k / E::TERMS], left, unfolded, dx, Start::Zero)
+}
+
+/// A weight `[d_out, d_in, area]` as `[d_in, d_out, area]`, its kernels turned around.
+fn turned<E: Element>(weight: &[E], [d_out, d_in, area]: [usize; 3]) -> Scratch {
+    let mut scratch = Scratch::new((weight.len() * size_of::<E>()).div_ceil(size_of::<f32>()));
+    let threads = if weight.len() < 1 << 15 { 1 } else { rayon::current_num_threads() };
+    let to = &mut cast_slice_mut::<f32, E>(&mut scratch)[..weight.len()];
+    on_threads(threads, cut(to, threads, d_out * area), |(range, to)| {
+        for (to, channel) in to.chunks_exact_mut(d_out * area).zip(range.start / (d_out * area)..) {
+            for (to, from) in to.chunks_exact_mut(area).zip(weight.chunks_exact(d_in * area)) {
+                to.iter_mut().zip(from[channel * area..][..area].iter().rev()).for_each(|(to, value)| *to = *value);
+            }
+        }
+    });
+    scratch
 }
 
 /// `dw`, given `x` and `dy`.
@@ -119,7 +145,7 @@ pub fn weight_gradient<'d>(g: &Geometry, x: &[f32], dy: &[f32], dw: &'d mut [May
     let shape = [g.d_out, g.terms(), out_pixels];
     let of_image = |image| {
         let x = &x[image * g.d_in * pixels..][..g.d_in * pixels];
-        (Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels), ColumnMajor { values: x, stride: pixels })
+        (Left::Rows(&dy[image * g.d_out * out_pixels..][..g.d_out * out_pixels], out_pixels), ColumnMajor::new(x, pixels))
     };
     let (left, right) = of_image(0);
     let dw = product(shape, left, &right, dw, Start::Zero);
@@ -170,11 +196,11 @@ fn each_image<'t>(
 }
 
 /// `out[b, m, p]` over a batch of images, as one product where no panel holds pixels of two of them.
-fn over_images<'o>(
+fn over_images<'o, E: Element>(
     batch: usize,
     [m, pixels, k]: [usize; 3],
-    left: Left<'_>,
-    right: Unfolded<'_>,
+    left: Left<'_, E::Word>,
+    right: Unfolded<'_, E>,
     out: &'o mut [MaybeUninit<f32>],
     start: Start<'_>,
 ) -> &'o mut [f32] {
@@ -191,8 +217,8 @@ fn over_images<'o>(
 /// An image `[b, channels, size]` seen as `[channels × kernel, b × to]`: term `(c, ky, kx)` of pixel `(y, x)` is the value at
 /// `(y·stride + ky − before, x·stride + kx − before)` of the image with `spread − 1` zeros between its pixels.
 #[derive(Clone, Copy)]
-struct Unfolded<'a> {
-    values: &'a [f32],
+struct Unfolded<'a, E> {
+    values: &'a [E],
     channels: usize,
     size: [usize; 2],
     to: [usize; 2],
@@ -203,34 +229,54 @@ struct Unfolded<'a> {
 }
 
 /// A part of an image with its zeros around it, `[channels, height, width]`: what some pixels need of some channels.
-struct Patch {
-    values: Scratch,
+struct Patch<E> {
+    /// Values of `E`.
+    memory: Scratch,
+    len: usize,
+    values: PhantomData<E>,
     height: usize,
     width: usize,
     /// First channel, first output row and column.
     from: (usize, usize, usize),
 }
 
-impl Unfolded<'_> {
+impl<E: Element> Patch<E> {
+    /// `len` zeros.
+    fn zeroed(len: usize, [height, width]: [usize; 2], from: (usize, usize, usize)) -> Self {
+        let memory = Scratch::zeroed((len * size_of::<E>()).div_ceil(size_of::<f32>()));
+        Self { memory, len, values: PhantomData, height, width, from }
+    }
+
+    fn values(&self) -> &[E] {
+        &cast_slice(&self.memory)[..self.len]
+    }
+
+    fn values_mut(&mut self) -> &mut [E] {
+        &mut cast_slice_mut(&mut self.memory)[..self.len]
+    }
+}
+
+impl<E: Element> Unfolded<'_, E> {
     fn target_pixels(&self) -> usize {
         self.to[0] * self.to[1]
     }
 
     /// What the pixels `n`, of one image, need for the terms `k`.
-    fn patch(&self, k: &Range<usize>, n: &Range<usize>) -> Patch {
+    fn patch(&self, k: &Range<usize>, n: &Range<usize>) -> Patch<E> {
         let (area, across) = (self.kernel * self.kernel, self.to[1]);
         let (image, first, last) = (n.start / self.target_pixels(), n.start % self.target_pixels(), (n.end - 1) % self.target_pixels());
         let (rows, channels) = (first / across..last / across + 1, k.start / area..k.end.div_ceil(area));
         let columns = if rows.len() == 1 { first % across..last % across + 1 } else { 0..across };
         let [height, width] = [&rows, &columns].map(|range| (range.len() - 1) * self.stride + self.kernel);
         // What no pixel of the image comes to lie on is zero.
-        let mut values = Scratch::zeroed(channels.len() * height * width);
+        let from = (channels.start, rows.start, columns.start);
+        let mut patch = Patch::zeroed(channels.len() * height * width, [height, width], from);
         let (plane, across) = (self.size[0] * self.size[1], self.size[1]);
         let corner = [&rows, &columns].map(|range| (range.start * self.stride) as isize - self.before);
         let [inner_rows, inner_columns] =
             [(0, corner[0], height), (1, corner[1], width)].map(|(axis, corner, len)| self.inside(axis, corner, len));
         let place = |at: usize, corner: isize| (at as isize * self.spread as isize - corner) as usize;
-        for (channel, out) in channels.clone().zip(values.chunks_exact_mut(height * width)) {
+        for (channel, out) in channels.zip(patch.values_mut().chunks_exact_mut(height * width)) {
             let from = &self.values[(image * self.channels + channel) * plane..][..plane];
             // Where padding is wide, a patch may have no column of the image.
             for y in inner_rows.clone().filter(|_| !inner_columns.is_empty()) {
@@ -243,7 +289,7 @@ impl Unfolded<'_> {
                 }
             }
         }
-        Patch { values, height, width, from: (channels.start, rows.start, columns.start) }
+        patch
     }
 
     /// The rows (axis 0) or columns of the image that lie among `len` of the patch, which begins at `corner`.
@@ -253,7 +299,7 @@ impl Unfolded<'_> {
     }
 
     /// Where the terms `k` of the first pixel stand in the patch.
-    fn terms(&self, patch: &Patch, k: Range<usize>) -> Vec<usize> {
+    fn terms(&self, patch: &Patch<E>, k: Range<usize>) -> Vec<usize> {
         let kernel = self.kernel;
         let places: Vec<usize> = (0..kernel * kernel).map(|place| place / kernel * patch.width + place % kernel).collect();
         let mut terms = Vec::with_capacity(k.len());
@@ -265,7 +311,7 @@ impl Unfolded<'_> {
     }
 
     /// The pixels `n` of one image as runs within rows: the place in the patch of the first, and how many.
-    fn runs(&self, patch: &Patch, n: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    fn runs(&self, patch: &Patch<E>, n: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
         let (across, stride, width, (_, y0, x0)) = (self.to[1], self.stride, patch.width, patch.from);
         let (mut next, pixels) = (n.start % self.target_pixels(), n.len());
         let end = next + pixels;
@@ -278,8 +324,8 @@ impl Unfolded<'_> {
     }
 }
 
-impl Right for Unfolded<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+impl<E: Element> Right<E::Word> for Unfolded<'_, E> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [E::Word]) {
         let (mut n, mut out) = (n, out);
         while !n.is_empty() {
             // Image by image: the caller sees to it that no panel has pixels of two.
@@ -291,31 +337,26 @@ impl Right for Unfolded<'_> {
     }
 }
 
-impl Unfolded<'_> {
-    fn pack_image(&self, k: &Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
-        let patch = self.patch(k, &n);
-        let terms = self.terms(&patch, k.clone());
-        for (n, width, out) in panels(n, columns, k.len(), out) {
+impl<E: Element> Unfolded<'_, E> {
+    fn pack_image(&self, words: &Range<usize>, n: Range<usize>, columns: usize, out: &mut [E::Word]) {
+        let k = words.start * E::TERMS..words.end * E::TERMS;
+        let patch = self.patch(&k, &n);
+        let terms = self.terms(&patch, k);
+        for (n, width, out) in panels(n, columns, words.len(), out) {
             let mut at = 0;
             if width < columns {
-                out.fill(0.0);
+                out.fill(Zeroable::zeroed());
             }
             for (from, count) in self.runs(&patch, n..n + width) {
-                let values = &patch.values[from..];
+                let values = &patch.values()[from..];
                 match (self.stride, count) {
-                    (1, 16) => copy_runs::<16>(values, &terms, at, columns, out),
-                    (1, 4) => copy_runs::<4>(values, &terms, at, columns, out),
-                    (1, 8) => copy_runs::<8>(values, &terms, at, columns, out),
-                    (1, 32) => copy_runs::<32>(values, &terms, at, columns, out),
-                    (1, _) => {
-                        for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
-                            out[at..at + count].copy_from_slice(&values[*term..term + count]);
-                        }
-                    }
-                    _ => {
-                        for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
-                            let values = values[*term..].iter().step_by(self.stride);
-                            out[at..at + count].iter_mut().zip(values).for_each(|(out, value)| *out = *value);
+                    (1, 16) => put_runs::<E, 16>(values, &terms, at, columns, out),
+                    (1, 4) => put_runs::<E, 4>(values, &terms, at, columns, out),
+                    (1, 8) => put_runs::<E, 8>(values, &terms, at, columns, out),
+                    (1, 32) => put_runs::<E, 32>(values, &terms, at, columns, out),
+                    (stride, _) => {
+                        for (terms, out) in terms.chunks_exact(E::TERMS).zip(out.chunks_exact_mut(columns)) {
+                            E::put(values, terms, stride, &mut out[at..at + count]);
                         }
                     }
                 }
@@ -325,16 +366,15 @@ impl Unfolded<'_> {
     }
 }
 
-/// A run of known length, for each term.
-fn copy_runs<const N: usize>(values: &[f32], terms: &[usize], at: usize, columns: usize, out: &mut [f32]) {
-    for (term, out) in terms.iter().zip(out.chunks_exact_mut(columns)) {
-        let to: &mut [f32; N] = (&mut out[at..at + N]).try_into().expect("N values");
-        *to = values[*term..term + N].try_into().expect("N values");
+/// A run of known length, for each word.
+fn put_runs<E: Element, const N: usize>(values: &[E], terms: &[usize], at: usize, columns: usize, out: &mut [E::Word]) {
+    for (terms, out) in terms.chunks_exact(E::TERMS).zip(out.chunks_exact_mut(columns)) {
+        E::put_all::<N>(values, terms, (&mut out[at..at + N]).try_into().expect("N words"));
     }
 }
 
 /// The same images seen the other way: `[b × to, channels × kernel]`.
-struct Folded<'a>(Unfolded<'a>);
+struct Folded<'a>(Unfolded<'a, f32>);
 
 impl Right for Folded<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
@@ -365,10 +405,10 @@ impl Folded<'_> {
             for (from, count) in self.0.runs(&patch, k.clone()) {
                 let out = &mut out[at * columns..(at + count) * columns];
                 if self.0.stride == 1 {
-                    transpose_into(width, columns, |i| &patch.values[from + terms[i]..][..count], out);
+                    transpose_into(width, columns, |i| &patch.values()[from + terms[i]..][..count], out);
                 } else {
                     for (j, out) in out.chunks_exact_mut(columns).enumerate() {
-                        terms.iter().zip(out).for_each(|(term, out)| *out = patch.values[from + term + j * self.0.stride]);
+                        terms.iter().zip(out).for_each(|(term, out)| *out = patch.values()[from + term + j * self.0.stride]);
                     }
                 }
                 at += count;
@@ -379,6 +419,8 @@ impl Folded<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::super::noise;
     use super::*;
 
@@ -393,6 +435,23 @@ mod tests {
                     let weight = ((o * g.d_in + c) * g.kernel + ky) * g.kernel + kx;
                     path(((b * g.d_in + c) * h + iy) * w + ix, weight, ((b * g.d_out + o) * oh + y) * ow + x);
                 }
+            }
+        }
+    }
+
+    /// In bf16 the sums are those that f32 makes of the same rounded values.
+    fn check_in_bf16(g: &Geometry, exact: [&[f32]; 3]) {
+        let [x, w, dy] = exact.map(|values| values.iter().map(|value| bf16::from_f32(*value)).collect::<Vec<_>>());
+        let [wide_x, wide_w, wide_dy] = [&x, &w, &dy].map(|values| values.iter().map(|value| value.to_f32()).collect::<Vec<_>>());
+        let found =
+            [Scratch::written(dy.len(), |y| forward(g, &x, &w, None, y)), Scratch::written(x.len(), |dx| input_gradient(g, &dy, &w, dx))];
+        let expected = [
+            Scratch::written(dy.len(), |y| forward(g, &wide_x, &wide_w, None, y)),
+            Scratch::written(x.len(), |dx| input_gradient(g, &wide_dy, &wide_w, dx)),
+        ];
+        for (what, (found, expected)) in ["y", "dx"].iter().zip(found.iter().zip(&expected)) {
+            for (i, (found, expected)) in found.iter().zip(expected.iter()).enumerate() {
+                assert!((found - expected).abs() < 2e-4, "{g:?} in bf16: {what}[{i}] is {found}, expected {expected}");
             }
         }
     }
@@ -417,6 +476,15 @@ mod tests {
             geometry(2, 29, 50, [8, 8], 5, 1, (2, 2)),
             geometry(3, 13, 9, [20, 24], 3, 1, (1, 1)),
             geometry(3, 13, 9, [20, 24], 3, 2, (0, 1)),
+            // Whole words of bf16, both ways.
+            geometry(1, 12, 10, [7, 9], 3, 1, (1, 1)),
+            geometry(3, 6, 8, [20, 24], 3, 2, (0, 1)),
+            geometry(2, 130, 100, [8, 8], 3, 1, (1, 1)),
+            geometry(2, 4, 6, [8, 12], 4, 4, (0, 0)),
+            geometry(2, 18, 4, [6, 6], 1, 1, (0, 0)),
+            // Padding so wide that some patches have no pixel of the image.
+            geometry(1, 2, 4, [3, 70], 7, 1, (6, 6)),
+            geometry(1, 2, 4, [70, 3], 7, 2, (6, 6)),
         ] {
             let [oh, ow] = g.out_size();
             let (x, w) = (noise(g.batch * g.d_in * g.pixels(), 1), noise(g.d_out * g.terms(), 2));
@@ -432,6 +500,10 @@ mod tests {
                 sums[1][i] += f64::from(dy[o]) * f64::from(w[j]);
                 sums[2][j] += f64::from(dy[o]) * f64::from(x[i]);
             });
+            let area = g.kernel * g.kernel;
+            if (g.d_in * area).is_multiple_of(2) && (g.d_out * area).is_multiple_of(2) {
+                check_in_bf16(&g, [&x, &w, &dy]);
+            }
             for (o, dy) in dy.iter().enumerate() {
                 sums[0][o] += f64::from(bias[o / (oh * ow) % g.d_out]);
                 sums[3][o / (oh * ow) % g.d_out] += f64::from(*dy);

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::operands::{ColumnMajor, Left, RowMajor};
 use super::product::{Start, product};
+use super::words::Element;
 use super::{Scratch, cut, on_threads};
 
 /// Below so many rows the weight is read where it lies and the output is turned: to pack the weight would cost more.
@@ -16,19 +17,25 @@ fn check([rows, d_out, d_in]: [usize; 3], x: usize, weight: usize, y: usize) {
     assert_eq!([x, weight, y], expected, "values of x, weight and y for {rows} rows of {d_in} to {d_out}");
 }
 
-/// `y = x Wᵀ + b`, and `y` written.
+/// `y = x Wᵀ + b`, and `y` written. In bf16 `in` is even.
 ///
 /// # Panics
 /// Like its gradients, when a slice is not as long as its shape says.
-pub fn forward<'y>(shape: [usize; 3], x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &'y mut [MaybeUninit<f32>]) -> &'y mut [f32] {
+pub fn forward<'y, E: Element>(
+    shape: [usize; 3],
+    x: &[E],
+    weight: &[E],
+    bias: Option<&[f32]>,
+    y: &'y mut [MaybeUninit<f32>],
+) -> &'y mut [f32] {
     check(shape, x.len(), weight.len(), y.len());
     let [rows, d_out, d_in] = shape;
     if rows >= FEW {
         let start = bias.map_or(Start::Zero, Start::PerColumn);
-        return product([rows, d_out, d_in], Left::Rows(x, d_in), &ColumnMajor { values: weight, stride: d_in }, y, start);
+        return product([rows, d_out, d_in / E::TERMS], Left::rows(x, d_in), &ColumnMajor::new(weight, d_in), y, start);
     }
     let start = bias.map_or(Start::Zero, Start::PerRow);
-    let (shape, left, right) = ([d_out, rows, d_in], Left::Rows(weight, d_in), ColumnMajor { values: x, stride: d_in });
+    let (shape, left, right) = ([d_out, rows, d_in / E::TERMS], Left::rows(weight, d_in), ColumnMajor::new(x, d_in));
     if rows == 1 {
         return product(shape, left, &right, y, start);
     }
@@ -36,11 +43,11 @@ pub fn forward<'y>(shape: [usize; 3], x: &[f32], weight: &[f32], bias: Option<&[
     transpose([d_out, rows], &turned, y)
 }
 
-/// `dx = dy W`.
-pub fn input_gradient<'d>(shape: [usize; 3], dy: &[f32], weight: &[f32], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
+/// `dx = dy W`. In bf16 `out` is even.
+pub fn input_gradient<'d, E: Element>(shape: [usize; 3], dy: &[E], weight: &[E], dx: &'d mut [MaybeUninit<f32>]) -> &'d mut [f32] {
     check(shape, dx.len(), weight.len(), dy.len());
     let [rows, d_out, d_in] = shape;
-    product([rows, d_in, d_out], Left::Rows(dy, d_out), &RowMajor { values: weight, stride: d_in }, dx, Start::Zero)
+    product([rows, d_in, d_out / E::TERMS], Left::rows(dy, d_out), &RowMajor { values: weight, stride: d_in }, dx, Start::Zero)
 }
 
 /// `dw = dyᵀ x`.

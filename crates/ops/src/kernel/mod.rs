@@ -13,7 +13,9 @@ pub mod math;
 pub mod norm;
 pub mod operands;
 pub mod product;
+pub mod round;
 pub mod tile;
+pub mod words;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -217,6 +219,8 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::activation::Function;
     use super::attention::{Bias, Seen, Shape};
     use super::conv::Geometry;
@@ -238,7 +242,11 @@ mod tests {
         let g = Geometry { batch: 2, d_in: 20, d_out: 30, size: [16, 16], kernel: 3, stride: 1, padding: (1, 1) };
         let (x, weight) = (&a[..2 * 20 * 256], &b[..30 * 20 * 9]);
         let rows = [100, 400, 500];
+        let [half_a, half_b] = [&a, &b].map(|values| values.iter().map(|value| bf16::from_f32(*value)).collect::<Vec<_>>());
         vec![
+            ("linear map in bf16", bits(100 * 400, |y| linear::forward(rows, &half_a[..100 * 500], &half_b[..400 * 500], None, y))),
+            ("convolution in bf16", bits(2 * 30 * 256, |y| conv::forward(&g, &half_a[..x.len()], &half_b[..weight.len()], None, y))),
+            ("its dx in bf16", bits(x.len(), |dx| conv::input_gradient(&g, &half_a[..2 * 30 * 256], &half_b[..weight.len()], dx))),
             ("slabs", of([40, 700, 500])),
             ("rows", of([700, 40, 500])),
             ("convolution", bits(2 * 30 * 256, |y| conv::forward(&g, x, weight, None, y))),

@@ -2,20 +2,33 @@
 
 use std::ops::Range;
 
-/// The left operand, A, `[m, k]`, where it lies.
+use pulp::bytemuck::Zeroable;
+
+use super::words::{Element, Word};
+
+/// The left operand, A, `[m, k]`, where it lies. Sizes count words.
 #[derive(Debug, Clone, Copy)]
-pub enum Left<'a> {
+pub enum Left<'a, W = f32> {
     /// Row `m` begins at `m * stride`.
-    Rows(&'a [f32], usize),
+    Rows(&'a [W], usize),
     /// Column `k` begins at `k * stride`.
-    Columns(&'a [f32], usize),
+    Columns(&'a [W], usize),
     /// A convolution's weight, `[k / area][m][area]`, turned around: row `m`, term `(o, t)` is the value `(o, m, area − 1 − t)`.
-    Turned { values: &'a [f32], area: usize },
+    Turned { values: &'a [W], area: usize },
     /// Images, `[k / pixels][m][pixels]`: row `m`, term `(image, pixel)`.
-    Images { values: &'a [f32], pixels: usize },
+    Images { values: &'a [W], pixels: usize },
 }
 
-impl Left<'_> {
+impl<'a, W: Word> Left<'a, W> {
+    /// Rows of `k` values, one after the other.
+    ///
+    /// # Panics
+    /// When a row is no whole number of words.
+    pub fn rows<E: Element<Word = W>>(values: &'a [E], k: usize) -> Self {
+        assert!(k.is_multiple_of(E::TERMS), "rows of {k} values in words of {}", E::TERMS);
+        Left::Rows(E::words(values), k / E::TERMS)
+    }
+
     /// # Panics
     /// When it is shorter than `[m, k]`.
     pub fn check(&self, m: usize, k: usize) {
@@ -36,59 +49,65 @@ pub fn extent(count: usize, stride: usize, width: usize) -> usize {
     if count == 0 || width == 0 { 0 } else { (count - 1).saturating_mul(stride).saturating_add(width) }
 }
 
-/// The right operand, B, `[k, n]`.
-pub trait Right: Sync {
+/// The right operand, B, `[k, n]`, k in words.
+pub trait Right<W = f32>: Sync {
     /// Packs rows `k` of columns `n` into panels of `columns` columns, `[panel][k][columns]`; columns past the end are zero.
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]);
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [W]);
 }
 
 /// The panels of a slab, each with its first column and its width.
-pub fn panels(n: Range<usize>, columns: usize, depth: usize, out: &mut [f32]) -> impl Iterator<Item = (usize, usize, &mut [f32])> {
+pub fn panels<W>(n: Range<usize>, columns: usize, depth: usize, out: &mut [W]) -> impl Iterator<Item = (usize, usize, &mut [W])> {
     let end = n.end;
     n.step_by(columns).zip(out.chunks_exact_mut(depth * columns)).map(move |(n, out)| (n, columns.min(end - n), out))
 }
 
-/// A right operand whose rows are contiguous: row `k` begins at `k * stride`.
-pub struct RowMajor<'a> {
-    pub values: &'a [f32],
+/// A right operand whose rows are contiguous: row `k` begins at `k * stride`. Both count values.
+pub struct RowMajor<'a, E = f32> {
+    pub values: &'a [E],
     /// Distance between the first values of neighbouring rows.
     pub stride: usize,
 }
 
-impl Right for RowMajor<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+impl<E: Element> Right<E::Word> for RowMajor<'_, E> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [E::Word]) {
         for (n, width, out) in panels(n, columns, k.len(), out) {
             for (k, out) in k.clone().zip(out.chunks_exact_mut(columns)) {
-                copy_padded(&self.values[k * self.stride + n..][..width], out);
+                let rows: [usize; 2] = std::array::from_fn(|term| (k * E::TERMS + term) * self.stride + n);
+                match <&mut [E::Word; 16]>::try_from(&mut *out) {
+                    // The usual case, with its length known.
+                    Ok(out) if width == 16 => E::put_all(self.values, &rows, out),
+                    _ => {
+                        E::put(self.values, &rows, 1, &mut out[..width]);
+                        out[width..].fill(Zeroable::zeroed());
+                    }
+                }
             }
         }
     }
 }
 
-/// Copies and fills the rest with zero.
-pub fn copy_padded(from: &[f32], to: &mut [f32]) {
-    match (<&[f32; 16]>::try_from(from), <&mut [f32; 16]>::try_from(&mut *to)) {
-        // The usual case, with its length known.
-        (Ok(from), Ok(to)) => *to = *from,
-        _ => {
-            to[..from.len()].copy_from_slice(from);
-            to[from.len()..].fill(0.0);
-        }
+/// A right operand whose columns are contiguous: column `n` begins at `n * stride`. Both count words.
+pub struct ColumnMajor<'a, W = f32> {
+    values: &'a [W],
+    stride: usize,
+}
+
+impl<'a, W: Word> ColumnMajor<'a, W> {
+    /// Columns whose first values are `stride` values apart.
+    ///
+    /// # Panics
+    /// When that is no whole number of words.
+    pub fn new<E: Element<Word = W>>(values: &'a [E], stride: usize) -> Self {
+        assert!(stride.is_multiple_of(E::TERMS), "columns of {stride} values in words of {}", E::TERMS);
+        Self { values: E::words(values), stride: stride / E::TERMS }
     }
 }
 
-/// A right operand whose columns are contiguous: column `n` begins at `n * stride`.
-pub struct ColumnMajor<'a> {
-    pub values: &'a [f32],
-    /// Distance between the first values of neighbouring columns.
-    pub stride: usize,
-}
-
-impl Right for ColumnMajor<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [f32]) {
+impl<W: Word> Right<W> for ColumnMajor<'_, W> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, columns: usize, out: &mut [W]) {
         for (n, width, out) in panels(n, columns, k.len(), out) {
             if width < columns {
-                out.fill(0.0);
+                out.fill(W::zeroed());
             }
             transpose_into(width, columns, |i| &self.values[(n + i) * self.stride..][k.clone()], out);
         }
@@ -96,15 +115,15 @@ impl Right for ColumnMajor<'_> {
 }
 
 /// Puts `count` contiguous columns side by side: `out[k][columns]`.
-pub fn transpose_into<'a>(count: usize, columns: usize, column: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+pub fn transpose_into<'a, W: Word>(count: usize, columns: usize, column: impl Fn(usize) -> &'a [W], out: &mut [W]) {
     // Eight at a time, so that each line of `out` is met while it is near.
     let mut i = 0;
     while i + 8 <= count {
-        let eight: [&[f32]; 8] = std::array::from_fn(|j| column(i + j));
+        let eight: [&[W]; 8] = std::array::from_fn(|j| column(i + j));
         let depth = eight[0].len();
         assert!(eight.iter().all(|column| column.len() == depth) && out.len() >= depth * columns);
         for (k, out) in out.chunks_exact_mut(columns).enumerate().take(depth) {
-            let out: &mut [f32; 8] = (&mut out[i..i + 8]).try_into().expect("eight");
+            let out: &mut [W; 8] = (&mut out[i..i + 8]).try_into().expect("eight");
             *out = std::array::from_fn(|j| eight[j][k]);
         }
         i += 8;

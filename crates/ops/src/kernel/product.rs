@@ -5,10 +5,12 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Simd;
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use super::operands::{Left, Right, extent};
 use super::tile::{Tile, by_columns, by_rows, tile, tile_for, tiles, turned};
+use super::words::{OnWords, Terms, Word};
 use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Values of k that are summed in one pass: a panel of A of that depth stays in the first-level cache.
@@ -50,20 +52,21 @@ struct Target<'a> {
 }
 
 /// `C = start + A B`, its slices checked against its shape, to be computed in [`Block`]s.
-struct Product<'a> {
+struct Product<'a, W> {
     tile: Tile,
     m: usize,
     n: usize,
+    /// In words.
     k: usize,
-    left: Left<'a>,
+    left: Left<'a, W>,
     start: Start<'a>,
     out: Target<'a>,
 }
 
-impl<'a> Product<'a> {
+impl<'a, W: Word> Product<'a, W> {
     /// # Panics
     /// When A, C or the start is too short for the shape, or rows or images of C overlap.
-    fn new(tile: Tile, [m, n, k]: [usize; 3], left: Left<'a>, out: Target<'a>, start: Start<'a>) -> Self {
+    fn new(tile: Tile, [m, n, k]: [usize; 3], left: Left<'a, W>, out: Target<'a>, start: Start<'a>) -> Self {
         assert!(tiles().contains(&tile), "{tile:?} is none of {:?}", tiles());
         left.check(m, k);
         let Target { values, stride, pixels, apart } = out;
@@ -81,52 +84,51 @@ impl<'a> Product<'a> {
 }
 
 /// Some rows and columns of a product, and some terms of their sums: as much as one packing of B is good for.
-struct Block<'a> {
-    product: &'a Product<'a>,
+struct Block<'a, W> {
+    product: &'a Product<'a, W>,
     m: Range<usize>,
     n: Range<usize>,
     k: Range<usize>,
     /// B as panels, `[n / columns][k][columns]`.
-    panels: &'a [f32],
+    panels: &'a [W],
     start: Start<'a>,
 }
 
-impl<'a> Block<'a> {
+impl<'a, W: Word> Block<'a, W> {
     /// # Safety
     /// As long as the block exists, nothing else reads or writes its rows of its columns of C. Unless it begins with the first term of a product that
     /// starts anew, they are written already.
     ///
     /// # Panics
     /// When it reaches past the product.
-    unsafe fn new(product: &'a Product<'a>, [m, n, k]: [Range<usize>; 3], panels: &'a [f32]) -> Self {
+    unsafe fn new(product: &'a Product<'a, W>, [m, n, k]: [Range<usize>; 3], panels: &'a [W]) -> Self {
         assert!(m.end <= product.m && n.end <= product.n && k.end <= product.k, "a block of {m:?}, {n:?}, {k:?}");
         let start = if k.start > 0 { Start::Keep } else { product.start };
         Self { product, m, n, k, panels, start }
     }
 
     fn compute(self) {
-        Arch::new().dispatch(self);
+        W::dispatch(self);
     }
 }
 
-impl WithSimd for Block<'_> {
-    type Output = ();
+impl<W: Word> OnWords<W> for Block<'_, W> {
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn run<S: Simd, T: Terms<S, Word = W>>(self, simd: S, terms: T) {
         // Constants of the instruction set cannot be parameters of a type, so the tiles are named.
         match (S::REGISTER_COUNT, self.product.tile.rows) {
-            (32.., 12) => self.run::<S, 12, 2>(simd),
-            (32.., 8) => self.run::<S, 8, 3>(simd),
-            (32.., 5) => self.run::<S, 5, 5>(simd),
-            (32.., _) => self.run::<S, 16, 1>(simd),
-            _ => self.run::<S, 6, 2>(simd),
+            (32.., 12) => self.in_tiles::<S, T, 12, 2>(simd, terms),
+            (32.., 8) => self.in_tiles::<S, T, 8, 3>(simd, terms),
+            (32.., 5) => self.in_tiles::<S, T, 5, 5>(simd, terms),
+            (32.., _) => self.in_tiles::<S, T, 16, 1>(simd, terms),
+            _ => self.in_tiles::<S, T, 6, 2>(simd, terms),
         }
     }
 }
 
-impl Block<'_> {
+impl<W: Word> Block<'_, W> {
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const V: usize>(&self, simd: S) {
+    fn in_tiles<S: Simd, T: Terms<S, Word = W>, const R: usize, const V: usize>(&self, simd: S, terms: T) {
         let (width, depth, pixels) = (V * S::F32_LANES, self.k.len(), self.product.out.pixels);
         let one_image = pixels == self.product.n;
         assert!(one_image || (pixels.is_multiple_of(width) && self.n.start.is_multiple_of(width)), "a tile with pixels of two images");
@@ -139,9 +141,9 @@ impl Block<'_> {
                 let b = self.panels[panel * depth * width..][..depth * width].as_ptr();
                 let tile = match &near {
                     // SAFETY: both are whole panels.
-                    Some(near) => unsafe { by_columns::<S, R, V>(simd, depth, near.as_ptr(), R, b) },
+                    Some(near) => unsafe { by_columns::<S, T, R, V>(simd, terms, depth, cast_slice(near).as_ptr(), R, b) },
                     // SAFETY: `b` is a whole panel, and from `first` on there are `R` rows, or all that the product has.
-                    None => unsafe { self.tile::<S, R, V>(simd, first, R.min(self.product.m), b) },
+                    None => unsafe { self.tile::<S, T, R, V>(simd, terms, first, R.min(self.product.m), b) },
                 };
                 self.store(simd, m, &tile[m - first..][..rows], n);
             }
@@ -157,9 +159,9 @@ impl Block<'_> {
             return None;
         }
         let mut near = Scratch::new(R * self.k.len());
-        for (k, out) in self.k.clone().zip(near.chunks_exact_mut(R)) {
+        for (k, out) in self.k.clone().zip(cast_slice_mut(&mut near).chunks_exact_mut(R)) {
             out[..rows].copy_from_slice(&values[k * stride + m..][..rows]);
-            out[rows..].fill(0.0);
+            out[rows..].fill(W::zeroed());
         }
         Some(near)
     }
@@ -169,7 +171,14 @@ impl Block<'_> {
     /// # Safety
     /// `1 ≤ rows ≤ R`, and `rows == R` if A is columns; the product has the rows `m..m + rows`, and `b` is a panel: `V` vectors per term.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const V: usize>(&self, simd: S, m: usize, rows: usize, b: *const f32) -> [[S::f32s; V]; R] {
+    unsafe fn tile<S: Simd, T: Terms<S, Word = W>, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        terms: T,
+        m: usize,
+        rows: usize,
+        b: *const W,
+    ) -> [[S::f32s; V]; R] {
         let k = self.k.clone();
         // Rows past the end repeat the last one: their sums are thrown away.
         let row = |i: usize| m + i.min(rows - 1);
@@ -179,14 +188,14 @@ impl Block<'_> {
             match self.product.left {
                 Left::Rows(values, stride) => {
                     let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * stride));
-                    by_rows::<S, R, V, 1>(simd, a, std::iter::once((k.start as isize, k.len())), b)
+                    by_rows::<S, T, R, V, 1>(simd, terms, a, std::iter::once((k.start as isize, k.len())), b)
                 }
                 Left::Columns(values, stride) => {
-                    by_columns::<S, R, V>(simd, k.len(), values.as_ptr().wrapping_add(k.start * stride + m), stride, b)
+                    by_columns::<S, T, R, V>(simd, terms, k.len(), values.as_ptr().wrapping_add(k.start * stride + m), stride, b)
                 }
                 Left::Turned { values, area: 9 } if rows == R && k.start.is_multiple_of(9) && k.len().is_multiple_of(9) => {
                     let stride = self.product.m * 9;
-                    turned::<S, R, V, 9>(simd, k.len() / 9, values.as_ptr().wrapping_add(k.start / 9 * stride + m * 9), stride, b)
+                    turned::<S, T, R, V, 9>(simd, terms, k.len() / 9, values.as_ptr().wrapping_add(k.start / 9 * stride + m * 9), stride, b)
                 }
                 Left::Turned { values, area } => {
                     // From the last value of each row's kernel backwards.
@@ -195,7 +204,7 @@ impl Block<'_> {
                         #[inline(always)]
                         |(o, t)| ((o * self.product.m * area) as isize - t.start as isize, t.len()),
                     );
-                    by_rows::<S, R, V, -1>(simd, a, runs, b)
+                    by_rows::<S, T, R, V, -1>(simd, terms, a, runs, b)
                 }
                 Left::Images { values, pixels } => {
                     let a = std::array::from_fn(|i| values.as_ptr().wrapping_add(row(i) * pixels));
@@ -203,7 +212,7 @@ impl Block<'_> {
                         #[inline(always)]
                         |(image, p)| ((image * self.product.m * pixels + p.start) as isize, p.len()),
                     );
-                    by_rows::<S, R, V, 1>(simd, a, runs, b)
+                    by_rows::<S, T, R, V, 1>(simd, terms, a, runs, b)
                 }
             }
         }
@@ -266,14 +275,14 @@ pub fn groups(terms: Range<usize>, inner: usize) -> impl Iterator<Item = (usize,
     )
 }
 
-/// `C = start + A B`, `[m, k] × [k, n]`, with C contiguous: the memory that is given, written.
+/// `C = start + A B`, `[m, k] × [k, n]`, k in words, with C contiguous: the memory that is given, written.
 ///
 /// # Panics
 /// When a slice is not as long as its shape says, or the start is what C holds.
-pub fn product<'c>(
+pub fn product<'c, W: Word>(
     shape: [usize; 3],
-    left: Left<'_>,
-    right: &impl Right,
+    left: Left<'_, W>,
+    right: &impl Right<W>,
     out: &'c mut [MaybeUninit<f32>],
     start: Start<'_>,
 ) -> &'c mut [f32] {
@@ -284,11 +293,11 @@ pub fn product<'c>(
 ///
 /// # Panics
 /// Like [`product`], and when there are several images whose pixels are not a multiple of the tile's columns.
-pub fn product_of_images<'c>(
+pub fn product_of_images<'c, W: Word>(
     tile: Tile,
     shape: [usize; 3],
-    left: Left<'_>,
-    right: &impl Right,
+    left: Left<'_, W>,
+    right: &impl Right<W>,
     out: &'c mut [MaybeUninit<f32>],
     pixels: usize,
     start: Start<'_>,
@@ -305,11 +314,19 @@ pub fn product_of_images<'c>(
 ///
 /// # Panics
 /// When a slice is too short for its shape.
-pub fn add_product(shape: [usize; 3], left: Left<'_>, right: &impl Right, out: &mut [f32]) {
+pub fn add_product<W: Word>(shape: [usize; 3], left: Left<'_, W>, right: &impl Right<W>, out: &mut [f32]) {
     compute(tile_for(shape[1]), shape, left, right, Shared::new(out), shape[1], Start::Keep);
 }
 
-fn compute(tile: Tile, [m, n, k]: [usize; 3], left: Left<'_>, right: &impl Right, values: Shared<'_>, pixels: usize, start: Start<'_>) {
+fn compute<W: Word>(
+    tile: Tile,
+    [m, n, k]: [usize; 3],
+    left: Left<'_, W>,
+    right: &impl Right<W>,
+    values: Shared<'_>,
+    pixels: usize,
+    start: Start<'_>,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -346,7 +363,7 @@ impl<'a> Rows<'a> {
 ///
 /// # Panics
 /// When a slice is too short for its shape, or rows of C overlap.
-pub fn multiply([m, n, k]: [usize; 3], left: Left<'_>, (tile, panels): (Tile, &[f32]), out: Rows<'_>, start: Start<'_>) {
+pub fn multiply<W: Word>([m, n, k]: [usize; 3], left: Left<'_, W>, (tile, panels): (Tile, &[W]), out: Rows<'_>, start: Start<'_>) {
     if m == 0 || n == 0 {
         return;
     }
@@ -356,7 +373,7 @@ pub fn multiply([m, n, k]: [usize; 3], left: Left<'_>, (tile, panels): (Tile, &[
     unsafe { Block::new(&product, [0..m, 0..n, 0..k], panels) }.compute();
 }
 
-impl Product<'_> {
+impl<W: Word> Product<'_, W> {
     /// Where the sum over `k` is cut, in nearly even parts, but in no kernel and in no small image.
     fn depths(&self) -> impl Iterator<Item = Range<usize>> {
         let unit = match self.left {
@@ -377,23 +394,25 @@ impl Product<'_> {
     }
 
     /// Shares out the columns. Each task computes all rows of some, and packs that much of B.
-    fn by_slabs(self, right: &impl Right, threads: usize) {
+    fn by_slabs(self, right: &impl Right<W>, threads: usize) {
         let (columns, count) = (self.tile.columns, self.n.div_ceil(self.slab()).next_multiple_of(threads));
         on_threads(threads, parts(self.n, count, columns), |n| {
             let mut packed = Scratch::new(self.depth() * n.len().next_multiple_of(columns));
+            let packed = cast_slice_mut(&mut packed);
             for k in self.depths() {
-                right.pack(k.clone(), n.clone(), columns, &mut packed);
+                right.pack(k.clone(), n.clone(), columns, packed);
                 // SAFETY: the product is this function's, the parts have no column in common, and each is computed depth by depth: the first writes what
                 // the next ones add to.
-                unsafe { Block::new(&self, [0..self.m, n.clone(), k], &packed) }.compute();
+                unsafe { Block::new(&self, [0..self.m, n.clone(), k], packed) }.compute();
             }
         });
     }
 
     /// For few columns: packs B on all threads, then shares out the rows.
-    fn by_rows(self, right: &impl Right, threads: usize) {
+    fn by_rows(self, right: &impl Right<W>, threads: usize) {
         let Tile { rows, columns } = self.tile;
         let mut packed = Scratch::new(self.depth() * self.n.next_multiple_of(columns));
+        let packed = cast_slice_mut::<f32, W>(&mut packed);
         for k in self.depths() {
             let panels = &mut packed[..k.len() * self.n.next_multiple_of(columns)];
             // Columns and panels are cut at the same places: between panels.
@@ -401,7 +420,7 @@ impl Product<'_> {
             on_threads(threads, strips, |(n, (_, panels))| right.pack(k.clone(), n, columns, panels));
             on_threads(threads, parts(self.m, threads, rows), |m| {
                 // SAFETY: the product is this function's, the parts have no row in common, and one depth is done before the next, which adds to it.
-                unsafe { Block::new(&self, [m, 0..self.n, k.clone()], &packed) }.compute();
+                unsafe { Block::new(&self, [m, 0..self.n, k.clone()], packed) }.compute();
             });
         }
     }
@@ -409,27 +428,31 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::super::noise;
     use super::super::operands::{ColumnMajor, RowMajor};
     use super::*;
 
+    const SHAPES: [(usize, usize, usize); 12] = [
+        (1, 1, 1),
+        (6, 16, 4),
+        (7, 17, 5),
+        (13, 300, 3),
+        (40, 700, 800),
+        (5, 3, 1000),
+        (300, 33, 400),
+        (3, 40, 5),
+        (300, 200, 30),
+        (29, 40, 50),
+        (31, 77, 30),
+        (30, 16, 9),
+    ];
+
     /// Every way in, every odd size, against the definition.
     #[test]
     fn products_of_all_shapes() {
-        for (m, n, k) in [
-            (1, 1, 1),
-            (6, 16, 4),
-            (7, 17, 5),
-            (13, 300, 3),
-            (40, 700, 800),
-            (5, 3, 1000),
-            (300, 33, 400),
-            (3, 40, 5),
-            (300, 200, 30),
-            (29, 40, 50),
-            (31, 77, 30),
-            (30, 16, 9),
-        ] {
+        for (m, n, k) in SHAPES {
             let (a, b, bias) = (noise(m * k, 1), noise(k * n, 2), noise(m.max(n), 3));
             let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
             for case in 0..8 {
@@ -438,7 +461,7 @@ mod tests {
                 let mut c = vec![MaybeUninit::new(7.0); m * n];
                 let c = match case / 2 % 2 {
                     0 => product([m, n, k], left, &RowMajor { values: &b, stride: n }, &mut c, start),
-                    _ => product([m, n, k], left, &ColumnMajor { values: &bt, stride: k }, &mut c, start),
+                    _ => product([m, n, k], left, &ColumnMajor::new(&bt, k), &mut c, start),
                 };
                 for i in 0..m {
                     for j in 0..n {
@@ -453,6 +476,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Products of bf16 are exact in f32, so the sums are those of f32.
+    #[test]
+    fn products_in_bf16_of_all_shapes() {
+        for (m, n, k) in SHAPES {
+            let k = 2 * k;
+            let round = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+            let (a, b) = (round(noise(m * k, 1)), noise(k * n, 2));
+            let (bt, b) = (round(transposed(&b, k, n)), round(b));
+            for by_rows in [true, false] {
+                let (left, mut c) = (Left::rows(&a, k), vec![MaybeUninit::new(7.0); m * n]);
+                let c = match by_rows {
+                    true => product([m, n, k / 2], left, &RowMajor { values: &b, stride: n }, &mut c, Start::Zero),
+                    false => product([m, n, k / 2], left, &ColumnMajor::new(&bt, k), &mut c, Start::Zero),
+                };
+                for (i, found) in c.iter().enumerate() {
+                    let sum: f64 = (0..k).map(|l| a[i / n * k + l].to_f64() * b[l * n + i % n].to_f64()).sum();
+                    assert!((f64::from(*found) - sum).abs() < 1e-4, "{m}x{n}x{k}: C[{i}] = {found}, not {sum}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of 3 values in words of 2")]
+    fn half_a_word_is_refused() {
+        Left::rows(&[bf16::ONE; 6], 3);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::words::Terms;
+
 /// Columns beyond which little is left over by any tile.
 const WIDE: usize = 160;
 
@@ -62,11 +64,12 @@ pub fn tiles() -> &'static [Tile] {
 /// # Safety
 /// From each pointer of `a` a value can be read at each of the places, and from `b` `V` vectors for each.
 #[inline(always)]
-pub unsafe fn by_rows<S: Simd, const R: usize, const V: usize, const STEP: isize>(
+pub unsafe fn by_rows<S: Simd, T: Terms<S>, const R: usize, const V: usize, const STEP: isize>(
     simd: S,
-    a: [*const f32; R],
+    terms: T,
+    a: [*const T::Word; R],
     runs: impl Iterator<Item = (isize, usize)>,
-    b: *const f32,
+    b: *const T::Word,
 ) -> [[S::f32s; V]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     let mut b = b;
@@ -77,6 +80,7 @@ pub unsafe fn by_rows<S: Simd, const R: usize, const V: usize, const STEP: isize
             unsafe {
                 step(
                     simd,
+                    terms,
                     #[inline(always)]
                     |i| *a[i].offset(place),
                     b.add(k * V * S::F32_LANES),
@@ -94,12 +98,13 @@ pub unsafe fn by_rows<S: Simd, const R: usize, const V: usize, const STEP: isize
 /// # Safety
 /// `R` values can be read at `a` and at the `depth - 1` places that follow, `stride` apart; `depth` times `V` vectors from `b`.
 #[inline(always)]
-pub unsafe fn by_columns<S: Simd, const R: usize, const V: usize>(
+pub unsafe fn by_columns<S: Simd, T: Terms<S>, const R: usize, const V: usize>(
     simd: S,
+    terms: T,
     depth: usize,
-    a: *const f32,
+    a: *const T::Word,
     stride: usize,
-    b: *const f32,
+    b: *const T::Word,
 ) -> [[S::f32s; V]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for k in 0..depth {
@@ -107,6 +112,7 @@ pub unsafe fn by_columns<S: Simd, const R: usize, const V: usize>(
         unsafe {
             step(
                 simd,
+                terms,
                 #[inline(always)]
                 |i| *a.add(k * stride + i),
                 b.add(k * V * S::F32_LANES),
@@ -122,12 +128,13 @@ pub unsafe fn by_columns<S: Simd, const R: usize, const V: usize>(
 /// # Safety
 /// `R · AREA` values can be read at `a` and at the `count - 1` places that follow, `stride` apart; `count · AREA` times `V` vectors from `b`.
 #[inline(always)]
-pub unsafe fn turned<S: Simd, const R: usize, const V: usize, const AREA: usize>(
+pub unsafe fn turned<S: Simd, T: Terms<S>, const R: usize, const V: usize, const AREA: usize>(
     simd: S,
+    terms: T,
     count: usize,
-    a: *const f32,
+    a: *const T::Word,
     stride: usize,
-    b: *const f32,
+    b: *const T::Word,
 ) -> [[S::f32s; V]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for o in 0..count {
@@ -136,6 +143,7 @@ pub unsafe fn turned<S: Simd, const R: usize, const V: usize, const AREA: usize>
             unsafe {
                 step(
                     simd,
+                    terms,
                     #[inline(always)]
                     |i| *a.add(o * stride + i * AREA + (AREA - 1 - t)),
                     b.add((o * AREA + t) * V * S::F32_LANES),
@@ -152,13 +160,19 @@ pub unsafe fn turned<S: Simd, const R: usize, const V: usize, const AREA: usize>
 /// # Safety
 /// `V` vectors can be read at `b`.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const V: usize>(simd: S, a: impl Fn(usize) -> f32, b: *const f32, sums: &mut [[S::f32s; V]; R]) {
+unsafe fn step<S: Simd, T: Terms<S>, const R: usize, const V: usize>(
+    simd: S,
+    terms: T,
+    a: impl Fn(usize) -> T::Word,
+    b: *const T::Word,
+    sums: &mut [[S::f32s; V]; R],
+) {
     // SAFETY: the caller promises `V` vectors.
     let b = unsafe { b.cast::<[S::f32s; V]>().read_unaligned() };
     for (i, sum) in sums.iter_mut().enumerate() {
-        let a = simd.splat_f32s(a(i));
+        let a = terms.splat(simd, a(i));
         for (sum, b) in sum.iter_mut().zip(b) {
-            *sum = simd.mul_add_e_f32s(a, b, *sum);
+            *sum = terms.add(simd, a, b, *sum);
         }
     }
 }

@@ -143,6 +143,10 @@ impl Algorithm for LeapAlign {
             }
         }
     }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
 }
 
 impl LeapAlign {

@@ -221,6 +221,10 @@ impl Algorithm for Srpo {
             }
         }
     }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
 }
 
 impl Srpo {

@@ -112,4 +112,8 @@ impl Algorithm for Awm {
             findings.push(format!("algo.awm.proximal_weight is {proximal_weight}; expected a number of at least 0"));
         }
     }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
 }

@@ -131,4 +131,8 @@ impl Algorithm for Dgpo {
             }
         }
     }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
 }

@@ -90,4 +90,8 @@ impl Algorithm for Nft {
             findings.push(format!("algo.nft.beta is {}; expected a number above 0", self.beta));
         }
     }
+
+    fn default_preset(&self) -> &'static str {
+        "shapes"
+    }
 }

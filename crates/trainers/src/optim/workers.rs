@@ -13,9 +13,12 @@ use vp_models::number_format::is_cpu;
 
 use crate::Error;
 
-/// A number of thread pools, each with an equal share of the cores.
+/// A number of thread pools, each with an equal share of the cores. A single worker is the thread that calls, with all cores: threads of a
+/// pool would take turns at the parts, and the allocator keeps for each thread what it has freed.
 #[derive(Debug)]
 pub struct Workers {
+    count: usize,
+    /// Of several workers, one each.
     pools: Vec<ThreadPool>,
 }
 
@@ -27,8 +30,8 @@ impl Workers {
     pub fn new(count: usize) -> Result<Self, Error> {
         let share = (rayon::current_num_threads() / count).max(1);
         let pool = |_| ThreadPoolBuilder::new().num_threads(share).build();
-        let pools = (0..count).map(pool).collect::<Result<_, _>>();
-        Ok(Self { pools: pools.map_err(|error| Error::Config(format!("cannot start {count} workers: {error}; use fewer")))? })
+        let pools = (0..count).filter(|_| count > 1).map(pool).collect::<Result<_, _>>();
+        Ok(Self { count, pools: pools.map_err(|error| Error::Config(format!("cannot start {count} workers: {error}; use fewer")))? })
     }
 
     /// `count` workers on the CPU. On another device one, because parts of a batch would only compete for it.
@@ -49,12 +52,15 @@ impl Workers {
 
     /// The number of workers.
     pub fn count(&self) -> usize {
-        self.pools.len()
+        self.count
     }
 
     /// Applies `work` to at most [`count`](Self::count) items side by side. Returns the results in the order of the items.
     pub fn map<I: Send, O: Send>(&self, items: Vec<I>, work: impl Fn(I) -> O + Sync) -> Vec<O> {
         assert!(items.len() <= self.count(), "{} items for {} workers", items.len(), self.count());
+        if self.count == 1 {
+            return items.into_iter().map(work).collect();
+        }
         let work = &work;
         thread::scope(|scope| {
             let begin = |(pool, item): (_, I)| {
@@ -78,5 +84,11 @@ mod tests {
         assert_eq!(done.iter().map(|(value, ..)| *value).collect::<Vec<_>>(), [10, 20, 30]);
         assert!(done[0].1 != done[1].1 && done[1].1 != done[2].1);
         assert!(done.iter().all(|(.., threads)| *threads == (rayon::current_num_threads() / 3).max(1)));
+    }
+
+    #[test]
+    fn a_single_worker_is_the_calling_thread() {
+        let done = Workers::new(1).unwrap().map(vec![1], |item| (10 * item, thread::current().id(), rayon::current_num_threads()));
+        assert_eq!(done, [(10, thread::current().id(), rayon::current_num_threads())]);
     }
 }
