@@ -25,8 +25,6 @@ struct Case {
 
 /// How far a plan may be from what a run takes, as a share.
 const MOST_OFF: f64 = 0.15;
-/// How many runs may take something else before one takes what was planned.
-const ATTEMPTS: usize = 5;
 
 /// One image of a preview, two updates, for the second has moments beside its gradients, no checkpoint in between.
 const SHORT: [&str; 5] =
@@ -110,25 +108,21 @@ fn what_is_planned_is_what_runs_take() {
         let args = [case.args, &sets].concat();
         let planned = plan(&args);
         let expected = mib(planned["peak"].as_f64().unwrap());
-        let taken = |attempt: usize| {
-            let folder = dir.path().join(format!("{i}-{attempt}"));
-            run(&[&["train", "--quiet", "-o", folder.to_str().unwrap()], &args[..]].concat()).ok();
-            let [peak, told] = noted(&folder);
-            assert!((expected - told).abs() < 0.1, "{}: plan says {expected} MiB, the run {told}", case.name);
-            let off = expected / peak - 1.0;
-            println!(
-                "{:<28} planned {expected:7.1} MiB in {}, took {peak:7.1} ({:+.1} %); stays {:.1}, phases {}",
-                case.name,
-                planned["peak_phase"],
-                100.0 * off,
-                mib(planned["fixed"].as_f64().unwrap()),
-                planned["phases"]
-            );
-            off
-        };
-        // Threads keep pages for a moment that they have freed. So one and the same run takes up to a fifth more where the machine is busy.
-        if !(0..ATTEMPTS).any(|attempt| taken(attempt).abs() <= MOST_OFF) {
-            wrong.push(format!("{}: planned {expected:.1} MiB, and none of {ATTEMPTS} runs took that", case.name));
+        let folder = dir.path().join(i.to_string());
+        run(&[&["train", "--quiet", "-o", folder.to_str().unwrap()], &args[..]].concat()).ok();
+        let [peak, told] = noted(&folder);
+        assert!((expected - told).abs() < 0.1, "{}: plan says {expected} MiB, the run {told}", case.name);
+        let off = expected / peak - 1.0;
+        println!(
+            "{:<28} planned {expected:7.1} MiB in {}, took {peak:7.1} ({:+.1} %); stays {:.1}, phases {}",
+            case.name,
+            planned["peak_phase"],
+            100.0 * off,
+            mib(planned["fixed"].as_f64().unwrap()),
+            planned["phases"]
+        );
+        if off.abs() > MOST_OFF {
+            wrong.push(format!("{}: planned {expected:.1} MiB, took {peak:.1}", case.name));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");

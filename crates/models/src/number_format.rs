@@ -62,7 +62,7 @@ impl NumberFormat {
     /// # Errors
     /// A sentence with the reason and the way out.
     pub fn check(self, device: &Device) -> Result<(), String> {
-        // The CPU's kernels compute in f32 and round.
+        // What the processor does not multiply, the CPU's kernels compute in f32 and round.
         if is_cpu(device) || device.supports_dtype(DType::from(self.dtype())) {
             return Ok(());
         }
@@ -71,8 +71,17 @@ impl NumberFormat {
         Err(format!("this device has no arithmetic for {}; choose {}", self.name(), others.join(" or ")))
     }
 
-    /// The format that takes the least memory for equal results: bf16 where the device computes in it, otherwise f32. On the CPU, which
-    /// gains no speed from fewer bits, f32.
+    /// Why networks in this format are no faster on `device` than in f32, if they are not: a sentence.
+    pub fn warning(self, device: &Device) -> Option<String> {
+        let multiplied = self == Self::F32 || !is_cpu(device) || self == Self::Bf16 && vp_ops::multiplies_bf16();
+        (!multiplied).then(|| {
+            let name = self.name();
+            format!("this processor does not multiply {name}: it is computed in f32 and rounded, which takes less memory for weights and more time")
+        })
+    }
+
+    /// The format that takes the least memory for equal results: bf16 where the device computes in it, otherwise f32. On the CPU, where
+    /// bf16 is faster on some processors alone, f32: a config means the same on all of them.
     pub fn best(device: &Device) -> Self {
         if !is_cpu(device) && device.supports_dtype(DType::BF16) { Self::Bf16 } else { Self::F32 }
     }
@@ -169,5 +178,7 @@ mod tests {
             assert_eq!(serde_json::to_value(format).unwrap(), format.name());
         }
         assert_eq!(NumberFormat::best(&Device::flex()), NumberFormat::F32);
+        let warns = |format: NumberFormat| format.warning(&Device::flex()).is_some();
+        assert_eq!([NumberFormat::F32, NumberFormat::Bf16, NumberFormat::F16].map(warns), [false, !vp_ops::multiplies_bf16(), true]);
     }
 }

@@ -1,12 +1,17 @@
 //! Scaled dot-product attention.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
+use half::bf16;
 
 use crate::composed;
-use crate::fused::{Fused, Input, Values, apply, cast, on_cpu};
+use crate::fused::{Format, Values, cast, on_cpu};
 use crate::kernel::attention::{self as kernel, Bias, Seen, Shape};
+use crate::kernel::scored::Scored;
+use crate::kernel::words::{Element, multiplies_bf16};
+use crate::tape::{self, Operation, Ranked};
 
 /// What is added to the scores before the softmax.
 #[derive(Debug, Clone, Copy)]
@@ -36,26 +41,32 @@ impl Attention {
     }
 }
 
-impl Fused<3> for Attention {
-    /// Queries, keys, values, output; the logarithm of each softmax's denominator. No score is kept.
-    type Saved = Option<([Values; 4], Arc<Vec<f32>>)>;
+/// That with queries, keys, values and output in one number format.
+#[derive(Debug, Clone)]
+struct In<E>(Attention, PhantomData<E>);
 
-    fn forward(&self, [q, k, v]: [Values; 3], wanted: [bool; 3]) -> (Values, Self::Saved) {
-        let Shape { batch, heads, queries, .. } = self.shape;
-        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; batch * heads * queries]);
-        kernel::forward(&self.shape, [&q, &k, &v], self.bias(), &mut out, &mut lse);
-        let out = Values::from_vec(out, q.shape());
+/// What the backward pass needs: queries, keys, values, output; the logarithm of each softmax's denominator. No score is kept.
+type Kept<E> = ([Values<E>; 4], Arc<Vec<f32>>);
+
+impl<E: Format + Scored> Operation<3> for In<E> {
+    type Saved = Option<Kept<E>>;
+
+    fn forward(&self, inputs: [Ranked; 3], wanted: [bool; 3]) -> (Ranked, Self::Saved) {
+        let (Attention { shape, .. }, [q, k, v]) = (&self.0, inputs.map(Values::<E>::of));
+        let mut lse = vec![0.0; shape.batch * shape.heads * shape.queries];
+        let out = E::summed([q.len()], |[out]| kernel::forward(shape, [&q, &k, &v], self.0.bias(), out, &mut lse));
+        let [out] = out.map(|out| Values::from_vec(out, q.shape()));
         let saved = wanted.contains(&true).then(|| ([q, k, v, out.clone()], Arc::new(lse)));
-        (out, saved)
+        (out.ranked(), saved)
     }
 
-    fn backward(self, saved: Self::Saved, output: Values, wanted: [bool; 3]) -> [Option<Values>; 3] {
+    fn backward(self, saved: Self::Saved, output: Ranked, wanted: [bool; 3]) -> [Option<Ranked>; 3] {
         let ([q, k, v, out], lse) = saved.expect("kept where a gradient is wanted");
-        let mut gradients = [&q, &k, &v].map(|values| vec![0.0; values.len()]);
-        let seen = Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse };
-        kernel::backward(&self.shape, &seen, self.bias(), &output, gradients.each_mut().map(Vec::as_mut_slice));
+        let (seen, dout) = (Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse }, Values::<E>::of(output));
+        let sizes = [&q, &k, &v].map(|values| values.len());
+        let gradients = E::summed(sizes, |sums| kernel::backward(&self.0.shape, &seen, self.0.bias(), &dout, sums));
         let mut shapes = [&q, &k, &v].map(|values| values.shape()).into_iter().zip(wanted);
-        gradients.map(|values| shapes.next().and_then(|(shape, wanted)| wanted.then(|| Values::from_vec(values, shape))))
+        gradients.map(|values| shapes.next().and_then(|(shape, wanted)| wanted.then(|| Values::from_vec(values, shape).ranked())))
     }
 }
 
@@ -85,8 +96,6 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
     if !on_cpu(&q) {
         return composed::attention_in_tiles(q, k, v, heads, mask, None);
     }
-    let format = q.dtype();
-    let [q, k, v] = [q, k, v].map(|x| cast(x, DType::F32));
     let per_key = match mask {
         // The CPU's memory: nothing is waited for.
         Mask::Additive(mask) => Some(Arc::new(mask.to_data().convert::<f32>().try_to_vec().expect("converted to f32"))),
@@ -94,5 +103,15 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
     };
     let shape = Shape { batch, heads, queries, keys, d: channels / heads };
     let operation = Attention { shape, causal: matches!(mask, Mask::Causal), per_key };
-    cast(apply::<_, 3, 3>(operation, [&q, &k, &v].map(Input::of)).expect("f32 on the CPU"), format)
+    if is_attention_in_bf16([&q, &k, &v].map(|x| x.dtype()), shape.d) {
+        return tape::apply(In::<bf16>(operation, PhantomData), [q, k, v].map(Ranked::of)).tensor();
+    }
+    let format = q.dtype();
+    let inputs = [q, k, v].map(|x| Ranked::of(cast(x, DType::F32)));
+    cast(tape::apply(In::<f32>(operation, PhantomData), inputs).tensor(), format)
+}
+
+/// Whether the CPU multiplies queries, keys and values of these formats, heads of `d` channels, as they are, in bf16.
+pub fn is_attention_in_bf16(formats: [DType; 3], d: usize) -> bool {
+    formats == [DType::BF16; 3] && multiplies_bf16() && d.is_multiple_of(bf16::TERMS)
 }

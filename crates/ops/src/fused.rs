@@ -13,9 +13,9 @@ use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 use half::bf16;
 
-use crate::kernel::Scratch;
 use crate::kernel::round::{round, widen};
 use crate::kernel::words::Element;
+use crate::kernel::{Scratch, write_into};
 use crate::tape::{self, Operation, Ranked};
 
 /// Contiguous values of a number format, f32 or bf16, and their shape, cheap to clone.
@@ -27,6 +27,9 @@ pub(crate) trait Format: Element + burn::tensor::Element {
     /// `len` values, rounded from those that `write` writes, as [`written`] says.
     fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self>;
 
+    /// As many values each, rounded from those that `write` makes of zeros.
+    fn summed<const N: usize>(sizes: [usize; N], write: impl FnOnce([&mut [f32]; N])) -> [Vec<Self>; N];
+
     /// The same values in f32.
     fn widened(values: &[Self]) -> Cow<'_, [f32]>;
 }
@@ -34,6 +37,12 @@ pub(crate) trait Format: Element + burn::tensor::Element {
 impl Format for f32 {
     fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self> {
         written(len, write)
+    }
+
+    fn summed<const N: usize>(sizes: [usize; N], write: impl FnOnce([&mut [f32]; N])) -> [Vec<Self>; N] {
+        let mut sums = sizes.map(|len| vec![0.0; len]);
+        write(sums.each_mut().map(Vec::as_mut_slice));
+        sums
     }
 
     fn widened(values: &[Self]) -> Cow<'_, [f32]> {
@@ -45,6 +54,12 @@ impl Format for bf16 {
     fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self> {
         let exact = Scratch::written(len, write);
         written(len, |values| round(&exact, values))
+    }
+
+    fn summed<const N: usize>(sizes: [usize; N], write: impl FnOnce([&mut [f32]; N])) -> [Vec<Self>; N] {
+        let mut sums = sizes.map(Scratch::zeroed);
+        write(sums.each_mut().map(|sums| &mut **sums));
+        sums.map(|sums| written(sums.len(), |values| round(&sums, values)))
     }
 
     fn widened(values: &[Self]) -> Cow<'_, [f32]> {
@@ -101,20 +116,13 @@ impl<E: Format> std::ops::Deref for Values<E> {
     }
 }
 
-/// A vector of `len` values: `write` is given its memory, uninitialised, and returns it with every value written.
+/// A vector of the `len` values that `write` writes, as [`write_into`] says.
 ///
 /// `vec![0.0; len]` is simpler, and is what attention starts from. Activations, norms and products with few terms wait for memory most of the
 /// time: to clear theirs first costs them 10 to 20 %.
-///
-/// # Panics
-/// When `write` returns anything but the memory that it was given.
 pub(crate) fn written<E>(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<E>]) -> &'v mut [E]) -> Vec<E> {
-    let mut values = Vec::<E>::with_capacity(len);
-    let first = values.as_ptr();
-    let back = write(&mut values.spare_capacity_mut()[..len]);
-    assert!(back.as_ptr() == first && back.len() == len, "a kernel returned other values than it was given");
-    // SAFETY: the vector has room for `len` values, and these came back as `[E]`, which is proof that they are initialised.
-    unsafe { values.set_len(len) };
+    let mut values = Vec::new();
+    write_into(&mut values, len, write);
     values
 }
 

@@ -5,7 +5,7 @@
 //! operations. Tests hold the two against each other, values and gradients.
 //!
 //! The output has the number format of the first input, and weights are cast to it. Norms, softmax and activations compute in f32
-//! whatever the format. On the CPU so do linear maps and convolutions, but for an input and a weight in bf16 where the processor
+//! whatever the format. On the CPU so do linear maps, convolutions and attention, but for inputs and weights in bf16 where the processor
 //! [multiplies that](multiplies_bf16): then products are of bf16, and sums f32.
 //!
 //! No operation takes an empty batch: there is nothing to compute, and whoever asks has lost something on the way.
@@ -26,7 +26,7 @@ mod tiles;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use affine::is_in_bf16;
-pub use attention::{Mask, attention};
+pub use attention::{Mask, attention, is_attention_in_bf16};
 pub use conv::{conv2d, conv2d_with_lora};
 pub use fused::cast;
 pub use kernel::vector_unit;

@@ -54,6 +54,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let (pipeline, unet) = profile::time(Stage::Io, || Pipeline::load(folder, &device))?;
     let model = profile::time(Stage::Io, || with_loras(&pipeline, unet, &plan.args.loras))?;
     let formats = Formats { model: plan.args.dtype.on(&device, "--dtype")?, vae: plan.args.vae_dtype.on(&device, "--vae-dtype")? };
+    formats.warnings(&device).iter().for_each(|warning| warn(format_args!("{warning}")));
     let (mut pipeline, model) = pipeline.in_formats(model, formats, None)?;
     pipeline.vae.splitting = plan.args.decoding.into();
     warn_of_cut_prompts(&pipeline, &plan.prompts);

@@ -292,7 +292,9 @@ impl Ledger {
     /// per head and query. On a GPU a tile of the scores is there two times, on the way back three times.
     pub fn attention(&self, [q, k, v]: [Traced; 3], heads: usize) -> Traced {
         let format = q.format;
-        let [q, k, v] = [q, k, v].map(|x| self.read(x));
+        let formats = [&q, &k, &v].map(|x| x.format.dtype().into());
+        let in_bf16 = self.on_cpu() && vp_ops::is_attention_in_bf16(formats, q.shape[2] / heads);
+        let [q, k, v] = [q, k, v].map(|x| if in_bf16 { self.ordered(x) } else { self.read(x) });
         let (shape, keys) = (q.shape.clone(), k.shape[1]);
         let buffer = self.new_buffer(&shape, q.format);
         self.note_operations(4 * count(&shape) * keys as u64);
@@ -310,6 +312,11 @@ impl Ledger {
             // The kernel makes all three gradients, wanted or not.
             let unwanted = [&q, &k, &v].into_iter().zip(passed).filter(|(_, passed)| passed.is_none());
             back.scratch = unwanted.map(|(x, _)| size(&x.shape, x.format)).sum();
+            if in_bf16 {
+                // The sums, before they are rounded.
+                self.touch(size(&shape, NumberFormat::F32));
+                back.scratch += [&q, &k, &v].map(|x| size(&x.shape, NumberFormat::F32)).iter().sum::<u64>();
+            }
         } else {
             let scores = (4 * (shape[0] * heads * shape[1] * keys) as u64).min(SCORES);
             self.touch(2 * scores);

@@ -59,6 +59,15 @@ pub struct Formats {
     pub vae: NumberFormat,
 }
 
+impl Formats {
+    /// A sentence for each of the formats that is no faster on `device` than f32.
+    pub fn warnings(&self, device: &Device) -> Vec<String> {
+        let mut warnings: Vec<String> = [self.model, self.vae].iter().filter_map(|format| format.warning(device)).collect();
+        warnings.dedup();
+        warnings
+    }
+}
+
 /// A batch of images to be drawn.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {

@@ -3,19 +3,20 @@
 
 use std::ops::Range;
 
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::lanes::{map_in_place, map_in_place_and_sum, max, update};
 use super::math::exp;
 use super::operands::{ColumnMajor, Left, Right, RowMajor};
 use super::product::{Rows, Start, multiply};
+use super::scored::{KEYS, Scored};
 use super::tile::{Tile, tile, tile_for};
+use super::words::{Element, Word};
 use super::{Scratch, Shared, cut, on_threads, parts};
 
 /// Queries of a tile of scores.
 const QUERIES: usize = 96;
-/// Keys of a tile of scores.
-const KEYS: usize = 128;
 
 /// What is added to the scores before the softmax.
 #[derive(Debug, Clone, Copy)]
@@ -60,22 +61,22 @@ impl Shape {
     }
 
     /// A head's part of keys or values.
-    fn of_keys<'a>(&self, values: &'a [f32], pair: usize) -> &'a [f32] {
+    fn of_keys<'a, E>(&self, values: &'a [E], pair: usize) -> &'a [E] {
         &values[self.head(pair, self.keys)..]
     }
 
-    fn of_queries<'a>(&self, values: &'a [f32], pair: usize) -> &'a [f32] {
+    fn of_queries<'a, E>(&self, values: &'a [E], pair: usize) -> &'a [E] {
         &values[self.head(pair, self.queries)..]
     }
 
     /// # Panics
     /// When the shape is empty, or a slice is not as long as it says.
-    fn check(&self, of_queries: [&[f32]; 2], of_keys: [&[f32]; 2], lse: &[f32], bias: Bias<'_>) {
+    fn check(&self, of_queries: [usize; 2], of_keys: [usize; 2], lse: &[f32], bias: Bias<'_>) {
         let Self { batch, heads, queries, keys, d } = *self;
         assert!([batch, heads, queries, keys, d].iter().all(|size| *size > 0), "attention of {self:?}");
-        let fits = |values: &[f32], tokens: usize| values.len() == batch * tokens * self.channels();
-        assert!(of_queries.iter().all(|values| fits(values, queries)), "a slice that is not [b, queries, heads · d] of {self:?}");
-        assert!(of_keys.iter().all(|values| fits(values, keys)), "a slice that is not [b, keys, heads · d] of {self:?}");
+        let fits = |len: usize, tokens: usize| len == batch * tokens * self.channels();
+        assert!(of_queries.iter().all(|len| fits(*len, queries)), "a slice that is not [b, queries, heads · d] of {self:?}");
+        assert!(of_keys.iter().all(|len| fits(*len, keys)), "a slice that is not [b, keys, heads · d] of {self:?}");
         assert_eq!(lse.len(), self.pairs() * queries, "logarithms of {self:?}");
         if let Bias::PerKey(values) = bias {
             assert_eq!(values.len(), batch * keys, "a bias per key of {self:?}");
@@ -101,40 +102,50 @@ struct Packed {
 }
 
 impl Packed {
-    fn columns(values: &[f32], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
-        let size = size.min(tokens);
+    fn columns<E: Element>(values: &[E], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
+        let (size, d) = (size.min(tokens), d / E::TERMS);
         let tile = tile_for(size);
         let columns = tile.columns;
         let each = size.next_multiple_of(columns) * d;
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
-        for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
+        for (tokens, out) in tiles(0..tokens, size).zip(cast_slice_mut(&mut packed).chunks_exact_mut(each)) {
             ColumnMajor::new(values, stride).pack(0..d, tokens, columns, out);
         }
         Self { tile, values: packed, size: each }
     }
 
-    fn rows(values: &[f32], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
+    fn rows<E: Element>(values: &[E], stride: usize, d: usize, tokens: usize, size: usize) -> Self {
         let tile = tile_for(d);
         let columns = tile.columns;
-        let each = size * d.next_multiple_of(columns);
+        let each = size / E::TERMS * d.next_multiple_of(columns);
         let mut packed = Scratch::new(tokens.div_ceil(size) * each);
-        for (tokens, out) in tiles(0..tokens, size).zip(packed.chunks_exact_mut(each)) {
-            RowMajor { values, stride }.pack(tokens, 0..d, columns, out);
+        for (tokens, out) in tiles(0..tokens, size).zip(cast_slice_mut(&mut packed).chunks_exact_mut(each)) {
+            if tokens.len().is_multiple_of(E::TERMS) {
+                RowMajor { values, stride }.pack(tokens.start / E::TERMS..tokens.end / E::TERMS, 0..d, columns, out);
+                continue;
+            }
+            // The last word lacks a token, whose place zeros take.
+            let words = tokens.len().div_ceil(E::TERMS);
+            let mut padded = vec![E::zeroed(); words * E::TERMS * d];
+            for (row, token) in padded.chunks_exact_mut(d).zip(tokens) {
+                row.copy_from_slice(&values[token * stride..][..d]);
+            }
+            RowMajor { values: &padded, stride: d }.pack(0..words, 0..d, columns, out);
         }
         Self { tile, values: packed, size: each }
     }
 
-    fn tile(&self, index: usize) -> (Tile, &[f32]) {
-        (self.tile, &self.values[index * self.size..][..self.size])
+    fn tile<W: Word>(&self, index: usize) -> (Tile, &[W]) {
+        (self.tile, cast_slice(&self.values[index * self.size..][..self.size]))
     }
 }
 
-/// `out = softmax(q kᵀ / √d + bias) v`, and `lse`, the logarithm of each softmax's denominator, `[b, heads, queries]`.
+/// `out = softmax(q kᵀ / √d + bias) v`, and `lse`, the logarithm of each softmax's denominator, `[b, heads, queries]`. In bf16 `d` is even.
 ///
 /// # Panics
 /// When a slice is not as long as the shape says.
-pub fn forward(shape: &Shape, [q, k, v]: [&[f32]; 3], bias: Bias<'_>, out: &mut [f32], lse: &mut [f32]) {
-    shape.check([q, out], [k, v], lse, bias);
+pub fn forward<E: Scored>(shape: &Shape, [q, k, v]: [&[E]; 3], bias: Bias<'_>, out: &mut [f32], lse: &mut [f32]) {
+    shape.check([q.len(), out.len()], [k.len(), v.len()], lse, bias);
     let Shape { queries, keys, d, .. } = *shape;
     let out = Shared::new(out);
     let stride = shape.channels();
@@ -188,9 +199,9 @@ fn added<'a>(bias: Bias<'a>, keys: &Range<usize>) -> Option<&'a [f32]> {
 }
 
 /// A tile of queries against all keys, with a running maximum and a running sum (2307.08691, algorithm 1).
-fn query_tile(
+fn query_tile<E: Scored>(
     shape: &Shape,
-    q: &[f32],
+    q: &[E],
     [keys_packed, values_packed]: &[Packed; 2],
     bias: Bias<'_>,
     rows: &Range<usize>,
@@ -200,14 +211,16 @@ fn query_tile(
     let (m, d, stride) = (rows.len(), shape.d, shape.channels());
     let (mut scores, mut sums) = (Scratch::new(m * KEYS), Scratch::zeroed(m * d));
     let (mut largest, mut totals) = (vec![f32::NEG_INFINITY; m], vec![0.0; m]);
+    let mut memory = Vec::new();
     for (i, keys) in tiles(0..shape.keys, KEYS).enumerate() {
         if matches!(bias, Bias::Causal) && keys.start >= rows.end {
             break;
         }
-        multiply([m, keys.len(), d], Left::Rows(q, stride), keys_packed.tile(i), Rows::new(&mut scores, KEYS), Start::Zero);
+        multiply([m, keys.len(), d / E::TERMS], rows_of(q, stride), keys_packed.tile(i), Rows::new(&mut scores, KEYS), Start::Zero);
         let running = Running { largest: &mut largest, totals: &mut totals, sums: &mut sums };
         Arch::new().dispatch(Softmax { scores: &mut scores, scale: shape.scale(), bias, queries: rows, keys: &keys, running });
-        multiply([m, d, keys.len()], Left::Rows(&scores, KEYS), values_packed.tile(i), Rows::new(&mut sums, d), Start::Keep);
+        let weights = rows_of(E::rounded(&scores, m, keys.len(), &mut memory), KEYS);
+        multiply([m, d, keys.len().div_ceil(E::TERMS)], weights, values_packed.tile(i), Rows::new(&mut sums, d), Start::Keep);
     }
     for (row, sums) in sums.chunks_exact_mut(d).enumerate().take(m) {
         let share = 1.0 / totals[row];
@@ -215,6 +228,11 @@ fn query_tile(
         write(row, sums);
         lse[row] = largest[row] + totals[row].ln();
     }
+}
+
+/// Rows that begin `stride` values apart.
+fn rows_of<E: Element>(values: &[E], stride: usize) -> Left<'_, E::Word> {
+    Left::Rows(E::words(values), stride / E::TERMS)
 }
 
 /// The softmax so far of each query of a tile.
@@ -286,15 +304,15 @@ fn add_bias<S: Simd>(simd: S, scores: &mut [f32], scale: f32, bias: Option<&[f32
 
 /// What the forward pass saw and yielded.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct Seen<'a, E = f32> {
     /// `[b, queries, heads · d]`.
-    pub q: &'a [f32],
+    pub q: &'a [E],
     /// `[b, keys, heads · d]`.
-    pub k: &'a [f32],
+    pub k: &'a [E],
     /// `[b, keys, heads · d]`.
-    pub v: &'a [f32],
+    pub v: &'a [E],
     /// `[b, queries, heads · d]`.
-    pub out: &'a [f32],
+    pub out: &'a [E],
     /// `[b, heads, queries]`.
     pub lse: &'a [f32],
 }
@@ -303,9 +321,9 @@ pub struct Seen<'a> {
 ///
 /// # Panics
 /// When a slice is not as long as the shape says.
-pub fn backward(shape: &Shape, seen: &Seen<'_>, bias: Bias<'_>, dout: &[f32], [dq, dk, dv]: [&mut [f32]; 3]) {
-    shape.check([seen.q, seen.out], [seen.k, seen.v], seen.lse, bias);
-    shape.check([dout, dq], [dk, dv], seen.lse, bias);
+pub fn backward<E: Scored>(shape: &Shape, seen: &Seen<'_, E>, bias: Bias<'_>, dout: &[E], [dq, dk, dv]: [&mut [f32]; 3]) {
+    shape.check([seen.q.len(), seen.out.len()], [seen.k.len(), seen.v.len()], seen.lse, bias);
+    shape.check([dout.len(), dq.len()], [dk.len(), dv.len()], seen.lse, bias);
     let (threads, whole, tiles) = (shape.threads(), dq.len(), shape.keys.div_ceil(KEYS));
     // Where heads are too few for the threads, a head's keys are shared out too. Each part then adds up the queries' gradients in a
     // buffer of its own, the first of them in `dq`.
@@ -329,11 +347,11 @@ pub fn backward(shape: &Shape, seen: &Seen<'_>, bias: Bias<'_>, dout: &[f32], [d
 ///
 /// # Safety
 /// Until it returns, nothing else reads or writes these channels of these tokens.
-unsafe fn head_backward(
+unsafe fn head_backward<E: Scored>(
     shape: &Shape,
-    seen_before: &Seen<'_>,
+    seen_before: &Seen<'_, E>,
     bias: Bias<'_>,
-    dout: &[f32],
+    dout: &[E],
     pair: usize,
     tiles_of_keys: Range<usize>,
     [dq, dk, dv]: [Shared<'_>; 3],
@@ -343,11 +361,12 @@ unsafe fn head_backward(
     let [q, out, dout] = [seen_before.q, seen_before.out, dout].map(|values| shape.of_queries(values, pair));
     let [k, v] = [seen_before.k, seen_before.v].map(|values| shape.of_keys(values, pair));
     let lse = &seen_before.lse[pair * queries..][..queries];
-    let dot = |row: usize| (0..d).map(|i| out[row * stride + i] * dout[row * stride + i]).sum::<f32>();
+    let dot = |row: usize| (0..d).map(|i| out[row * stride + i].exact() * dout[row * stride + i].exact()).sum::<f32>();
     let delta: Vec<f32> = (0..queries).map(dot).collect();
     let [q_rows, dout_rows] = [q, dout].map(|values| Packed::rows(values, stride, d, queries, QUERIES));
     let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(QUERIES * KEYS));
     let [mut dk_tile, mut dv_tile] = [(); 2].map(|()| Scratch::new(KEYS * d));
+    let (mut memory, mut turned) = (Vec::new(), Vec::new());
     let dq = dq.skip(shape.head(pair, queries));
     for row in 0..queries {
         // SAFETY: this query's channels of this head are among those that the caller leaves to this function.
@@ -367,15 +386,19 @@ unsafe fn head_backward(
             }
             let m = rows.len();
             let at = rows.start * stride;
-            multiply([m, n, d], Left::Rows(&q[at..], stride), k_columns.tile(0), Rows::new(&mut p, KEYS), Start::Zero);
-            multiply([m, n, d], Left::Rows(&dout[at..], stride), v_columns.tile(0), Rows::new(&mut ds, KEYS), Start::Zero);
+            let terms = [m, n, d].map(|terms| terms.div_ceil(E::TERMS));
+            multiply([m, n, terms[2]], rows_of(&q[at..], stride), k_columns.tile(0), Rows::new(&mut p, KEYS), Start::Zero);
+            multiply([m, n, terms[2]], rows_of(&dout[at..], stride), v_columns.tile(0), Rows::new(&mut ds, KEYS), Start::Zero);
             let [lse, delta] = [lse, &delta].map(|values| &values[rows.clone()]);
             Arch::new().dispatch(Slopes { p: &mut p, ds: &mut ds, scale, bias, queries: &rows, keys: &tile, lse, delta });
-            multiply([n, d, m], Left::Columns(&p, KEYS), dout_rows.tile(block), Rows::new(&mut dv_tile, d), Start::Keep);
-            multiply([n, d, m], Left::Columns(&ds, KEYS), q_rows.tile(block), Rows::new(&mut dk_tile, d), Start::Keep);
+            let columns = Left::Columns(E::columns(E::rounded(&p, m, n, &mut memory), m, &mut turned), KEYS);
+            multiply([n, d, terms[0]], columns, dout_rows.tile(block), Rows::new(&mut dv_tile, d), Start::Keep);
+            let ds = E::rounded(&ds, m, n, &mut memory);
+            let columns = Left::Columns(E::columns(ds, m, &mut turned), KEYS);
+            multiply([n, d, terms[0]], columns, q_rows.tile(block), Rows::new(&mut dk_tile, d), Start::Keep);
             // SAFETY: the first `d` values of each row are its query's channels of this head, which the caller leaves to this function.
             let dq = unsafe { Rows::shared(dq.skip(at), stride) };
-            multiply([m, d, n], Left::Rows(&ds, KEYS), k_rows.tile(0), dq, Start::Keep);
+            multiply([m, d, terms[1]], rows_of(ds, KEYS), k_rows.tile(0), dq, Start::Keep);
         }
         for row in 0..n {
             let at = shape.head(pair, keys) + (tile.start + row) * stride;
@@ -431,6 +454,8 @@ impl WithSimd for Slopes<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::super::noise;
     use super::*;
 
@@ -486,6 +511,38 @@ mod tests {
                             (f64::from(*found) - expected).abs() < 1e-5,
                             "{shape:?} {bias:?}: {what}[{i}] is {found}, expected {expected}"
                         );
+                    }
+                }
+            }
+        }
+    }
+
+    /// In bf16 what is multiplied is rounded once: to a hundredth of the largest value.
+    #[test]
+    fn attention_in_bf16_of_all_shapes() {
+        let shape = |batch, heads, queries, keys, d| Shape { batch, heads, queries, keys, d };
+        for shape in
+            [shape(1, 1, 1, 1, 2), shape(2, 3, 5, 7, 4), shape(1, 2, 130, 300, 8), shape(1, 1, 201, 257, 34), shape(2, 1, 77, 77, 16)]
+        {
+            let round = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+            let widen = |values: &[bf16]| values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+            let [q, dout] = [1, 2].map(|seed| round(noise(shape.batch * shape.queries * shape.channels(), seed)));
+            let [k, v] = [3, 4].map(|seed| round(noise(shape.batch * shape.keys * shape.channels(), seed)));
+            let per_key = noise(shape.batch * shape.keys, 5);
+            for bias in [Bias::None, Bias::Causal, Bias::PerKey(&per_key)] {
+                let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; shape.pairs() * shape.queries]);
+                let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|values| vec![0.0; values.len()]);
+                forward(&shape, [&q, &k, &v], bias, &mut out, &mut lse);
+                let rounded = round(out.clone());
+                let seen = Seen { q: &q, k: &k, v: &v, out: &rounded, lse: &lse };
+                backward(&shape, &seen, bias, &dout, [&mut dq, &mut dk, &mut dv]);
+                let [q, k, v, dout] = [&q, &k, &v, &dout].map(|values| widen(values));
+                let expected = definition(&shape, [&q, &k, &v], bias, &dout);
+                for (what, (found, expected)) in ["out", "dq", "dk", "dv"].iter().zip([&out, &dq, &dk, &dv].iter().zip(&expected)) {
+                    let largest = expected.iter().fold(0.02, |largest: f64, value| largest.max(value.abs()));
+                    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                        let off = (f64::from(*found) - expected).abs();
+                        assert!(off < 0.01 * largest, "{shape:?} {bias:?}: {what}[{i}] is {found}, expected {expected}");
                     }
                 }
             }

@@ -14,6 +14,7 @@ pub mod norm;
 pub mod operands;
 pub mod product;
 pub mod round;
+pub mod scored;
 pub mod tile;
 pub mod words;
 
@@ -121,6 +122,20 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Makes `values` the `len` that `write` writes: it is given their memory, uninitialised, and returns it with every value written.
+///
+/// # Panics
+/// When `write` returns anything but the memory that it was given.
+pub fn write_into<E>(values: &mut Vec<E>, len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<E>]) -> &'v mut [E]) {
+    values.clear();
+    values.reserve(len);
+    let first = values.as_ptr();
+    let back = write(&mut values.spare_capacity_mut()[..len]);
+    assert!(back.as_ptr() == first && back.len() == len, "a kernel returned other values than it was given");
+    // SAFETY: the vector has room for `len` values, and these came back as `[E]`, which is proof that they are initialised.
+    unsafe { values.set_len(len) };
+}
+
 /// Buffers that were given back, for the next operation: fresh pages cost more than what is done in them.
 struct Pool(Vec<Vec<f32>>);
 
@@ -167,10 +182,10 @@ impl Scratch {
         taken.filter(|buffer| buffer.len() >= len).unwrap_or_else(|| vec![0.0; len])
     }
 
-    /// `len` values that `write` writes; it returns the memory that it was given.
+    /// `len` values that `write` writes, as [`write_into`] says.
     ///
     /// # Panics
-    /// When it returns anything else.
+    /// As that.
     pub fn written(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Self {
         let mut buffer = Self::buffer(len);
         let first = buffer.as_ptr();

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
+use super::words::Element;
 use super::{cut, on_threads};
 
 /// Values below which threads cost more than they bring.
@@ -19,7 +20,7 @@ pub fn widen<'t>(from: &[bf16], to: &'t mut [MaybeUninit<f32>]) -> &'t mut [f32]
         from,
         to,
         #[inline(always)]
-        |value| f32::from_bits(u32::from(value.to_bits()) << 16),
+        |value| value.exact(),
     )
 }
 

@@ -30,6 +30,9 @@ pub trait Element: Pod + Send + Sync {
 
     /// The same for `N` neighbours.
     fn put_all<const N: usize>(values: &[Self], terms: &[usize], out: &mut [Self::Word; N]);
+
+    /// The same value in f32.
+    fn exact(self) -> f32;
 }
 
 /// What products multiply at a time.
@@ -73,6 +76,11 @@ impl Element for f32 {
     fn put_all<const N: usize>(values: &[Self], terms: &[usize], out: &mut [Self; N]) {
         *out = values[terms[0]..terms[0] + N].try_into().expect("N values");
     }
+
+    #[inline(always)]
+    fn exact(self) -> f32 {
+        self
+    }
 }
 
 impl Element for bf16 {
@@ -88,6 +96,11 @@ impl Element for bf16 {
     fn put_all<const N: usize>(values: &[Self], terms: &[usize], out: &mut [[Self; 2]; N]) {
         let [first, second]: [&[Self; N]; 2] = [terms[0], terms[1]].map(|place| values[place..place + N].try_into().expect("N values"));
         *out = std::array::from_fn(|i| [first[i], second[i]]);
+    }
+
+    #[inline(always)]
+    fn exact(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 

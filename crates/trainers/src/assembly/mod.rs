@@ -165,7 +165,7 @@ impl Parts<'_> {
     /// The networks in the number formats of the config, and with the recomputation that it asks for.
     fn prepared(&self, pipeline: Pipeline, denoiser: LoadedDenoiser) -> Result<(Pipeline, LoadedDenoiser), Error> {
         let (model, vae) = (&self.config.model, self.config.vae.clone().unwrap_or_default());
-        let formats = Formats { model: model.format(self.device)?, vae: vae.format(self.device)? };
+        let formats = self.formats()?;
         let exact = match self.config.lora() {
             // Factors are attached later, in f32.
             Some(_) => None,
@@ -180,16 +180,23 @@ impl Parts<'_> {
         Ok((pipeline, denoiser))
     }
 
+    fn formats(&self) -> Result<Formats, Error> {
+        let vae = self.config.vae.clone().unwrap_or_default();
+        Ok(Formats { model: self.config.model.format(self.device)?, vae: vae.format(self.device)? })
+    }
+
     /// The outline that every run starts with; each kind of run adds its own parts.
     fn outline(&self) -> Outline {
         let init = self.config.lora().and_then(|lora| lora.init);
         // A file that cannot be read is an error of the models.
         let left_out = init.as_deref().and_then(|path| vp_models::lora::left_out(path).ok().flatten());
+        // A format that the device does not have was refused.
+        let slower = self.formats().map(|formats| formats.warnings(self.device)).unwrap_or_default();
         Outline {
             settings: self.config.settings(),
             what_trains: self.config.what_trains(),
             arithmetic: String::new(),
-            warnings: left_out.into_iter().collect(),
+            warnings: left_out.into_iter().chain(slower).collect(),
             files: std::iter::once(self.model.clone())
                 .chain(self.config.model.vae.clone())
                 .chain(self.config.model.config.clone())

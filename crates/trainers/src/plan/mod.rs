@@ -34,7 +34,7 @@ use networks::Laid;
 /// ```
 ///
 /// prints beside their plans.
-pub const PROCESS: u64 = 130 << 20;
+pub const PROCESS: u64 = 125 << 20;
 
 /// What the allocator holds beyond what is in use, as a share of what comes and goes in the phase that takes the most. Fitted with [`PROCESS`]; the
 /// traces themselves are within a few percent of what is allocated (`tests/memory.rs`).
@@ -42,7 +42,7 @@ pub const ALLOCATOR: f64 = 0.1;
 
 /// The share of what the phase with the second most takes that the allocator still holds in the one with the most: freed memory stays with the
 /// process (`crates/cli/src/allocator.rs`), and buffers of other sizes do not fit into it. Fitted with [`PROCESS`].
-pub const KEPT: f64 = 0.65;
+pub const KEPT: f64 = 0.8;
 
 /// Something that stays for the whole run.
 #[derive(Debug, Clone, PartialEq)]
