@@ -68,7 +68,11 @@ fn training_with_no_arguments_needs_no_files() {
         let metrics = std::fs::read_to_string(dir.path().join(algo).join("metrics.jsonl")).unwrap();
         assert!(metrics.contains("watch/judge"), "{metrics}");
     }
-    // What both take their prompts from was drawn once, and nothing half drawn is left beside it.
+    for algo in ["srpo", "leap_align", "awm", "nft", "dgpo"] {
+        let told = ok(dir.path(), &["train", "--algo", algo, "--dry-run", "-o", algo]);
+        assert!(told.contains("would train"), "{algo}: {told}");
+    }
+    // What all take their prompts from was drawn once, and nothing half drawn is left beside it.
     let cached = files(&dir.path().join("cache/visionprefer"));
     let [feedback] = &cached.iter().filter(|path| path.to_string_lossy().contains("feedback")).collect::<Vec<_>>()[..] else {
         panic!("{cached:?}")

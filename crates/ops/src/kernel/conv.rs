@@ -121,7 +121,7 @@ pub fn input_gradient<'d, E: Element>(g: &Geometry, dy: &[E], weight: &[E], dx: 
 
 /// A weight `[d_out, d_in, area]` as `[d_in, d_out, area]`, its kernels turned around.
 fn turned<E: Element>(weight: &[E], [d_out, d_in, area]: [usize; 3]) -> Scratch {
-    let mut scratch = Scratch::new((weight.len() * size_of::<E>()).div_ceil(size_of::<f32>()));
+    let mut scratch = Scratch::new(size_of_val(weight).div_ceil(size_of::<f32>()));
     let threads = if weight.len() < 1 << 15 { 1 } else { rayon::current_num_threads() };
     let to = &mut cast_slice_mut::<f32, E>(&mut scratch)[..weight.len()];
     on_threads(threads, cut(to, threads, d_out * area), |(range, to)| {

@@ -210,10 +210,12 @@ mod native {
     pub struct Pairs(V4);
 
     impl Pairs {
+        /// None where the processor lacks it.
         pub fn new() -> Option<Self> {
             V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
         }
 
+        /// Has `work` done with it.
         pub fn run<W: OnWords<[bf16; 2]>>(self, work: W) {
             // Every feature of `V4`, so that its instructions are inlined, and the one that it lacks.
             #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
