@@ -13,7 +13,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use regex::Regex;
 use vp_core::noise::Noise;
 use vp_models::GradientCheckpointing::{self, Blocks, None as Kept};
-use vp_models::NumberFormat::F32;
+use vp_models::NumberFormat::{Bf16, F32};
 use vp_models::blip::BlipReward;
 use vp_models::denoiser::{Conditioning, Denoiser};
 use vp_models::footprint::{Counted, Engine, Ledger, Traced, counted};
@@ -93,6 +93,10 @@ fn assert_foretold<const D: usize>(
     }
 }
 
+fn conditioned(states: &Tensor<3>) -> Conditioning {
+    Conditioning { encoder_hidden_states: states.clone(), added: None }
+}
+
 /// For the networks of a ReFL step, kept in full and recomputed.
 fn what_is_foretold_is_what_is_held() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -100,10 +104,14 @@ fn what_is_foretold_is_what_is_held() {
     let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     let (pipeline, unet) = Pipeline::load(ModelFolder::open(&root.join("checkpoints/shapes")).unwrap(), &device).unwrap();
     let lora = Lora { rank: 4, alpha: 4.0, targets: Regex::new(r"\.attn[12]\.").unwrap() };
-    let (_, adapted) = pipeline.adapted(unet.clone(), &lora, &Noise::new(0)).unwrap();
-    let (adapted, _) = select_trainable(adapted.train(), &Regex::new(FACTORS).unwrap());
     let ids = |parameters: Vec<Counted>| parameters.iter().map(Counted::id).collect::<HashSet<ParamId>>();
-    let factors = ids(counted(&adapted).into_iter().filter(|parameter| parameter.name.contains(".lora.")).collect());
+    let [(adapted, factors), (in_bf16, factors_in_bf16)] = [F32, Bf16].map(|format| {
+        let (_, adapted) = pipeline.adapted(unet.clone().in_format(format, None).unwrap(), &lora, &Noise::new(0)).unwrap();
+        let (adapted, _) = select_trainable(adapted.train(), &Regex::new(FACTORS).unwrap());
+        let factors = ids(counted(&adapted).into_iter().filter(|parameter| parameter.name.contains(".lora.")).collect());
+        (adapted, factors)
+    });
+    let vae_in_bf16 = pipeline.vae.clone().in_format(Bf16, None).unwrap();
     let (whole, decoder) = (unet.train(), pipeline.vae.clone().train());
     let (of_whole, of_decoder) = (ids(counted(&whole)), ids(counted(&decoder)));
 
@@ -117,10 +125,7 @@ fn what_is_foretold_is_what_is_held() {
             assert_foretold(
                 &format!("{what}, {kept:?}"),
                 ids.clone(),
-                || {
-                    let conditioning = Conditioning { encoder_hidden_states: states.clone(), added: None };
-                    unet.forward(sample.clone(), &[10.0, 300.0, 600.0, 900.0], &conditioning)
-                },
+                || unet.forward(sample.clone(), &[10.0, 300.0, 600.0, 900.0], &conditioned(&states)),
                 |ledger| vec![ledger.constant(&[4, 4, 32, 32], F32), ledger.constant(&[4, 20, width], F32)],
                 |ledger, given| unet.trace(ledger, given[0].clone(), given[1].clone(), F32),
             );
@@ -136,6 +141,22 @@ fn what_is_foretold_is_what_is_held() {
                 |ledger, given| vae.trace_decode(ledger, given[0].clone(), F32),
             );
         }
+        let (mut unet, mut vae) = (in_bf16.denoiser.clone(), vae_in_bf16.clone());
+        (unet.gradient_checkpointing, vae.gradient_checkpointing) = (kept, kept);
+        assert_foretold(
+            &format!("UNet in bf16 with a LoRA, {kept:?}"),
+            factors_in_bf16.clone(),
+            || unet.forward(sample.clone(), &[10.0, 300.0, 600.0, 900.0], &conditioned(&states)),
+            |ledger| vec![ledger.constant(&[4, 4, 32, 32], F32), ledger.constant(&[4, 20, width], F32)],
+            |ledger, given| unet.trace(ledger, given[0].clone(), given[1].clone(), Bf16),
+        );
+        assert_foretold(
+            &format!("frozen decoder in bf16, {kept:?}"),
+            HashSet::new(),
+            || vae.decode_to_images(latents.clone()),
+            |ledger| vec![ledger.leaf(&[4, 4, 32, 32], F32)],
+            |ledger, given| vae.trace_decode(ledger, given[0].clone(), Bf16),
+        );
         // Enough images that the bookkeeping of a tape's nodes, which is not counted, is little beside what they hold.
         const IMAGES: usize = 32;
         let mut reward = VpScore::load(&VpScoreConfig::new(root.join("checkpoints/shapes/vp-score")), &device).unwrap();

@@ -71,7 +71,7 @@ impl NumberFormat {
         Err(format!("this device has no arithmetic for {}; choose {}", self.name(), others.join(" or ")))
     }
 
-    /// Why networks in this format are no faster on `device` than in f32, if they are not: a sentence.
+    /// A sentence that says so, if `device` is a processor that does not multiply this format.
     pub fn warning(self, device: &Device) -> Option<String> {
         let multiplied = self == Self::F32 || !is_cpu(device) || self == Self::Bf16 && vp_ops::multiplies_bf16();
         (!multiplied).then(|| {
@@ -81,7 +81,7 @@ impl NumberFormat {
     }
 
     /// The format that takes the least memory for equal results: bf16 where the device computes in it, otherwise f32. On the CPU, where
-    /// bf16 is faster on some processors alone, f32: a config means the same on all of them.
+    /// bf16 is faster only on some processors, f32: a config means the same on all of them.
     pub fn best(device: &Device) -> Self {
         if !is_cpu(device) && device.supports_dtype(DType::BF16) { Self::Bf16 } else { Self::F32 }
     }

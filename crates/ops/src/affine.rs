@@ -85,16 +85,6 @@ impl Map {
         db
     }
 
-    /// Whether rows and columns of the products, forward and back, are whole words of `E`.
-    fn is_whole<E: Element>(&self) -> bool {
-        let (weight, d_out) = (self.weight().num_elements(), self.d_out());
-        let [terms, outputs] = match self {
-            Self::Rows([.., d_in]) => [*d_in, d_out],
-            Self::Images(g) => [weight / d_out, weight / g.d_in],
-        };
-        terms.is_multiple_of(E::TERMS) && outputs.is_multiple_of(E::TERMS)
-    }
-
     /// The same map in two steps: to `rank` values, as `down` does, and from these to the output, as `up` does.
     fn in_two(self, rank: usize) -> [Self; 2] {
         match self {
@@ -194,9 +184,11 @@ impl Fused<5> for WithLora {
     }
 }
 
-/// Whether the CPU multiplies an input and a weight of these formats as they are, in bf16: what trains is f32, and so are its products.
-pub fn is_in_bf16(x: DType, weight: DType) -> bool {
-    [x, weight] == [DType::BF16; 2] && multiplies_bf16()
+/// Whether the CPU multiplies an input and a weight of these formats as they are, in bf16. What trains is f32, and so are its products. `shape` is the
+/// weight's, `[out, in, ..]`: its sums, forward and back, are whole words of two terms.
+pub fn is_in_bf16(input: DType, weight: DType, shape: &[usize]) -> bool {
+    let area: usize = shape[2..].iter().product();
+    [input, weight] == [DType::BF16; 2] && multiplies_bf16() && shape[..2].iter().all(|size| (size * area).is_multiple_of(bf16::TERMS))
 }
 
 /// The map of `x`, a tensor on the CPU, to a tensor of shape `to`, in the number format of `x`.
@@ -211,7 +203,7 @@ pub(crate) fn affine<const D: usize, const W: usize>(
     let bias = bias.map(|bias| cast(bias, DType::F32));
     let affine = Affine { map, biased: bias.is_some(), from: x.shape(), to: to.into() };
     let bias = bias.as_ref().map_or_else(|| Some(Input::absent()), Input::of).expect("f32 on the CPU");
-    if lora.is_none() && is_in_bf16(x.dtype(), weight.dtype()) && map.is_whole::<bf16>() {
+    if lora.is_none() && is_in_bf16(x.dtype(), weight.dtype(), &weight.dims()) {
         return tape::apply(In::<bf16>(affine, PhantomData), [Ranked::of(x), Ranked::of(weight), bias.into()]).tensor();
     }
     let weight = cast(weight, DType::F32);

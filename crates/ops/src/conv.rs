@@ -35,7 +35,7 @@ pub fn conv2d_with_lora(
     factors: LoraFactors,
 ) -> Tensor<4> {
     let (map, to) = map_of(&x, &weight, bias.as_ref(), stride, padding);
-    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements(), x.dtype(), weight.dtype()) {
+    if !on_cpu(&x) || !lora::is_merged(x.dtype(), weight.dtype(), &weight.dims()) {
         return composed::conv2d_with_lora(x, weight, bias, stride, padding, factors);
     }
     affine(map, to, x, weight, bias, Some(factors))

@@ -1,4 +1,4 @@
-//! Operations of our own on the CPU: f32 values in, f32 values out, with a backward pass of their own.
+//! Operations of our own on the CPU with a backward pass of their own. Those that are [`Fused`] take f32 values and give f32 values.
 //!
 //! Where one is given anything else (another backend, another number format), [`apply`] says so, and the caller composes Burn's own
 //! operations.
@@ -15,7 +15,7 @@ use half::bf16;
 
 use crate::kernel::round::{round, widen};
 use crate::kernel::words::Element;
-use crate::kernel::{Scratch, write_into};
+use crate::kernel::write_into;
 use crate::tape::{self, Operation, Ranked};
 
 /// Contiguous values of a number format, f32 or bf16, and their shape, cheap to clone.
@@ -52,14 +52,13 @@ impl Format for f32 {
 
 impl Format for bf16 {
     fn rounded(len: usize, write: impl for<'v> FnOnce(&'v mut [MaybeUninit<f32>]) -> &'v mut [f32]) -> Vec<Self> {
-        let exact = Scratch::written(len, write);
+        // Not in scratch memory, which keeps what it has: the allocator gives this to whatever comes next.
+        let exact = written(len, write);
         written(len, |values| round(&exact, values))
     }
 
     fn summed<const N: usize>(sizes: [usize; N], write: impl FnOnce([&mut [f32]; N])) -> [Vec<Self>; N] {
-        let mut sums = sizes.map(Scratch::zeroed);
-        write(sums.each_mut().map(|sums| &mut **sums));
-        sums.map(|sums| written(sums.len(), |values| round(&sums, values)))
+        <f32 as Format>::summed(sizes, write).map(|sums| written(sums.len(), |values| round(&sums, values)))
     }
 
     fn widened(values: &[Self]) -> Cow<'_, [f32]> {

@@ -26,7 +26,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
 /// As [`linear`], and when the factors are not those of such a weight.
 pub fn linear_with_lora<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, factors: LoraFactors) -> Tensor<D> {
     let (map, to) = map_of(&x, &weight, bias.as_ref());
-    if !on_cpu(&x) || !lora::is_merged(weight.shape().num_elements(), x.dtype(), weight.dtype()) {
+    if !on_cpu(&x) || !lora::is_merged(x.dtype(), weight.dtype(), &weight.dims()) {
         return composed::linear_with_lora(x, weight, bias, factors);
     }
     affine(map, to, x, weight, bias, Some(factors))

@@ -1,6 +1,7 @@
 //! What the operations of `vp_ops` and Burn hold and keep.
 //!
-//! On the CPU each is one fused kernel over f32: it makes its output, and keeps what the type `Saved` of its `Fused` says (`crates/ops/src`).
+//! On the CPU each is one fused kernel, over f32 or, in matrix products of bf16, over that: it makes its output, and keeps what the type `Saved` of
+//! its operation says (`crates/ops/src`).
 //! On a GPU it is composed of Burn's operations, each of which makes a map and keeps its inputs where a gradient needs them; the counts of
 //! maps below are those of `vp_ops::composed`. They were read, not measured, as no GPU was at hand.
 
@@ -80,7 +81,7 @@ impl Ledger {
 
     /// Whether the CPU multiplies `x` and `weight` as they are, in bf16.
     fn is_in_bf16(&self, x: &Traced, weight: &Weight) -> bool {
-        self.on_cpu() && vp_ops::is_in_bf16(x.format.dtype().into(), weight.format.dtype().into())
+        self.on_cpu() && vp_ops::is_in_bf16(x.format.dtype().into(), weight.format.dtype().into(), &weight.shape)
     }
 
     /// A view of `x` in another shape; `in_order` if its values still lie in order.
@@ -114,9 +115,10 @@ impl Ledger {
         let buffer = self.new_buffer(shape, x.format);
         let mut scratch = 0;
         if in_bf16 {
-            // The sums, before they are rounded; going back, also the weight the other way round.
+            // The sums, before they are rounded; going back, also a convolution's weight the other way round.
             self.touch(size(shape, NumberFormat::F32));
-            scratch = size(&x.shape, NumberFormat::F32) + size(&weight.shape, weight.format);
+            let turned = if weight.shape.len() > 2 { size(&weight.shape, weight.format) } else { 0 };
+            scratch = size(&x.shape, NumberFormat::F32) + turned;
         }
         // Each value of the output is a sum over the weights of its channel.
         self.note_operations(2 * count(shape) * count(&weight.shape[1..]));
@@ -181,7 +183,7 @@ impl Ledger {
     }
 
     fn is_merged(&self, x: &Traced, weight: &Weight) -> bool {
-        self.on_cpu() && vp_ops::is_merged(weight.shape.iter().product(), x.format.dtype().into(), weight.format.dtype().into())
+        self.on_cpu() && vp_ops::is_merged(x.format.dtype().into(), weight.format.dtype().into(), &weight.shape)
     }
 
     /// A product with the sum of a weight and its factors' product, which is there for the moment.

@@ -60,7 +60,7 @@ pub struct Formats {
 }
 
 impl Formats {
-    /// A sentence for each of the formats that is no faster on `device` than f32.
+    /// A sentence for each of the formats that `device`, a processor, does not multiply.
     pub fn warnings(&self, device: &Device) -> Vec<String> {
         let mut warnings: Vec<String> = [self.model, self.vae].iter().filter_map(|format| format.warning(device)).collect();
         warnings.dedup();

@@ -146,6 +146,7 @@ impl Packed {
 /// When a slice is not as long as the shape says.
 pub fn forward<E: Scored>(shape: &Shape, [q, k, v]: [&[E]; 3], bias: Bias<'_>, out: &mut [f32], lse: &mut [f32]) {
     shape.check([q.len(), out.len()], [k.len(), v.len()], lse, bias);
+    assert!(shape.d.is_multiple_of(E::TERMS), "heads of {} channels in words of {}", shape.d, E::TERMS);
     let Shape { queries, keys, d, .. } = *shape;
     let out = Shared::new(out);
     let stride = shape.channels();
@@ -317,13 +318,15 @@ pub struct Seen<'a, E = f32> {
     pub lse: &'a [f32],
 }
 
-/// The gradients of q, k and v, given that of the output (2307.08691, algorithm 2): scores are computed again, tile by tile.
+/// The gradients of q, k and v, given that of the output (2307.08691, algorithm 2): scores are computed again, tile by tile. In
+/// bf16 `d` is even.
 ///
 /// # Panics
 /// When a slice is not as long as the shape says.
 pub fn backward<E: Scored>(shape: &Shape, seen: &Seen<'_, E>, bias: Bias<'_>, dout: &[E], [dq, dk, dv]: [&mut [f32]; 3]) {
     shape.check([seen.q.len(), seen.out.len()], [seen.k.len(), seen.v.len()], seen.lse, bias);
     shape.check([dout.len(), dq.len()], [dk.len(), dv.len()], seen.lse, bias);
+    assert!(shape.d.is_multiple_of(E::TERMS), "heads of {} channels in words of {}", shape.d, E::TERMS);
     let (threads, whole, tiles) = (shape.threads(), dq.len(), shape.keys.div_ceil(KEYS));
     // Where heads are too few for the threads, a head's keys are shared out too. Each part then adds up the queries' gradients in a
     // buffer of its own, the first of them in `dq`.

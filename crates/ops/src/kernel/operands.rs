@@ -73,13 +73,14 @@ impl<E: Element> Right<E::Word> for RowMajor<'_, E> {
         for (n, width, out) in panels(n, columns, k.len(), out) {
             for (k, out) in k.clone().zip(out.chunks_exact_mut(columns)) {
                 let rows: [usize; 2] = std::array::from_fn(|term| (k * E::TERMS + term) * self.stride + n);
-                match <&mut [E::Word; 16]>::try_from(&mut *out) {
-                    // The usual case, with its length known.
-                    Ok(out) if width == 16 => E::put_all(self.values, &rows, out),
-                    _ => {
-                        E::put(self.values, &rows, 1, &mut out[..width]);
-                        out[width..].fill(Zeroable::zeroed());
-                    }
+                // The usual cases, with their length known.
+                if let (16, Ok(out)) = (width, <&mut [E::Word; 16]>::try_from(&mut *out)) {
+                    E::put_all(self.values, &rows, out);
+                } else if let (32, Ok(out)) = (width, <&mut [E::Word; 32]>::try_from(&mut *out)) {
+                    E::put_all(self.values, &rows, out);
+                } else {
+                    E::put(self.values, &rows, 1, &mut out[..width]);
+                    out[width..].fill(Zeroable::zeroed());
                 }
             }
         }

@@ -25,7 +25,7 @@ pub trait Element: Pod + Send + Sync {
     /// Word `i` of values that are not neighbours: of each of the places in `terms`, the value `i · step` after it.
     ///
     /// # Panics
-    /// When there are not [`Self::TERMS`] places, or `values` ends before.
+    /// When there are fewer than [`Self::TERMS`] places, or `values` ends before.
     fn put(values: &[Self], terms: &[usize], step: usize, out: &mut [Self::Word]);
 
     /// The same for `N` neighbours.
@@ -64,9 +64,9 @@ impl Element for f32 {
 
     #[inline(always)]
     fn put(values: &[Self], terms: &[usize], step: usize, out: &mut [Self]) {
-        let values = &values[terms[0]..];
+        let values = row(values, terms[0], step, out.len());
         if step == 1 {
-            out.copy_from_slice(&values[..out.len()]);
+            out.copy_from_slice(values);
         } else {
             out.iter_mut().zip(values.iter().step_by(step)).for_each(|(out, value)| *out = *value);
         }
@@ -88,8 +88,13 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn put(values: &[Self], terms: &[usize], step: usize, out: &mut [[Self; 2]]) {
-        let [first, second] = [terms[0], terms[1]].map(|place| values[place..].iter().step_by(step));
-        out.iter_mut().zip(first.zip(second)).for_each(|(out, (first, second))| *out = [*first, *second]);
+        let [first, second] = [terms[0], terms[1]].map(|place| row(values, place, step, out.len()));
+        if step == 1 {
+            out.iter_mut().zip(first.iter().zip(second)).for_each(|(out, (first, second))| *out = [*first, *second]);
+        } else {
+            let words = first.iter().step_by(step).zip(second.iter().step_by(step));
+            out.iter_mut().zip(words).for_each(|(out, (first, second))| *out = [*first, *second]);
+        }
     }
 
     #[inline(always)]
@@ -102,6 +107,12 @@ impl Element for bf16 {
     fn exact(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+}
+
+/// The values from `place` on to the last of `count` that are `step` apart.
+#[inline(always)]
+fn row<E>(values: &[E], place: usize, step: usize, count: usize) -> &[E] {
+    if count == 0 { &[] } else { &values[place..place + (count - 1) * step + 1] }
 }
 
 impl Word for f32 {
@@ -161,7 +172,8 @@ impl<S: Simd> Terms<S> for Singles {
     }
 }
 
-/// Two bf16 per lane, multiplied as f32, in the order of AVX512-BF16: the second term is added first. Slower than f32, so it serves tests alone.
+/// Two bf16 per lane, multiplied as f32, in the order of AVX512-BF16: the second term is added first. With normal numbers that makes the same bits; the instruction
+/// takes subnormal ones for zero. Slower than f32, so it serves tests alone.
 #[derive(Clone, Copy)]
 struct Unpacked;
 
@@ -240,7 +252,7 @@ mod native {
             let [a, b]: [__m512; 2] = [cast(a), cast(b)];
             // SAFETY: `self` is proof that the processor has the instruction; the operands are vectors of 64 bytes without a meaning for any bit.
             unsafe {
-                let [a, b] = [a, b].map(|x| std::mem::transmute::<__m512, __m512bh>(x));
+                let [a, b] = [std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)];
                 cast(_mm512_dpbf16_ps(cast(sum), a, b))
             }
         }
@@ -269,7 +281,7 @@ mod tests {
         }
     }
 
-    /// The processor's instruction and what stands in for it where there is none make the same bits.
+    /// Of normal numbers, the processor's instruction and what stands in for it where there is none make the same bits.
     #[test]
     fn pairs_are_multiplied_alike_everywhere() {
         struct Unpacking<'a>(Sums<'a>);

@@ -13,8 +13,8 @@ use vp_models::number_format::is_cpu;
 
 use crate::Error;
 
-/// A number of thread pools, each with an equal share of the cores. A single worker is the thread that calls, with all cores: threads of a
-/// pool would take turns at the parts, and the allocator keeps for each thread what it has freed.
+/// A number of thread pools, each with an equal share of the cores. A single worker is the thread that calls, with all cores: in a pool of its own,
+/// one part would run on one thread and the next on another, and the allocator would keep freed memory for each of them.
 #[derive(Debug)]
 pub struct Workers {
     count: usize,
