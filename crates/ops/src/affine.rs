@@ -106,7 +106,7 @@ struct Affine {
     to: Shape,
 }
 
-/// That with input, weight and output in one number format, and the bias in f32.
+/// [`Affine`] with input, weight and output in one number format, and the bias in f32.
 #[derive(Debug, Clone)]
 struct In<E>(Affine, PhantomData<E>);
 

@@ -41,7 +41,7 @@ impl Attention {
     }
 }
 
-/// That with queries, keys, values and output in one number format.
+/// [`Attention`] with queries, keys, values and output in one number format.
 #[derive(Debug, Clone)]
 struct In<E>(Attention, PhantomData<E>);
 
