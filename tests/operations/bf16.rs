@@ -31,8 +31,8 @@ fn run(inputs: &[Tensor<1>], halves: usize, format: DType, cotangent: &Tensor<1>
     found.into_iter().map(|tensor| tensor.into_data().iter::<f32>().collect()).collect()
 }
 
-/// Holds `map` in bf16 against itself in f32. An output may be off by `roundings` halves of the distance to the next bf16, and by as many of those of
-/// the largest times `mixed`, where several rounded values are summed.
+/// Holds `map` in bf16 against itself in f32. Each value may be off by `roundings` times half the distance to the next bf16. Where several rounded values
+/// are summed, that distance is taken of the value and of `mixed` times the largest together.
 fn check(
     what: &str,
     inputs: Vec<Given>,
@@ -81,7 +81,7 @@ fn a_map_in_bf16_is_that_in_f32_rounded_once() {
     });
 }
 
-/// Weights in bf16 with a LoRA in f32, as they train: whatever is multiplied in bf16, the factors' part is not rounded but with the output.
+/// Weights in bf16 beside a LoRA in f32, as they train: the factors' part is rounded only together with the output.
 #[test]
 fn factors_beside_a_weight_in_bf16_have_the_gradients_of_f32() {
     if device() != Device::flex() {

@@ -184,8 +184,8 @@ impl Fused<5> for WithLora {
     }
 }
 
-/// Whether the CPU multiplies an input and a weight of these formats as they are, in bf16. What trains is f32, and so are its products. `shape` is the
-/// weight's, `[out, in, ..]`: its sums, forward and back, are whole words of two terms.
+/// Whether the CPU multiplies an input and a weight of these formats in bf16. What trains is f32, and so are its products. `shape` is the weight's,
+/// `[out, in, ..]`: the sums have even numbers of terms, forward and back, because two are multiplied at a time.
 pub fn is_in_bf16(input: DType, weight: DType, shape: &[usize]) -> bool {
     let area: usize = shape[2..].iter().product();
     [input, weight] == [DType::BF16; 2] && multiplies_bf16() && shape[..2].iter().all(|size| (size * area).is_multiple_of(bf16::TERMS))

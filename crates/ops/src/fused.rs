@@ -150,52 +150,41 @@ pub(crate) fn in_f32<const D: usize, const E: usize>(x: Tensor<D>, f: impl FnOnc
 
 /// `x` in another number format. On the CPU between f32 and bf16 on all cores.
 pub fn cast<const D: usize>(x: Tensor<D>, to: DType) -> Tensor<D> {
-    match (x.dtype(), to) {
-        (DType::BF16, DType::F32) if on_cpu(&x) => tape::apply(Widen, [Ranked::of(x)]).tensor(),
-        (DType::F32, DType::BF16) if on_cpu(&x) => tape::apply(Round, [Ranked::of(x)]).tensor(),
+    let from = x.dtype();
+    match (from, to) {
+        (DType::BF16, DType::F32) | (DType::F32, DType::BF16) if on_cpu(&x) => tape::apply(Cast { from, to }, [Ranked::of(x)]).tensor(),
         _ => x.cast(to),
     }
 }
 
-/// From bf16 to f32.
+/// Between f32 and bf16.
 #[derive(Debug, Clone)]
-struct Widen;
-
-/// From f32 to bf16.
-#[derive(Debug, Clone)]
-struct Round;
-
-fn widened(x: Ranked) -> Ranked {
-    let x = Values::<bf16>::of(x);
-    Values::from_vec(written(x.len(), |wide| widen(&x, wide)), x.shape()).ranked()
+struct Cast {
+    from: DType,
+    to: DType,
 }
 
-fn rounded(x: Ranked) -> Ranked {
-    let x = Values::<f32>::of(x);
-    Values::from_vec(written(x.len(), |values| round(&x, values)), x.shape()).ranked()
+impl Cast {
+    fn of(x: Ranked, to: DType) -> Ranked {
+        if to == DType::F32 {
+            let x = Values::<bf16>::of(x);
+            Values::from_vec(written(x.len(), |wide| widen(&x, wide)), x.shape()).ranked()
+        } else {
+            let x = Values::<f32>::of(x);
+            Values::from_vec(written(x.len(), |values| round(&x, values)), x.shape()).ranked()
+        }
+    }
 }
 
-impl Operation<1> for Widen {
+impl Operation<1> for Cast {
     type Saved = ();
 
     fn forward(&self, [x]: [Ranked; 1], _: [bool; 1]) -> (Ranked, ()) {
-        (widened(x), ())
+        (Self::of(x, self.to), ())
     }
 
     fn backward(self, (): (), output: Ranked, _: [bool; 1]) -> [Option<Ranked>; 1] {
-        [Some(rounded(output))]
-    }
-}
-
-impl Operation<1> for Round {
-    type Saved = ();
-
-    fn forward(&self, [x]: [Ranked; 1], _: [bool; 1]) -> (Ranked, ()) {
-        (rounded(x), ())
-    }
-
-    fn backward(self, (): (), output: Ranked, _: [bool; 1]) -> [Option<Ranked>; 1] {
-        [Some(widened(output))]
+        [Some(Self::of(output, self.from))]
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the operations of `vp_ops` and Burn hold and keep.
 //!
-//! On the CPU each is one fused kernel, over f32 or, in matrix products of bf16, over that: it makes its output, and keeps what the type `Saved` of
-//! its operation says (`crates/ops/src`).
+//! On the CPU each is one fused kernel, which computes in f32, or in bf16 where it is a matrix product of that. It makes its output, and keeps what the
+//! type `Saved` of its operation says (`crates/ops/src`).
 //! On a GPU it is composed of Burn's operations, each of which makes a map and keeps its inputs where a gradient needs them; the counts of
 //! maps below are those of `vp_ops::composed`. They were read, not measured, as no GPU was at hand.
 
@@ -103,8 +103,7 @@ impl Ledger {
 
     /// The weight in the format that the kernel multiplies in, that of `x`. A copy, if it has another.
     fn multiplied(&self, weight: &Weight, x: &Traced) -> Option<Rc<Buffer>> {
-        let wanted = x.format;
-        (weight.format != wanted).then(|| self.new_buffer(&weight.shape, wanted))
+        (weight.format != x.format).then(|| self.new_buffer(&weight.shape, x.format))
     }
 
     /// A product of `x` and `weight`, `[out, in, ..]`, whose output has this shape.

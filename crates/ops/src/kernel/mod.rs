@@ -242,6 +242,7 @@ mod tests {
     use super::norm::Groups;
     use super::operands::{Left, RowMajor};
     use super::product::{Start, product};
+    use super::scored::Scored;
     use super::*;
 
     /// The bits of what `write` makes of `len` values that are unwritten, and NaN so far.
@@ -288,16 +289,18 @@ mod tests {
     }
 
     /// Output, logarithms, and gradients of queries, keys and values.
-    fn attention(heads: usize) -> [Vec<f32>; 5] {
-        let shape = Shape { batch: 1, heads, queries: 130, keys: 300, d: 8 };
-        let [q, dout] = [1, 2].map(|seed| noise(130 * heads * 8, seed));
-        let [k, v] = [3, 4].map(|seed| noise(300 * heads * 8, seed));
-        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; heads * 130]);
-        attention::forward(&shape, [&q, &k, &v], Bias::None, &mut out, &mut lse);
+    fn attention<E: Scored>(heads: usize, rounded: fn(f32) -> E) -> [Vec<f32>; 5] {
+        let shape = Shape { batch: 1, heads, queries: 130, keys: 301, d: 8 };
+        let rounded = |values: &[f32]| values.iter().map(|value| rounded(*value)).collect::<Vec<_>>();
+        let [q, dout] = [1, 2].map(|seed| rounded(&noise(130 * heads * 8, seed)));
+        let [k, v] = [3, 4].map(|seed| rounded(&noise(301 * heads * 8, seed)));
+        let (mut sums, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; heads * 130]);
+        attention::forward(&shape, [&q, &k, &v], Bias::None, &mut sums, &mut lse);
+        let out = rounded(&sums);
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|values| vec![f32::NAN; values.len()]);
         let seen = Seen { q: &q, k: &k, v: &v, out: &out, lse: &lse };
         attention::backward(&shape, &seen, Bias::None, &dout, [&mut dq, &mut dk, &mut dv]);
-        [out, lse, dq, dk, dv]
+        [sums, lse, dq, dk, dv]
     }
 
     fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
@@ -309,8 +312,9 @@ mod tests {
     fn threads_change_no_bit() {
         let all = || {
             let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
-            let attention = ["out", "lse", "dq", "dk", "dv"].into_iter().zip(attention(8).map(bits)).collect();
-            [products(), loops(), attention].concat()
+            let of_attention = |parts: [Vec<f32>; 5]| ["out", "lse", "dq", "dk", "dv"].into_iter().zip(parts.map(bits)).collect::<Vec<_>>();
+            let [exact, half] = [of_attention(attention(8, |value| value)), of_attention(attention(8, bf16::from_f32))];
+            [products(), loops(), exact, half].concat()
         };
         let alone = on(1, all);
         for (name, bits) in &alone {
@@ -326,7 +330,7 @@ mod tests {
     /// Where heads are fewer than threads, parts of a head's keys each add to the queries' gradients: in another order, so not to the bit.
     #[test]
     fn more_threads_than_heads_change_no_gradient() {
-        let (alone, shared) = (on(1, || attention(1)), on(8, || attention(1)));
+        let [alone, shared] = [1, 8].map(|threads| on(threads, || attention(1, |value| value)));
         for (name, (found, expected)) in ["out", "lse", "dq", "dk", "dv"].iter().zip(shared.iter().zip(&alone)) {
             assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6), "{name}");
         }

@@ -23,7 +23,7 @@ impl<'a, W: Word> Left<'a, W> {
     /// Rows of `k` values, one after the other.
     ///
     /// # Panics
-    /// When a row is no whole number of words.
+    /// When the length of a row is not a multiple of a word's.
     pub fn rows<E: Element<Word = W>>(values: &'a [E], k: usize) -> Self {
         assert!(k.is_multiple_of(E::TERMS), "rows of {k} values in words of {}", E::TERMS);
         Left::Rows(E::words(values), k / E::TERMS)
@@ -97,7 +97,7 @@ impl<'a, W: Word> ColumnMajor<'a, W> {
     /// Columns whose first values are `stride` values apart.
     ///
     /// # Panics
-    /// When that is no whole number of words.
+    /// When `stride` is not a multiple of a word's length.
     pub fn new<E: Element<Word = W>>(values: &'a [E], stride: usize) -> Self {
         assert!(stride.is_multiple_of(E::TERMS), "columns of {stride} values in words of {}", E::TERMS);
         Self { values: E::words(values), stride: stride / E::TERMS }

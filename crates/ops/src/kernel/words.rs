@@ -17,7 +17,7 @@ pub trait Element: Pod + Send + Sync {
     /// Values that are neighbours in a sum as words.
     ///
     /// # Panics
-    /// When they are no whole number of words.
+    /// When the number of values is not a multiple of [`Self::TERMS`].
     fn words(values: &[Self]) -> &[Self::Word] {
         cast_slice(values)
     }
@@ -172,8 +172,8 @@ impl<S: Simd> Terms<S> for Singles {
     }
 }
 
-/// Two bf16 per lane, multiplied as f32, in the order of AVX512-BF16: the second term is added first. With normal numbers that makes the same bits; the instruction
-/// takes subnormal ones for zero. Slower than f32, so it serves tests alone.
+/// Two bf16 per lane, multiplied as f32, in the order of AVX512-BF16: the second term is added first. With normal numbers that makes the same bits;
+/// the instruction takes subnormal ones for zero. It is slower than f32, so only tests use it.
 #[derive(Clone, Copy)]
 struct Unpacked;
 
@@ -250,7 +250,7 @@ mod native {
         #[inline(always)]
         fn add(self, _: V4, a: <V4 as Simd>::f32s, b: <V4 as Simd>::f32s, sum: <V4 as Simd>::f32s) -> <V4 as Simd>::f32s {
             let [a, b]: [__m512; 2] = [cast(a), cast(b)];
-            // SAFETY: `self` is proof that the processor has the instruction; the operands are vectors of 64 bytes without a meaning for any bit.
+            // SAFETY: `self` is proof that the processor has the instruction. All three types are vectors of 64 bytes, in which any bits are allowed.
             unsafe {
                 let [a, b] = [std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)];
                 cast(_mm512_dpbf16_ps(cast(sum), a, b))
